@@ -1,0 +1,152 @@
+"""Multi-head dot-product attention (paper eq. 1-2), as a function and as a Linen module."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+
+LAYER_NORM_EPSILON = 1e-5  # Sonnet v1 `LayerNorm`
+
+
+def dot_product_attention(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    r"""Scaled dot-product attention of every head, with its weights (paper eq. 1-2).
+
+    .. math:: A = \mathrm{softmax}(Q K^\top / \sqrt{d_k}), \qquad \tilde M = A V
+
+    The softmax is taken in float32 or wider, whatever the dtype of the arguments; products
+    accumulate in the same dtype.
+
+    >>> import jax, jax.numpy as jnp
+    >>> q = jnp.ones((2, 3, 4, 5))  # [B, queries, H, K]
+    >>> kv = jnp.ones((2, 6, 4, 5))  # [B, rows, H, K]
+    >>> attended, weights = dot_product_attention(q, kv, kv)
+    >>> attended.shape, weights.shape
+    ((2, 3, 4, 5), (2, 4, 3, 6))
+
+    Args:
+      query: ``[*B, Q, H, K]``.
+      key: ``[*B, M, H, K]``.
+      value: ``[*B, M, H, D]``.
+
+    Returns:
+      ``attended [*B, Q, H, D]`` in the dtype of `value`, and the attention weights
+      ``[*B, H, Q, M]`` in float32 or wider; each row of weights sums to one.
+
+    Raises:
+      ValueError: the shapes do not fit together.
+    """
+    if query.ndim < 3:
+        raise ValueError(f"query must have shape [*B, Q, H, K], got {query.shape}")
+    *batch, _, heads, key_size = query.shape
+    rows = key.shape[-3] if key.ndim >= 3 else 0
+    check_shape("key", key, (*batch, rows, heads, key_size), "[*B, M, H, K]")
+    check_shape("value", value, (*batch, rows, heads, value.shape[-1]), "[*B, M, H, D]")
+    dtype = accumulation_dtype(query.dtype)
+    scale = jnp.asarray(key_size**-0.5, query.dtype)
+    logits = jnp.einsum("...qhk,...mhk->...hqm", query * scale, key, preferred_element_type=dtype)
+    weights = jax.nn.softmax(logits, axis=-1)
+    attended = jnp.einsum(
+        "...hqm,...mhd->...qhd", weights.astype(value.dtype), value, preferred_element_type=dtype
+    )
+    return attended.astype(value.dtype), weights
+
+
+class MultiHeadAttention(nn.Module):
+    r"""Multi-head attention among memory rows, as in the authors' module.
+
+    One projection makes the queries, keys and values of all heads, and one LayerNorm spans them
+    jointly (row by row):
+
+    .. math::
+
+        [q \, k \, v]_{1..H} &= \mathrm{LN}(X W + b) \\
+        \mathrm{out} &= \mathrm{concat}_h \; \mathrm{softmax}(q_h k_h^\top / \sqrt K) \, v_h
+
+    There is no output projection. The packed axis is laid out head by head, and within a head as
+    query (K), key (K), value (D). Source: paper eq. 1-2; the joint LayerNorm and the biases are
+    those of Sonnet v1's `RelationalMemory`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> attention = MultiHeadAttention(num_heads=4, head_size=8)
+    >>> rows = jnp.ones((2, 5, 32))  # [B, S + R, F]
+    >>> params = attention.init(jax.random.key(0), rows)
+    >>> out, weights = attention.apply(params, rows, num_queries=4)
+    >>> out.shape, weights.shape
+    ((2, 4, 32), (2, 4, 4, 5))
+
+    Attributes:
+      num_heads: H.
+      head_size: D.
+      key_size: K; ``None`` (default) means D.
+      dtype: dtype of the products; ``None`` (default) follows inputs and parameters. LayerNorm
+        and softmax compute in float32 or wider always.
+      param_dtype: dtype of the parameters (default: float32).
+      kernel_init: initialiser of the projection (default: truncated normal, 1/sqrt(fan-in)).
+      bias_init: initialiser of the biases (default: zeros).
+
+    Raises:
+      ValueError: a size below 1, or rows of rank below 2.
+    """
+
+    num_heads: int
+    head_size: int
+    key_size: int | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    def __post_init__(self) -> None:
+        check_positive(num_heads=self.num_heads, head_size=self.head_size)
+        if self.key_size is not None:
+            check_positive(key_size=self.key_size)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, rows: Array, num_queries: int | None = None) -> tuple[Array, Array]:
+        """Lets rows attend to all rows.
+
+        Args:
+          rows: ``[*B, M, X]``.
+          num_queries: only the first `num_queries` rows attend (default: all).
+
+        Returns:
+          ``[*B, Q, H*D]`` and the weights ``[*B, H, Q, M]``.
+        """
+        if rows.ndim < 2:
+            raise ValueError(f"rows must have shape [*B, M, X], got {rows.shape}")
+        key_size = self.head_size if self.key_size is None else self.key_size
+        packed = 2 * key_size + self.head_size
+        qkv = nn.Dense(
+            self.num_heads * packed,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="qkv",
+        )(rows)
+        compute_dtype = qkv.dtype
+        qkv = layer_norm("qkv_norm", self.param_dtype)(qkv).astype(compute_dtype)
+        qkv = qkv.reshape(*qkv.shape[:-1], self.num_heads, packed)
+        query, key, value = jnp.split(qkv, (key_size, 2 * key_size), axis=-1)
+        if num_queries is not None:
+            query = query[..., :num_queries, :, :]
+        attended, weights = dot_product_attention(query, key, value)
+        return attended.reshape(*attended.shape[:-2], self.num_heads * self.head_size), weights
+
+
+def layer_norm(name: str, param_dtype: Dtype) -> nn.LayerNorm:
+    """A LayerNorm over the last axis as in Sonnet, in float32 or wider (call within a module).
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 cancels badly for narrow rows.
+    """
+    return nn.LayerNorm(
+        epsilon=LAYER_NORM_EPSILON,
+        dtype=accumulation_dtype(param_dtype),
+        param_dtype=param_dtype,
+        use_fast_variance=False,
+        name=name,
+    )

@@ -1,0 +1,39 @@
+"""Errors that name the argument, what was expected and what came."""
+
+import operator
+from typing import Any
+
+import chex
+
+from rrnn_jax.typing import Array
+
+
+def check_positive(**sizes: Any) -> None:
+    """Raises unless every size is an integer of at least 1."""
+    for name, size in sizes.items():
+        try:
+            operator.index(size)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be an integer, got {size!r} of type {type(size).__name__}"
+            ) from None
+        if isinstance(size, bool):
+            raise TypeError(f"{name} must be an integer, got {size!r}")
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) -> None:
+    """Raises unless `array` has exactly `shape`; `layout` explains it with axis letters."""
+    try:
+        chex.assert_shape(array, tuple(shape))
+    except AssertionError:
+        raise ValueError(
+            f"{name} must have shape {layout} = {tuple(shape)}, got {tuple(array.shape)}"
+        ) from None

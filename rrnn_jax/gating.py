@@ -1,0 +1,137 @@
+"""The gates that blend the candidate memory with the previous one (paper eq. 4-8)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.checks import check_choice
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, GateStyle, Initializer, Memory, accumulation_dtype
+
+GATE_STYLES = ("unit", "memory", None)
+
+
+class Gates(NamedTuple):
+    """Gate values in (0, 1), each ``[*B, S, F]`` ('unit') or ``[*B, S, 1]`` ('memory').
+
+    >>> Gates(input=jnp.zeros((4, 1)), forget=jnp.ones((4, 1))).output is None
+    True
+    """
+
+    input: Array
+    forget: Array
+    output: Array | None = None
+
+
+def gate_width(gate_style: GateStyle, width: int) -> int:
+    """Scalars per slot and gate: F for 'unit', 1 for 'memory'.
+
+    >>> gate_width("unit", 256), gate_width("memory", 256)
+    (256, 1)
+
+    Raises:
+      ValueError: a style that has no gates, or an unknown one.
+    """
+    check_choice("gate_style", gate_style, GATE_STYLES[:2])
+    return width if gate_style == "unit" else 1
+
+
+def gate_memory(gates: Gates, candidate: Memory, memory: Memory) -> Memory:
+    r"""Blends the candidate memory with the previous one (paper eq. 7).
+
+    .. math:: M_t = i \circ \tilde M + f \circ M_{t-1}
+
+    >>> gates = Gates(input=jnp.full((1, 1), 0.5), forget=jnp.full((1, 1), 0.25))
+    >>> gate_memory(gates, jnp.full((1, 2), 2.0), jnp.full((1, 2), 4.0))
+    Array([[2., 2.]], dtype=float32)
+
+    Args:
+      gates: input and forget gates, ``[*B, S, F]`` or ``[*B, S, 1]``.
+      candidate: ``[*B, S, F]``, after its squashing.
+      memory: the previous memory, ``[*B, S, F]``.
+
+    Returns:
+      The next memory, ``[*B, S, F]``, in the dtype of `memory`.
+    """
+    dtype = gates.input.dtype
+    mixed = gates.input * candidate.astype(dtype) + gates.forget * memory.astype(dtype)
+    return mixed.astype(memory.dtype)
+
+
+class MemoryGates(nn.Module):
+    r"""Input, forget and (optionally) output gates, one set per slot.
+
+    .. math::
+
+        G &= x' W + b + \mathrm{hidden} \, U + c \\
+        i &= \sigma(G_i + b_i), \quad f = \sigma(G_f + b_f), \quad o = \sigma(G_o)
+
+    The input's term is the same for all slots. The packed axis holds the input gate first, then
+    the forget gate (Sonnet v1's order), then the output gate. Pre-activations are summed and
+    squashed in float32 or wider. Source: paper eq. 4-6.
+
+    >>> import jax, jax.numpy as jnp
+    >>> gates = MemoryGates("memory")
+    >>> rows, hidden = jnp.ones((2, 1, 16)), jnp.ones((2, 4, 16))
+    >>> variables = gates.init(jax.random.key(0), rows, hidden)
+    >>> gates.apply(variables, rows, hidden).forget.shape
+    (2, 4, 1)
+
+    Attributes:
+      gate_style: 'unit' (a gate per memory unit) or 'memory' (a gate per slot).
+      forget_bias: constant added to the forget gate, on top of the learned biases (default: 1).
+      input_bias: the same for the input gate (default: 0).
+      output_gate: whether there is an output gate (default: False).
+      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+
+    Raises:
+      ValueError: `gate_style` is neither 'unit' nor 'memory'.
+    """
+
+    gate_style: GateStyle = "unit"
+    forget_bias: float = 1.0
+    input_bias: float = 0.0
+    output_gate: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, input_rows: Array, hidden: Array) -> Gates:
+        """Computes the gates.
+
+        Args:
+          input_rows: projected input, ``[*B, R, F]``; its rows are flattened into one vector.
+          hidden: what the slots show the gates, ``[*B, S, F]``: tanh of the previous memory, or
+            the previous h where there is an output gate.
+
+        Returns:
+          `Gates`, in float32 or wider.
+        """
+        width = gate_width(self.gate_style, hidden.shape[-1])
+        num_gates = 3 if self.output_gate else 2
+
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(
+                num_gates * width,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=name,
+            )
+
+        flat_input = input_rows.reshape(*input_rows.shape[:-2], -1)
+        from_input = dense("input")(flat_input)[..., None, :]
+        from_memory = dense("memory")(hidden)
+        dtype = accumulation_dtype(from_memory.dtype)
+        packed = from_input.astype(dtype) + from_memory.astype(dtype)
+        parts = jnp.split(packed, num_gates, axis=-1)
+        return Gates(
+            input=jax.nn.sigmoid(parts[0] + jnp.asarray(self.input_bias, dtype)),
+            forget=jax.nn.sigmoid(parts[1] + jnp.asarray(self.forget_bias, dtype)),
+            output=jax.nn.sigmoid(parts[2]) if self.output_gate else None,
+        )

@@ -1,0 +1,198 @@
+"""The relational memory: rows attend to each other and to the input, then pass an MLP each."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.attention import MultiHeadAttention, layer_norm
+from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, Initializer, Memory
+
+
+class RowMLP(nn.Module):
+    r"""The row-wise MLP of a block: `num_layers` linear layers of the rows' own width.
+
+    ReLU between the layers and none after the last, as in Sonnet v1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mlp = RowMLP(num_layers=2)
+    >>> rows = jnp.ones((3, 4, 16))
+    >>> mlp.apply(mlp.init(jax.random.key(0), rows), rows).shape
+    (3, 4, 16)
+
+    Attributes:
+      num_layers: number of linear layers.
+      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+    """
+
+    num_layers: int = 2
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, rows: Array) -> Array:
+        """Maps rows ``[*B, M, F]`` to ``[*B, M, F]``."""
+        width = rows.shape[-1]
+        for j in range(self.num_layers):
+            if j > 0:
+                rows = jax.nn.relu(rows)
+            rows = nn.Dense(
+                width,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=self.kernel_init,
+                bias_init=self.bias_init,
+                name=f"layer_{j}",
+            )(rows)
+        return rows
+
+
+class AttentionBlock(nn.Module):
+    r"""One block: attention, residual, norm, then MLP, residual, norm (post-norm).
+
+    .. math::
+
+        X &\leftarrow \mathrm{LN}(X + \mathrm{attention}(X)) \\
+        X &\leftarrow \mathrm{LN}(X + \mathrm{MLP}(X))
+
+    The residual stream stays in the dtype it came in (float32), whatever the compute dtype.
+
+    >>> import jax, jax.numpy as jnp
+    >>> block, mlp = AttentionBlock(num_heads=2, head_size=8), RowMLP()
+    >>> rows = jnp.ones((3, 5, 16))
+    >>> class Model(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, rows):
+    ...         return AttentionBlock(num_heads=2, head_size=8)(rows, RowMLP(), num_rows=4)[0]
+    >>> model = Model()
+    >>> model.apply(model.init(jax.random.key(0), rows), rows).shape
+    (3, 4, 16)
+
+    Attributes:
+      num_heads, head_size, key_size: H, D, K of the attention.
+      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+    """
+
+    num_heads: int
+    head_size: int
+    key_size: int | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(
+        self, rows: Array, mlp: RowMLP, num_rows: int | None = None
+    ) -> tuple[Array, Array]:
+        """Applies the block.
+
+        Args:
+          rows: ``[*B, M, F]``.
+          mlp: the MLP, shared by all blocks.
+          num_rows: only the first `num_rows` rows are wanted; the others are keys and values only.
+
+        Returns:
+          ``[*B, num_rows, F]`` and the attention weights ``[*B, H, num_rows, M]``.
+        """
+        attended, weights = MultiHeadAttention(
+            self.num_heads,
+            self.head_size,
+            self.key_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="attention",
+        )(rows, num_rows)
+        if num_rows is not None:
+            rows = rows[..., :num_rows, :]
+        stream = rows.dtype
+        rows = layer_norm("attention_norm", self.param_dtype)(rows + attended.astype(stream))
+        rows = rows.astype(stream)
+        rows = layer_norm("mlp_norm", self.param_dtype)(rows + mlp(rows).astype(stream))
+        return rows.astype(stream), weights
+
+
+class RelationalMemory(nn.Module):
+    r"""Lets the memory and the input rows interact: ``num_blocks`` blocks, then drops the input.
+
+    .. math:: \tilde M = \mathrm{blocks}([M; x'])_{1..S}
+
+    The MLP is one and the same in every block; projections and norms are each block's own. In the
+    last block the input rows serve as keys and values only: what they would become is dropped, so
+    it is not computed. Source: paper eq. 2 and figure 1a; Sonnet v1 for what the paper leaves open.
+
+    >>> import jax, jax.numpy as jnp
+    >>> module = RelationalMemory(num_heads=2, head_size=8)
+    >>> memory, rows = jnp.ones((3, 4, 16)), jnp.ones((3, 1, 16))
+    >>> params = module.init(jax.random.key(0), memory, rows)
+    >>> candidate, weights = module.apply(params, memory, rows)
+    >>> candidate.shape, [w.shape for w in weights]
+    ((3, 4, 16), [(3, 2, 4, 5)])
+
+    Attributes:
+      num_heads, head_size, key_size: H, D, K of the attention; F = H*D.
+      num_blocks: how often memory and input attend per step.
+      attention_mlp_layers: layers of the MLP.
+      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+
+    Raises:
+      ValueError: a size below 1, or shapes that do not fit.
+    """
+
+    num_heads: int
+    head_size: int
+    key_size: int | None = None
+    num_blocks: int = 1
+    attention_mlp_layers: int = 2
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    def __post_init__(self) -> None:
+        check_positive(num_blocks=self.num_blocks, attention_mlp_layers=self.attention_mlp_layers)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, memory: Memory, input_rows: Array) -> tuple[Memory, list[Array]]:
+        """Applies the blocks.
+
+        Args:
+          memory: ``[*B, S, F]``.
+          input_rows: ``[*B, R, F]``, of the memory's dtype.
+
+        Returns:
+          The candidate memory ``[*B, S, F]`` and, for each block, the weights with which the
+          memory rows attended, ``[*B, H, S, S+R]``.
+        """
+        if memory.ndim < 2 or input_rows.ndim < 2:
+            raise ValueError(
+                "memory and input_rows must have shapes [*B, S, F] and [*B, R, F], got "
+                f"{memory.shape} and {input_rows.shape}"
+            )
+        *batch, slots, _ = memory.shape
+        width = self.num_heads * self.head_size
+        check_shape("memory", memory, (*batch, slots, width), "[*B, S, F]")
+        check_shape("input_rows", input_rows, (*batch, input_rows.shape[-2], width), "[*B, R, F]")
+        options = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "kernel_init": self.kernel_init,
+            "bias_init": self.bias_init,
+        }
+        mlp = RowMLP(self.attention_mlp_layers, **options, name="mlp")
+        rows = jnp.concatenate([memory, input_rows], axis=-2)
+        all_weights = []
+        for k in range(self.num_blocks):
+            block = AttentionBlock(
+                self.num_heads, self.head_size, self.key_size, **options, name=f"block_{k}"
+            )
+            is_last = k == self.num_blocks - 1
+            rows, weights = block(rows, mlp, num_rows=slots if is_last else None)
+            all_weights.append(weights[..., :slots, :])
+        return rows, all_weights

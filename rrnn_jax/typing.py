@@ -1,0 +1,54 @@
+"""Axis letters and array aliases used throughout the package.
+
+======  ==========================================================
+letter  meaning
+======  ==========================================================
+``B``   batch (``*B``: any number of batch axes, none included)
+``T``   time
+``S``   memory slots
+``R``   rows that one input adds to the attention (1 for vectors)
+``H``   attention heads
+``D``   head size (width of a head's values)
+``K``   key size (width of a head's queries and keys)
+``F``   memory width, ``F = H * D``
+``I``   input features
+``N``   objects of a task
+``V``   vocabulary
+======  ==========================================================
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+Array: TypeAlias = jax.Array
+Dtype: TypeAlias = Any
+"""Anything that `jnp.dtype` accepts, or ``None`` to follow inputs and parameters."""
+Initializer: TypeAlias = Callable[..., Array]
+"""``initializer(key, shape, dtype) -> Array``, as in `jax.nn.initializers`."""
+Memory: TypeAlias = Array
+"""``[*B, S, F]``."""
+Carry: TypeAlias = Any
+GateStyle: TypeAlias = Literal["unit", "memory"] | None
+Remat: TypeAlias = Literal["none", "full", "save_products", "chunked"]
+
+
+def accumulation_dtype(*dtypes: Dtype) -> Dtype:
+    """The widest of `dtypes`, and at least float32: norms, softmax and gates compute in it.
+
+    >>> accumulation_dtype(jnp.bfloat16)
+    dtype('float32')
+
+    Args:
+      *dtypes: floating-point dtypes; ``None`` is skipped.
+
+    Returns:
+      A floating-point dtype of at least 32 bits.
+    """
+    widest = jnp.dtype(jnp.float32)
+    for dtype in dtypes:
+        if dtype is not None:
+            widest = jnp.promote_types(widest, jnp.dtype(dtype))
+    return widest
