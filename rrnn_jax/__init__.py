@@ -6,8 +6,10 @@ from rrnn_jax.cell import RelationalMemoryCell as RelationalMemoryCell
 from rrnn_jax.gating import Gates as Gates
 from rrnn_jax.gating import MemoryGates as MemoryGates
 from rrnn_jax.memory import RelationalMemory as RelationalMemory
+from rrnn_jax.rnn import RNN as RNN
 
 __all__ = [
+    "RNN",
     "Gates",
     "MemoryGates",
     "MultiHeadAttention",

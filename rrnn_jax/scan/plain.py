@@ -1,0 +1,139 @@
+"""The plain scan: `flax.linen.scan` of any cell, with resets, masks, lengths and remat."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.scan.sequence import (
+    SequenceInputs,
+    SequenceOutputs,
+    hold_last_valid,
+    output_before_first_step,
+    select,
+)
+from rrnn_jax.typing import Array, Carry, Remat
+
+
+class Lifting(NamedTuple):
+    """The arguments of `flax.linen.scan` that `flax.linen.RNN` exposes."""
+
+    unroll: int
+    variable_axes: Mapping[Any, Any]
+    variable_broadcast: Any
+    variable_carry: Any
+    split_rngs: Mapping[Any, bool]
+
+
+def plain_scan(
+    cell: nn.RNNCellBase,
+    sequence: SequenceInputs,
+    initial_carry: Carry,
+    reset_carry: Carry | None,
+    *,
+    time_axis: int,
+    lifting: Lifting,
+    remat: Remat = "none",
+    all_carries: bool = False,
+) -> SequenceOutputs:
+    """Runs `cell` over a sequence, one step at a time.
+
+    Args:
+      cell: any cell, bound to the calling module's scope.
+      sequence: inputs, and optionally resets, mask and valid steps.
+      initial_carry: the carry before the first step.
+      reset_carry: the carry that a reset puts in place; needed if there are resets.
+      time_axis: the time axis of inputs and outputs.
+      lifting: arguments for `flax.linen.scan`.
+      remat: what the backward pass recomputes, see `rrnn_jax.RNN`.
+      all_carries: whether to return the carry after every step.
+
+    Returns:
+      `SequenceOutputs`.
+    """
+    if sequence.mask is not None:
+        # What stands in a masked step must not reach the gradient, NaN included.
+        inputs = select(sequence.mask, sequence.inputs, jnp.zeros_like(sequence.inputs))
+        resets = None if sequence.resets is None else sequence.resets & sequence.mask
+        sequence = sequence._replace(inputs=inputs, resets=resets)
+
+    def step(cell: nn.RNNCellBase, state: tuple[Carry, Carry], x: SequenceInputs):
+        carry, last_valid = state
+        if x.resets is not None:
+            carry = select(x.resets, reset_carry, carry)
+        new_carry, y = cell(carry, x.inputs)
+        if x.mask is not None:
+            new_carry = select(x.mask, new_carry, carry)
+        if x.valid is not None:
+            last_valid = select(x.valid, new_carry, last_valid)
+        return (new_carry, last_valid), (y, new_carry if all_carries else None)
+
+    run = _scan_with_remat(step, time_axis, lifting, remat)
+    state = (initial_carry, None if sequence.valid is None else initial_carry)
+    (carry, last_valid), (outputs, carries) = run(cell, state, sequence)
+    if sequence.mask is not None:
+        before = output_before_first_step(
+            cell, initial_carry, jax.lax.index_in_dim(outputs, 0, time_axis, keepdims=False)
+        )
+        outputs = hold_last_valid(outputs, sequence.mask, before, time_axis)
+    return SequenceOutputs(carry if sequence.valid is None else last_valid, outputs, carries)
+
+
+def _scan_with_remat(
+    step: Callable, time_axis: int, lifting: Lifting, remat: Remat
+) -> Callable[[nn.RNNCellBase, Any, SequenceInputs], tuple[Any, Any]]:
+    """Lifts `step` into a scan over the time axis of its inputs."""
+
+    def scan(body: Callable) -> Callable:
+        return nn.scan(
+            body,
+            in_axes=time_axis,
+            out_axes=time_axis,
+            unroll=lifting.unroll,
+            variable_axes=lifting.variable_axes,
+            variable_broadcast=lifting.variable_broadcast,
+            variable_carry=lifting.variable_carry,
+            split_rngs=lifting.split_rngs,
+        )
+
+    # Inside a loop nothing can be merged across steps, so the barrier against it only costs.
+    if remat == "full":
+        return scan(nn.remat(step, prevent_cse=False))
+    if remat == "save_products":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return scan(nn.remat(step, prevent_cse=False, policy=policy))
+    if remat == "chunked":
+        return _chunked_scan(scan, step, time_axis)
+    return scan(step)
+
+
+def _chunked_scan(scan: Callable, step: Callable, time_axis: int) -> Callable:
+    """A scan over chunks of about sqrt(T) steps that keeps only the carries between chunks."""
+    inner = nn.remat(lambda cell, state, xs: scan(step)(cell, state, xs), prevent_cse=False)
+
+    def run(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
+        steps = xs.inputs.shape[time_axis]
+        length = max(1, math.isqrt(steps))
+        whole = steps // length * length
+
+        def cut(x: Array) -> Array:
+            x = jax.lax.slice_in_dim(x, 0, whole, axis=time_axis)
+            shape = (*x.shape[:time_axis], whole // length, length, *x.shape[time_axis + 1 :])
+            return x.reshape(shape)
+
+        def join(y: Array) -> Array:
+            return y.reshape(*y.shape[:time_axis], whole, *y.shape[time_axis + 2 :])
+
+        state, ys = scan(inner)(cell, state, jax.tree.map(cut, xs))
+        ys = jax.tree.map(join, ys)
+        if whole == steps:
+            return state, ys
+        rest = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, whole, steps, axis=time_axis), xs)
+        state, last = inner(cell, state, rest)
+        ys = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis), ys, last)
+        return state, ys
+
+    return run

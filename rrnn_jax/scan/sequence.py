@@ -1,0 +1,91 @@
+"""What a scan over a sequence takes and gives, and the small array work around it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.typing import Array, Carry
+
+
+class SequenceInputs(NamedTuple):
+    """All that a sequence brings along, with the time axis in the same place everywhere.
+
+    Attributes:
+      inputs: ``[*B, T, ...]`` (or time-major).
+      resets: ``[*B, T]`` bool or None: re-initialise the carry before this step.
+      mask: ``[*B, T]`` bool or None: where False the carry passes through unchanged.
+      valid: ``[*B, T]`` bool or None: steps within `seq_lengths`; the carry of the last of them is
+        the final carry, though the scan runs on.
+    """
+
+    inputs: Array
+    resets: Array | None = None
+    mask: Array | None = None
+    valid: Array | None = None
+
+
+class SequenceOutputs(NamedTuple):
+    """What a scan returns.
+
+    Attributes:
+      carry: the final carry.
+      outputs: ``[*B, T, ...]`` (or time-major).
+      carries: the carry after every step, with a time axis, or None where not asked for.
+    """
+
+    carry: Carry
+    outputs: Array
+    carries: Carry | None = None
+
+
+def select(condition: Array, on_true: Any, on_false: Any) -> Any:
+    """`jnp.where` over pytrees whose leaves begin with the axes of `condition`."""
+
+    def leaf(a: Array, b: Array) -> Array:
+        expanded = condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim))
+        return jnp.where(jnp.broadcast_to(expanded, a.shape), a, b)
+
+    return jax.tree.map(leaf, on_true, on_false)
+
+
+def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) -> Array:
+    """Replaces the output of masked steps by that of the last unmasked step.
+
+    Args:
+      outputs: ``[*B, T, ...]``.
+      mask: ``[*B, T]`` bool.
+      before: what stands before the first unmasked step, shaped like `outputs` without time.
+      time_axis: the time axis of both.
+
+    Returns:
+      An array like `outputs`.
+    """
+    steps = jax.lax.broadcasted_iota(jnp.int32, mask.shape, time_axis)
+    last = jax.lax.cummax(jnp.where(mask, steps, -1), axis=time_axis)
+    index = jnp.maximum(last, 0)
+    index = index.reshape(index.shape + (1,) * (outputs.ndim - index.ndim))
+    held = jnp.take_along_axis(outputs, index, axis=time_axis)
+    before = jnp.broadcast_to(jnp.expand_dims(before, time_axis), outputs.shape)
+    return select(last >= 0, held, before)
+
+
+def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) -> Array:
+    """The output that goes with a carry no step has touched yet; zeros where that is unknown.
+
+    Args:
+      cell: the cell; one that offers `output_from_carry` is asked.
+      carry: its initial carry.
+      like: an output of one step.
+
+    Returns:
+      An array of the shape and dtype of `like`.
+    """
+    if hasattr(cell, "output_from_carry"):
+        return cell.output_from_carry(carry).astype(like.dtype)
+    if isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.ConvLSTMCell):
+        return carry[1].astype(like.dtype)
+    if isinstance(cell, nn.GRUCell | nn.SimpleCell | nn.MGUCell):
+        return carry.astype(like.dtype)
+    return jnp.zeros(like.shape, like.dtype)
