@@ -189,8 +189,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         Returns:
           The next carry, of the dtype that came in, and the output ``[*B, S*F]``.
         """
-        self._check_input_shape(inputs.shape)
-        self._check_carry(carry, inputs.shape)
+        self.check_step(carry, inputs.shape)
         memory, hidden = carry if self.output_gate else (carry, None)
         options = {
             "dtype": self.dtype,
@@ -239,6 +238,17 @@ class RelationalMemoryCell(nn.RNNCellBase):
         new_memory = gate_memory(gates, candidate, memory)
         new_hidden = gates.output * jnp.tanh(new_memory.astype(gates.output.dtype))
         return new_memory, new_hidden.astype(memory.dtype)
+
+    @nn.nowrap
+    def check_step(self, carry: Carry, input_shape: tuple[int, ...]) -> None:
+        """Raises unless carry and input fit the cell.
+
+        Args:
+          carry: as for a step.
+          input_shape: shape of one step's input.
+        """
+        self._check_input_shape(input_shape)
+        self._check_carry(carry, input_shape)
 
     @nn.nowrap
     def _check_input_shape(self, shape: tuple[int, ...]) -> None:

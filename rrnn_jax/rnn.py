@@ -10,8 +10,14 @@ from flax.core import FrozenDict
 from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.checks import check_choice, check_positive, check_shape
-from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
+from rrnn_jax.scan.dispatch import (
+    IMPLEMENTATIONS,
+    REMATS,
+    hoisted_plan,
+    resolve_implementation,
+)
 from rrnn_jax.scan.plain import Lifting, plain_scan
+from rrnn_jax.scan.relational import relational_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs
 from rrnn_jax.typing import Array, Carry, Remat
 
@@ -64,8 +70,11 @@ class RNN(nn.Module):
       remat: what the backward pass recomputes rather than stores. ``"none"`` (default) stores what
         autodiff wants; ``"save_products"`` recomputes all but matrix products; ``"full"`` stores
         the carries only; ``"chunked"`` stores one carry every sqrt(T) steps, for long sequences.
-      implementation: ``"auto"`` (default) picks by platform and shape; ``"scan"`` is the plain
-        scan, differentiable any number of times and in forward mode.
+      implementation: ``"auto"`` (default) picks by cell, platform and shape. ``"scan"`` is the
+        plain scan, differentiable any number of times and in forward mode. ``"hoisted"`` computes
+        all that depends on inputs alone before the loop and has a backward pass of its own: the
+        same numbers sooner, for a :class:`RelationalMemoryCell`, first-order reverse mode only.
+        Initialising and capturing run the plain scan always.
 
     Raises:
       ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,
@@ -170,7 +179,7 @@ class RNN(nn.Module):
             index = jax.lax.broadcasted_iota(seq_lengths.dtype, per_step, time_axis)
             valid = index < jnp.expand_dims(seq_lengths, time_axis)
         sequence = SequenceInputs(jnp.asarray(inputs), resets, mask, valid)
-        result = self._run(sequence, carry, fresh_carry, time_axis, return_all_carries)
+        result = self._run(sequence, carry, fresh_carry, step_shape, time_axis, return_all_carries)
 
         outputs, carries = result.outputs, result.carries
         if reverse and keep_order:
@@ -187,11 +196,26 @@ class RNN(nn.Module):
         sequence: SequenceInputs,
         carry: Carry,
         reset_carry: Carry | None,
+        step_shape: tuple[int, ...],
         time_axis: int,
         all_carries: bool,
     ) -> SequenceOutputs:
         """Runs the sequence on the implementation that fits."""
         capturing = self.is_mutable_collection("intermediates")
+        implementation = resolve_implementation(self.implementation, self.cell)
+        if implementation == "hoisted" and not capturing and not self.is_initializing():
+            self.cell.check_step(carry, step_shape)
+            return relational_scan(
+                self.cell,
+                self.cell.variables["params"],
+                sequence,
+                carry,
+                reset_carry,
+                time_axis=time_axis,
+                plan=hoisted_plan(self.cell),
+                remat=self.remat,
+                all_carries=all_carries,
+            )
         variable_axes = dict(self.variable_axes)
         if capturing:
             variable_axes.setdefault("intermediates", time_axis)

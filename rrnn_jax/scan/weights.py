@@ -1,0 +1,47 @@
+"""The cell's parameters as the fast path wants them: kernels apart from vectors, by name."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.typing import Array
+
+
+class CoreWeights(NamedTuple):
+    """What a recurrent step needs.
+
+    Attributes:
+      kernels: matrices that multiply something of the memory, ``[F, N]``, by name.
+      vectors: biases and norms' scales, by name.
+    """
+
+    kernels: dict[str, Array]
+    vectors: dict[str, Array]
+
+
+def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreWeights:
+    """Picks the weights of the recurrent part from the cell's parameters.
+
+    The gates' biases are not among them: they enter with the hoisted input term.
+    """
+    kernels: dict[str, Array] = {}
+    vectors: dict[str, Array] = {}
+
+    def take(name: str, module: Mapping[str, Any]) -> None:
+        for leaf, value in module.items():
+            (kernels if leaf == "kernel" else vectors)[
+                name if leaf == "kernel" else f"{name}/{leaf}"
+            ] = value
+
+    memory = params["memory"]
+    for k in range(cell.num_blocks):
+        block = memory[f"block_{k}"]
+        take(f"block_{k}/qkv", block["attention"]["qkv"])
+        take(f"block_{k}/qkv_norm", block["attention"]["qkv_norm"])
+        take(f"block_{k}/attention_norm", block["attention_norm"])
+        take(f"block_{k}/mlp_norm", block["mlp_norm"])
+    for j in range(cell.attention_mlp_layers):
+        take(f"mlp/layer_{j}", memory["mlp"][f"layer_{j}"])
+    if cell.gate_style is not None:
+        kernels["gates"] = params["gates"]["memory"]["kernel"]
+    return CoreWeights(kernels, vectors)
