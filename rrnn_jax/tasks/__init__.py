@@ -1,0 +1,1 @@
+"""The paper's tasks: pure, jittable generators and their metrics, one module per task."""
