@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
 
 _GROUP = "params/"
@@ -108,8 +107,7 @@ def to_sonnet(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         params = next(iter(params.values()))
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a mapping, got {type(params).__name__}")
-    flat = flatten_dict(unfreeze(params), sep="/")
-    named = {str(path): np.array(value) for path, value in flat.items()}
+    named = _flatten(params)
     table = _table(
         list(named), "flax", r"memory/block_(\d+)/", r"memory/mlp/layer_(\d+)/", "gates/"
     )
@@ -150,6 +148,17 @@ def load_sonnet(path: str | os.PathLike[str]) -> dict[str, Any]:
         names = list(loaded.files)
         grouped = [name for name in names if name.startswith(_GROUP)]
         return from_sonnet({name: loaded[name] for name in grouped or names})
+
+
+def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Arrays by their path."""
+    flat: dict[str, np.ndarray] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = np.array(value)
+    return flat
 
 
 def _table(present: list[str], dialect: str, block: str, layer: str, gates: str) -> list[_Names]:
