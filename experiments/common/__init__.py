@@ -1,0 +1,1 @@
+"""What all experiments share: the training loop, run directories, checkpoints, metrics, CLI."""

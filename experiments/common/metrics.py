@@ -1,0 +1,118 @@
+"""Metrics on disk: JSON lines that plots can be rebuilt from, and TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends rows to ``metrics.jsonl`` and to TensorBoard.
+
+    A row is ``{"step": 100, "split": "train", "seed": 0, "loss": ..., ...}``. Nothing in it depends
+    on the clock, so that a resumed run writes the very file an uninterrupted one does.
+    """
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        """Opens the files, and drops rows that are later than `step`.
+
+        Args:
+          run_dir: the run's directory.
+          step: the update that the run starts from.
+        """
+        self._path = run_dir / METRICS_FILE
+        _drop_rows_after(self._path, step)
+        self._file = self._path.open("a")
+        self._board = _tensorboard(run_dir / "tensorboard", step)
+
+    def write(
+        self, step: int, split: str, seeds: Sequence[int], metrics: Mapping[str, Any]
+    ) -> None:
+        """Writes one row for each seed."""
+        for i, seed in enumerate(seeds):
+            values = {name: float(values[i]) for name, values in metrics.items()}
+            row = {"step": step, "split": split, "seed": seed, **values}
+            self._file.write(json.dumps(row) + "\n")
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(f"{split}/{name}/seed_{seed}", value, step)
+
+    def flush(self) -> None:
+        """Brings all rows to the disk; called before a checkpoint that counts on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All rows of a run; a torn last line is left out.
+
+    Raises:
+      FileNotFoundError: the directory holds no metrics.
+    """
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"no {METRICS_FILE} in {run_dir}")
+    return [row for row, _ in _rows(path)]
+
+
+def curve(
+    rows: Sequence[Mapping[str, Any]], split: str, metric: str
+) -> dict[int, tuple[list[int], list[float]]]:
+    """Steps and values of one metric, by seed.
+
+    >>> rows = [{"step": s, "split": "eval", "seed": 0, "accuracy": s / 10} for s in (1, 2)]
+    >>> curve(rows, "eval", "accuracy")
+    {0: ([1, 2], [0.1, 0.2])}
+    """
+    curves: dict[int, tuple[list[int], list[float]]] = {}
+    for row in rows:
+        if row["split"] == split and metric in row:
+            steps, values = curves.setdefault(row["seed"], ([], []))
+            steps.append(row["step"])
+            values.append(row[metric])
+    return curves
+
+
+def first_step_at(steps: Sequence[int], values: Sequence[float], threshold: float) -> int | None:
+    """The first step whose value reaches the threshold; None if none does."""
+    for step, value in zip(steps, values, strict=True):
+        if value >= threshold and math.isfinite(value):
+            return step
+    return None
+
+
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):
+            return
+        yield json.loads(line), line
+
+
+def _drop_rows_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = "".join(line for row, line in _rows(path) if row["step"] <= step)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(kept)
+    temporary.replace(path)
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    """A TensorBoard writer, or None (with a note) where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print("tensorboardX is not installed: no TensorBoard files (metrics.jsonl has it all)")
+        return None
+    return SummaryWriter(str(directory), purge_step=step + 1)

@@ -1,0 +1,42 @@
+"""Plots of runs, made from their metrics alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rrnn_jax.visualize import learning_curves_figure
+
+Curve = tuple[Sequence[int], Sequence[float]]
+
+
+def plot_curves(
+    path: Path,
+    curves: Mapping[str, Mapping[int, Curve]],
+    *,
+    title: str,
+    y_label: str,
+    trivial: float | None = None,
+    y_limits: tuple[float, float] | None = None,
+) -> Path:
+    """Draws learning curves of several models, every seed of each, into a PNG file.
+
+    Args:
+      path: the file; its directory is made.
+      curves: for each model, steps and values by seed.
+      title: of the figure.
+      y_label: what the values are.
+      trivial: the score of not learning, drawn as a line.
+      y_limits: limits of the values' axis.
+
+    Returns:
+      The path.
+    """
+    figure = learning_curves_figure(
+        {name: [by_seed[seed] for seed in sorted(by_seed)] for name, by_seed in curves.items()},
+        title=title,
+        y_label=y_label,
+        trivial=trivial,
+        y_limits=y_limits,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

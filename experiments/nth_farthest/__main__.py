@@ -1,0 +1,35 @@
+"""Command line of Nth Farthest: ``python -m experiments.nth_farthest --help``."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments.common.cli import exit_code, parse
+from experiments.nth_farthest.config import PRESETS
+from experiments.nth_farthest.train import TITLES, evaluate, train
+
+DESCRIPTION = """Nth Farthest: which object is n-th farthest from object m? Trains the Relational
+Memory Core, then an LSTM, and draws both. Options override the preset's defaults."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    config, run = parse(PRESETS, "nth_farthest", DESCRIPTION, args)
+    run_dir = run.run_dir
+    assert run_dir is not None
+
+    def action() -> None:
+        if run.eval_only:
+            results = evaluate(config, run_dir)
+        else:
+            results = train(config, run_dir, resume=run.resume, progress=run.progress)
+            print(f"Plots: {run_dir / 'plots'}")
+        for name, result in results.items():
+            accuracies = result["evaluation"]["accuracy"]
+            values = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+            print(f"{TITLES[name]}: {values} on fresh sequences")
+
+    return exit_code(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Training of one model, or of all of them side by side."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.common import loop
+from experiments.common.metrics import curve, first_step_at, read_metrics
+from experiments.common.plots import plot_curves
+from experiments.common.problem import Mean, Problem
+from experiments.common.run_directory import open_run, write_json
+from experiments.nth_farthest.config import Config
+from experiments.nth_farthest.model import make_model
+from rrnn_jax.tasks import nth_farthest
+
+MODELS = ("rmc", "lstm")
+TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
+
+
+def make_problem(config: Config) -> Problem:
+    """Task and model of a config as the training loop wants them."""
+    task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
+    model = make_model(config)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, task.num_objects, task.input_size), jnp.float32))
+
+    def loss(params: Any, batch: nth_farthest.Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        logits = jnp.asarray(model.apply(params, batch.inputs))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        correct = jnp.argmax(logits, axis=-1) == batch.targets
+        return jnp.mean(losses), {"accuracy": Mean.of(correct)}
+
+    return Problem(
+        init=init,
+        sample=lambda key, level, batch_size: nth_farthest.sample(key, task, batch_size),
+        loss=loss,
+        sample_eval=lambda key, batch_size: nth_farthest.sample(key, task, batch_size),
+        trivial_accuracy=task.trivial_accuracy,
+    )
+
+
+def train(
+    config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains what `config.model` names, draws the plots, and returns the summary.
+
+    One model is trained in `run_dir` itself, several in directories of their names below it.
+
+    Args:
+      config: the run's config.
+      run_dir: where all of it is kept; an unfinished run there goes on.
+      resume: see `experiments.common.run_directory.open_run`.
+      progress: whether to draw a progress bar.
+
+    Returns:
+      For each model: steps, parameters, accuracy by seed, training time; also written to
+      ``summary.json``.
+    """
+    names = MODELS if config.model == "all" else (config.model,)
+    configs = {name: dataclasses.replace(config, model=name) for name in names}
+    directories = {name: run_dir if len(names) == 1 else run_dir / name for name in names}
+    for name in names:
+        open_run(directories[name], configs[name], resume)
+    summary: dict[str, Any] = {}
+    for name in names:
+        problem = make_problem(configs[name])
+        outcome = loop.train(problem, config.train, directories[name], name, progress)
+        summary[name] = loop.summarise(outcome, config.train)
+        summary[name]["steps_to"] = steps_to_thresholds(directories[name])
+        plot(config, {name: directories[name]}, directories[name])
+        write_json(directories[name] / "summary.json", summary[name])
+    if len(names) > 1:
+        plot(config, directories, run_dir)
+        write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Evaluates the newest checkpoints of a run on fresh data; writes ``evaluation.json``."""
+    names = MODELS if config.model == "all" else (config.model,)
+    result: dict[str, Any] = {}
+    for name in names:
+        directory = run_dir if len(names) == 1 else run_dir / name
+        one = dataclasses.replace(config, model=name)
+        open_run(directory, one, resume=True)
+        step, metrics = loop.evaluate_run(make_problem(one), config.train, directory)
+        means = {key: [float(v) for v in values] for key, values in metrics.items()}
+        result[name] = {"step": step, "seeds": list(config.train.seeds), "evaluation": means}
+        write_json(directory / "evaluation.json", result[name])
+    return result
+
+
+def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Path]:
+    """Draws accuracy and loss of all models and seeds from their metrics files alone."""
+    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
+    task = f"{config.task.num_objects} objects of {config.task.num_features} features"
+    trivial = nth_farthest.Config(
+        config.task.num_objects, config.task.num_features
+    ).trivial_accuracy
+    return [
+        plot_curves(
+            run_dir / "plots" / "accuracy.png",
+            {name: curve(r, "eval", "accuracy") for name, r in rows.items()},
+            title=f"Nth Farthest, {task}",
+            y_label="accuracy on fresh sequences",
+            trivial=trivial,
+            y_limits=(0.0, 1.0),
+        ),
+        plot_curves(
+            run_dir / "plots" / "loss.png",
+            {name: curve(r, "train", "loss") for name, r in rows.items()},
+            title=f"Nth Farthest, {task}",
+            y_label="training loss (nats)",
+        ),
+    ]
+
+
+def steps_to_thresholds(run_dir: Path) -> dict[str, list[int | None]]:
+    """For each accuracy, the first evaluated step that reaches it, by seed."""
+    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    return {
+        f"{threshold:.0%}": [first_step_at(*curves[seed], threshold) for seed in sorted(curves)]
+        for threshold in (0.65, 0.9, 0.91, 0.95)
+    }
