@@ -1,7 +1,8 @@
 r"""Nth Farthest: the first of the paper's tasks, which asks for distances between objects.
 
-"What is the n-th farthest vector (in Euclidean distance) from vector m?" (paper appendix A.1). A sequence shows N objects, one per step, in an order that says
-nothing. Each object is a vector :math:`x \sim U(-1, 1)^d` with a label, drawn without replacement.
+"What is the n-th farthest vector (in Euclidean distance) from vector m?" (paper appendix A.1). A
+sequence shows N objects, one per step, in an order that says nothing. Each object is a vector
+:math:`x \sim U(-1, 1)^d` with a label, drawn without replacement.
 The question, n and m, is repeated at every step as one-hots:
 
 .. math:: \mathrm{input}_t = (x_t; \; \mathrm{onehot}(l_t); \; \mathrm{onehot}(n);
