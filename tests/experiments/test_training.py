@@ -1,0 +1,301 @@
+"""The training loop: resume, interruption, damage, NaN, and what a run leaves behind."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.common import loop
+from experiments.common.checkpoint import Checkpoints
+from experiments.common.metrics import read_metrics
+from experiments.common.problem import Mean, Problem
+from experiments.common.run_directory import ConfigMismatchError, RunExistsError, open_run
+from experiments.common.steps import make_programs
+from experiments.common.train_config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = TrainConfig(
+    steps=40,
+    batch_size=8,
+    learning_rate=0.05,
+    chunk_steps=5,
+    eval_every=10,
+    eval_samples=16,
+    checkpoint_every=10,
+    num_seeds=2,
+)
+
+
+def regression(poison: int | None = None) -> Problem:
+    """Is a number positive? Two parameters; `poison` makes the loss NaN from that level on."""
+
+    def sample(key, level, batch_size):
+        x = jax.random.normal(key, (batch_size,))
+        return {"x": x, "level": jnp.full((batch_size,), level)}
+
+    def loss(params, batch):
+        logits = params["w"] * batch["x"] + params["b"]
+        labels = (batch["x"] > 0).astype(jnp.float32)
+        losses = jnp.mean(jnp.square(logits - labels))
+        if poison is not None:
+            losses = jnp.where(batch["level"][0] >= poison, jnp.nan, losses)
+        return losses, {"accuracy": Mean.of((logits > 0.5) == (labels > 0.5))}
+
+    return Problem(
+        init=lambda key: {"w": jax.random.normal(key, ()), "b": jnp.zeros(())},
+        sample=sample,
+        loss=loss,
+        sample_eval=lambda key, batch_size: sample(key, jnp.int32(-1), batch_size),
+        trivial_accuracy=0.5,
+        initial_level=jnp.int32(0),
+        next_level=lambda level, metrics: level + 1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    train: TrainConfig
+    note: str = "a"
+
+
+def run(directory: Path, config: TrainConfig = CONFIG, problem: Problem | None = None):
+    open_run(directory, Whole(config))
+    return loop.train(problem or regression(), config, directory, progress=False)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(directory)
+
+
+def assert_same(directory: Path, outcome: loop.Outcome, uninterrupted) -> None:
+    other, expected = uninterrupted
+    assert (directory / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    assert outcome.metrics == expected.metrics
+    jax.tree.map(np.testing.assert_array_equal, outcome.state, expected.state)
+
+
+def test_learns_and_writes_what_a_run_leaves(uninterrupted):
+    directory, outcome = uninterrupted
+    assert min(outcome.metrics["accuracy"]) > 0.8
+    assert outcome.state.step == 40
+    np.testing.assert_array_equal(outcome.state.level, [40, 40])
+    rows = read_metrics(directory)
+    train = [(row["step"], row["seed"]) for row in rows if row["split"] == "train"]
+    assert train == [(step, seed) for step in range(5, 41, 5) for seed in (0, 1)]
+    evaluated = [row["step"] for row in rows if row["split"] == "eval" and row["seed"] == 1]
+    assert evaluated == [0, 10, 20, 30, 40]
+    assert set(rows[2]) == {"step", "split", "seed", "loss", "accuracy", "gradient_norm"}
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert list((directory / "tensorboard").iterdir())
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["20", "30", "40"]
+
+
+def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrupted, monkeypatch):
+    check = loop._check_finite
+
+    def fail_late(metrics, config, step):
+        if step == 25:
+            raise RuntimeError("power cut")
+        check(metrics, config, step)
+
+    monkeypatch.setattr(loop, "_check_finite", fail_late)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(tmp_path)
+    monkeypatch.setattr(loop, "_check_finite", check)
+    # A row of the lost chunk and half a row are on the disk as well.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "split": "train", "seed": 0, "loss": 1.0}\n{"step": 25, "sp')
+    assert_same(tmp_path, run(tmp_path), uninterrupted)
+
+
+def test_finished_run_is_left_alone(tmp_path, uninterrupted):
+    run(tmp_path)
+    assert_same(tmp_path, run(tmp_path), uninterrupted)
+
+
+def test_one_signal_saves_and_stops(tmp_path, uninterrupted, monkeypatch):
+    check = loop._check_finite
+
+    def press(metrics, config, step):
+        if step == 15:
+            signal.raise_signal(signal.SIGINT)
+        check(metrics, config, step)
+
+    monkeypatch.setattr(loop, "_check_finite", press)
+    with pytest.raises(loop.Interrupted, match="stopped at step 15"):
+        run(tmp_path)
+    assert (tmp_path / "checkpoints" / "15").exists()
+    monkeypatch.setattr(loop, "_check_finite", check)
+    assert_same(tmp_path, run(tmp_path), uninterrupted)
+
+
+def test_damaged_checkpoints_are_skipped_with_a_message(tmp_path, uninterrupted, capsys):
+    run(tmp_path, dataclasses.replace(CONFIG, steps=40))
+    newest = tmp_path / "checkpoints" / "40"
+    for file in newest.rglob("*"):  # Half-written.
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    capsys.readouterr()
+    outcome = run(tmp_path)
+    printed = capsys.readouterr().out
+    assert "Checkpoint of step 40 is damaged and is skipped" in printed
+    assert "resumes at step 30" in printed
+    assert_same(tmp_path, outcome, uninterrupted)
+
+
+def test_silent_damage_is_found_by_the_digest(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path / "c")
+    state = {"w": np.arange(4, dtype=np.float32)}
+    checkpoints.save(1, state)
+    checkpoints.save(2, {"w": state["w"] + 1})
+    digest = next((tmp_path / "c" / "2").rglob("metadata*"), None)
+    files = [f for f in (tmp_path / "c" / "2" / "digest").iterdir() if f.is_file()]
+    assert digest is None or files
+    for file in files:
+        file.write_text(file.read_text().replace('"sha256": "', '"sha256": "0'))
+    step, restored = checkpoints.restore_latest(state) or (None, None)
+    checkpoints.close()
+    assert "step 2 is damaged and is skipped: the digest does not match" in capsys.readouterr().out
+    assert step == 1
+    np.testing.assert_array_equal(restored["w"], state["w"])
+
+
+def test_only_damaged_checkpoints_is_an_error(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, {"w": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"none of the checkpoints \(steps \[1\]\)"):
+        checkpoints.restore_latest({"w": np.zeros(4, np.float32)})
+    checkpoints.close()
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(loop.NonFiniteError, match=r"became nan \(seed 0\).*step 25"):
+        run(tmp_path, problem=regression(poison=22))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+    assert max(row["step"] for row in read_metrics(tmp_path)) == 20
+
+
+def test_another_config_is_refused_with_its_fields(tmp_path):
+    open_run(tmp_path / "r", Whole(CONFIG))
+    other = Whole(dataclasses.replace(CONFIG, learning_rate=0.1), note="b")
+    with pytest.raises(ConfigMismatchError) as caught:
+        open_run(tmp_path / "r", other)
+    message = str(caught.value)
+    assert "train.learning_rate: 0.05 there, 0.1 asked" in message
+    assert "note: 'a' there, 'b' asked" in message
+    assert "batch_size" not in message
+
+
+def test_resume_flags(tmp_path):
+    with pytest.raises(RunExistsError, match="--resume: there is no run"):
+        open_run(tmp_path / "r", Whole(CONFIG), resume=True)
+    open_run(tmp_path / "r", Whole(CONFIG), resume=False)
+    open_run(tmp_path / "r", Whole(CONFIG), resume=True)
+    with pytest.raises(RunExistsError, match="holds a run already"):
+        open_run(tmp_path / "r", Whole(CONFIG), resume=False)
+
+
+def test_seeds_side_by_side_equal_seeds_alone(uninterrupted):
+    _, together = uninterrupted
+    alone = dataclasses.replace(CONFIG, seed=1, num_seeds=1)
+    programs = make_programs(regression(), alone)
+    state = programs.init()
+    for _ in range(8):
+        state, _ = programs.train_chunk(state, 5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[0], b[1], rtol=1e-5),
+        state.params,
+        together.state.params,
+    )
+
+
+def test_micro_batches_give_the_same_update():
+    whole = dataclasses.replace(CONFIG, num_seeds=1)
+    results = []
+    for config in (whole, dataclasses.replace(whole, micro_batch_size=2)):
+        programs = make_programs(regression(), config)
+        results.append(programs.train_chunk(programs.init(), 5))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), results[0], results[1]
+    )
+
+
+def test_mean_pools_by_count():
+    values = jnp.array([1.0, jnp.nan, 3.0])
+    weighted = Mean.of(values, jnp.array([True, False, True]))
+    assert weighted.value() == 2.0
+    assert (weighted + Mean.of(jnp.array([8.0]))).value() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"micro_batch_size": 3}, "micro_batch_size must divide batch_size=128, got 3"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"warmup_steps": 2000}, r"warmup_steps must lie in 0..steps=1000, got 2000"),
+        ({"clip_norm": -1.0}, "clip_norm must be positive, got -1.0"),
+        ({"seed": -1}, "seed must be a non-negative int32, got -1"),
+    ],
+)
+def test_bad_train_config(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
+
+
+TINY = [
+    *("--model", "rmc", "--steps", "600", "--batch-size", "8", "--micro-batch-size", "None"),
+    *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--chunk-steps", "5"),
+    *("--eval-every", "50", "--eval-samples", "8", "--checkpoint-every", "25"),
+    *("--warmup-steps", "5", "--no-progress"),
+]
+
+
+def command(run_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.nth_farthest", "--run-dir", str(run_dir), *TINY, *more]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
+    run_dir = tmp_path / "killed"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command(run_dir), cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.time() + 240
+        while not (run_dir / "checkpoints" / "50").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.time() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        code = process.wait(timeout=120)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    before = read_metrics(run_dir)[-1]["step"]
+    assert 50 <= before < 600
+    subprocess.run(command(run_dir, "--resume"), cwd=ROOT, check=True, capture_output=True)
+    for name in ("metrics.jsonl", "config.json"):
+        assert (run_dir / name).read_bytes() == (killed_reference / name).read_bytes()
+    assert digest(run_dir) == digest(killed_reference)
+
+
+def digest(run_dir: Path) -> str:
+    """Of the final parameters and optimiser, as the checkpoint states and verifies it."""
+    return next((run_dir / "checkpoints" / "600" / "digest").iterdir()).read_text()
+
+
+@pytest.fixture(scope="module")
+def killed_reference(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    subprocess.run(command(run_dir), cwd=ROOT, check=True, capture_output=True)
+    return run_dir
