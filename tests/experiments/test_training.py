@@ -265,7 +265,15 @@ TINY = [
 
 
 def command(run_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "experiments.nth_farthest", "--run-dir", str(run_dir), *TINY, *more]
+    return [
+        sys.executable,
+        "-m",
+        "experiments.nth_farthest",
+        "--run-dir",
+        str(run_dir),
+        *TINY,
+        *more,
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

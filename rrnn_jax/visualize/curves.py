@@ -1,0 +1,90 @@
+"""Learning curves of several models, with every seed."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rrnn_jax.visualize.style import COLOURS, new_figure
+
+Curve = tuple[Sequence[int], Sequence[float]]
+"""Steps and values, equally many."""
+
+
+def learning_curves_figure(
+    curves: Mapping[str, Sequence[Curve]],
+    *,
+    title: str = "",
+    x_label: str = "updates",
+    y_label: str = "accuracy",
+    trivial: float | None = None,
+    y_limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draws the curves of every seed; with several seeds their mean and range as well.
+
+    >>> figure = learning_curves_figure({"RMC": [([0, 100], [0.25, 0.9])]}, trivial=0.25)
+    >>> figure.axes[0].get_ylabel()
+    'accuracy'
+
+    Args:
+      curves: for each model, a curve for each seed.
+      title: of the figure.
+      x_label: what is counted along the x axis.
+      y_label: what the values are, with their unit.
+      trivial: the score of not learning, drawn as a labelled line.
+      y_limits: limits of the y axis.
+
+    Returns:
+      A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: there is no curve, or one has not as many values as steps.
+    """
+    if not curves or not all(curves.values()):
+        raise ValueError("curves must hold at least one curve for each model")
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for i, (name, seeds) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        for steps, values in seeds:
+            if len(steps) != len(values):
+                raise ValueError(
+                    f"curves[{name!r}] must have as many values as steps, got {len(values)} "
+                    f"values for {len(steps)} steps"
+                )
+        several = len(seeds) > 1
+        label = f"{name} ({len(seeds)} seeds)" if several else name
+        for k, (steps, values) in enumerate(seeds):
+            style = {"linewidth": 0.7, "alpha": 0.6} if several else {"linewidth": 1.8}
+            shown = None if several else label
+            axes.plot(steps, values, color=colour, label=shown if k == 0 else None, **style)
+        if several:
+            steps, low, mean, high = _band(seeds)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+    if trivial is not None:
+        axes.axhline(trivial, color="black", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"trivial score {trivial:.3g}",
+            xy=(1.0, trivial),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    if y_limits is not None:
+        axes.set_ylim(*y_limits)
+    axes.margins(x=0)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="best", fontsize=8, framealpha=0.9)
+    return figure
+
+
+def _band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps that all seeds have, and lowest, mean and highest value there."""
+    common = sorted(set.intersection(*(set(steps) for steps, _ in seeds)))
+    values = np.array([[dict(zip(*curve, strict=True))[s] for s in common] for curve in seeds])
+    return np.array(common), values.min(0), values.mean(0), values.max(0)

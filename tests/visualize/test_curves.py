@@ -1,0 +1,58 @@
+"""Learning curves: what is drawn is what was given."""
+
+import io
+
+import numpy as np
+import pytest
+
+from rrnn_jax.visualize import learning_curves_figure
+
+ONE = [([0, 10, 20], [0.2, 0.5, 0.9])]
+THREE = [([0, 10], [0.1, 0.4]), ([0, 10], [0.2, 0.6]), ([0, 10, 20], [0.3, 0.8, 0.9])]
+
+
+def png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def test_one_seed_is_one_line():
+    figure = learning_curves_figure({"RMC": ONE}, title="t", trivial=0.25)
+    (axes,) = figure.axes
+    curve, trivial = axes.lines
+    np.testing.assert_array_equal(curve.get_xydata(), np.array(ONE[0]).T)
+    assert set(trivial.get_ydata()) == {0.25}
+    assert axes.texts[0].get_text() == "trivial score 0.25"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["RMC"]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("updates", "accuracy", "t")
+
+
+def test_several_seeds_have_mean_and_range_where_all_have_values():
+    figure = learning_curves_figure({"RMC": THREE, "LSTM": ONE})
+    axes = figure.axes[0]
+    mean = axes.lines[3]
+    np.testing.assert_allclose(mean.get_xydata(), [[0, 0.2], [10, 0.6]])
+    assert len(axes.collections) == 1
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["RMC (3 seeds)", "LSTM"]
+    assert axes.lines[0].get_color() != axes.lines[4].get_color()
+
+
+def test_renders_the_same_bytes_twice():
+    first, second = (png(learning_curves_figure({"RMC": THREE})) for _ in range(2))
+    assert first == second
+    assert first.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, "at least one curve"),
+        ({"RMC": []}, "at least one curve"),
+        ({"RMC": [([0, 1], [0.5])]}, r"curves\['RMC'\] must have as many values as steps, got 1"),
+    ],
+)
+def test_bad_curves(curves, message):
+    with pytest.raises(ValueError, match=message):
+        learning_curves_figure(curves)
