@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 from flax.linen.recurrent import flip_sequences
 
+from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.scan.dispatch import (
     IMPLEMENTATIONS,
@@ -204,6 +205,7 @@ class RNN(nn.Module):
         capturing = self.is_mutable_collection("intermediates")
         implementation = resolve_implementation(self.implementation, self.cell)
         if implementation == "hoisted" and not capturing and not self.is_initializing():
+            assert isinstance(self.cell, RelationalMemoryCell)
             self.cell.check_step(carry, step_shape)
             return relational_scan(
                 self.cell,

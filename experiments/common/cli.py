@@ -24,12 +24,23 @@ class RunOptions:
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots. The same one again goes on with an
     unfinished run. Default: runs/<experiment>/<preset>."""
-    resume: bool | None = None
-    """--resume: there must be a run to go on with; --no-resume: there must be none."""
+    resume: bool = False
+    """Refuse to start from nothing: there must be a run to go on with."""
+    fresh: bool = False
+    """Refuse to go on: there must be no run yet."""
     eval_only: bool = False
     """Evaluate the newest checkpoint on fresh data, and do not train."""
     progress: bool = True
     """Draw a progress bar."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.fresh:
+            raise ValueError("--resume and --fresh exclude each other")
+
+    @property
+    def must_resume(self) -> bool | None:
+        """True: there must be a run; False: there must be none; None: either."""
+        return True if self.resume else False if self.fresh else None
 
 
 def parse(

@@ -34,7 +34,7 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
     if path.exists():
         if resume is False:
             raise RunExistsError(
-                f"{run_dir} holds a run already; choose another --run-dir, or drop --no-resume"
+                f"{run_dir} holds a run already; choose another --run-dir, or drop --fresh"
             )
         check_same_config(run_dir, json.loads(path.read_text()), wanted)
         return

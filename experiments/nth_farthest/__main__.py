@@ -21,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if run.eval_only:
             results = evaluate(config, run_dir)
         else:
-            results = train(config, run_dir, resume=run.resume, progress=run.progress)
+            results = train(config, run_dir, resume=run.must_resume, progress=run.progress)
             print(f"Plots: {run_dir / 'plots'}")
         for name, result in results.items():
             accuracies = result["evaluation"]["accuracy"]

@@ -96,7 +96,11 @@ class StackedLSTMCell(nn.RNNCellBase):
         """
         del rng
         batch = tuple(input_shape)[:-1]
-        return tuple((jnp.zeros((*batch, width), self.param_dtype),) * 2 for width in self.widths)
+
+        def zeros(width: int) -> Array:
+            return jnp.zeros((*batch, width), self.param_dtype)
+
+        return tuple((zeros(width), zeros(width)) for width in self.widths)
 
     @nn.nowrap
     def output_from_carry(self, carry: LSTMCarry) -> Array:

@@ -53,8 +53,8 @@ def relational_scan(
     axis = 0 if time_axis == 0 and len(batch) > 0 else 1
     lead = (steps, size) if axis == 0 else (size, steps)
 
-    def merge(x: Array | None, trailing: tuple[int, ...]) -> Array | None:
-        return None if x is None else x.reshape(*lead, *trailing)
+    def merge(flags: Array | None) -> Array | None:
+        return None if flags is None else flags.reshape(lead)
 
     def merge_carry(carry: Carry) -> Carry:
         return jax.tree.map(lambda m: m.reshape(size, *m.shape[-2:]), carry)
@@ -64,14 +64,14 @@ def relational_scan(
     final, carries = run(
         plan,
         params,
-        merge(inputs, rows),
+        inputs.reshape(*lead, *rows),
         merge_carry(carry),
         None if reset_carry is None else merge_carry(reset_carry),
-        merge(resets, ()),
-        merge(mask, ()),
+        merge(resets),
+        merge(mask),
     )
     if valid is not None:
-        final = _last_valid(carries, merge(valid, ()), merge_carry(carry), axis)
+        final = _last_valid(carries, valid.reshape(lead), merge_carry(carry), axis)
 
     time_shape = (steps, *batch) if time_axis == 0 else (*batch, steps)
     final = jax.tree.map(lambda m: m.reshape(*batch, *m.shape[-2:]), final)
@@ -80,9 +80,8 @@ def relational_scan(
     return SequenceOutputs(final, outputs, carries if all_carries else None)
 
 
-def _last_valid(carries: Carry, valid: Array | None, first: Carry, axis: int) -> Carry:
+def _last_valid(carries: Carry, valid: Array, first: Carry, axis: int) -> Carry:
     """The carry of each sequence's last valid step; the first carry where there is none."""
-    assert valid is not None
     length = jnp.sum(valid, axis=axis, dtype=jnp.int32)
     index = jnp.expand_dims(jnp.maximum(length - 1, 0), axis)[..., None, None]
     last = jax.tree.map(

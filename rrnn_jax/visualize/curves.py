@@ -54,10 +54,12 @@ def learning_curves_figure(
                 )
         several = len(seeds) > 1
         label = f"{name} ({len(seeds)} seeds)" if several else name
-        for k, (steps, values) in enumerate(seeds):
-            style = {"linewidth": 0.7, "alpha": 0.6} if several else {"linewidth": 1.8}
-            shown = None if several else label
-            axes.plot(steps, values, color=colour, label=shown if k == 0 else None, **style)
+        for steps, values in seeds:
+            (line,) = axes.plot(steps, values, color=colour, linewidth=0.7 if several else 1.8)
+            if several:
+                line.set_alpha(0.6)
+            else:
+                line.set_label(label)
         if several:
             steps, low, mean, high = _band(seeds)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -257,7 +257,7 @@ def test_bad_train_config(changes, message):
 
 
 TINY = [
-    *("--model", "rmc", "--steps", "600", "--batch-size", "8", "--micro-batch-size", "None"),
+    *("--model", "rmc", "--steps", "300", "--batch-size", "8", "--micro-batch-size", "None"),
     *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--chunk-steps", "5"),
     *("--eval-every", "50", "--eval-samples", "8", "--checkpoint-every", "25"),
     *("--warmup-steps", "5", "--no-progress"),
@@ -290,7 +290,7 @@ def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
         code = process.wait(timeout=120)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     before = read_metrics(run_dir)[-1]["step"]
-    assert 50 <= before < 600
+    assert 50 <= before < 300
     subprocess.run(command(run_dir, "--resume"), cwd=ROOT, check=True, capture_output=True)
     for name in ("metrics.jsonl", "config.json"):
         assert (run_dir / name).read_bytes() == (killed_reference / name).read_bytes()
@@ -299,7 +299,7 @@ def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
 
 def digest(run_dir: Path) -> str:
     """Of the final parameters and optimiser, as the checkpoint states and verifies it."""
-    return next((run_dir / "checkpoints" / "600" / "digest").iterdir()).read_text()
+    return next((run_dir / "checkpoints" / "300" / "digest").iterdir()).read_text()
 
 
 @pytest.fixture(scope="module")
