@@ -23,7 +23,7 @@ class RunOptions:
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots. The same one again goes on with an
-    unfinished run. Default: runs/<experiment>/<preset>."""
+    unfinished run. Default: runs/<experiment>/<preset>, and in it <model> if one is named."""
     resume: bool = False
     """Refuse to start from nothing: there must be a run to go on with."""
     fresh: bool = False
@@ -44,7 +44,11 @@ class RunOptions:
 
 
 def parse(
-    presets: Mapping[str, ConfigT], experiment: str, description: str, args: Sequence[str] | None
+    presets: Mapping[str, ConfigT],
+    experiment: str,
+    description: str,
+    args: Sequence[str] | None,
+    default_dir: Callable[[ConfigT], Path],
 ) -> tuple[ConfigT, RunOptions]:
     """Reads the command line: options over the defaults of the preset it names.
 
@@ -53,6 +57,7 @@ def parse(
       experiment: the name of the experiment's package.
       description: opens the help.
       args: the arguments; None means those of the process.
+      default_dir: the run directory below runs/<experiment> where none is given.
 
     Returns:
       The config, and the run options with the run directory filled in.
@@ -81,7 +86,8 @@ def parse(
     )
     run = options.run
     if run.run_dir is None:
-        run = dataclasses.replace(run, run_dir=Path("runs") / experiment / preset)
+        directory = Path("runs") / experiment / default_dir(options.config)
+        run = dataclasses.replace(run, run_dir=directory)
     return options.config, run
 
 

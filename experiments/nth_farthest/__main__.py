@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.common.cli import exit_code, parse
-from experiments.nth_farthest.config import PRESETS
+from experiments.nth_farthest.config import PRESETS, Config
 from experiments.nth_farthest.train import TITLES, evaluate, train
 
 DESCRIPTION = """Nth Farthest: which object is n-th farthest from object m? Trains the Relational
@@ -13,7 +14,7 @@ Memory Core, then an LSTM, and draws both. Options override the preset's default
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    config, run = parse(PRESETS, "nth_farthest", DESCRIPTION, args)
+    config, run = parse(PRESETS, "nth_farthest", DESCRIPTION, args, default_dir)
     run_dir = run.run_dir
     assert run_dir is not None
 
@@ -29,6 +30,12 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"{TITLES[name]}: {values} on fresh sequences")
 
     return exit_code(action)
+
+
+def default_dir(config: Config) -> Path:
+    """Where a run of `config` goes: one model where the run of all would put it."""
+    directory = Path(config.preset)
+    return directory if config.model == "all" else directory / config.model
 
 
 if __name__ == "__main__":

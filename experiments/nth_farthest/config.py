@@ -88,10 +88,10 @@ PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
         task=TaskConfig(num_objects=4, num_features=2),
-        rmc=RMCConfig(mem_slots=4, num_heads=4, head_size=16, gate_style="memory"),
+        rmc=RMCConfig(mem_slots=4, num_heads=2, head_size=32),
         lstm=LSTMConfig(lstm_features=128),
         train=TrainConfig(
-            steps=2400,
+            steps=2000,
             batch_size=1024,
             micro_batch_size=128,
             learning_rate=1e-3,

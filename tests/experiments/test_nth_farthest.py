@@ -1,0 +1,150 @@
+"""Nth Farthest from its command line: presets, plots, summaries, exit codes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.common.cli import parse
+from experiments.nth_farthest import PRESETS, train
+from experiments.nth_farthest.__main__ import default_dir, main
+from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskConfig
+from experiments.nth_farthest.model import make_model
+from experiments.nth_farthest.train import make_problem, plot
+
+FAST = [
+    *("--steps", "6", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
+    *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),
+    *("--eval-every", "4", "--eval-samples", "8", "--checkpoint-every", "4"),
+    *("--warmup-steps", "2", "--no-progress"),
+]
+
+
+def parameters(config: Config) -> int:
+    shapes = jax.eval_shape(make_problem(config).init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_lstm_has_at_least_as_many_parameters(preset):
+    config = PRESETS[preset]
+    rmc, lstm = (parameters(dataclasses.replace(config, model=m)) for m in ("rmc", "lstm"))
+    assert rmc <= lstm <= 1.2 * rmc
+
+
+def test_paper_preset_has_the_papers_sizes():
+    config = PRESETS["paper"]
+    assert config.task == TaskConfig(num_objects=8, num_features=16)
+    assert config.rmc.mem_slots * config.rmc.num_heads * config.rmc.head_size == 2048
+    assert (config.train.batch_size, config.train.learning_rate) == (1600, 1e-4)
+    # The core alone: 605K parameters by the formulas of the authors' module.
+    model = make_model(dataclasses.replace(config, model="rmc"))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 40)))
+    core = shapes["params"]["cell"]
+    assert round(sum(leaf.size for leaf in jax.tree.leaves(core)) / 1000) == 605
+    readout = shapes["params"]["readout"]
+    assert [readout[f"hidden_{i}"]["kernel"].shape for i in range(4)] == [
+        (2048, 256),
+        *[(256, 256)] * 3,
+    ]
+    assert readout["output"]["kernel"].shape == (256, 8)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("nth_farthest") / "run"
+    assert main(["--run-dir", str(run_dir), *FAST]) == 0
+    return run_dir
+
+
+def test_trains_both_models_and_draws_them_side_by_side(both, capsys):
+    summary = json.loads((both / "summary.json").read_text())
+    assert set(summary) == {"rmc", "lstm"}
+    for name, numbers in summary.items():
+        assert numbers["steps"] == 6
+        assert 0 <= numbers["evaluation"]["accuracy"][0] <= 1
+        assert numbers["parameters"] > 1000
+        config = json.loads((both / name / "config.json").read_text())
+        assert config["model"] == name
+    for plots in (both / "plots", both / "rmc" / "plots", both / "lstm" / "plots"):
+        assert sorted(p.name for p in plots.iterdir()) == ["accuracy.png", "loss.png"]
+    # Finished: the same command again trains nothing and says the same.
+    assert main(["--run-dir", str(both), *FAST]) == 0
+    assert json.loads((both / "summary.json").read_text()) == summary
+    printed = capsys.readouterr().out
+    accuracy = summary["rmc"]["evaluation"]["accuracy"][0]
+    assert f"Relational Memory Core: {accuracy:.1%} on fresh sequences" in printed
+
+
+def test_plots_can_be_rebuilt_from_metrics_alone(both, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes((both / "rmc" / "metrics.jsonl").read_bytes())
+    paths = plot(PRESETS["quick"], {"rmc": tmp_path}, tmp_path)
+    # The file's metadata names the versions, not the time.
+    original = both / "rmc" / "plots"
+    assert [p.read_bytes() for p in paths] == [(original / p.name).read_bytes() for p in paths]
+
+
+def test_eval_only(both, capsys, tmp_path):
+    assert main(["--run-dir", str(both), "--eval-only", *FAST]) == 0
+    evaluation = json.loads((both / "lstm" / "evaluation.json").read_text())
+    summary = json.loads((both / "summary.json").read_text())
+    assert evaluation["step"] == 6
+    assert evaluation["evaluation"] == summary["lstm"]["evaluation"]
+    assert main(["--run-dir", str(tmp_path / "none"), "--eval-only", *FAST]) == 2
+    assert "there is no run" in capsys.readouterr().err
+
+
+def test_another_config_in_the_directory_exits_with_2(both, capsys):
+    arguments = ["--run-dir", str(both), *FAST, "--learning-rate", "0.5"]
+    assert main(arguments) == 2
+    assert "train.learning_rate: 0.001 there, 0.5 asked" in capsys.readouterr().err
+
+
+def test_nan_exits_with_3(tmp_path, capsys):
+    arguments = [*FAST, "--model", "lstm", "--learning-rate", "1e38", "--steps", "40"]
+    assert main(["--run-dir", str(tmp_path), *arguments]) == 3
+    assert "became" in capsys.readouterr().err
+
+
+def test_a_typo_is_answered_with_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--learning-rat", "1"])
+    assert stop.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_help_is_grouped_and_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["--preset", "paper", "--help"])
+    printed = capsys.readouterr().out
+    for group in ("task options", "rmc options", "lstm options", "train options"):
+        assert group in printed
+    assert "(default: 1600)" in printed
+
+
+def test_default_directories():
+    _, run = parse(PRESETS, "nth_farthest", "", [], default_dir)
+    assert run.run_dir.as_posix() == "runs/nth_farthest/quick"
+    _, run = parse(PRESETS, "nth_farthest", "", ["--preset=paper", "--model=rmc"], default_dir)
+    assert run.run_dir.as_posix() == "runs/nth_farthest/paper/rmc"
+
+
+def test_vmapped_seeds_and_bfloat16(tmp_path):
+    config = Config(
+        model="rmc",
+        dtype="bfloat16",
+        task=TaskConfig(3, 2),
+        rmc=RMCConfig(mem_slots=2, num_heads=1, head_size=4, gate_style="none"),
+        lstm=LSTMConfig(3),
+        train=dataclasses.replace(
+            PRESETS["quick"].train,
+            **{"steps": 4, "batch_size": 4, "micro_batch_size": None, "chunk_steps": 4},
+            **{"warmup_steps": 0, "num_seeds": 2, "seed": 5, "eval_samples": 8},
+        ),
+    )
+    summary = train(config, tmp_path, progress=False)
+    assert summary["rmc"]["seeds"] == [5, 6]
+    first, second = summary["rmc"]["evaluation"]["loss"]
+    assert first != second
