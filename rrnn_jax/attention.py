@@ -129,6 +129,7 @@ class MultiHeadAttention(nn.Module):
             name="qkv",
         )(rows)
         compute_dtype = qkv.dtype
+        qkv = qkv.astype(accumulation_dtype(compute_dtype))
         qkv = layer_norm("qkv_norm", self.param_dtype)(qkv).astype(compute_dtype)
         qkv = qkv.reshape(*qkv.shape[:-1], self.num_heads, packed)
         query, key, value = jnp.split(qkv, (key_size, 2 * key_size), axis=-1)

@@ -47,8 +47,6 @@ def accumulation_dtype(*dtypes: Dtype) -> Dtype:
     Returns:
       A floating-point dtype of at least 32 bits.
     """
-    widest = jnp.dtype(jnp.float32)
-    for dtype in dtypes:
-        if dtype is not None:
-            widest = jnp.promote_types(widest, jnp.dtype(dtype))
-    return widest
+    # Not `jnp.promote_types`: strict promotion forbids it to widen.
+    is_double = any(dtype is not None and jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)

@@ -58,10 +58,11 @@ RUNNERS = {
 
 def check(case: Golden, run: Callable, compile_with: Callable) -> None:
     """Compares outputs, loss and all gradients."""
+    weights = case.loss_weights
 
     def loss(params, inputs, memory):
         outputs = run(params, inputs, memory)
-        return jnp.mean(outputs * case.loss_weights), outputs
+        return jnp.mean(outputs * weights), outputs
 
     value_and_grad = compile_with(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
     (value, outputs), gradients = value_and_grad(case.params, case.inputs, case.initial_memory)

@@ -1,0 +1,114 @@
+"""Gates: order, biases, widths, what they see, and the blend."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax import Gates, MemoryGates, RelationalMemoryCell
+from rrnn_jax.gating import gate_memory, gate_width
+from tests.core.random_variables import normal, random_variables
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+
+
+def gates_and_arguments(style, batch=(), rows=2, slots=3, width=4, **options):
+    module: Any = MemoryGates(style, **options)
+    rng = np.random.default_rng(2)
+    inputs, hidden = normal(rng, (*batch, rows, width)), normal(rng, (*batch, slots, width))
+    return module, random_variables(module, inputs, hidden), inputs, hidden
+
+
+@pytest.mark.parametrize(("style", "width"), [("unit", 4), ("memory", 1)])
+@pytest.mark.parametrize("output_gate", [False, True])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_shapes_and_parameters(style, width, output_gate, batch):
+    module, variables, inputs, hidden = gates_and_arguments(style, batch, output_gate=output_gate)
+    packed = width * (3 if output_gate else 2)
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
+        "input": {"kernel": (8, packed), "bias": (packed,)},
+        "memory": {"kernel": (4, packed), "bias": (packed,)},
+    }
+    gates = module.apply(variables, inputs, hidden)
+    assert gates.input.shape == gates.forget.shape == (*batch, 3, width)
+    assert (gates.output is None) == (not output_gate)
+    if output_gate:
+        assert gates.output.shape == (*batch, 3, width)
+
+
+@pytest.mark.parametrize(("style", "width"), [("unit", 4), ("memory", 1)])
+def test_against_numpy_input_then_forget_then_output(style, width):
+    module, variables, inputs, hidden = gates_and_arguments(
+        style, batch=(2,), output_gate=True, forget_bias=0.7, input_bias=-0.4
+    )
+    params = jax.tree.map(np.asarray, variables["params"])
+    from_input = np.asarray(inputs).reshape(2, 1, 8) @ params["input"]["kernel"]
+    from_memory = np.asarray(hidden) @ params["memory"]["kernel"]
+    packed = from_input + params["input"]["bias"] + from_memory + params["memory"]["bias"]
+    gates = module.apply(variables, inputs, hidden)
+    np.testing.assert_allclose(gates.input, sigmoid(packed[..., :width] - 0.4), atol=1e-6)
+    forget = sigmoid(packed[..., width : 2 * width] + 0.7)
+    np.testing.assert_allclose(gates.forget, forget, atol=1e-6)
+    np.testing.assert_allclose(gates.output, sigmoid(packed[..., 2 * width :]), atol=1e-6)
+
+
+@pytest.mark.parametrize("style", ["unit", "memory"])
+def test_bias_constants_come_on_top_of_nothing(style):
+    module, variables, inputs, hidden = gates_and_arguments(style, output_gate=True)
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    gates = module.apply(zeros, inputs, hidden)
+    np.testing.assert_allclose(gates.input, np.full_like(gates.input, 0.5), atol=1e-7)
+    np.testing.assert_allclose(gates.forget, np.full_like(gates.forget, 0.7310586), atol=1e-6)
+    np.testing.assert_allclose(gates.output, np.full_like(gates.output, 0.5), atol=1e-7)
+
+
+def test_gates_are_float32_whatever_the_compute_dtype():
+    module, variables, inputs, hidden = gates_and_arguments("unit", dtype=jnp.bfloat16)
+    gates = module.apply(variables, inputs, hidden)
+    assert (gates.input.dtype, gates.forget.dtype) == (jnp.float32, jnp.float32)
+    exact = module.clone(dtype=None).apply(variables, inputs, hidden)
+    np.testing.assert_allclose(gates.input, exact.input, atol=2e-2)
+    np.testing.assert_allclose(gates.forget, exact.forget, atol=2e-2)
+
+
+def test_blend_by_hand():
+    gates = Gates(jnp.asarray([[0.5], [1.0]]), jnp.asarray([[0.25], [0.0]]))
+    candidate, memory = jnp.asarray([[2.0, 4.0], [6.0, 8.0]]), jnp.asarray([[4.0, 8.0], [1.0, 1.0]])
+    np.testing.assert_array_equal(gate_memory(gates, candidate, memory), [[2.0, 4.0], [6.0, 8.0]])
+    low = gate_memory(gates, candidate, memory.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("infinity", [1e9, float("inf")])
+@pytest.mark.parametrize("style", ["unit", "memory"])
+def test_exact_erasure_and_exact_keeping(style, infinity):
+    options: dict[str, Any] = {"mem_slots": 3, "head_size": 2, "num_heads": 2}
+    rng = np.random.default_rng(3)
+    x, memory = normal(rng, (2, 5)), normal(rng, (2, 3, 4))
+    plain = RelationalMemoryCell(**options, gate_style=None)
+    erasing = RelationalMemoryCell(
+        **options, gate_style=style, forget_bias=-infinity, input_bias=infinity
+    )
+    keeping = RelationalMemoryCell(
+        **options, gate_style=style, forget_bias=infinity, input_bias=-infinity
+    )
+    variables = random_variables(erasing, memory, x)
+    ungated = {"params": {k: v for k, v in variables["params"].items() if k != "gates"}}
+    candidate, _ = plain.apply(ungated, memory, x)
+    erased, _ = erasing.apply(variables, memory, x)
+    np.testing.assert_array_equal(erased, jnp.tanh(candidate))
+    kept, _ = keeping.apply(variables, memory, x)
+    np.testing.assert_array_equal(kept, memory)
+
+
+def test_widths_and_errors():
+    assert (gate_width("unit", 7), gate_width("memory", 7)) == (7, 1)
+    for style in (None, "units"):
+        with pytest.raises(ValueError, match=rf"gate_style .* 'unit', 'memory'; got {style!r}"):
+            gate_width(style, 7)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"gate_style .* got {style!r}"):
+            MemoryGates(style).init(jax.random.key(0), jnp.ones((1, 4)), jnp.ones((3, 4)))  # type: ignore[arg-type]
