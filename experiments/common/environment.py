@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ _PACKAGES = ("rrnn_jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "orb
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, device and commit, for `environment.json` and results."""
+    """Command, versions, device and commit, for `environment.json` and results."""
     device = jax.devices()[0]
     return {
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
         "device": device.device_kind,
         "platform": device.platform,
         "num_devices": jax.device_count(),

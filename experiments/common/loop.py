@@ -39,11 +39,13 @@ class Outcome(NamedTuple):
       metrics: the last evaluation's means by name, one value per seed.
       seconds: time spent in training chunks, all sessions together; without compilation,
         evaluation and saving.
+      wall_seconds: all time from the start of training to its last step, all sessions together.
     """
 
     state: TrainState
     metrics: dict[str, list[float]]
     seconds: float
+    wall_seconds: float
 
 
 def train(
@@ -65,6 +67,7 @@ def train(
       NonFiniteError: NaN or infinity; the last good checkpoint stays.
       Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
+    started = time.perf_counter()
     programs = make_programs(problem, config)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     try:
@@ -75,7 +78,8 @@ def train(
             state = jax.device_put(restored[1])
             if restored[0] < config.steps:
                 print(f"{name}: resumes at step {restored[0]}")
-        return _run(programs, config, run_dir, checkpoints, state, name, progress)
+        clock = _Clock(run_dir / TIMINGS_FILE, int(state.step), started)
+        return _run(programs, config, run_dir, checkpoints, state, clock, name, progress)
     finally:
         checkpoints.close()
 
@@ -107,11 +111,11 @@ def _run(
     run_dir: Path,
     checkpoints: Checkpoints,
     state: TrainState,
+    clock: "_Clock",
     name: str,
     progress: bool,
 ) -> Outcome:
     step = int(state.step)
-    clock = _Clock(run_dir / TIMINGS_FILE, step)
     if step < config.steps:
         # Compile before the bar starts: its estimate would count compilation.
         started = time.perf_counter()
@@ -154,27 +158,34 @@ def _run(
         writer.close()
     final = jax.device_get(state)
     means = {key: [float(v) for v in values] for key, values in evaluation.items()}
-    return Outcome(final, means, clock.seconds)
+    return Outcome(final, means, clock.seconds, clock.wall_seconds)
 
 
 class _Clock:
     """Training time, kept over sessions in a file of its own: metrics must not depend on it."""
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path, step: int, started: float) -> None:
         self._path = path
-        self.seconds = 0.0
+        self._started = started
+        self.seconds = self.wall_seconds = 0.0
         if path.exists():
             rows = [json.loads(line) for line in path.read_text().splitlines() if line[-1:] == "}"]
             kept = [row for row in rows if row["step"] <= step]
-            self.seconds = kept[-1]["seconds"] if kept else 0.0
+            if kept:
+                self.seconds, self.wall_seconds = kept[-1]["seconds"], kept[-1]["wall_seconds"]
             path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def add(self, step: int, num_steps: int, seconds: float) -> None:
+        """Notes a chunk."""
+        now = time.perf_counter()
         self.seconds += seconds
+        self.wall_seconds += now - self._started
+        self._started = now
         row = {
             "step": step,
             "seconds": round(self.seconds, 3),
-            "steps_per_second": num_steps / seconds,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "steps_per_second": round(num_steps / seconds, 3),
         }
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -210,5 +221,6 @@ def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "parameters": sum(leaf[0].size for leaf in leaves),
         "train_seconds": round(outcome.seconds, 1),
+        "wall_seconds": round(outcome.wall_seconds, 1),
         "evaluation": outcome.metrics,
     }

@@ -1,0 +1,60 @@
+"""Keeps a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
+
+Collects what the READMEs quote of a run, or of the runs of several models below it (command, config,
+environment, summary and the curves of accuracy), into ``experiments/results/NAME.json``, and its plot
+into ``NAME.png``.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from experiments.common.metrics import METRICS_FILE, curve, read_metrics
+from experiments.common.run_directory import write_json
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def collect(run_dir: Path) -> dict[str, Any]:
+    """The numbers of a run, or of each run in the directories below it.
+
+    Raises:
+      FileNotFoundError: there is no finished run.
+    """
+    if not (run_dir / METRICS_FILE).exists():
+        found = sorted(path.parent for path in run_dir.glob(f"*/{METRICS_FILE}"))
+        if not found:
+            raise FileNotFoundError(f"no run in {run_dir}")
+        return {path.name: collect(path) for path in found}
+    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    return {
+        **{
+            name: json.loads((run_dir / f"{name}.json").read_text())
+            for name in ("environment", "config", "summary")
+        },
+        "accuracy": {
+            str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
+            for seed, (steps, values) in curves.items()
+        },
+    }
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.common.results")
+    parser.add_argument("run_dir", type=Path, help="a finished run's directory")
+    parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
+    arguments = parser.parse_args()
+    target = RESULTS / f"{arguments.name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, collect(arguments.run_dir))
+    plot = arguments.run_dir / "plots" / "accuracy.png"
+    if plot.exists():
+        shutil.copyfile(plot, target.with_suffix(".png"))
+    print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    main()
