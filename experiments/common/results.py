@@ -1,8 +1,8 @@
 """Keeps a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
 
-Collects what the READMEs quote of a run, or of the runs of several models below it (command, config,
-environment, summary and the curves of accuracy), into ``experiments/results/NAME.json``, and its plot
-into ``NAME.png``.
+Collects what the READMEs quote of a run, or of the runs of several models below it: command,
+config, environment, summary and the curves of accuracy go into ``experiments/results/NAME.json``,
+the plot into ``NAME.png``.
 """
 
 import argparse
