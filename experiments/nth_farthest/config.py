@@ -91,9 +91,9 @@ PRESETS: dict[str, Config] = {
         rmc=RMCConfig(mem_slots=4, num_heads=2, head_size=32),
         lstm=LSTMConfig(lstm_features=128),
         train=TrainConfig(
-            steps=2000,
-            batch_size=1024,
-            micro_batch_size=128,
+            steps=1800,
+            batch_size=2048,
+            micro_batch_size=256,
             learning_rate=1e-3,
             schedule="cosine",
             warmup_steps=100,
