@@ -126,9 +126,7 @@ def _sample(run: Run, calls: int, clock: Callable[[], float]) -> float:
     return (clock() - start) / calls
 
 
-def _calls_per_sample(
-    run: Run, warmup: int, min_seconds: float, clock: Callable[[], float]
-) -> int:
+def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable[[], float]) -> int:
     """Warms a program up, and says how many calls fill `min_seconds`."""
     fastest = float("inf")
     for _ in range(max(warmup, 1)):

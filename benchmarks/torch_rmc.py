@@ -87,9 +87,7 @@ class TorchRMC(nn.Module):
         """The weights in the dtype they are used in; cast once per sequence."""
         if self.dtype == torch.float32:
             return dict(self.weights.items())
-        return {
-            name: w if "norm" in name else w.to(self.dtype) for name, w in self.weights.items()
-        }
+        return {name: w if "norm" in name else w.to(self.dtype) for name, w in self.weights.items()}
 
     def step(self, w: dict[str, Tensor], memory: Tensor, x: Tensor) -> Tensor:
         """One step: ``memory [B, S, F]``, ``x [B, I]`` to the next memory."""

@@ -1,0 +1,40 @@
+"""Runs the examples in the docstrings of the package, and sees that public names have one."""
+
+import doctest
+import importlib
+import pkgutil
+
+import jax
+import pytest
+
+import rrnn_jax
+
+MODULES = sorted(info.name for info in pkgutil.walk_packages(rrnn_jax.__path__, prefix="rrnn_jax."))
+
+
+def examples(name: str) -> list[doctest.DocTest]:
+    module = importlib.import_module(name)
+    return [test for test in doctest.DocTestFinder().find(module) if test.examples]
+
+
+def test_modules_are_found():
+    assert {"rrnn_jax.cell", "rrnn_jax.scan.dispatch", "rrnn_jax.interop"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", ["rrnn_jax", *MODULES])
+def test_examples(name):
+    runner = doctest.DocTestRunner(verbose=False)
+    report: list[str] = []
+    # As in a user's own session, without the test suite's strict flags.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for test in examples(name):
+            runner.run(test, out=report.append)
+    assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", rrnn_jax.__all__)
+def test_public_names_have_an_example(name):
+    public = getattr(rrnn_jax, name)
+    assert ">>>" in public.__doc__, f"{name} has no example"
+    found = {test.name for test in examples(public.__module__)}
+    assert f"{public.__module__}.{name}" in found

@@ -1,0 +1,47 @@
+"""`import rrnn_jax` is light: no training libraries, and hardly any time over flax and optax."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MEASURE = """
+import json, sys, time
+import flax.linen, optax
+before = set(sys.modules)
+start = time.perf_counter()
+import rrnn_jax
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+"""
+LIMIT = 0.050  # seconds
+ATTEMPTS = 5
+FORBIDDEN = {"matplotlib", "orbax", "tyro", "tqdm", "tensorboardX", "experiments", "pytest"}
+
+
+def measure() -> dict:
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    return measure()
+
+
+def test_no_training_library_is_imported(measured):
+    new = {name.split(".")[0] for name in measured["new"]}
+    assert "rrnn_jax" in new
+    # Flax itself may import some of these; what counts is what comes on top.
+    assert not new & FORBIDDEN
+
+
+def test_import_costs_little(measured):
+    seconds = [measured["seconds"]]
+    # The fastest of a few: other processes can only make it slower.
+    while min(seconds) > LIMIT and len(seconds) < ATTEMPTS:
+        seconds.append(measure()["seconds"])
+    assert min(seconds) <= LIMIT, seconds
