@@ -1,0 +1,257 @@
+"""The paper's DNC baseline: the Differentiable Neural Computer of Graves et al. 2016."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.baselines.dnc_memory import (
+    DNCState,
+    access_memory,
+    interface_size,
+    unpack_interface,
+)
+from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
+from rrnn_jax.checks import check_choice, check_positive, check_shape
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+
+CONTROLLERS = ("lstm", "feedforward")
+
+
+class DNCCell(nn.RNNCellBase):
+    r"""The Differentiable Neural Computer (Graves et al. 2016, "Hybrid computing using ...").
+
+    A controller reads from and writes to a memory of S rows of W units. With the input x and the
+    words r read at the previous step,
+
+    .. math::
+
+        h_t &= \mathrm{controller}([x_t; r_{t-1}]) \\
+        M_t, r_t &= \mathrm{access}(M_{t-1}, W_\xi h_t + b_\xi) \\
+        y_t &= W_y [h_t; r_t] + b_y
+
+    where `access` addresses the memory by content, by usage (to find free rows) and along the
+    order in which rows were written: see `rrnn_jax.baselines.dnc_addressing`.
+
+    Controllers of L layers, each C wide:
+
+    - ``"lstm"``: layer l sees :math:`[x_t; r_{t-1}; h^{l-1}_t; h^l_{t-1}]` and
+      :math:`h_t = [h^1_t; \dots; h^L_t]` (Graves et al., Methods, "Controller network").
+    - ``"feedforward"``: dense layers with ReLU, and :math:`h_t` is the last one's output. Nothing
+      but the memory then carries over from step to step. (The source of this form is ours: the
+      paper says no more than "feed-forward".)
+
+    Everything is as in the authors' released code, a constant of 1 on the LSTM's forget gate and
+    clipping included: h (and, in an LSTM, c) and y are clipped to ±`clip_value`.
+
+    The output is no function of the carry alone. Under `rrnn_jax.RNN` with a mask, the output
+    before the first valid step is therefore zeros.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rrnn_jax import RNN
+    >>> sizes = {"memory_size": 16, "word_size": 8, "num_reads": 2, "num_writes": 1}
+    >>> cell = DNCCell(**sizes, controller_size=32, output_size=6)
+    >>> rnn = RNN(cell)
+    >>> x = jnp.ones((4, 10, 5))  # [B, T, I]
+    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    (4, 10, 6)
+
+    Attributes:
+      memory_size: S, rows of the memory.
+      word_size: W, width of a row.
+      num_reads: R, read heads.
+      num_writes: P, write heads.
+      controller_size: C, width of every controller layer.
+      output_size: width of the output.
+      clip_value: see above; 0 or ``None`` does not clip (default: 20).
+      controller: 'lstm' (default) or 'feedforward'.
+      controller_layers: L (default: 1).
+      forget_bias: constant added to the LSTM's forget gate (default: 1).
+      dtype: dtype of the controller's and the output's products; ``None`` (default) follows inputs
+        and parameters. Addressing and memory stay in float32 or wider.
+      param_dtype: dtype of the parameters (default: float32).
+      kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
+      bias_init: initialiser of all biases (default: zeros).
+
+    Raises:
+      ValueError: a size below 1, a negative `clip_value`, an unknown `controller`, inputs or a
+        carry of the wrong shape.
+      TypeError: a size that is not an integer, or a carry that is no `DNCState`.
+    """
+
+    memory_size: int
+    word_size: int
+    num_reads: int
+    num_writes: int
+    controller_size: int
+    output_size: int
+    clip_value: float | None = 20.0
+    controller: Literal["lstm", "feedforward"] = "lstm"
+    controller_layers: int = 1
+    forget_bias: float = 1.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    def __post_init__(self) -> None:
+        check_positive(
+            memory_size=self.memory_size,
+            word_size=self.word_size,
+            num_reads=self.num_reads,
+            num_writes=self.num_writes,
+            controller_size=self.controller_size,
+            output_size=self.output_size,
+            controller_layers=self.controller_layers,
+        )
+        check_choice("controller", self.controller, CONTROLLERS)
+        if self.clip_value is not None and self.clip_value < 0:
+            raise ValueError(f"clip_value must be at least 0, got {self.clip_value}")
+        super().__post_init__()
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Feature axes of the input."""
+        return 1
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> DNCState:
+        """Zeros.
+
+        Args:
+          rng: ignored.
+          input_shape: ``[*B, I]``.
+
+        Returns:
+          `DNCState` in float32 (wider if the parameters are).
+        """
+        del rng
+        if not input_shape:
+            raise ValueError("inputs must have shape [*B, I], got ()")
+        dtype = accumulation_dtype(self.param_dtype)
+        return jax.tree.map(
+            lambda shape: jnp.zeros(shape, dtype),
+            self._carry_shapes(tuple(input_shape)[:-1]),
+            is_leaf=lambda node: isinstance(node, tuple) and all(type(n) is int for n in node),
+        )
+
+    @nn.nowrap
+    def _carry_shapes(self, batch: tuple[int, ...]) -> DNCState:
+        """The shapes of the carry, as a `DNCState`."""
+        rows, words, reads, writes = (
+            self.memory_size,
+            self.word_size,
+            self.num_reads,
+            self.num_writes,
+        )
+        layers = self.controller_layers if self.controller == "lstm" else 0
+        hidden = (*batch, self.controller_size)
+        shapes = {
+            "read_words": (*batch, reads, words),
+            "memory": (*batch, rows, words),
+            "read_weights": (*batch, reads, rows),
+            "write_weights": (*batch, writes, rows),
+            "link": (*batch, writes, rows, rows),
+            "precedence_weights": (*batch, writes, rows),
+            "usage": (*batch, rows),
+        }
+        return DNCState(controller=((hidden, hidden),) * layers, **shapes)  # type: ignore[arg-type]
+
+    @nn.compact
+    def __call__(self, carry: DNCState, inputs: Array) -> tuple[DNCState, Array]:
+        """One step.
+
+        Args:
+          carry: as `initialize_carry` makes it.
+          inputs: ``[*B, I]``.
+
+        Returns:
+          The next carry, of the dtypes that came in, and the output ``[*B, output_size]``.
+        """
+        self._check_step(carry, inputs.shape)
+        dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
+        stream = accumulation_dtype(dtype, carry.memory.dtype)
+        state = jax.tree.map(lambda leaf: leaf.astype(stream), carry)
+        batch = inputs.shape[:-1]
+
+        read_words = state.read_words.reshape(*batch, -1)
+        seen = jnp.concatenate([inputs.astype(dtype), read_words.astype(dtype)], axis=-1)
+        layers, hidden = self._control(state.controller, seen, stream)
+
+        heads = (self.word_size, self.num_reads, self.num_writes)
+        packed = self._dense(interface_size(*heads), "interface", dtype)(hidden).astype(stream)
+        state = access_memory(unpack_interface(packed, *heads), state)
+        state = state._replace(controller=layers)
+
+        read_words = state.read_words.reshape(*batch, -1).astype(dtype)
+        outputs = self._dense(self.output_size, "output", dtype)(
+            jnp.concatenate([hidden, read_words], axis=-1)
+        )
+        new_carry = jax.tree.map(lambda new, old: new.astype(old.dtype), state, carry)
+        return new_carry, self._clip(outputs)
+
+    def _control(
+        self, layers: tuple[tuple[Array, Array], ...], seen: Array, stream: Dtype
+    ) -> tuple[tuple[tuple[Array, Array], ...], Array]:
+        """The controller's next state and its output in the dtype of `seen`."""
+        dtype = seen.dtype
+        if self.controller == "feedforward":
+            hidden = seen
+            for layer in range(self.controller_layers):
+                dense = self._dense(self.controller_size, f"controller_{layer}", dtype)
+                hidden = jax.nn.relu(dense(hidden))
+            return (), self._clip(hidden)
+        new_layers, below = [], []
+        for layer, (c, h) in enumerate(layers):
+            dense = self._dense(4 * self.controller_size, f"controller_{layer}", dtype)
+            packed = dense(jnp.concatenate([seen, *below[-1:], h.astype(dtype)], axis=-1))
+            c, h = map(self._clip, lstm_update(packed.astype(stream), c, self.forget_bias))
+            new_layers.append((c, h))
+            below.append(h.astype(dtype))
+        return tuple(new_layers), jnp.concatenate(below, axis=-1)
+
+    def _clip(self, x: Array) -> Array:
+        return jnp.clip(x, -self.clip_value, self.clip_value) if self.clip_value else x
+
+    def _dense(self, features: int, name: str, dtype: Dtype) -> nn.Dense:
+        return nn.Dense(
+            features,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name=name,
+        )
+
+    @nn.nowrap
+    def _check_step(self, carry: DNCState, input_shape: tuple[int, ...]) -> None:
+        """Raises unless carry and input fit the cell."""
+        if not input_shape or input_shape[-1] == 0:
+            raise ValueError(f"inputs must have shape [*B, I] with I >= 1, got {input_shape}")
+        if not isinstance(carry, DNCState):
+            raise TypeError(f"carry must be a DNCState, got {type(carry).__name__}")
+        shapes = self._carry_shapes(input_shape[:-1])
+        if len(carry.controller) != len(shapes.controller):
+            raise ValueError(
+                f"carry.controller must hold (c, h) for each of {len(shapes.controller)} LSTM "
+                f"layers, got {len(carry.controller)}"
+            )
+        for layer, state in enumerate(carry.controller):
+            for name, array in zip("ch", state, strict=True):
+                where = f"carry.controller[{layer}] ({name})"
+                check_shape(where, array, (*input_shape[:-1], self.controller_size), "[*B, C]")
+        for name, layout in _LAYOUTS.items():
+            check_shape(f"carry.{name}", getattr(carry, name), getattr(shapes, name), layout)
+
+
+_LAYOUTS = {
+    "read_words": "[*B, R, W]",
+    "memory": "[*B, S, W]",
+    "read_weights": "[*B, R, S]",
+    "write_weights": "[*B, P, S]",
+    "link": "[*B, P, S, S]",
+    "precedence_weights": "[*B, P, S]",
+    "usage": "[*B, S]",
+}

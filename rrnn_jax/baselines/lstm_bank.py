@@ -1,0 +1,157 @@
+"""The paper's "bank of LSTMs resembling" a Recurrent Entity Network."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
+from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+
+BankCarry = tuple[Array, Array]
+"""(c, h), ``[*B, S, F]`` each."""
+
+
+class LSTMBankCell(nn.RNNCellBase):
+    r"""S LSTM cells with shared weights, told apart by learned keys, each behind a gate of its own.
+
+    With the key :math:`w_j` of cell j,
+
+    .. math::
+
+        s_t &= W_s x_t + b_s \\
+        g_j &= \sigma(s_t \cdot h_{j,t-1} + s_t \cdot w_j) \\
+        \tilde c_j, \tilde h_j &=
+            \mathrm{LSTM}(W x_t + V w_j + U h_{j,t-1} + b; \; c_{j,t-1}) \\
+        c_{j,t} &= c_{j,t-1} + g_j (\tilde c_j - c_{j,t-1}), \quad
+        h_{j,t} = h_{j,t-1} + g_j (\tilde h_j - h_{j,t-1}) \\
+        y_t &= \textstyle\sum_j h_{j,t}
+
+    What is the paper's (appendix A.2): a bank of LSTMs that resembles an EntNet, of 2, 4, 6 or 8
+    cells and 1024 or 2048 units in total, whose states are summed for the output. What is our
+    reading: that "resembles" means the EntNet's shared weights, keys and gates (Henaff et al.
+    2017, eq. 2-4, see `EntNetCell`) around an LSTM's update; that a gate scales the whole update;
+    that no normalisation is needed where h is bounded; and that h is the state summed.
+
+    Without gates (``gated=False``) :math:`g_j = 1`, and the keys alone tell the cells apart.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rrnn_jax import RNN
+    >>> rnn = RNN(LSTMBankCell(features=16, num_cells=4))  # 64 units in total.
+    >>> x = jnp.ones((8, 10, 5))  # [B, T, I]
+    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    (8, 10, 16)
+
+    Attributes:
+      features: F, width of one cell; the bank has ``S*F`` units in total.
+      num_cells: S.
+      gated: see above (default: True).
+      forget_bias: constant added to the LSTMs' forget gate (default: 1).
+      dtype: dtype of the products; ``None`` (default) follows inputs and parameters. Gates and
+        states stay in float32 or wider.
+      param_dtype: dtype of the parameters (default: float32).
+      kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
+      bias_init: initialiser of all biases (default: zeros).
+      key_init: initialiser of the keys ``[S, F]`` (default: normal of deviation 1/sqrt(F)).
+
+    Raises:
+      ValueError: a size below 1, or inputs and carries of the wrong shape.
+      TypeError: a size that is not an integer.
+    """
+
+    features: int
+    num_cells: int
+    gated: bool = True
+    forget_bias: float = 1.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = fan_in_truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+    key_init: Initializer = nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", in_axis=-1, out_axis=-2
+    )
+
+    def __post_init__(self) -> None:
+        check_positive(features=self.features, num_cells=self.num_cells)
+        super().__post_init__()
+
+    @property
+    def output_size(self) -> int:
+        """The width of the output."""
+        return self.features
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Feature axes of the input."""
+        return 1
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> BankCarry:
+        """Zeros.
+
+        Args:
+          rng: ignored.
+          input_shape: ``[*B, I]``.
+
+        Returns:
+          (c, h), ``[*B, S, F]`` each, in float32 (wider if the parameters are).
+        """
+        del rng
+        shape = (*tuple(input_shape)[:-1], self.num_cells, self.features)
+        zeros = jnp.zeros(shape, accumulation_dtype(self.param_dtype))
+        return zeros, zeros
+
+    @nn.nowrap
+    def output_from_carry(self, carry: BankCarry) -> Array:
+        """The output that goes with a carry, ``[*B, F]``."""
+        outputs = jnp.sum(carry[1], axis=-2)
+        return outputs if self.dtype is None else outputs.astype(self.dtype)
+
+    @nn.compact
+    def __call__(self, carry: BankCarry, inputs: Array) -> tuple[BankCarry, Array]:
+        """One step.
+
+        Args:
+          carry: (c, h), ``[*B, S, F]`` each.
+          inputs: ``[*B, I]``.
+
+        Returns:
+          The next carry, of the dtypes that came in, and the output ``[*B, F]``.
+        """
+        batch = inputs.shape[:-1]
+        for name, array in zip("ch", carry, strict=True):
+            shape = (*batch, self.num_cells, self.features)
+            check_shape(f"carry ({name})", array, shape, "[*B, S, F]")
+        dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
+        stream = accumulation_dtype(dtype, carry[0].dtype)
+        c, h = (leaf.astype(stream) for leaf in carry)
+        inputs, width = inputs.astype(dtype), 4 * self.features
+        keys = self.param(
+            "keys", self.key_init, (self.num_cells, self.features), self.param_dtype
+        ).astype(dtype)
+
+        from_input = self._dense(width, "input", dtype)(inputs)[..., None, :].astype(stream)
+        from_keys = self._dense(width, "key", dtype, use_bias=False)(keys).astype(stream)
+        from_keys = from_keys.reshape((1,) * len(batch) + from_keys.shape)
+        hidden = self._dense(width, "hidden", dtype, use_bias=False)(h.astype(dtype))
+        packed = hidden.astype(stream) + from_input + from_keys
+        new_c, new_h = lstm_update(packed, c, self.forget_bias)
+        if self.gated:
+            shown = self._dense(self.features, "gate_input", dtype)(inputs).astype(stream)
+            met = h + keys.astype(stream).reshape((1,) * len(batch) + keys.shape)
+            gate = jax.nn.sigmoid(jnp.sum(shown[..., None, :] * met, axis=-1, keepdims=True))
+            new_c, new_h = c + gate * (new_c - c), h + gate * (new_h - h)
+        new_carry = new_c.astype(carry[0].dtype), new_h.astype(carry[1].dtype)
+        return new_carry, self.output_from_carry(new_carry)
+
+    def _dense(self, features: int, name: str, dtype: Dtype, use_bias: bool = True) -> nn.Dense:
+        return nn.Dense(
+            features,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name=name,
+        )

@@ -1,0 +1,55 @@
+"""The LSTM's state update, and the dtype that a baseline computes in."""
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+
+
+def lstm_update(packed: Array, cell: Array, forget_bias: float) -> tuple[Array, Array]:
+    r"""The next state of an LSTM from its pre-activations.
+
+    .. math::
+
+        c_t &= \sigma(f + b_f) \circ c_{t-1} + \sigma(i) \circ \tanh(g) \\
+        h_t &= \sigma(o) \circ \tanh(c_t)
+
+    >>> packed = jnp.zeros((1, 8))  # Every gate half open, no candidate.
+    >>> lstm_update(packed, jnp.ones((1, 2)), forget_bias=0.0)[0]
+    Array([[0.5, 0.5]], dtype=float32)
+
+    Args:
+      packed: input gate, candidate, forget gate and output gate side by side, ``[..., 4*F]``
+        (Sonnet v1's order).
+      cell: c, ``[..., F]``.
+      forget_bias: constant added to the forget gate.
+
+    Returns:
+      (c, h), ``[..., F]`` each, in float32 or wider.
+    """
+    dtype = accumulation_dtype(packed.dtype, cell.dtype)
+    write, candidate, forget, output = jnp.split(packed.astype(dtype), 4, axis=-1)
+    kept = jax.nn.sigmoid(forget + jnp.asarray(forget_bias, dtype)) * cell.astype(dtype)
+    new_cell = kept + jax.nn.sigmoid(write) * jnp.tanh(candidate)
+    return new_cell, jax.nn.sigmoid(output) * jnp.tanh(new_cell)
+
+
+def compute_dtype(dtype: Dtype | None, input_dtype: Dtype, param_dtype: Dtype) -> Dtype:
+    """The dtype of the products: the one asked for, or the wider of inputs and parameters.
+
+    >>> compute_dtype(None, jnp.bfloat16, jnp.float32)
+    dtype('float32')
+
+    Args:
+      dtype: what the user asked for, or None.
+      input_dtype: of the inputs.
+      param_dtype: of the parameters.
+
+    Returns:
+      A floating-point dtype.
+    """
+    if dtype is not None:
+        return jnp.dtype(dtype)
+    if jnp.dtype(input_dtype) == jnp.dtype(param_dtype):
+        return jnp.dtype(param_dtype)
+    return accumulation_dtype(input_dtype, param_dtype)
