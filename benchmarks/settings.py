@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from rrnn_jax.typing import GateStyle
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "tf32", "bfloat16")
+"""What products are computed in; tf32 is float32 arrays with the products of a GPU's TF32 units."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Setting:
     def width(self) -> int:
         """F, the width of a memory slot."""
         return self.heads * self.head_size
+
+    @property
+    def array_dtype(self) -> str:
+        """The dtype of inputs and outputs."""
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
     def replace(self, **changes: object) -> "Setting":
         """The same setting with some sizes changed."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 from rrnn_jax import RelationalMemoryCell
 

@@ -1,0 +1,203 @@
+"""Measures the variants of one point: builds, checks, times them in turns, makes rows."""
+
+import dataclasses
+import gc
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from benchmarks import agreement, variants
+from benchmarks.problem import Problem, make_problem
+from benchmarks.program import Program, Results, UnavailableError
+from benchmarks.records import SCHEMA, Row
+from benchmarks.settings import Setting
+from benchmarks.timing import interleave, summarise
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+      rounds: samples per variant.
+      warmup: calls before the first sample.
+      min_seconds: shortest time that a sample may span.
+      seed: of the arrays and of the order in the rounds.
+    """
+
+    rounds: int = 10
+    warmup: int = 3
+    min_seconds: float = 0.2
+    seed: int = 0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with the rows that were done by then."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+def measure(
+    setting: Setting,
+    mode: str,
+    names: Sequence[str],
+    options: Options,
+    common: Row,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> list[Row]:
+    """One row for each variant of a point.
+
+    Args:
+      setting: the sizes.
+      mode: one of `program.MODES`.
+      names: the variants; the reference is measured with them in any case.
+      options: how to measure.
+      common: fields that go into every row.
+      progress: wraps the rounds, to draw a bar.
+
+    Returns:
+      The rows in the order of `names`, the reference first.
+
+    Raises:
+      Interrupted: by Ctrl-C; it holds rows of fewer rounds.
+    """
+    names = list(dict.fromkeys((variants.REFERENCE, *names)))
+    problem = make_problem(setting, options.seed)
+    rows = {name: _row(setting, mode, name, options, common) for name in names}
+    programs = _build_all(problem, mode, names, rows)
+    _check_all(problem, mode, programs, rows)
+    rounds = interleave(
+        {name: program.run for name, program in programs.items()},
+        rounds=options.rounds,
+        warmup=options.warmup,
+        min_seconds=options.min_seconds,
+        seed=options.seed,
+        progress=progress,
+    )
+    reference = rounds.samples.get(variants.REFERENCE, [])
+    for name, program in programs.items():
+        samples = rounds.samples[name]
+        if samples:
+            rows[name] |= _timed(setting, program, samples, reference)
+    if rounds.interrupted:
+        raise Interrupted([row for row in rows.values() if row["status"] != "pending"])
+    programs.clear()
+    gc.collect()
+    return list(rows.values())
+
+
+def _row(setting: Setting, mode: str, name: str, options: Options, common: Row) -> Row:
+    return {
+        "schema": SCHEMA,
+        "status": "pending",
+        "reason": None,
+        "setting": dataclasses.asdict(setting) | {"width": setting.width},
+        "mode": mode,
+        "variant": name,
+        "reference": variants.REFERENCE,
+        "options": dataclasses.asdict(options),
+    } | common
+
+
+def _build_all(
+    problem: Problem, mode: str, names: Sequence[str], rows: dict[str, Row]
+) -> dict[str, Program]:
+    """Builds what can be built; the rows of the others say why not."""
+    programs = {}
+    for name in names:
+        try:
+            programs[name] = program = variants.build(name, problem, mode)
+        except UnavailableError as error:
+            rows[name] |= {"status": "skipped", "reason": str(error)}
+        except Exception as error:  # One variant that fails must not end the others' measurement.
+            rows[name] |= {"status": "failed", "reason": _describe(error)}
+        else:
+            rows[name] |= {
+                "parameters": program.parameters,
+                "state": program.state,
+                "costs": dataclasses.asdict(program.costs),
+            }
+    return programs
+
+
+def _check_all(
+    problem: Problem, mode: str, programs: dict[str, Program], rows: dict[str, Row]
+) -> None:
+    """Takes out the programs that fail, or compute something else than the reference does."""
+    results: dict[str, Results] = {}
+    for name, program in list(programs.items()):
+        try:
+            found = program.results()
+        except Exception as error:
+            rows[name] |= {"status": "failed", "reason": _describe(error)}
+            del programs[name]
+        else:
+            if program.comparable:
+                results[name] = found
+    if variants.REFERENCE not in results:
+        for name in results:
+            del programs[name]
+            rows[name] |= {"status": "failed", "reason": "the reference to check it with failed"}
+        return
+    wanted, tolerance = results[variants.REFERENCE], agreement.TOLERANCE
+    if problem.setting.dtype != "float32":
+        wanted = _float32_results(problem, mode)
+        name, error = agreement.worst(agreement.errors(results[variants.REFERENCE], wanted))
+        tolerance = max(tolerance, agreement.FACTOR * error)
+    for name, found in results.items():
+        array, error = agreement.worst(agreement.errors(found, wanted))
+        rows[name]["agreement"] = {"error": error, "array": array, "tolerance": tolerance}
+        if not error <= tolerance:
+            reason = f"{array} is off by {error:.2e} of its size (at most {tolerance:.2e})"
+            rows[name] |= {"status": "disagrees", "reason": reason}
+            del programs[name]
+
+
+def _float32_results(problem: Problem, mode: str) -> Results:
+    """What the reference computes from the same arrays in float32."""
+    exact = make_problem(problem.setting.replace(dtype="float32"))
+    exact = dataclasses.replace(
+        exact, params=problem.params, inputs=problem.inputs.astype(jax.numpy.float32)
+    )
+    return variants.build(variants.REFERENCE, exact, mode).results()
+
+
+def _timed(setting: Setting, program: Program, samples: list[float], reference: list[float]) -> Row:
+    seconds = summarise(samples)
+    speedups = [theirs / own for theirs, own in zip(reference, samples, strict=False)]
+    return {
+        "status": "ok",
+        "seconds": dataclasses.asdict(seconds),
+        "samples": samples,
+        "speedup": dataclasses.asdict(summarise(speedups)) if speedups else None,
+        "sequences_per_second": setting.batch / seconds.median,
+        "steps_per_second": setting.batch * setting.steps / seconds.median,
+        "flops": program.flops,
+    }
+
+
+def _describe(error: Exception) -> str:
+    lines = traceback.format_exception_only(error)
+    return "".join(lines).strip()[:500]
+
+
+def describe_row(row: Row) -> str:
+    """A row in one line.
+
+    >>> describe_row({"variant": "torch", "status": "skipped", "reason": "no PyTorch"})
+    'torch              skipped: no PyTorch'
+    """
+    head = f"{row['variant']:<18} "
+    if row["status"] != "ok":
+        return f"{head}{row['status']}: {row['reason']}"
+    seconds: Any = row["seconds"]
+    text = f"{head}{1e3 * seconds['median']:10.3f} ms (quartiles {1e3 * seconds['q1']:.3f}-"
+    text += f"{1e3 * seconds['q3']:.3f}, min {1e3 * seconds['min']:.3f}, n {seconds['n']})"
+    if row["speedup"]:
+        speedup = row["speedup"]
+        text += f"  x{speedup['median']:.2f} ({speedup['q1']:.2f}-{speedup['q3']:.2f})"
+    return text

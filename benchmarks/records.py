@@ -1,0 +1,67 @@
+"""Rows of measurements as JSON lines."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+"""Of a row; raised whenever a field changes its meaning."""
+
+Row = dict[str, Any]
+
+
+def key(row: Mapping[str, Any]) -> str:
+    """What a row measures, and where: rows of the same key replace each other."""
+    environment = row["environment"]
+    parts = {name: row[name] for name in ("setting", "mode", "variant", "threads")}
+    parts["device"] = environment["device"], environment["processor"]
+    parts["xla_flags"] = environment["xla_flags"]
+    return json.dumps(parts, sort_keys=True)
+
+
+def is_finished(row: Mapping[str, Any], rounds: int) -> bool:
+    """Whether a row need not be measured again when `rounds` rounds are asked for."""
+    return row["status"] == "ok" and row["seconds"]["n"] >= rounds
+
+
+def read_rows(paths: Iterable[Path]) -> list[Row]:
+    """The rows of JSON-lines files, the last one of each key; a torn last line is left out.
+
+    Raises:
+      ValueError: a row has another schema.
+    """
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                continue
+            row = json.loads(line)
+            if row.get("schema") != SCHEMA:
+                raise ValueError(
+                    f"rows of {path} must have schema {SCHEMA}, got {row.get('schema')}"
+                )
+            rows[key(row)] = row
+    return list(rows.values())
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Adds rows at the end of a file, each in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        whole, newline, torn = path.read_text().rpartition("\n")
+        if torn:
+            path.write_text(whole + newline)
+    with path.open("a") as file:
+        for row in rows:
+            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

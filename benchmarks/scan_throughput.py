@@ -1,0 +1,165 @@
+"""Throughput of recurrent scans: ``python -m benchmarks.scan_throughput --help``."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import variants
+from benchmarks.machine import count_threads, describe_machine, limit_threads
+from benchmarks.measure import Interrupted, Options, describe_row, measure
+from benchmarks.program import MODES
+from benchmarks.records import Row, append_rows, is_finished, key, read_rows
+from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
+
+EPILOG = """Several variants of one point are timed in turns within one process, after each was
+checked against the reference. Run again with the same --out, finished rows are not measured anew;
+Ctrl-C keeps what is done."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.scan_throughput",
+        description="Times recurrent scans: forward, and forward with backward.",
+        epilog=EPILOG,
+    )
+    _what_options(result.add_argument_group("what to measure").add_argument)
+    _how_options(result.add_argument_group("how to measure").add_argument)
+    return result
+
+
+def _what_options(add: Callable[..., Any]) -> None:
+    names = ", ".join(SETTINGS)
+    add("--setting", nargs="+", choices=SETTINGS, default=["cpu"], metavar="NAME",
+        help=f"named sizes, of {names}")  # fmt: skip
+    add("--sweep", action="store_true", help="also change one size at a time around the setting")
+    letters = list(AXES.values())
+    add(
+        "--axes", nargs="+", choices=letters, default=letters, help="the sizes that --sweep changes"
+    )
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"],
+        help="what products are computed in; tf32 needs a GPU")  # fmt: skip
+    add("--mode", nargs="+", choices=MODES[:2], default=list(MODES[:2]),
+        help="outputs alone, or loss and gradients")  # fmt: skip
+    add("--streaming", action="store_true",
+        help="instead: one step of one sequence at a time, the carry kept")  # fmt: skip
+    others = f"{', '.join(variants.NAMES)}, or IMPLEMENTATION:REMAT"
+    add("--variants", nargs="+", default=list(variants.DEFAULT), metavar="VARIANT",
+        help=f"of {others}; {variants.REFERENCE} is always among them")  # fmt: skip
+    add("--remat", nargs="+", choices=variants.REMATS[1:], default=[],
+        help="also each implementation among the variants with these")  # fmt: skip
+
+
+def _how_options(add: Callable[..., Any]) -> None:
+    add("--rounds", type=_positive, default=10, help="samples of each variant")
+    add("--warmup", type=_positive, default=3, help="calls before the first sample")
+    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
+    add("--threads", type=_positive, help="processors to keep to (default: all there are)")
+    add("--seed", type=int, default=0, help="of arrays and order")
+    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    arguments = parser()
+    given = arguments.parse_args(args)
+    try:
+        names = _names(given.variants, given.remat)
+        if given.threads is not None:
+            limit_threads(given.threads)
+        points = list(plan(given))
+    except ValueError as error:
+        arguments.error(str(error))
+    common = {"threads": count_threads(), "environment": describe_machine()}
+    options = Options(given.rounds, given.warmup, given.min_seconds, given.seed)
+    finished = _finished(given.out, given.rounds)
+    print(f"{jax.devices()[0].device_kind}, {common['threads']} threads", file=sys.stderr)
+    complete = True
+    for number, (setting, mode) in enumerate(points, 1):
+        left = [name for name in names if _probe(setting, mode, name, common) not in finished]
+        title = f"[{number}/{len(points)}] {setting.name}: {setting.describe()}, {mode}"
+        if not left:
+            print(f"{title}: done before", file=sys.stderr)
+            continue
+        print(title, file=sys.stderr)
+        try:
+            rows = measure(setting, mode, left, options, common, _rounds_bar)
+        except Interrupted as interruption:
+            _keep(interruption.rows, left, given.out)
+            print("Interrupted; the same command goes on from here.", file=sys.stderr)
+            return 130
+        except KeyboardInterrupt:
+            print("Interrupted; the same command goes on from here.", file=sys.stderr)
+            return 130
+        _keep(rows, left, given.out)
+        complete &= all(row["status"] in ("ok", "skipped") for row in rows)
+    return 0 if complete else 1
+
+
+def plan(given: argparse.Namespace) -> Iterator[tuple[Setting, str]]:
+    """The points to measure: sizes and mode, each once."""
+    axes = tuple(size for size, letter in AXES.items() if letter in given.axes)
+    seen = set()
+    for name in given.setting:
+        base = SETTINGS[name]
+        settings = [base]
+        if given.sweep:
+            settings += [setting for _, setting in sweep(base, axes)]
+        for dtype in given.dtype:
+            for mode in ["streaming"] if given.streaming else given.mode:
+                for setting in settings:
+                    chosen = setting.replace(dtype=dtype)
+                    if given.streaming:
+                        chosen = chosen.replace(batch=1, steps=1)
+                    if (chosen, mode) not in seen:
+                        seen.add((chosen, mode))
+                        yield chosen, mode
+
+
+def _names(given: Sequence[str], remats: Sequence[str]) -> list[str]:
+    names = [variants.check_name(name) for name in given]
+    implementations = [name for name in names if name in variants.IMPLEMENTATIONS]
+    return names + [f"{name}:{remat}" for name in implementations for remat in remats]
+
+
+def _probe(setting: Setting, mode: str, name: str, common: Row) -> str:
+    """The key that a row would have."""
+    sizes = dataclasses.asdict(setting) | {"width": setting.width}
+    return key({"setting": sizes, "mode": mode, "variant": name} | common)
+
+
+def _finished(path: Path | None, rounds: int) -> set[str]:
+    if path is None or not path.exists():
+        return set()
+    return {key(row) for row in read_rows([path]) if is_finished(row, rounds)}
+
+
+def _keep(rows: Iterable[Row], wanted: Iterable[str], path: Path | None) -> None:
+    """Prints rows, and writes those that were wanted (the reference may have been done before)."""
+    rows = list(rows)
+    for row in rows:
+        print("  " + describe_row(row))
+    if path is not None:
+        wanted = set(wanted)
+        append_rows(path, [row for row in rows if row["variant"] in wanted])
+
+
+def _rounds_bar(rounds: Iterable[int]) -> Any:
+    return tqdm(rounds, desc="rounds", leave=False, disable=None)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The variants by name, and how each is built."""
+
+from collections.abc import Callable
+from typing import cast
+
+from benchmarks import jax_programs
+from benchmarks.problem import Problem
+from benchmarks.program import Program, UnavailableError
+from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
+from rrnn_jax.typing import Remat
+
+REFERENCE = "plain"
+"""`flax.linen.RNN` of the relational memory: what others are compared and checked with."""
+
+Build = Callable[[Problem, str], Program]
+
+
+def _torch(**options: object) -> Build:
+    def build(problem: Problem, mode: str) -> Program:
+        try:
+            from benchmarks import torch_programs
+        except ImportError as error:
+            raise UnavailableError("PyTorch is not installed") from error
+        return torch_programs.build(problem, mode, **options)  # type: ignore[arg-type]
+
+    return build
+
+
+OTHERS: dict[str, Build] = {
+    REFERENCE: lambda problem, mode: jax_programs.build(jax_programs.plain(problem), problem, mode),
+    "torch": _torch(),
+    "torch_bmm": _torch(attention="bmm"),
+    "torch_compile": _torch(compiled=True),
+}
+"""Variants other than `rrnn_jax.RNN`'s."""
+
+NAMES = (REFERENCE, *IMPLEMENTATIONS, *(name for name in OTHERS if name != REFERENCE))
+"""All variants; an implementation takes a remat choice after a colon, as in ``hoisted:full``."""
+
+DEFAULT = (REFERENCE, *IMPLEMENTATIONS, "torch")
+
+
+def check_name(name: str) -> str:
+    """Returns the name of a variant if it is one.
+
+    Raises:
+      ValueError: it is not.
+    """
+    implementation, colon, remat = name.partition(":")
+    if name in OTHERS or (implementation in IMPLEMENTATIONS and (not colon or remat in REMATS)):
+        return name
+    raise ValueError(
+        f"variant must be one of {', '.join(NAMES)} "
+        f"(or IMPLEMENTATION:REMAT with one of {', '.join(REMATS)}), got {name!r}"
+    )
+
+
+def build(name: str, problem: Problem, mode: str) -> Program:
+    """Builds a variant by name.
+
+    Raises:
+      UnavailableError: it cannot run here.
+    """
+    if name in OTHERS:
+        return OTHERS[name](problem, mode)
+    implementation, _, remat = check_name(name).partition(":")
+    model = jax_programs.ours(problem, implementation, cast(Remat, remat or "none"))
+    return jax_programs.build(model, problem, mode)
