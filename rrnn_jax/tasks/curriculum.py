@@ -1,0 +1,186 @@
+"""Curricula of the character-level tasks: how difficulty is drawn and how it grows.
+
+Difficulty is the length of literals and the nesting of programs. Zaremba and Sutskever ("Learning
+to Execute", section 4) and the authors' data set know four ways to draw it for a sample, up to the
+config's L and N:
+
+============  ===========================================================================
+curriculum    length, nesting of a sample
+============  ===========================================================================
+``fixed``     L, N: what models are judged by
+``mix``       uniform over 1..L and 1..N, each sample for itself: what the paper trains on
+``naive``     the current level's
+``combined``  uniform up to the current level's, each sample for itself
+============  ===========================================================================
+
+The level of the last two begins at (1, 1) and lives in a `CurriculumState`, which belongs to the
+state of training: a run that is resumed goes on with it. It grows by the authors' rule, which looks
+at the last w losses:
+
+.. math:: \\frac{\\mathrm{mean}_i (l_{i+1} - l_i)}{\\mathrm{mean}_i \\, l_i} < \\theta
+
+Then the length grows by one, or the nesting once the length is L, and the window starts afresh. The
+authors' numbers are w = 10 and θ = 0.1, with which falling and **constant** losses pass, and rising
+ones by less than a tenth per update. θ = 0 asks for a loss that falls.
+
+Two things differ from Zaremba and Sutskever: they reset the length when the nesting grows, and they
+let one combined sample in five (in their code) be drawn as by ``mix``. One differs from the authors'
+script, whose ``mix`` draws the nesting from 1..L; the paper says "up to max".
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.typing import Array
+
+CURRICULA = ("mix", "fixed", "naive", "combined")
+LEVELLED = ("naive", "combined")
+
+
+class Difficulty(Protocol):
+    """What a config says of difficulty."""
+
+    @property
+    def length(self) -> int:
+        """L, the largest length."""
+        ...
+
+    @property
+    def nesting(self) -> int:
+        """N, the largest nesting."""
+        ...
+
+    @property
+    def curriculum(self) -> str:
+        """One of `CURRICULA`."""
+        ...
+
+    @property
+    def curriculum_window(self) -> int:
+        """w, losses that a decision looks at."""
+        ...
+
+    @property
+    def curriculum_threshold(self) -> float:
+        """θ, the relative change of the loss below which the level grows."""
+        ...
+
+
+class CurriculumState(NamedTuple):
+    """A level, and the losses seen there.
+
+    Attributes:
+      length: int32 scalar, the level's length.
+      nesting: int32 scalar, its nesting.
+      losses: ``[w]`` float32, the last losses, the newest last.
+      count: int32 scalar, how many losses the level has seen.
+    """
+
+    length: Array
+    nesting: Array
+    losses: Array
+    count: Array
+
+
+def check_curriculum(config: Difficulty) -> None:
+    """Raises unless the fields of `Difficulty` are valid."""
+    check_positive(length=config.length, nesting=config.nesting)
+    check_choice("curriculum", config.curriculum, CURRICULA)
+    check_positive(curriculum_window=config.curriculum_window)
+    if config.curriculum_window < 2:
+        raise ValueError(f"curriculum_window must be at least 2, got {config.curriculum_window}")
+
+
+def initial_state(config: Difficulty) -> CurriculumState:
+    """The first level: (1, 1), or (L, N) for the curricula without levels.
+
+    >>> from rrnn_jax.tasks import learn_to_execute
+    >>> state = initial_state(learn_to_execute.Config(curriculum="naive"))
+    >>> int(state.length), int(state.nesting)
+    (1, 1)
+    """
+    has_levels = config.curriculum in LEVELLED
+    return CurriculumState(
+        length=jnp.int32(1 if has_levels else config.length),
+        nesting=jnp.int32(1 if has_levels else config.nesting),
+        losses=jnp.zeros((config.curriculum_window,), jnp.float32),
+        count=jnp.int32(0),
+    )
+
+
+def advance(state: CurriculumState, loss: Array, config: Difficulty) -> CurriculumState:
+    """Takes a loss in, and raises the level if the rule says so; see the module's description.
+
+    Pure and jittable (`config` static). NaN never raises a level.
+
+    >>> from rrnn_jax.tasks import learn_to_execute
+    >>> config = learn_to_execute.Config(length=3, curriculum="naive")
+    >>> state = initial_state(config)
+    >>> for _ in range(30):
+    ...     state = advance(state, jnp.float32(1.0), config)
+    >>> int(state.length), int(state.nesting)
+    (3, 2)
+
+    Args:
+      state: before the loss.
+      loss: a scalar.
+      config: the task's config.
+
+    Returns:
+      The state after it.
+    """
+    if config.curriculum not in LEVELLED:
+        return state
+    window = config.curriculum_window
+    losses = jnp.concatenate([state.losses[1:], jnp.asarray(loss, jnp.float32)[None]])
+    count = jnp.minimum(state.count + 1, window)
+    # The mean change telescopes.
+    change = (losses[-1] - losses[0]) / (window - 1)
+    passed = (count == window) & (change < config.curriculum_threshold * jnp.mean(losses))
+    longer = passed & (state.length < config.length)
+    deeper = passed & ~longer & (state.nesting < config.nesting)
+    return CurriculumState(
+        length=state.length + longer.astype(jnp.int32),
+        nesting=state.nesting + deeper.astype(jnp.int32),
+        losses=losses,
+        count=jnp.where(passed, 0, count),
+    )
+
+
+def draw(
+    bits: Array, config: Difficulty, level: CurriculumState | None
+) -> tuple[Array | int, Array | int]:
+    """Length and nesting of every sample.
+
+    Args:
+      bits: ``[*B]`` uint32, random.
+      config: the task's config.
+      level: the curriculum's state; ignored where the curriculum has no levels.
+
+    Returns:
+      Two integers where all samples share it, arrays ``[*B]`` int32 otherwise.
+
+    Raises:
+      ValueError: a curriculum with levels, and no `level`.
+    """
+    if config.curriculum == "fixed":
+        return config.length, config.nesting
+    if config.curriculum == "mix":
+        length, nesting = jnp.uint32(config.length), jnp.uint32(config.nesting)
+    elif level is None:
+        raise ValueError(
+            f"level must be a CurriculumState for curriculum {config.curriculum!r}, got None"
+        )
+    else:
+        length, nesting = level.length.astype(jnp.uint32), level.nesting.astype(jnp.uint32)
+    if config.curriculum == "naive":
+        shape = bits.shape
+        return (jnp.broadcast_to(x.astype(jnp.int32), shape) for x in (length, nesting))  # type: ignore[return-value]
+    # One word gives both: the remainder by L, and the quotient's by N.
+    length, nesting = (jnp.broadcast_to(x, bits.shape) for x in (length, nesting))
+    drawn_length = 1 + jax.lax.rem(bits, length).astype(jnp.int32)
+    drawn_nesting = 1 + jax.lax.rem(jax.lax.div(bits, length), nesting).astype(jnp.int32)
+    return drawn_length, drawn_nesting
