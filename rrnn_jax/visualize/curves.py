@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from rrnn_jax.visualize.style import COLOURS, new_figure
+from rrnn_jax.visualize.style import line_look, new_figure
 
 Curve = tuple[Sequence[int], Sequence[float]]
 """Steps and values, equally many."""
@@ -45,7 +45,7 @@ def learning_curves_figure(
     figure = new_figure()
     axes = figure.add_subplot()
     for i, (name, seeds) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        look = line_look(i)
         for steps, values in seeds:
             if len(steps) != len(values):
                 raise ValueError(
@@ -55,15 +55,15 @@ def learning_curves_figure(
         several = len(seeds) > 1
         label = f"{name} ({len(seeds)} seeds)" if several else name
         for steps, values in seeds:
-            (line,) = axes.plot(steps, values, color=colour, linewidth=0.7 if several else 1.8)
+            (line,) = axes.plot(steps, values, linewidth=0.7 if several else 1.8, **look)
             if several:
                 line.set_alpha(0.6)
             else:
                 line.set_label(label)
         if several:
             steps, low, mean, high = _band(seeds)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(steps, mean, color=colour, linewidth=1.8, label=label)
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.plot(steps, mean, linewidth=1.8, label=label, **look)
     if trivial is not None:
         axes.axhline(trivial, color="black", linestyle="--", linewidth=1)
         axes.annotate(

@@ -1,20 +1,13 @@
 """Learning curves: what is drawn is what was given."""
 
-import io
-
 import numpy as np
 import pytest
 
 from rrnn_jax.visualize import learning_curves_figure
+from tests.visualize.figures import assert_nothing_cut, assert_same_twice
 
 ONE = [([0, 10, 20], [0.2, 0.5, 0.9])]
 THREE = [([0, 10], [0.1, 0.4]), ([0, 10], [0.2, 0.6]), ([0, 10, 20], [0.3, 0.8, 0.9])]
-
-
-def png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def test_one_seed_is_one_line():
@@ -39,10 +32,17 @@ def test_several_seeds_have_mean_and_range_where_all_have_values():
     assert axes.lines[0].get_color() != axes.lines[4].get_color()
 
 
-def test_renders_the_same_bytes_twice():
-    first, second = (png(learning_curves_figure({"RMC": THREE})) for _ in range(2))
-    assert first == second
-    assert first.startswith(b"\x89PNG")
+def test_many_models_are_told_apart():
+    axes = learning_curves_figure({f"model {i}": ONE for i in range(9)}).axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 9
+
+
+def test_nothing_is_cut_and_same_twice():
+    def make():
+        return learning_curves_figure({"RMC": THREE}, title="t", trivial=0.25, y_limits=(0, 1))
+
+    assert_nothing_cut(make())
+    assert_same_twice(make)
 
 
 @pytest.mark.parametrize(

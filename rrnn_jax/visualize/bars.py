@@ -1,0 +1,100 @@
+"""Bars of several variants: the mean of the seeds, and each seed as a dot."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rrnn_jax.visualize.style import ACCENT, COLOURS, SMALL, WIDTH, new_figure, small_ticks
+
+
+def bars_figure(
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    title: str = "",
+    x_label: str = "accuracy (%)",
+    reference: tuple[str, str] | None = None,
+    trivial: float | None = None,
+    x_limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draws a bar for each variant, sorted by groups, with a dot for each seed.
+
+    >>> groups = {"": {"base": [90.0, 92.0]}, "slots": {"1": [51.0, 50.0], "8": [93.0, 95.0]}}
+    >>> figure = bars_figure(groups, reference=("", "base"), trivial=50.0)
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['base', '1', '8']
+
+    Args:
+      groups: for each group (a factor), its variants by name, and each one's values by seed. The
+        group of name '' has no heading.
+      title: of the figure.
+      x_label: what the values are, with their unit.
+      reference: group and name of the variant that the others are compared with; its mean runs
+        through the figure as a line.
+      trivial: the score of not learning, drawn as a labelled line.
+      x_limits: limits of the values' axis.
+
+    Returns:
+      A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: no variant, a variant without values, or no such reference.
+    """
+    rows = [(group, name, values) for group, of in groups.items() for name, values in of.items()]
+    if not rows or not all(len(values) for _, _, values in rows):
+        raise ValueError("groups must hold at least one variant, and each at least one value")
+    keys = [(group, name) for group, name, _ in rows]
+    if reference is not None and reference not in keys:
+        raise ValueError(f"reference must name one of {keys}, got {reference}")
+
+    # A group's heading takes a line of its own.
+    positions, headings, line = [], [], 0.0
+    for i, (group, _, _) in enumerate(rows):
+        if group and (i == 0 or group != rows[i - 1][0]):
+            headings.append((line, group))
+            line += 1
+        positions.append(line)
+        line += 1
+    figure = new_figure(WIDTH, 0.85 + 0.185 * line)
+    axes = figure.add_subplot()
+    for position, key, (_, _, values) in zip(positions, keys, rows, strict=True):
+        colour = ACCENT if key == reference else COLOURS[0]
+        mean = float(np.mean(values))
+        axes.barh(position, mean, height=0.72, color=colour, alpha=0.4, linewidth=0)
+        axes.plot([mean, mean], [position - 0.36, position + 0.36], color=colour, linewidth=1.5)
+        dots = [position] * len(values)
+        axes.plot(values, dots, "o", color=colour, markersize=4, mec="white", mew=0.5)
+    if reference is not None:
+        mean = float(np.mean(rows[keys.index(reference)][2]))
+        axes.axvline(mean, color=ACCENT, linestyle="--", linewidth=0.9, zorder=0)
+    if trivial is not None:
+        axes.axvline(trivial, color="black", linestyle=":", linewidth=1, zorder=0)
+        axes.annotate(
+            f"trivial {trivial:.3g}",
+            xy=(trivial, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="center",
+            fontsize=SMALL,
+        )
+    axes.set_yticks(positions, [name for _, name in keys])
+    for position, group in headings:
+        axes.annotate(
+            group,
+            xy=(0.0, position),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=SMALL,
+            fontweight="bold",
+        )
+    axes.set_ylim(line - 0.4, -0.6)
+    axes.set_xlabel(x_label, fontsize=SMALL + 1)
+    if x_limits is not None:
+        axes.set_xlim(*x_limits)
+    axes.set_title(title, fontsize=SMALL + 2, pad=14 if trivial is not None else 6)
+    axes.grid(alpha=0.25, axis="x")
+    small_ticks(axes)
+    return figure

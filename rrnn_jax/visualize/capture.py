@@ -1,0 +1,77 @@
+"""What a run has captured, taken out of flax's `intermediates`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
+    """The array that was sown under `name`, wherever in the tree its module stands.
+
+    After ``y, captured = model.apply(variables, x, mutable=["intermediates"])``:
+
+    >>> sown = {"attention_weights": (np.zeros((8, 10, 1, 2, 4, 5)),)}
+    >>> captured = {"intermediates": {"core": {"cell": sown}}}
+    >>> captured_array(captured, "attention_weights").shape  # [B, T, blocks, H, S, S+R]
+    (8, 10, 1, 2, 4, 5)
+
+    Args:
+      intermediates: what ``apply(..., mutable=["intermediates"])`` returned, or a part of it.
+      name: such as 'attention_weights', 'input_gate' or 'forget_gate'.
+
+    Returns:
+      The array, on the host.
+
+    Raises:
+      KeyError: nothing, or more than one array, was sown under that name.
+    """
+    found = dict(_sown(intermediates, ()))
+    paths = [path for path in found if path[-1] == name]
+    if len(paths) != 1:
+        there = ", ".join("/".join(path) for path in found) or "nothing"
+        raise KeyError(f"name must be that of one captured array, got {name!r}; captured: {there}")
+    value = found[paths[0]]
+    if isinstance(value, tuple):  # `sow` makes tuples: an entry for each call.
+        if len(value) != 1:
+            raise KeyError(f"{name!r} was captured {len(value)} times; give the call's own part")
+        (value,) = value
+    return np.asarray(value)
+
+
+def attention_of(weights: np.ndarray, *, block: int = -1, head: int | None = None) -> np.ndarray:
+    """One attention matrix for each sequence and step.
+
+    >>> attention_of(np.full((8, 10, 1, 2, 4, 5), 0.2), head=1).shape
+    (8, 10, 4, 5)
+
+    Args:
+      weights: ``[B, T, blocks, H, S, S+R]``, as captured.
+      block: which attention block; -1 is the last.
+      head: which head; None (default) means the mean over all of them.
+
+    Returns:
+      ``[B, T, S, S+R]``; rows still sum to one.
+
+    Raises:
+      ValueError: `weights` has other axes; no such block or head.
+    """
+    weights = np.asarray(weights)
+    if weights.ndim != 6 or weights.shape[-1] <= weights.shape[-2]:
+        raise ValueError(f"weights must be [B, T, blocks, H, S, S+R], got shape {weights.shape}")
+    blocks, heads = weights.shape[2:4]
+    if not -blocks <= block < blocks:
+        raise ValueError(f"block must lie in {-blocks}..{blocks - 1}, got {block}")
+    of_block = weights[:, :, block]
+    if head is None:
+        return of_block.mean(axis=2)
+    if not 0 <= head < heads:
+        raise ValueError(f"head must be None or lie in 0..{heads - 1}, got {head}")
+    return of_block[:, :, head]
+
+
+def _sown(tree: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    """Every leaf (array or tuple of arrays) with its path."""
+    if not isinstance(tree, Mapping):
+        return [(path, tree)]
+    return [leaf for name, value in tree.items() for leaf in _sown(value, (*path, name))]

@@ -1,0 +1,104 @@
+"""Memory dynamics: how far the slots move, and how far their gates open, step by step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rrnn_jax.visualize.memory_numbers import slot_movement
+from rrnn_jax.visualize.style import (
+    ACCENT,
+    AMOUNTS,
+    SMALL,
+    WIDTH,
+    add_colour_bar,
+    count_ticks,
+    new_figure,
+    small_ticks,
+)
+
+
+def dynamics_figure(
+    memories: np.ndarray,
+    initial: np.ndarray,
+    *,
+    input_gate: np.ndarray | None = None,
+    forget_gate: np.ndarray | None = None,
+    step_labels: Sequence[str] = (),
+    marked: int | None = None,
+    title: str = "Memory dynamics",
+) -> Figure:
+    """Draws each slot's movement and the mean of its gates, slots against steps.
+
+    >>> figure = dynamics_figure(np.ones((6, 4, 8)), np.zeros((4, 8)),
+    ...                          forget_gate=np.full((6, 4, 8), 0.7))
+    >>> [axes.get_title() for axes in figure.axes[:2]]
+    ['distance moved (Euclidean)', 'forget gate (mean of units)']
+
+    Args:
+      memories: ``[T, S, F]``, one sequence's memory after each step.
+      initial: ``[S, F]``, before the first.
+      input_gate: ``[T, S, F]`` or ``[T, S, 1]``; None leaves it out.
+      forget_gate: likewise.
+      step_labels: what each step shows (default: its number, counted from 1).
+      marked: a step to stand out, or None.
+      title: of the figure.
+
+    Returns:
+      A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: shapes that do not fit each other.
+    """
+    moved = slot_movement(memories, initial)
+    if moved.ndim != 2:
+        raise ValueError(f"memories must be [T, S, F], got shape {np.shape(memories)}")
+    maps: list[tuple[str, np.ndarray, str, float | None]] = [
+        ("distance moved (Euclidean)", moved, "distance", None)
+    ]
+    for name, gate in (("input gate", input_gate), ("forget gate", forget_gate)):
+        if gate is not None:
+            gate = np.asarray(gate, np.float64)
+            if gate.ndim != 3 or gate.shape[:2] != moved.shape:
+                raise ValueError(
+                    f"{name.replace(' ', '_')} must be [T, S, F] or [T, S, 1] with [T, S] = "
+                    f"{moved.shape}, got shape {gate.shape}"
+                )
+            maps.append((f"{name} (mean of units)", gate.mean(-1), "openness (0 to 1)", 1.0))
+    steps, slots = moved.shape
+    if step_labels and len(step_labels) != steps:
+        raise ValueError(f"step_labels must have {steps} entries, got {len(step_labels)}")
+
+    figure = new_figure(WIDTH, 0.75 + len(maps) * (0.35 + min(max(0.13 * slots, 0.75), 1.6)))
+    panels = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, values, unit, largest) in zip(panels, maps, strict=True):
+        image = axes.imshow(
+            values.T,
+            cmap=AMOUNTS,
+            vmin=0.0,
+            vmax=largest,
+            interpolation="nearest",
+            aspect="auto",
+            extent=(0.5, steps + 0.5, slots + 0.5, 0.5),
+        )
+        axes.set_title(name, fontsize=SMALL + 1, pad=3)
+        axes.set_ylabel("slot", fontsize=SMALL + 1)
+        axes.set_yticks([i + 1 for i in count_ticks(slots)])
+        small_ticks(axes)
+        if marked is not None:
+            axes.axvspan(marked + 0.5, marked + 1.5, fill=False, edgecolor=ACCENT, linewidth=1.6)
+        add_colour_bar(figure, image, axes, unit, pad=0.01, aspect=12)
+    _label_steps(panels[-1], steps, step_labels, marked)
+    figure.suptitle(title, fontsize=SMALL + 2)
+    return figure
+
+
+def _label_steps(axes: Axes, steps: int, labels: Sequence[str], marked: int | None) -> None:
+    """Names the steps at the bottom: all labels given, or as many numbers as there is room."""
+    shown = range(steps) if labels else count_ticks(steps, 20)
+    axes.set_xticks([i + 1 for i in shown], [labels[i] if labels else str(i + 1) for i in shown])
+    axes.set_xlabel("step" if not labels else "what the step shows", fontsize=SMALL + 1)
+    for i, text in zip(shown, axes.get_xticklabels(), strict=True):
+        if i == marked:
+            text.set(color=ACCENT, fontweight="bold")

@@ -1,0 +1,119 @@
+"""Attention on Nth Farthest, in the three cases of the paper's Figure 3."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rrnn_jax.tasks.nth_farthest import Question
+from rrnn_jax.visualize.attention import attention_figure
+
+CASES = ("last", "first", "middle")
+"""When the reference is shown; the middle of N objects is object N // 2, counted from 0."""
+
+
+def reference_steps(question: Question) -> np.ndarray:
+    """The step at which each sequence shows the object that the question refers to.
+
+    >>> labels, m = np.array([[2, 0, 1], [0, 1, 2]]), np.array([1, 0])
+    >>> reference_steps(Question(None, labels, None, m)).tolist()
+    [2, 0]
+
+    Args:
+      question: decoded inputs of B sequences.
+
+    Returns:
+      ``[B]`` integers, counted from 0.
+    """
+    labels, reference = np.asarray(question.labels), np.asarray(question.reference)
+    return np.argmax(labels == reference[:, None], axis=1)
+
+
+def reference_cases(question: Question) -> list[int]:
+    """The first sequences of a batch that show the reference last, first, and in the middle.
+
+    >>> labels = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0], [0, 2, 1]])
+    >>> reference_cases(Question(None, labels, None, np.array([0, 0, 0, 1])))
+    [2, 1, 0]
+
+    Args:
+      question: decoded inputs of B sequences.
+
+    Returns:
+      Three indices of sequences, in the order of `CASES`.
+
+    Raises:
+      ValueError: the batch has no such sequence.
+    """
+    steps = reference_steps(question)
+    count = np.asarray(question.labels).shape[1]
+    found = []
+    for case, step in zip(CASES, (count - 1, 0, count // 2), strict=True):
+        (fitting,) = np.nonzero(steps == step)
+        if not len(fitting):
+            raise ValueError(
+                f"question must hold a sequence that shows the reference {case} (step {step + 1} "
+                f"of {count}), got {len(steps)} sequences without one"
+            )
+        found.append(int(fitting[0]))
+    return found
+
+
+def nth_farthest_figure(
+    weights: np.ndarray,
+    question: Question,
+    *,
+    sequences: Sequence[int] | None = None,
+    title: str = "Nth Farthest: attention, head mean",
+) -> Figure:
+    """Draws attention over sequences of Nth Farthest; the reference's step is framed.
+
+    After ``question = nth_farthest.decode(batch.inputs, config)``, or by hand:
+
+    >>> labels = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0]])
+    >>> question = Question(None, labels, None, reference=np.array([1, 0, 2]))
+    >>> figure = nth_farthest_figure(np.full((3, 3, 4, 5), 0.2), question)
+    >>> figure.axes[0].get_ylabel(), figure.axes[2].get_title()
+    ('seen last', 'm = 2')
+
+    Args:
+      weights: ``[B, T, S, S+R]``, see `attention_of`.
+      question: the same sequences, decoded.
+      sequences: which to draw (default: `reference_cases`).
+      title: of the figure.
+
+    Returns:
+      A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: `weights` and `question` are of different sequences.
+    """
+    labels, steps = np.asarray(question.labels), reference_steps(question)
+    if weights.shape[:2] != labels.shape:
+        raise ValueError(
+            f"weights must be of the question's [B, T] = {labels.shape}, got shape {weights.shape}"
+        )
+    if sequences is None:
+        sequences = reference_cases(question)
+        row_labels = [f"seen {case}" for case in CASES]
+    else:
+        row_labels = [f"seen at step {steps[b] + 1}" for b in sequences]
+    return attention_figure(
+        np.asarray(weights)[list(sequences)],
+        title=f"{title}\n(framed: the step that shows m, to which distances are asked)",
+        row_labels=row_labels,
+        panel_titles=[object_titles(labels[b], int(steps[b])) for b in sequences],
+        marked=[int(steps[b]) for b in sequences],
+    )
+
+
+def object_titles(labels: np.ndarray, reference_step: int) -> list[str]:
+    """A panel's title for each step: its object's label, counted from 1, and which is m.
+
+    >>> object_titles(np.array([2, 0, 1]), 1)
+    ['object 3', 'm = 1', 'object 2']
+    """
+    return [
+        f"m = {label + 1}" if step == reference_step else f"object {label + 1}"
+        for step, label in enumerate(labels)
+    ]
