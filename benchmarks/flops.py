@@ -71,27 +71,70 @@ def attention_flops(setting: Setting) -> int:
     return 4 * B * rows * (S + 1) * F
 
 
-def forward_flops(setting: Setting) -> int:
-    """Operations of a whole sequence, forward."""
-    step = sum(product.flops for product in products(setting)) + attention_flops(setting)
-    return setting.steps * step
+def gated_products(setting: Setting, width: int, gates: int) -> list[Product]:
+    """The products of one step of an LSTM (4 gates) or a GRU (3) of that width."""
+    B, n = setting.batch, gates * width
+    inputs = Product("input", B, setting.features, n, False, setting.input_gradients)
+    return [inputs, Product("recurrent", B, width, n, in_loop=True)]
 
 
-def training_flops(setting: Setting) -> int:
-    """Operations of a whole sequence, forward and backward, nothing computed twice."""
-    backward = 2 * attention_flops(setting)
-    for product in products(setting):
-        backward += product.flops * (1 + product.needs_input_gradient)
-    return forward_flops(setting) + setting.steps * backward
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a call cannot do without.
 
-
-def fused_bytes(setting: Setting) -> int:
-    """Bytes that a forward pass must move if all of a step's work stayed on the chip.
-
-    Memory read once and written once as the output, the input's terms read: ``B (S + 4) F``
-    elements for each step, and the weights once for the whole sequence.
+    Attributes:
+      flops: operations of the products, nothing computed twice.
+      bytes: what must be moved if all of a step's work stayed on the chip.
+      chain: products that have to wait for one another.
     """
+
+    flops: int
+    bytes: int
+    chain: int
+
+
+def core_work(setting: Setting, mode: str) -> Work:
+    """The work of the relational memory.
+
+    A forward pass writes the memory of each step and reads the input's terms, ``B (S + 4) F``
+    elements for each step; a backward pass reads memories, their cotangents and the terms, and
+    writes the terms' cotangents. The weights are read once for each pass, their gradients written.
+
+    Args:
+      setting: the sizes.
+      mode: "forward", "train" or "streaming".
+    """
+    B, S, F = setting.batch, setting.slots, setting.width
+    # In each block: queries, logits, the weighted sum, then the MLP. Gates go beside them.
+    chain = setting.blocks * (3 + setting.mlp_layers)
+    rows = (S + 4) * F, (2 * S + 8) * F
+    return _work(setting, mode, products(setting), attention_flops(setting), B, rows, chain)
+
+
+def gated_work(setting: Setting, width: int, gates: int, mode: str) -> Work:
+    """The work of an LSTM (4 gates) or a GRU (3); terms as in `core_work`."""
+    needed = gated_products(setting, width, gates)
+    rows = (1 + gates) * width, (2 + 2 * gates) * width
+    return _work(setting, mode, needed, 0, setting.batch, rows, 1)
+
+
+def _work(
+    setting: Setting,
+    mode: str,
+    needed: list[Product],
+    attention: int,
+    batch: int,
+    rows: tuple[int, int],
+    chain: int,
+) -> Work:
+    """Adds up a sequence: `rows` are elements moved per row and step, forward and backward."""
+    train, steps = mode == "train", setting.steps
     size = 2 if setting.dtype == "bfloat16" else 4
-    weights = sum(product.k * product.n for product in products(setting))
-    rows = setting.batch * (setting.slots + 4) * setting.width
-    return size * (setting.steps * rows + weights)
+    weights = sum(product.k * product.n for product in needed)
+    flops = attention + sum(product.flops for product in needed)
+    moved = size * (steps * batch * rows[0] + weights)
+    if train:
+        flops += 2 * attention
+        flops += sum(product.flops * (1 + product.needs_input_gradient) for product in needed)
+        moved += size * (steps * batch * rows[1] + weights) + 4 * weights
+    return Work(steps * flops, moved, steps * chain * (1 + train))

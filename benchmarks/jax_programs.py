@@ -1,6 +1,7 @@
-"""Programs in JAX: the relational memory on every path, and the cells it is measured against."""
+"""Programs in JAX: a recurrent model compiled in one mode, its costs beside it."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks import flops
+from benchmarks.flops import Work, core_work
 from benchmarks.problem import Problem
 from benchmarks.program import Costs, Program, Results, UnavailableError
 from rrnn_jax import RNN
@@ -25,18 +26,18 @@ class Model(NamedTuple):
       apply: ``apply(params, inputs [B, T, I])`` gives the outputs.
       step: ``step(params, carry, x [B, I])`` gives carry and output; None if there is none.
       carry: what the first step starts from.
-      state: numbers in the state of one sequence.
+      width: numbers that it puts out at each step.
       comparable: whether it computes what the relational memory does.
-      flops: operations of its products, by mode.
+      work: what it cannot do without, given a mode.
     """
 
     params: Any
     apply: Callable[[Any, jax.Array], jax.Array]
     step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]] | None
     carry: Any
-    state: int
+    width: int
     comparable: bool
-    flops: dict[str, int]
+    work: Callable[[str], Work]
 
 
 def plain(problem: Problem) -> Model:
@@ -70,15 +71,9 @@ def ours(problem: Problem, implementation: str, remat: Remat = "none") -> Model:
 
 
 def _relational(problem: Problem, apply: Any, step: Any) -> Model:
-    setting = problem.setting
     carry = problem.cell.initialize_carry(jax.random.key(0), problem.inputs[:, 0].shape)
-    operations = {
-        "forward": flops.forward_flops(setting),
-        "train": flops.training_flops(setting),
-        "streaming": flops.forward_flops(setting),
-    }
-    state = problem.cell.output_size
-    return Model(problem.params, apply, step, carry, state, True, operations)
+    work = functools.partial(core_work, problem.setting)
+    return Model(problem.params, apply, step, carry, problem.cell.output_size, True, work)
 
 
 def build(model: Model, problem: Problem, mode: str) -> Program:
@@ -87,7 +82,7 @@ def build(model: Model, problem: Problem, mode: str) -> Program:
     Raises:
       UnavailableError: the model has no such mode.
     """
-    with _precision(problem.setting.dtype):
+    with matmul_precision(problem.setting.dtype):
         run, results, costs = _MODES[mode](model, problem)
     leaves = jax.tree.leaves(model.params)
     return Program(
@@ -95,8 +90,8 @@ def build(model: Model, problem: Problem, mode: str) -> Program:
         results=results,
         comparable=model.comparable,
         parameters=sum(leaf.size for leaf in leaves),
-        state=model.state,
-        flops=model.flops[mode],
+        width=model.width,
+        work=model.work(mode),
         costs=costs,
     )
 
@@ -114,19 +109,19 @@ def _forward(model: Model, problem: Problem) -> tuple[Any, Any, Costs]:
 def _train(model: Model, problem: Problem) -> tuple[Any, Any, Costs]:
     def loss(params: Any, inputs: jax.Array, loss_weights: jax.Array) -> jax.Array:
         outputs = model.apply(params, inputs).astype(jnp.float32)
-        return jnp.mean(outputs * loss_weights[..., : outputs.shape[-1]])
+        return jnp.mean(outputs * loss_weights)
 
     wanted = (0, 1) if problem.setting.input_gradients else (0,)
     loss_weights = problem.loss_weights
-    if model.state > loss_weights.shape[-1]:
-        shape = (*loss_weights.shape[:-1], model.state)
-        loss_weights = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+    if model.width != loss_weights.shape[-1]:
+        loss_weights = jnp.resize(loss_weights, (*loss_weights.shape[:-1], model.width))
     args = (model.params, problem.inputs, loss_weights)
     compiled, costs = compile_apart(jax.value_and_grad(loss, argnums=wanted), args)
 
     def results() -> Results:
         value, gradients = compiled(*args)
-        found = {"loss": to_numpy(value)} | named_leaves(gradients[0].get("cell", gradients[0]))
+        weights = gradients[0]["cell"] if model.comparable else gradients[0]
+        found = {"loss": to_numpy(value)} | named_leaves(weights)
         return found | ({"inputs": to_numpy(gradients[1])} if len(gradients) > 1 else {})
 
     return lambda: jax.block_until_ready(compiled(*args)), results, costs
@@ -176,11 +171,16 @@ def compile_apart(
     return compiled, costs
 
 
-def _precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """The matmul precision that a dtype stands for; a CPU has one only."""
-    if jax.default_backend() == "cpu":
-        if dtype == "tf32":
-            raise UnavailableError("tf32 needs a GPU")
+def matmul_precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """The precision of products that a dtype stands for; a CPU has one only.
+
+    Raises:
+      UnavailableError: the device has no such products.
+    """
+    backend = jax.default_backend()
+    if dtype == "tf32" and backend != "gpu":
+        raise UnavailableError(f"tf32 needs a GPU, got {backend}")
+    if backend == "cpu":
         return contextlib.nullcontext()
     names = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
     return jax.default_matmul_precision(names[dtype])

@@ -1,9 +1,10 @@
 """Measures the variants of one point: builds, checks, times them in turns, makes rows."""
 
 import dataclasses
+import functools
 import gc
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from benchmarks import agreement, variants
 from benchmarks.problem import Problem, make_problem
 from benchmarks.program import Program, Results, UnavailableError
 from benchmarks.records import SCHEMA, Row
+from benchmarks.roofline import Limits, measure_limits, roofline
 from benchmarks.settings import Setting
 from benchmarks.timing import interleave, summarise
 
@@ -25,12 +27,17 @@ class Options:
       warmup: calls before the first sample.
       min_seconds: shortest time that a sample may span.
       seed: of the arrays and of the order in the rounds.
+      slope: also time a sequence of another length, for the time that one more step takes.
     """
 
     rounds: int = 10
     warmup: int = 3
     min_seconds: float = 0.2
     seed: int = 0
+    slope: bool = False
+
+
+_OTHER_LENGTH = "other length: "
 
 
 class Interrupted(KeyboardInterrupt):
@@ -70,8 +77,14 @@ def measure(
     rows = {name: _row(setting, mode, name, options, common) for name in names}
     programs = _build_all(problem, mode, names, rows)
     _check_all(problem, mode, programs, rows)
+    if not programs:
+        return list(rows.values())
+    limits = _limits(setting.dtype)
+    other = _other_length(setting)
+    lengths = _build_other_length(other, mode, programs) if options.slope else {}
     rounds = interleave(
-        {name: program.run for name, program in programs.items()},
+        {name: program.run for name, program in programs.items()}
+        | {_OTHER_LENGTH + name: program.run for name, program in lengths.items()},
         rounds=options.rounds,
         warmup=options.warmup,
         min_seconds=options.min_seconds,
@@ -82,12 +95,34 @@ def measure(
     for name, program in programs.items():
         samples = rounds.samples[name]
         if samples:
-            rows[name] |= _timed(setting, program, samples, reference)
+            rows[name] |= _timed(setting, program, limits, samples, reference)
+            others = rounds.samples.get(_OTHER_LENGTH + name)
+            rows[name]["slope"] = others and slope(setting.steps, samples, other.steps, others)
+    programs.clear()
+    lengths.clear()
+    gc.collect()
     if rounds.interrupted:
         raise Interrupted([row for row in rows.values() if row["status"] != "pending"])
-    programs.clear()
-    gc.collect()
     return list(rows.values())
+
+
+def slope(
+    steps: int, samples: Sequence[float], other_steps: int, others: Sequence[float]
+) -> dict[str, Any]:
+    """Seconds that one more step takes, and seconds that do not depend on the steps, by rounds.
+
+    >>> result = slope(4, [9.0, 9.0], 2, [5.0, 5.0])
+    >>> result["seconds_per_step"]["median"], result["fixed_seconds"]["median"]
+    (2.0, 1.0)
+    """
+    pairs = list(zip(samples, others, strict=False))
+    slopes = [(a - b) / (steps - other_steps) for a, b in pairs]
+    fixed = [a - steps * each for (a, _), each in zip(pairs, slopes, strict=True)]
+    return {
+        "steps": [other_steps, steps],
+        "seconds_per_step": dataclasses.asdict(summarise(slopes)),
+        "fixed_seconds": dataclasses.asdict(summarise(fixed)),
+    }
 
 
 def _row(setting: Setting, mode: str, name: str, options: Options, common: Row) -> Row:
@@ -99,6 +134,7 @@ def _row(setting: Setting, mode: str, name: str, options: Options, common: Row) 
         "mode": mode,
         "variant": name,
         "reference": variants.REFERENCE,
+        "slope": None,
         "options": dataclasses.asdict(options),
     } | common
 
@@ -118,10 +154,27 @@ def _build_all(
         else:
             rows[name] |= {
                 "parameters": program.parameters,
-                "state": program.state,
+                "width": program.width,
                 "costs": dataclasses.asdict(program.costs),
             }
     return programs
+
+
+def _other_length(setting: Setting) -> Setting:
+    return setting.replace(steps=setting.steps // 2 if setting.steps > 1 else 2)
+
+
+def _build_other_length(
+    setting: Setting, mode: str, programs: Mapping[str, Program]
+) -> dict[str, Program]:
+    """The same variants for a sequence of another length."""
+    problem = make_problem(setting)
+    return {name: variants.build(name, problem, mode) for name in programs}
+
+
+@functools.cache
+def _limits(dtype: str) -> Limits:
+    return measure_limits(dtype)
 
 
 def _check_all(
@@ -166,7 +219,13 @@ def _float32_results(problem: Problem, mode: str) -> Results:
     return variants.build(variants.REFERENCE, exact, mode).results()
 
 
-def _timed(setting: Setting, program: Program, samples: list[float], reference: list[float]) -> Row:
+def _timed(
+    setting: Setting,
+    program: Program,
+    limits: Limits,
+    samples: list[float],
+    reference: list[float],
+) -> Row:
     seconds = summarise(samples)
     speedups = [theirs / own for theirs, own in zip(reference, samples, strict=False)]
     return {
@@ -176,7 +235,7 @@ def _timed(setting: Setting, program: Program, samples: list[float], reference: 
         "speedup": dataclasses.asdict(summarise(speedups)) if speedups else None,
         "sequences_per_second": setting.batch / seconds.median,
         "steps_per_second": setting.batch * setting.steps / seconds.median,
-        "flops": program.flops,
+        "roofline": roofline(program.work, limits, seconds.median),
     }
 
 

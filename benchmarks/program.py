@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from benchmarks.flops import Work
 from benchmarks.timing import Run
 
 MODES = ("forward", "train", "streaming")
@@ -48,8 +49,8 @@ class Program:
       results: runs it once and returns what it computed.
       comparable: whether it computes what the relational memory does.
       parameters: how many weights it has.
-      state: numbers in the state that it carries from step to step.
-      flops: operations of its products, in this mode.
+      width: numbers that it puts out at each step.
+      work: what it cannot do without, in this mode.
       costs: compile time and memory.
     """
 
@@ -57,6 +58,6 @@ class Program:
     results: Callable[[], Results]
     comparable: bool
     parameters: int
-    state: int
-    flops: int
+    width: int
+    work: Work
     costs: Costs

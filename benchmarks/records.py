@@ -21,9 +21,11 @@ def key(row: Mapping[str, Any]) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def is_finished(row: Mapping[str, Any], rounds: int) -> bool:
-    """Whether a row need not be measured again when `rounds` rounds are asked for."""
-    return row["status"] == "ok" and row["seconds"]["n"] >= rounds
+def is_finished(row: Mapping[str, Any], rounds: int, slope: bool = False) -> bool:
+    """Whether a row has what is asked for: so many rounds and, if wanted, a slope."""
+    if row["status"] != "ok" or row["seconds"]["n"] < rounds:
+        return False
+    return not slope or row["slope"] is not None
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:

@@ -11,9 +11,10 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import variants
+from benchmarks.jax_programs import matmul_precision
 from benchmarks.machine import count_threads, describe_machine, limit_threads
 from benchmarks.measure import Interrupted, Options, describe_row, measure
-from benchmarks.program import MODES
+from benchmarks.program import MODES, UnavailableError
 from benchmarks.records import Row, append_rows, is_finished, key, read_rows
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
 
@@ -50,6 +51,8 @@ def _what_options(add: Callable[..., Any]) -> None:
     add("--streaming", action="store_true",
         help="instead: one step of one sequence at a time, the carry kept")  # fmt: skip
     others = f"{', '.join(variants.NAMES)}, or IMPLEMENTATION:REMAT"
+    add("--slope", action="store_true",
+        help="also time half the steps, for the time that one more step takes")  # fmt: skip
     add("--variants", nargs="+", default=list(variants.DEFAULT), metavar="VARIANT",
         help=f"of {others}; {variants.REFERENCE} is always among them")  # fmt: skip
     add("--remat", nargs="+", choices=variants.REMATS[1:], default=[],
@@ -69,16 +72,20 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
     arguments = parser()
     given = arguments.parse_args(args)
+    if given.slope and given.streaming:
+        arguments.error("--slope has no meaning with --streaming, which takes one step at a time")
     try:
         names = _names(given.variants, given.remat)
         if given.threads is not None:
             limit_threads(given.threads)
-        points = list(plan(given))
-    except ValueError as error:
+        for dtype in given.dtype:
+            matmul_precision(dtype)
+    except (ValueError, UnavailableError) as error:
         arguments.error(str(error))
+    points = list(plan(given))
     common = {"threads": count_threads(), "environment": describe_machine()}
-    options = Options(given.rounds, given.warmup, given.min_seconds, given.seed)
-    finished = _finished(given.out, given.rounds)
+    options = Options(given.rounds, given.warmup, given.min_seconds, given.seed, given.slope)
+    finished = _finished(given.out, options)
     print(f"{jax.devices()[0].device_kind}, {common['threads']} threads", file=sys.stderr)
     complete = True
     for number, (setting, mode) in enumerate(points, 1):
@@ -134,17 +141,19 @@ def _probe(setting: Setting, mode: str, name: str, common: Row) -> str:
     return key({"setting": sizes, "mode": mode, "variant": name} | common)
 
 
-def _finished(path: Path | None, rounds: int) -> set[str]:
+def _finished(path: Path | None, options: Options) -> set[str]:
     if path is None or not path.exists():
         return set()
-    return {key(row) for row in read_rows([path]) if is_finished(row, rounds)}
+    return {
+        key(row) for row in read_rows([path]) if is_finished(row, options.rounds, options.slope)
+    }
 
 
 def _keep(rows: Iterable[Row], wanted: Iterable[str], path: Path | None) -> None:
     """Prints rows, and writes those that were wanted (the reference may have been done before)."""
     rows = list(rows)
     for row in rows:
-        print("  " + describe_row(row))
+        print("  " + describe_row(row), flush=True)
     if path is not None:
         wanted = set(wanted)
         append_rows(path, [row for row in rows if row["variant"] in wanted])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
-from benchmarks import flops
+from benchmarks.flops import core_work
 from benchmarks.machine import count_threads
 from benchmarks.problem import Problem
 from benchmarks.program import Costs, Program, Results, UnavailableError
@@ -45,15 +45,13 @@ def build(
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
-    setting = problem.setting
-    count = flops.training_flops if mode == "train" else flops.forward_flops
     return Program(
         run=run,
         results=results,
         comparable=True,
         parameters=sum(weight.numel() for weight in model.parameters()),
-        state=problem.cell.output_size,
-        flops=count(setting),
+        width=problem.cell.output_size,
+        work=core_work(problem.setting, mode),
         # Compiling happens within the first call.
         costs=Costs(compile_seconds=first if compiled else None),
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 from benchmarks import jax_programs
+from benchmarks.gated_models import cudnn_lstm, gated
 from benchmarks.problem import Problem
 from benchmarks.program import Program, UnavailableError
 from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
@@ -26,8 +27,18 @@ def _torch(**options: object) -> Build:
     return build
 
 
+def _jax(make: Callable[..., jax_programs.Model], *args: str) -> Build:
+    return lambda problem, mode: jax_programs.build(make(problem, *args), problem, mode)
+
+
 OTHERS: dict[str, Build] = {
-    REFERENCE: lambda problem, mode: jax_programs.build(jax_programs.plain(problem), problem, mode),
+    REFERENCE: _jax(jax_programs.plain),
+    "lstm_width": _jax(gated, "lstm", "width"),
+    "lstm_params": _jax(gated, "lstm", "params"),
+    "gru_width": _jax(gated, "gru", "width"),
+    "gru_params": _jax(gated, "gru", "params"),
+    "cudnn_lstm_width": _jax(cudnn_lstm, "width"),
+    "cudnn_lstm_params": _jax(cudnn_lstm, "params"),
     "torch": _torch(),
     "torch_bmm": _torch(attention="bmm"),
     "torch_compile": _torch(compiled=True),
@@ -38,6 +49,7 @@ NAMES = (REFERENCE, *IMPLEMENTATIONS, *(name for name in OTHERS if name != REFER
 """All variants; an implementation takes a remat choice after a colon, as in ``hoisted:full``."""
 
 DEFAULT = (REFERENCE, *IMPLEMENTATIONS, "torch")
+"""Measured where nothing else is asked for."""
 
 
 def check_name(name: str) -> str:

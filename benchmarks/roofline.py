@@ -1,0 +1,99 @@
+"""What the machine can do at most, measured, and how near to that a program comes."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.flops import Work
+from benchmarks.jax_programs import matmul_precision
+
+SIZES = {"cpu": (1536, 1 << 25), "gpu": (8192, 1 << 28), "tpu": (8192, 1 << 28)}
+"""Rows of the square product, and elements of the vector that is read and written."""
+
+CHAIN = 8, 256
+"""Small products that wait for one another: so many in each iteration, and so many iterations."""
+
+_REPEATS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The best that was seen of a machine in one dtype.
+
+    Attributes:
+      flops_per_second: of a large product.
+      bytes_per_second: read and written by an elementwise operation on a large vector.
+      launch_seconds: one tiny product that waits for the one before it, within a loop.
+    """
+
+    flops_per_second: float
+    bytes_per_second: float
+    launch_seconds: float
+
+
+def measure_limits(dtype: str) -> Limits:
+    """Measures the machine in one of `settings.DTYPES`; takes a few seconds."""
+    size, elements = SIZES.get(jax.default_backend(), SIZES["gpu"])
+    array_dtype = "bfloat16" if dtype == "bfloat16" else "float32"
+    with matmul_precision(dtype):
+        square = jnp.full((size, size), 1 / size, array_dtype)
+        product = _fastest(lambda x: x @ x, square)
+        vector = jnp.ones((elements,), jnp.float32)
+        stream = _fastest(lambda x: x * 1.5 + 1.0, vector)
+        launch = _fastest(_chain, jnp.full((8, 8), 1 / 8, array_dtype))
+    return Limits(
+        flops_per_second=2 * size**3 / product,
+        bytes_per_second=2 * vector.nbytes / stream,
+        launch_seconds=launch / (CHAIN[0] * CHAIN[1]),
+    )
+
+
+def roofline(work: Work, limits: Limits, seconds: float) -> dict[str, Any]:
+    """How near to the machine's limits a program of that work is.
+
+    Args:
+      work: what it cannot do without.
+      limits: the machine's.
+      seconds: what it took.
+
+    Returns:
+      The least time by each limit; ``bound``, which of them is the highest; ``share``, the time of
+      the products alone as a share of the time taken; ``share_of_bound``, the same of the highest.
+    """
+    least = {
+        "compute": work.flops / limits.flops_per_second,
+        "memory": work.bytes / limits.bytes_per_second,
+        "launch": work.chain * limits.launch_seconds,
+    }
+    bound = max(least, key=lambda name: least[name])
+    return {
+        **dataclasses.asdict(work),
+        "limits": dataclasses.asdict(limits),
+        "least_seconds": least,
+        "bound": bound,
+        "share": least["compute"] / seconds,
+        "share_of_bound": least[bound] / seconds,
+    }
+
+
+def _chain(x: jax.Array) -> jax.Array:
+    def body(carry: jax.Array, nothing: None) -> tuple[jax.Array, None]:
+        for _ in range(CHAIN[0]):
+            carry = carry @ x
+        return carry, nothing
+
+    return jax.lax.scan(body, x, None, length=CHAIN[1])[0]
+
+
+def _fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    compiled = jax.jit(function).lower(x).compile()
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(x))
+        times.append(time.perf_counter() - start)
+    return min(times)
