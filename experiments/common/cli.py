@@ -11,6 +11,7 @@ from experiments.common.loop import Interrupted, NonFiniteError
 from experiments.common.run_directory import ConfigMismatchError, RunExistsError
 
 ConfigT = TypeVar("ConfigT")
+OptionsT = TypeVar("OptionsT", bound="DirectoryOptions")
 
 EXIT_REFUSED = 2
 EXIT_NON_FINITE = 3
@@ -18,20 +19,26 @@ EXIT_INTERRUPTED = 130
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Where and how to run; the numbers do not depend on it."""
+class DirectoryOptions:
+    """Where to run; the numbers do not depend on it."""
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots. The same one again goes on with an
     unfinished run. Default: runs/<experiment>/<preset>, and in it <model> if one is named."""
+    progress: bool = True
+    """Draw a progress bar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(DirectoryOptions):
+    """Where and how to run; the numbers do not depend on it."""
+
     resume: bool = False
     """Refuse to start from nothing: there must be a run to go on with."""
     fresh: bool = False
     """Refuse to go on: there must be no run yet."""
     eval_only: bool = False
     """Evaluate the newest checkpoint on fresh data, and do not train."""
-    progress: bool = True
-    """Draw a progress bar."""
 
     def __post_init__(self) -> None:
         if self.resume and self.fresh:
@@ -49,15 +56,17 @@ def parse(
     description: str,
     args: Sequence[str] | None,
     default_dir: Callable[[ConfigT], Path],
-) -> tuple[ConfigT, RunOptions]:
+    run_options: OptionsT = RunOptions(),
+) -> tuple[ConfigT, OptionsT]:
     """Reads the command line: options over the defaults of the preset it names.
 
     Args:
       presets: configs by name; the first is the default one. Each has a field `preset`.
-      experiment: the name of the experiment's package.
+      experiment: the name of the experiment's package, and of a command of it if that is meant.
       description: opens the help.
       args: the arguments; None means those of the process.
       default_dir: the run directory below runs/<experiment> where none is given.
+      run_options: the defaults of the options that are not the config's.
 
     Returns:
       The config, and the run options with the run directory filled in.
@@ -74,19 +83,20 @@ def parse(
     @dataclasses.dataclass(frozen=True)
     class Options:
         config: Annotated[Any, tyro.conf.arg(name="")]
-        run: Annotated[RunOptions, tyro.conf.arg(name="")] = RunOptions()
+        run: Annotated[Any, tyro.conf.arg(name="")]
 
     Options.__annotations__["config"] = Annotated[type(default), tyro.conf.arg(name="")]
+    Options.__annotations__["run"] = Annotated[type(run_options), tyro.conf.arg(name="")]
     options = tyro.cli(
         tyro.conf.OmitArgPrefixes[Options],
         prog=f"python -m experiments.{experiment}",
         description=description,
-        default=Options(default),
+        default=Options(default, run_options),
         args=args,
     )
     run = options.run
     if run.run_dir is None:
-        directory = Path("runs") / experiment / default_dir(options.config)
+        directory = Path("runs") / experiment.split()[0] / default_dir(options.config)
         run = dataclasses.replace(run, run_dir=directory)
     return options.config, run
 

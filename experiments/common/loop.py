@@ -15,6 +15,7 @@ from experiments.common.checkpoint import Checkpoints
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import MetricsWriter
 from experiments.common.problem import Problem
+from experiments.common.samples import SamplesWriter
 from experiments.common.steps import Programs, TrainState, make_programs
 from experiments.common.train_config import TrainConfig
 
@@ -125,11 +126,14 @@ def _run(
         train_chunk = None
     evaluation: Values = jax.device_get(programs.evaluate(state.params))
     writer = MetricsWriter(run_dir, step)
+    samples = None if programs.show is None else SamplesWriter(run_dir, step, programs.show)
     bar = tqdm(total=config.steps, initial=step, desc=name, disable=not progress, unit="step")
     try:
         with bar, StopRequest() as stop:
             if step == 0:
                 writer.write(0, "eval", config.seeds, evaluation)
+                if samples is not None:
+                    samples.write(0, state.params)
             while step < config.steps:
                 num_steps = min(config.chunk_steps, config.steps - step)
                 started = time.perf_counter()
@@ -145,6 +149,8 @@ def _run(
                 if _due(step, num_steps, config.eval_every, config.steps):
                     evaluation = jax.device_get(programs.evaluate(state.params))
                     writer.write(step, "eval", config.seeds, evaluation)
+                    if samples is not None:
+                        samples.write(step, state.params)
                 if stop.requested or _due(step, num_steps, config.checkpoint_every, config.steps):
                     writer.flush()
                     checkpoints.save(step, state)

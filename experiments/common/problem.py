@@ -63,6 +63,10 @@ class Problem:
       trivial_accuracy: the score of not learning, drawn into plots.
       initial_level: the state of a curriculum, a pytree of arrays (default: none).
       next_level: ``next_level(level, metrics) -> level``, after every step.
+      eval_loss: as `loss`, for evaluation (default: `loss`).
+      show: ``show(params) -> text``: a few examples with the model's answers, printed and kept in
+        ``samples.txt`` at every evaluation, with the parameters of the first seed (default: none).
+        It runs on the host, and jits what it runs on the device.
     """
 
     init: Callable[[jax.Array], Params]
@@ -72,3 +76,5 @@ class Problem:
     trivial_accuracy: float
     initial_level: Level = ()
     next_level: Callable[[Level, Metrics], Level] = keep_level
+    eval_loss: Loss | None = None
+    show: Callable[[Params], str] | None = None

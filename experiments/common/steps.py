@@ -32,11 +32,13 @@ class Programs(NamedTuple):
         and the state donated; the metrics are means over the chunk, ``[num_seeds]`` each, with
         ``loss`` and ``gradient_norm`` among them.
       evaluate: ``evaluate(params) -> metrics``, ``[num_seeds]`` each.
+      show: ``show(params) -> text`` of the first seed, on the host; None if the problem has none.
     """
 
     init: Callable[[], TrainState]
     train_chunk: Any
     evaluate: Any
+    show: Callable[[Params], str] | None
 
 
 def make_programs(problem: Problem, config: TrainConfig) -> Programs:
@@ -72,6 +74,8 @@ def make_programs(problem: Problem, config: TrainConfig) -> Programs:
         carry, metrics = _over_seeds(one)(seeds, state.params, state.opt_state, state.level)
         return TrainState(state.step + num_steps, *carry), metrics
 
+    eval_loss = problem.eval_loss or problem.loss
+
     def evaluate(params: Params) -> dict[str, jax.Array]:
         rows = min(config.batch_size, config.eval_samples)
         num_batches = -(-config.eval_samples // rows)
@@ -81,17 +85,22 @@ def make_programs(problem: Problem, config: TrainConfig) -> Programs:
 
             def batch_metrics(index: jax.Array) -> Metrics:
                 batch = problem.sample_eval(jax.random.fold_in(key, index), rows)
-                loss, metrics = problem.loss(params, batch)
+                loss, metrics = eval_loss(params, batch)
                 return {"loss": Mean.of(loss), **metrics}
 
             return _pool(jax.lax.map(batch_metrics, jnp.arange(num_batches, dtype=jnp.int32)))
 
         return _over_seeds(one)(seeds, params)
 
+    def show(params: Params) -> str:
+        assert problem.show is not None
+        return problem.show(jax.tree.map(lambda x: x[0], params))
+
     return Programs(
         jax.jit(init),
         jax.jit(train_chunk, static_argnums=1, donate_argnums=0),
         jax.jit(evaluate),
+        None if problem.show is None else show,
     )
 
 

@@ -1,0 +1,84 @@
+"""A finished run read back: its config and its parameters, for figures and further measurements."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from experiments.common.checkpoint import Checkpoints
+from experiments.common.problem import Params, Problem
+from experiments.common.steps import make_programs
+from experiments.common.train_config import TrainConfig
+
+ConfigT = TypeVar("ConfigT")
+
+
+def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
+    """The config in a run directory.
+
+    Args:
+      run_dir: the directory.
+      default: a config of the experiment; a field that the file lacks keeps its value here.
+
+    Returns:
+      A config of the type of `default`.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: the file has a field that the experiment does not know.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no run in {run_dir}")
+    return _fill(default, json.loads(path.read_text()), str(path))
+
+
+def restore_params(
+    problem: Problem, config: TrainConfig, run_dir: Path, seed: int
+) -> tuple[int, Params]:
+    """One seed's parameters in the newest sound checkpoint.
+
+    Args:
+      problem: as it was trained.
+      config: likewise.
+      run_dir: the run's directory.
+      seed: one of the run's seeds.
+
+    Returns:
+      The checkpoint's step, and the parameters as `problem.loss` takes them.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint.
+      ValueError: no such seed.
+    """
+    if seed not in config.seeds:
+        raise ValueError(f"seed must be one of {list(config.seeds)}, got {seed}")
+    if not (run_dir / "checkpoints").exists():
+        raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    try:
+        restored = checkpoints.restore_latest(jax.eval_shape(make_programs(problem, config).init))
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
+    step, state = restored
+    index = config.seeds.index(seed)
+    return step, jax.tree.map(lambda leaf: leaf[index], state.params)
+
+
+def _fill(default: Any, values: Mapping[str, Any], path: str) -> Any:
+    """`default` with the values of a JSON file; lists were tuples."""
+    known = {field.name for field in dataclasses.fields(default)}
+    if not known >= values.keys():
+        unknown = ", ".join(sorted(values.keys() - known))
+        raise ValueError(f"{path} has fields that {type(default).__name__} lacks: {unknown}")
+    changes = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(getattr(default, name)):
+            value = _fill(getattr(default, name), value, path)
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(default, **changes)

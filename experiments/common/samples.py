@@ -1,0 +1,49 @@
+"""Examples with the model's answers, printed during training and kept in ``samples.txt``."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+SAMPLES_FILE = "samples.txt"
+
+
+class SamplesWriter:
+    """Prints and keeps what a model answers.
+
+    The file holds a block for each evaluation, headed ``== step 100 ==``. As in the metrics,
+    nothing depends on the clock: a resumed run writes the very file an uninterrupted one does.
+    """
+
+    def __init__(self, run_dir: Path, step: int, show: Callable[[Any], str]) -> None:
+        """Drops blocks that are later than `step`.
+
+        Args:
+          run_dir: the run's directory.
+          step: the update that the run starts from.
+          show: ``show(params) -> text``.
+        """
+        self._path = run_dir / SAMPLES_FILE
+        self._show = show
+        if self._path.exists():
+            self._path.write_text(_drop_blocks_after(self._path.read_text(), step))
+
+    def write(self, step: int, params: Any) -> None:
+        """Prints a block above the progress bar, and appends it to the file."""
+        block = f"== step {step} ==\n{self._show(params).rstrip()}\n"
+        tqdm.write(block, end="")
+        with self._path.open("a") as file:
+            file.write(block)
+
+
+def _drop_blocks_after(text: str, step: int) -> str:
+    r"""The blocks up to a step.
+
+    >>> _drop_blocks_after("== step 5 ==\na\n== step 10 ==\nb\n", 5)
+    '== step 5 ==\na\n'
+    """
+    heads = re.finditer(r"^== step (\d+) ==$", text, flags=re.MULTILINE)
+    later = [head.start() for head in heads if int(head[1]) > step]
+    return text[: min(later, default=len(text))]

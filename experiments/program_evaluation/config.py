@@ -1,0 +1,197 @@
+"""Options and presets of program evaluation.
+
+``quick``: ``python -m experiments.program_evaluation table``; an hour on 2 CPU cores.
+``paper``: ``python -m experiments.program_evaluation table --preset paper``; the paper's sizes, for
+a GPU. What to expect of both stands in README.md, with the hardware it was measured on.
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.common.train_config import TrainConfig
+from rrnn_jax.checks import check_positive
+
+PROGRAMS = ("addition", "control", "program", "algebra")
+MEMORIZATION = ("copy", "reverse", "double")
+TASKS = ("addition", "control", "program", "copy", "reverse", "double")
+"""The columns of the paper's Table 1: what "all" stands for."""
+MODELS = ("lstm", "entnet", "dnc", "rmc")
+"""The rows of the paper's Table 1: what "all" stands for."""
+
+
+TaskName = Literal["all", "addition", "control", "program", "copy", "reverse", "double", "algebra"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DifficultyConfig:
+    """How hard the tasks are."""
+
+    length: int = 5
+    """Largest number of digits of a program's literals."""
+    nesting: int = 2
+    """Largest number of nested operations of a program."""
+    memorization_length: int = 5
+    """Largest number of digits to copy, reverse or double."""
+    curriculum: Literal["mix", "fixed", "naive", "combined"] = "mix"
+    """What is trained on: "mix", uniform up to the largest, each sample for itself; "fixed", the
+    largest; "naive", a level that rises while the loss falls; "combined", uniform up to that level.
+    Evaluation is at the largest always."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            length=self.length,
+            nesting=self.nesting,
+            memorization_length=self.memorization_length,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RMCConfig:
+    """The Relational Memory Core."""
+
+    mem_slots: int = 4
+    """Memory slots."""
+    num_heads: int = 4
+    """Attention heads."""
+    head_size: int = 128
+    """Size of a head; a slot is num_heads * head_size wide."""
+    num_blocks: int = 1
+    """Attention blocks per step."""
+    mlp_layers: int = 2
+    """Layers of the row-wise MLP."""
+    gate_style: Literal["unit", "memory", "none"] = "memory"
+    """A gate per memory unit, per slot, or none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig:
+    """The LSTM baseline."""
+
+    lstm_features: int = 1024
+    """Width of a layer."""
+    lstm_layers: int = 2
+    """Layers, with skip connections."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DNCConfig:
+    """The Differentiable Neural Computer."""
+
+    memory_size: int = 80
+    """Rows of its memory."""
+    word_size: int = 64
+    """Width of a row."""
+    num_reads: int = 4
+    """Read heads."""
+    num_writes: int = 1
+    """Write heads."""
+    controller: Literal["auto", "lstm", "feedforward"] = "auto"
+    """Kind of controller; "auto": an LSTM for programs, feed-forward for memorization."""
+    controller_layers: int = 2
+    """Layers of the controller."""
+    lstm_size: int = 256
+    """Width of a layer of an LSTM controller."""
+    feedforward_size: int = 256
+    """Width of a layer of a feed-forward controller."""
+    dnc_outputs: int = 256
+    """Width of the output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EntNetConfig:
+    """The Recurrent Entity Network."""
+
+    variant: Literal["lstm_bank", "henaff"] = "lstm_bank"
+    """"lstm_bank": the paper's bank of LSTMs; "henaff": the cell of Henaff et al. 2017."""
+    num_cells: int = 4
+    """Cells (entities)."""
+    cell_size: int = 256
+    """Width of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All that a run's numbers depend on."""
+
+    preset: Literal["quick", "paper"] = "quick"
+    """Which defaults: "quick" (2 CPU cores) or "paper" (the paper's sizes)."""
+    task: TaskName = "all"
+    """Which task; "all" is every column of the paper's Table 1, one after the other."""
+    model: Literal["all", "lstm", "entnet", "dnc", "rmc"] = "all"
+    """Which model; "all" trains one after the other and compares them."""
+    decoding: Literal["non_autoregressive", "teacher_forced", "autoregressive"] = (
+        "non_autoregressive"
+    )
+    """What the decoder is fed: nothing, the character before from the target, or its own. When
+    evaluated, "teacher_forced" is fed its own as well."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    implementation: Literal["auto", "scan", "hoisted"] = "auto"
+    """How the memory core runs over a sequence, see rrnn_jax.RNN."""
+    difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
+    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
+    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    dnc: DNCConfig = dataclasses.field(default_factory=DNCConfig)
+    entnet: EntNetConfig = dataclasses.field(default_factory=EntNetConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that this config names."""
+        return TASKS if self.task == "all" else (self.task,)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that this config names."""
+        return MODELS if self.model == "all" else (self.model,)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one run: one task and one model."""
+        return "all" not in (self.task, self.model)
+
+
+PRESETS: dict[str, Config] = {
+    "quick": Config(
+        preset="quick",
+        difficulty=DifficultyConfig(length=2, nesting=1, memorization_length=5),
+        rmc=RMCConfig(mem_slots=4, num_heads=4, head_size=16),
+        lstm=LSTMConfig(lstm_features=64),
+        dnc=DNCConfig(
+            memory_size=16,
+            word_size=16,
+            num_reads=2,
+            lstm_size=48,
+            feedforward_size=96,
+            dnc_outputs=64,
+        ),
+        entnet=EntNetConfig(num_cells=4, cell_size=32),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=128,
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=1.0,
+            chunk_steps=50,
+            eval_every=500,
+            eval_samples=12_800,
+            checkpoint_every=1000,
+        ),
+    ),
+    # Paper A.2: batch 128, 200K updates, Adam at 1e-3, 12,800 samples per evaluation. Sizes are
+    # those of the sweeps there; which of them were the best for a task is not stated.
+    "paper": Config(
+        preset="paper",
+        train=TrainConfig(
+            steps=200_000,
+            batch_size=128,
+            learning_rate=1e-3,
+            chunk_steps=100,
+            eval_every=1000,
+            eval_samples=12_800,
+            checkpoint_every=1000,
+        ),
+    ),
+}
+"""The presets by name."""

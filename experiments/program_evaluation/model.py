@@ -1,0 +1,165 @@
+"""The model: a recurrent core that reads the characters, then writes the answer's.
+
+One core is encoder and decoder: it reads the input, and goes on from where it stands for as many
+steps as the answer may have characters. An MLP turns each of those steps' outputs into logits.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.common.modules import MLP
+from experiments.program_evaluation.config import MEMORIZATION, Config, DNCConfig
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
+from rrnn_jax.typing import Array, Carry, Dtype
+
+Decoding = Literal["non_autoregressive", "teacher_forced", "autoregressive"]
+
+
+class Model(nn.Module):
+    """A core over the input's characters and over the answer's, and an MLP on the latter.
+
+    What the decoder is fed (the one before the first character is always zeros):
+
+    - ``non_autoregressive``: zeros (paper 2.2: the best);
+    - ``teacher_forced``: the target's character before, where a target is given; else as
+    - ``autoregressive``: the character before that the model found likeliest.
+
+    Attributes:
+      cell: the recurrent core.
+      vocab_size: V.
+      output_steps: steps of the decoder.
+      decoding: see above.
+      implementation: how the core runs, see `rrnn_jax.RNN`.
+      dtype: dtype of the products.
+    """
+
+    cell: nn.RNNCellBase
+    vocab_size: int
+    output_steps: int
+    decoding: Decoding = "non_autoregressive"
+    implementation: str = "auto"
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        self.core = RNN(self.cell, implementation=self.implementation)
+        self.readout = MLP(self.vocab_size, dtype=self.dtype)
+
+    def __call__(self, inputs: Array, input_mask: Array, targets: Array | None = None) -> Array:
+        """Logits ``[B, T_out, V]`` in float32.
+
+        Args:
+          inputs: ``[B, T_in]`` characters.
+          input_mask: ``[B, T_in]`` bool: which of them are the input, and not padding.
+          targets: ``[B, T_out]`` characters, to be fed by teacher forcing.
+        """
+        encoder_inputs = self._one_hot(inputs)
+        decoder_inputs = jnp.zeros(
+            (inputs.shape[0], self.output_steps, self.vocab_size), encoder_inputs.dtype
+        )
+        # Initialising makes the same parameters either way, and this is the simpler one.
+        if self.decoding != "non_autoregressive" and not self.is_initializing():
+            if self.decoding == "autoregressive" or targets is None:
+                carry, _ = self.core(encoder_inputs, mask=input_mask, return_carry=True)
+                return self._feed_back(carry, decoder_inputs[:, 0])
+            before = self._one_hot(targets[:, :-1])
+            decoder_inputs = decoder_inputs.at[:, 1:].set(before)
+        # Encoder and decoder are one scan: the carry passes from the one to the other by itself.
+        outputs = self.core(
+            jnp.concatenate([encoder_inputs, decoder_inputs], axis=1),
+            mask=jnp.pad(input_mask, ((0, 0), (0, self.output_steps)), constant_values=True),
+        )
+        return self.readout(outputs[:, inputs.shape[1] :]).astype(jnp.float32)
+
+    def _one_hot(self, characters: Array) -> Array:
+        return jax.nn.one_hot(characters, self.vocab_size, dtype=self.dtype or jnp.float32)
+
+    def _feed_back(self, carry: Carry, start: Array) -> Array:
+        """Decodes step by step, each fed with the likeliest character of the one before."""
+
+        def step(self: "Model", state: tuple[Carry, Array], _: None) -> tuple:
+            carry, before = state
+            carry, output = self.cell(carry, before)
+            logits = self.readout(output).astype(jnp.float32)
+            return (carry, self._one_hot(jnp.argmax(logits, axis=-1))), logits
+
+        scan = nn.scan(
+            step,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            length=self.output_steps,
+            out_axes=1,
+        )
+        return scan(self, (carry, start), None)[1]
+
+
+def make_cell(config: Config) -> nn.RNNCellBase:
+    """The core that a config asks for.
+
+    Raises:
+      ValueError: `config.model` does not name one model.
+    """
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    if config.model == "rmc":
+        rmc = config.rmc
+        return RelationalMemoryCell(
+            mem_slots=rmc.mem_slots,
+            head_size=rmc.head_size,
+            num_heads=rmc.num_heads,
+            num_blocks=rmc.num_blocks,
+            attention_mlp_layers=rmc.mlp_layers,
+            gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
+            dtype=dtype,
+        )
+    if config.model == "lstm":
+        return StackedLSTMCell(config.lstm.lstm_features, config.lstm.lstm_layers, dtype=dtype)
+    if config.model == "entnet":
+        entnet = config.entnet
+        kind = LSTMBankCell if entnet.variant == "lstm_bank" else EntNetCell
+        return kind(entnet.cell_size, entnet.num_cells, dtype=dtype)
+    if config.model == "dnc":
+        return _make_dnc(config.dnc, config.task in MEMORIZATION, dtype)
+    raise ValueError(f"model must name one model, got {config.model!r}")
+
+
+def _make_dnc(dnc: DNCConfig, memorizes: bool, dtype: Dtype | None) -> DNCCell:
+    """The DNC, with the controller that paper A.2 has for the task."""
+    controller = dnc.controller
+    if controller == "auto":
+        controller = "feedforward" if memorizes else "lstm"
+    return DNCCell(
+        memory_size=dnc.memory_size,
+        word_size=dnc.word_size,
+        num_reads=dnc.num_reads,
+        num_writes=dnc.num_writes,
+        controller_size=dnc.lstm_size if controller == "lstm" else dnc.feedforward_size,
+        output_size=dnc.dnc_outputs,
+        controller=controller,
+        controller_layers=dnc.controller_layers,
+        dtype=dtype,
+    )
+
+
+def make_model(config: Config, vocab_size: int, output_steps: int) -> Model:
+    """The model that a config asks for.
+
+    Args:
+      config: of one task and one model.
+      vocab_size: V.
+      output_steps: steps of the decoder.
+
+    Returns:
+      A `Model`.
+    """
+    return Model(
+        make_cell(config),
+        vocab_size,
+        output_steps,
+        config.decoding,
+        config.implementation if config.model == "rmc" else "auto",
+        None if config.dtype == "float32" else jnp.dtype(config.dtype),
+    )

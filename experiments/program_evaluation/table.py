@@ -1,0 +1,214 @@
+"""The paper's Table 1, beside ours: ``python -m experiments.program_evaluation table --help``."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common.cli import DirectoryOptions, exit_code, parse
+from experiments.common.environment import describe_environment
+from experiments.common.metrics import METRICS_FILE, curve, read_metrics
+from experiments.common.run_directory import open_run, write_json
+from experiments.program_evaluation.config import PRESETS, Config
+from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.launch import run_all
+from experiments.program_evaluation.train import TITLES, nested_runs, plot
+
+DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips what
+is done, then prints and saves the table beside the paper's. Options of a run hold for every run."""
+
+# Table 1 of the paper: test accuracy of characters in percent, at nesting 2 and length 5.
+PAPER = {
+    "addition": {"lstm": 99.8, "entnet": 98.4, "dnc": 99.4, "rmc": 99.9},
+    "control": {"lstm": 97.4, "entnet": 98.0, "dnc": 83.8, "rmc": 99.6},
+    "program": {"lstm": 66.1, "entnet": 73.4, "dnc": 69.5, "rmc": 79.0},
+    "copy": {"lstm": 99.8, "entnet": 91.8, "dnc": 100.0, "rmc": 100.0},
+    "reverse": {"lstm": 99.7, "entnet": 100.0, "dnc": 100.0, "rmc": 100.0},
+    "double": {"lstm": 99.7, "entnet": 62.3, "dnc": 100.0, "rmc": 99.8},
+}
+MISSING = "-"
+
+Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""By task and model: what `collect` gathers of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions(DirectoryOptions):
+    """Where and how to run; the numbers do not depend on it."""
+
+    jobs: int = 1
+    """Runs at once. Several get one CPU thread each; one alone gets all there are."""
+    train: bool = True
+    """Train what is missing. --no-train makes the table of what is there."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line, and returns the exit code."""
+    config, options = parse(
+        PRESETS,
+        "program_evaluation table",
+        DESCRIPTION,
+        args,
+        lambda config: Path(config.preset),
+        TableOptions(),
+    )
+    run_dir = options.run_dir
+    assert run_dir is not None
+    codes: dict[Path, int] = {}
+
+    def action() -> None:
+        if options.train:
+            codes.update(run_all(_unfinished(config, run_dir), options.jobs, options.progress))
+        print(make_table(config, run_dir))
+        print(f"Also in {run_dir / 'table.md'}, table.json and plots")
+
+    code = exit_code(action)
+    return code or next(filter(None, codes.values()), 0)
+
+
+def make_table(config: Config, run_dir: Path) -> str:
+    """Makes the table and the plots of the runs that are there.
+
+    Args:
+      config: of all runs.
+      run_dir: the directory above ``<task>/<model>``.
+
+    Returns:
+      The table in Markdown; also written to ``table.md``, and with all numbers to ``table.json``.
+    """
+    runs = collect(config, run_dir)
+    trivial: dict[str, float] = {}
+    for task in config.tasks:
+        one = dataclasses.replace(config, task=task)
+        trivial[task] = make_task(one).trivial_accuracy()
+        directories = {name: run_dir / task / name for name in config.models}
+        begun = {k: d for k, d in directories.items() if (d / METRICS_FILE).exists()}
+        if begun:
+            plot(task, begun, run_dir, trivial[task], prefix=f"{task}_")
+    text = to_markdown(config, runs, trivial)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "table.md").write_text(text)
+    content = {
+        "environment": describe_environment(),
+        "config": dataclasses.asdict(config),
+        "paper": PAPER,
+        "trivial_accuracy": trivial,
+        "runs": runs,
+    }
+    write_json(run_dir / "table.json", content)
+    return text
+
+
+def collect(config: Config, run_dir: Path) -> Runs:
+    """By task and model: summary, environment and curve of every finished run.
+
+    Raises:
+      ConfigMismatchError: a run there has another config.
+    """
+    runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
+    for (task, model), directory in _finished(config, run_dir).items():
+        curves = curve(read_metrics(directory), "eval", "accuracy")
+        runs[task][model] = {
+            "summary": json.loads((directory / "summary.json").read_text()),
+            "environment": json.loads((directory / "environment.json").read_text()),
+            "accuracy": {
+                str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
+                for seed, (steps, values) in curves.items()
+            },
+        }
+    return runs
+
+
+def to_markdown(config: Config, runs: Runs, trivial: Mapping[str, float]) -> str:
+    """The table, and what the numbers were made of and with."""
+
+    def rows(read: Any) -> Iterator[tuple[str, list[str]]]:
+        for model in config.models:
+            cells = [runs[t].get(model) for t in config.tasks]
+            yield TITLES[model], [MISSING if run is None else read(run) for run in cells]
+
+    def accuracy(name: str) -> Any:
+        return lambda run: _percent(run["summary"]["evaluation"][name])
+
+    paper = [
+        (f"{TITLES[m]}, paper", [_paper(task, m) for task in config.tasks]) for m in config.models
+    ]
+    floor = ("Trivial", [f"{100 * trivial[task]:.1f}" for task in config.tasks])
+    best = rows(lambda run: _percent(run["summary"]["best_accuracy"]))
+    parts = {
+        "Characters right (%), best evaluation": [*best, floor, *paper],
+        "Characters right (%), last evaluation": rows(accuracy("accuracy")),
+        "Whole answers right (%), last evaluation": rows(accuracy("sequence_accuracy")),
+        "Parameters (of which the core's)": rows(
+            lambda run: "{parameters:,} ({core_parameters:,})".format(**run["summary"])
+        ),
+        "Minutes per run": rows(lambda run: f"{run['summary']['wall_seconds'] / 60:.1f}"),
+    }
+    blocks = [_block(title, config.tasks, lines) for title, lines in parts.items()]
+    return "\n\n".join([*blocks, _describe(config, runs)]) + "\n"
+
+
+def _block(title: str, tasks: Sequence[str], rows: Any) -> str:
+    head = f"| {title} | " + " | ".join(tasks) + " |"
+    lines = [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows]
+    return "\n".join([head, "|---" * (len(tasks) + 1) + "|", *lines])
+
+
+def _percent(values: Sequence[float]) -> str:
+    """The mean over seeds, and the range of several."""
+    percents = [100 * value for value in values]
+    mean = f"{sum(percents) / len(percents):.1f}"
+    if len(percents) == 1:
+        return mean
+    return f"{mean} ({min(percents):.1f} to {max(percents):.1f})"
+
+
+def _paper(task: str, model: str) -> str:
+    value = PAPER.get(task, {}).get(model)
+    return MISSING if value is None else f"{value:.1f}"
+
+
+def _describe(config: Config, runs: Runs) -> str:
+    """Difficulty, training, hardware and commit, in sentences."""
+    hard, train = config.difficulty, config.train
+    samples = -(-train.eval_samples // train.batch_size) * train.batch_size
+    lines = [
+        f"Ours: programs of length {hard.length} and nesting {hard.nesting}, memorization of "
+        f"length {hard.memorization_length}; curriculum {hard.curriculum}; decoding "
+        f"{config.decoding}; {train.steps:,} updates of {train.batch_size} samples, learning rate "
+        f"{train.learning_rate:g}; seeds {', '.join(map(str, train.seeds))}; evaluations on "
+        f"{samples:,} samples at full difficulty. The paper's: length 5, nesting 2, 200,000 "
+        "updates of 128 samples.",
+    ]
+    made = [run["environment"] for models in runs.values() for run in models.values()]
+    if made:
+        hardware = _distinct(
+            f"{e['processor']}, {e['cpu_cores']} cores, {e['device']}" for e in made
+        )
+        commits = _distinct(str(e["git_commit"]) for e in made)
+        lines.append(f"Hardware: {hardware}. Commit: {commits}.")
+    return "\n".join(lines)
+
+
+def _distinct(values: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
+
+
+def _finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
+    """The directories of runs that have a summary, by task and model."""
+    finished = {}
+    for names, (directory, one) in nested_runs(config, run_dir).items():
+        if (directory / "summary.json").exists():
+            open_run(directory, one)  # Refuses another config.
+            finished[names] = directory
+    return finished
+
+
+def _unfinished(config: Config, run_dir: Path) -> list[tuple[Path, Config]]:
+    finished = _finished(config, run_dir)
+    return [run for names, run in nested_runs(config, run_dir).items() if names not in finished]

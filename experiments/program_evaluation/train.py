@@ -1,0 +1,195 @@
+"""Training of one model on one task, or of all of them side by side."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.common import loop
+from experiments.common.metrics import curve, read_metrics
+from experiments.common.plots import plot_curves
+from experiments.common.problem import Mean, Problem
+from experiments.common.run_directory import open_run, write_json
+from experiments.program_evaluation.config import Config
+from experiments.program_evaluation.data import Task, make_task
+from experiments.program_evaluation.metrics import answer_loss
+from experiments.program_evaluation.model import Model, make_model
+from rrnn_jax.tasks import curriculum, learn_to_execute
+from rrnn_jax.tasks.characters import Batch
+
+TITLES = {
+    "rmc": "Relational Memory Core",
+    "lstm": "LSTM",
+    "dnc": "DNC",
+    "entnet": "EntNet",
+}
+SHOWN = 4
+"""Samples that are printed at every evaluation."""
+
+Runs = dict[tuple[str, str], tuple[Path, Config]]
+"""By task and model, the directory and the config of a run."""
+
+
+def make_problem(config: Config) -> Problem:
+    """Task and model of a config as the training loop wants them."""
+    task = make_task(config)
+    model = make_model(config, task.config.vocab_size, task.output_steps)
+    teaches = config.decoding == "teacher_forced"
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_))
+
+    def eval_loss(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
+        return answer_loss(logits, batch.targets, batch.target_mask)
+
+    def taught_loss(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        logits = model.apply(params, batch.inputs, batch.input_mask, batch.targets)
+        return answer_loss(jnp.asarray(logits), batch.targets, batch.target_mask)
+
+    def next_level(level: Any, metrics: Mapping[str, Mean]) -> Any:
+        return curriculum.advance(level, metrics["loss"].value(), task.config)
+
+    return Problem(
+        init=init,
+        sample=task.sample,
+        loss=taught_loss if teaches else eval_loss,
+        sample_eval=task.sample_hardest,
+        trivial_accuracy=task.trivial_accuracy(),
+        initial_level=curriculum.initial_state(task.config),
+        next_level=next_level,
+        eval_loss=eval_loss,
+        show=_make_show(model, task),
+    )
+
+
+def _make_show(model: Model, task: Task) -> Any:
+    """``show(params) -> text``: questions, answers and what the model answers."""
+
+    @jax.jit
+    def answer(params: Any) -> tuple[Batch, jax.Array]:
+        batch = task.sample_hardest(jax.random.key(0), SHOWN)
+        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
+        return batch, jnp.argmax(logits, axis=-1)
+
+    def show(params: Any) -> str:
+        batch, answers = jax.device_get(answer(params))
+        lines = []
+        for i in range(SHOWN):
+            question = learn_to_execute.decode(batch.inputs[i])
+            length = int(batch.target_lengths[i])
+            target = learn_to_execute.decode(batch.targets[i, :length])
+            answered = learn_to_execute.decode(answers[i, :length])
+            mark = "right" if answered == target else "wrong"
+            lines.append(f"{question} = {target}, answered {answered}: {mark}")
+        return "\n".join(lines)
+
+    return show
+
+
+def train(
+    config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains what `config.task` and `config.model` name, draws the plots, returns the summaries.
+
+    One run is kept in `run_dir` itself, several in ``<task>/<model>`` below it.
+
+    Args:
+      config: the config of the run or runs.
+      run_dir: where all of it is kept; an unfinished run there goes on.
+      resume: see `experiments.common.run_directory.open_run`.
+      progress: whether to draw a progress bar.
+
+    Returns:
+      For each task, for each model: steps, parameters, evaluations, training time; also written to
+      ``summary.json`` of each run.
+    """
+    runs = list_runs(config, run_dir)
+    for directory, one in runs.values():
+        open_run(directory, one, resume)
+    summaries: dict[str, Any] = {task: {} for task in config.tasks}
+    for (task, model), (directory, one) in runs.items():
+        problem = make_problem(one)
+        name = f"{task}, {model}"
+        outcome = loop.train(problem, one.train, directory, name, progress)
+        summary = summarise(outcome, one, directory, problem.trivial_accuracy)
+        plot(task, {model: directory}, directory, problem.trivial_accuracy)
+        write_json(directory / "summary.json", summary)
+        summaries[task][model] = summary
+    if not config.is_single:
+        for task in config.tasks:
+            trivial = next(iter(summaries[task].values()))["trivial_accuracy"]
+            directories = {model: runs[task, model][0] for model in config.models}
+            plot(task, directories, run_dir, trivial, prefix=f"{task}_")
+    return summaries
+
+
+def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
+    results: dict[str, Any] = {task: {} for task in config.tasks}
+    for (task, model), (directory, one) in list_runs(config, run_dir).items():
+        open_run(directory, one, resume=True)
+        step, metrics = loop.evaluate_run(make_problem(one), one.train, directory)
+        means = {key: [float(v) for v in values] for key, values in metrics.items()}
+        result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
+        write_json(directory / "evaluation.json", result)
+        results[task][model] = result
+    return results
+
+
+def list_runs(config: Config, run_dir: Path) -> Runs:
+    """For each task and model that a config names: the run's directory and its config."""
+    if config.is_single:
+        return {(config.task, config.model): (run_dir, config)}
+    return nested_runs(config, run_dir)
+
+
+def nested_runs(config: Config, run_dir: Path) -> Runs:
+    """As `list_runs`, but a single run too is in ``<task>/<model>``."""
+    return {
+        (task, model): (
+            run_dir / task / model,
+            dataclasses.replace(config, task=task, model=model),
+        )
+        for task in config.tasks
+        for model in config.models
+    }
+
+
+def summarise(
+    outcome: loop.Outcome, config: Config, run_dir: Path, trivial_accuracy: float
+) -> dict[str, Any]:
+    """The numbers of a finished run that a table wants."""
+    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    core = jax.tree.leaves(outcome.state.params["params"]["cell"])
+    summary = loop.summarise(outcome, config.train)
+    summary["core_parameters"] = sum(leaf[0].size for leaf in core)
+    summary["best_accuracy"] = [max(curves[seed][1]) for seed in config.train.seeds]
+    summary["trivial_accuracy"] = trivial_accuracy
+    return summary
+
+
+def plot(
+    task: str, directories: dict[str, Path], run_dir: Path, trivial: float, prefix: str = ""
+) -> list[Path]:
+    """Draws accuracy and loss of all models and seeds from their metrics files alone."""
+    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
+    return [
+        plot_curves(
+            run_dir / "plots" / f"{prefix}accuracy.png",
+            {name: curve(r, "eval", "accuracy") for name, r in rows.items()},
+            title=f"Program evaluation: {task}",
+            y_label="characters right, at full difficulty",
+            trivial=trivial,
+            y_limits=(0.0, 1.0),
+        ),
+        plot_curves(
+            run_dir / "plots" / f"{prefix}loss.png",
+            {name: curve(r, "train", "loss") for name, r in rows.items()},
+            title=f"Program evaluation: {task}",
+            y_label="training loss (nats per character)",
+        ),
+    ]
