@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.settings import SETTINGS, Setting
+
 SCHEMA = 1
 """Of a row; raised whenever a field changes its meaning."""
 
@@ -67,3 +69,43 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_base(row: Mapping[str, Any]) -> bool:
+    """Whether a row has the sizes that its setting is named for: no point of a sweep."""
+    sizes, base = row["setting"], SETTINGS.get(row["setting"]["name"])
+    if base is None:
+        return False
+    if row["mode"] == "streaming":
+        base = base.replace(batch=1, steps=1)
+    return Setting(**_fields(sizes)) == base.replace(dtype=sizes["dtype"])
+
+
+def axis_points(rows: Iterable[Row], setting: str, size: str) -> list[Row]:
+    """The rows of a sweep: those that differ from the named setting in one size at most.
+
+    Args:
+      rows: rows of one mode and dtype.
+      setting: the name of the setting swept around.
+      size: the size that differs, a key of `settings.AXES`.
+
+    Returns:
+      The rows by rising size.
+    """
+    base = SETTINGS[setting]
+    found = []
+    for row in rows:
+        sizes = row["setting"]
+        changed = base.replace(**{size: sizes[size], "dtype": sizes["dtype"]})
+        if sizes["name"] == setting and Setting(**_fields(sizes)) == changed:
+            found.append(row)
+    return sorted(found, key=lambda row: row["setting"][size])
+
+
+def describe_sizes(row: Mapping[str, Any]) -> str:
+    """The sizes of a row in one line."""
+    return Setting(**_fields(row["setting"])).describe()
+
+
+def _fields(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sizes.items() if name != "width"}
