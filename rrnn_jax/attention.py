@@ -81,6 +81,7 @@ class MultiHeadAttention(nn.Module):
       num_heads: H.
       head_size: D.
       key_size: K; ``None`` (default) means D.
+      qkv_norm: whether the LayerNorm is there (default: True).
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. LayerNorm
         and softmax compute in float32 or wider always.
       param_dtype: dtype of the parameters (default: float32).
@@ -94,6 +95,7 @@ class MultiHeadAttention(nn.Module):
     num_heads: int
     head_size: int
     key_size: int | None = None
+    qkv_norm: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
@@ -128,9 +130,10 @@ class MultiHeadAttention(nn.Module):
             bias_init=self.bias_init,
             name="qkv",
         )(rows)
-        compute_dtype = qkv.dtype
-        qkv = qkv.astype(accumulation_dtype(compute_dtype))
-        qkv = layer_norm("qkv_norm", self.param_dtype)(qkv).astype(compute_dtype)
+        if self.qkv_norm:
+            compute_dtype = qkv.dtype
+            qkv = qkv.astype(accumulation_dtype(compute_dtype))
+            qkv = layer_norm("qkv_norm", self.param_dtype)(qkv).astype(compute_dtype)
         qkv = qkv.reshape(*qkv.shape[:-1], self.num_heads, packed)
         query, key, value = jnp.split(qkv, (key_size, 2 * key_size), axis=-1)
         if num_queries is not None:

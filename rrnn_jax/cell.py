@@ -84,6 +84,11 @@ class RelationalMemoryCell(nn.RNNCellBase):
       output_gate: the paper's equations 3-9, see above (default: False, as in the authors' code).
       matrix_inputs: inputs are ``[*B, R, I]`` and each of the R rows becomes a memory row of its
         own (default: False: inputs are ``[*B, I]``, R = 1).
+      qkv_norm: LayerNorm over the packed queries, keys and values (default: True, as in the
+        authors' code; the paper does not have it).
+      input_queries: whether input rows attend too, between blocks (default: True, as in the
+        authors' code). False is the paper's eq. 2: queries come from the memory alone, and the
+        input rows are the same in every block. With one block there is no difference.
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. With
         bfloat16, norms, softmax, gates and the carried memory stay float32; outputs are bfloat16.
       param_dtype: dtype of the parameters (default: float32).
@@ -108,6 +113,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
     input_bias: float = 0.0
     output_gate: bool = False
     matrix_inputs: bool = False
+    qkv_norm: bool = True
+    input_queries: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
@@ -207,6 +214,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
             self.key_size,
             num_blocks=self.num_blocks,
             attention_mlp_layers=self.attention_mlp_layers,
+            qkv_norm=self.qkv_norm,
+            input_queries=self.input_queries,
             **options,
             name="memory",
         )(memory.astype(stream), rows.astype(stream))

@@ -73,12 +73,14 @@ class AttentionBlock(nn.Module):
 
     Attributes:
       num_heads, head_size, key_size: H, D, K of the attention.
+      qkv_norm: whether queries, keys and values are normalised.
       dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
     """
 
     num_heads: int
     head_size: int
     key_size: int | None = None
+    qkv_norm: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
@@ -102,6 +104,7 @@ class AttentionBlock(nn.Module):
             self.num_heads,
             self.head_size,
             self.key_size,
+            self.qkv_norm,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=self.kernel_init,
@@ -138,6 +141,10 @@ class RelationalMemory(nn.Module):
       num_heads, head_size, key_size: H, D, K of the attention; F = H*D.
       num_blocks: how often memory and input attend per step.
       attention_mlp_layers: layers of the MLP.
+      qkv_norm: whether queries, keys and values are normalised.
+      input_queries: whether the input rows attend too, between blocks, as in Sonnet v1. Without,
+        they are the same in every block and only the memory attends, as in paper eq. 2. With one
+        block it makes no difference.
       dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
 
     Raises:
@@ -149,6 +156,8 @@ class RelationalMemory(nn.Module):
     key_size: int | None = None
     num_blocks: int = 1
     attention_mlp_layers: int = 2
+    qkv_norm: bool = True
+    input_queries: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
@@ -190,9 +199,17 @@ class RelationalMemory(nn.Module):
         all_weights = []
         for k in range(self.num_blocks):
             block = AttentionBlock(
-                self.num_heads, self.head_size, self.key_size, **options, name=f"block_{k}"
+                self.num_heads,
+                self.head_size,
+                self.key_size,
+                self.qkv_norm,
+                **options,
+                name=f"block_{k}",
             )
             is_last = k == self.num_blocks - 1
-            rows, weights = block(rows, mlp, num_rows=slots if is_last else None)
+            only_memory = is_last or not self.input_queries
+            rows, weights = block(rows, mlp, num_rows=slots if only_memory else None)
             all_weights.append(weights[..., :slots, :])
+            if not (is_last or self.input_queries):
+                rows = jnp.concatenate([rows, input_rows], axis=-2)
         return rows, all_weights

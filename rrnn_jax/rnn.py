@@ -74,7 +74,7 @@ class RNN(nn.Module):
       implementation: ``"auto"`` (default) picks by cell, platform and shape. ``"scan"`` is the
         plain scan, differentiable any number of times and in forward mode. ``"hoisted"`` computes
         all that depends on inputs alone before the loop and has a backward pass of its own: the
-        same numbers sooner, for a :class:`RelationalMemoryCell`, first-order reverse mode only.
+        same numbers sooner, for a :class:`RelationalMemoryCell`; no forward-mode derivatives.
         Initialising and capturing run the plain scan always.
 
     Raises:

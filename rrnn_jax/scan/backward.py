@@ -1,9 +1,8 @@
 """The backward pass of the hoisted scan.
 
-A step is gone through again elementwise, with the results of its products taken from the forward
-pass (or multiplied anew where those were not kept), and `jax.vjp` of that gives its cotangents. The
-gradient of a kernel is the product of what was multiplied by it and the cotangent of what came out;
-it needs nothing of the chain, so it is taken over the rows of several steps at once.
+`jax.vjp` of a replayed step (`tape.Replay`) gives the step's cotangents. The gradient of a kernel
+is the product of what was multiplied by it and the cotangent of what came out; it needs nothing of
+the chain, so it is taken over the rows of several steps at once.
 """
 
 from collections.abc import Callable
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.scan.loop import loop_over_time, take_step
+from rrnn_jax.scan.input_terms import InputTerms
+from rrnn_jax.scan.loop import Timed, loop_over_time, take_step
 from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels
-from rrnn_jax.scan.products import RecordProducts, ReplayProducts, weight_gradient
-from rrnn_jax.scan.step import InputTerms, recurrent_step
+from rrnn_jax.scan.step import recurrent_step
+from rrnn_jax.scan.tape import Record, Replay, Weights, weight_gradient
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
@@ -29,12 +29,11 @@ class _Chain(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What a step of the backward pass reads: input terms, cotangent of its carry, products."""
+    """What a step of the backward pass reads."""
 
-    floats: tuple[Array | None, ...]
-    flags: tuple[Array | None, ...]
+    terms: InputTerms
     d_carry: Carry
-    products: list[Array] | None
+    saved: list[Any] | None
 
 
 class _Operands(NamedTuple):
@@ -44,20 +43,25 @@ class _Operands(NamedTuple):
     cotangents: list[Array]
 
 
-StepBackward = Callable[[_Chain, _Inputs, Array], tuple[_Chain, tuple[Any, _Operands]]]
+class _Step(NamedTuple):
+    """The backward pass of one step.
+
+    Attributes:
+      run: ``run(chain, inputs, t) -> (chain, d_floats, operands)``.
+      names: the kernels of a step's products, in order.
+    """
+
+    run: Callable[[_Chain, _Inputs, Array], tuple[_Chain, Any, _Operands]]
+    names: list[str]
 
 
 def backward(
     plan: Plan, residuals: Residuals, d_final: Carry, d_carries: Carry
 ) -> tuple[CoreWeights, Carry, Carry | None, InputTerms]:
     """Cotangents of weights, first carry, reset carry and input terms."""
-    axis = plan.time_axis
-    num_steps = residuals.terms.qkv.shape[axis]
-    chunk, num_chunks = _chunks(plan, residuals)
-    step, names = _step_backward(plan, residuals, padded=chunk * num_chunks > num_steps)
-
-    floats, flags = residuals.terms[:3], residuals.terms[3:]
-    inputs = _Inputs(floats, flags, d_carries, residuals.products)
+    num_steps = residuals.terms.qkv[0].shape[plan.time_axis]
+    length, num_chunks = _chunks(plan, residuals)
+    step = _step_backward(plan, residuals, padded=length * num_chunks > num_steps)
     kernels = residuals.weights.kernels
     chain = _Chain(
         d_final,
@@ -68,111 +72,158 @@ def backward(
         name: jnp.zeros(kernel.shape, accumulation_dtype(kernel.dtype))
         for name, kernel in kernels.items()
     }
-    d_floats = jax.tree.map(jnp.zeros_like, floats)
-
-    def add_gradients(d_kernels: dict[str, Array], operands: _Operands) -> dict[str, Array]:
-        d_kernels = dict(d_kernels)
-        for name, rows, cotangent in zip(names, *operands, strict=True):
-            gradient = weight_gradient(rows, cotangent, d_kernels[name].dtype)
-            d_kernels[name] = d_kernels[name] + gradient
-        return d_kernels
-
-    if chunk == 1:
-
-        def one(state: tuple, inputs: _Inputs, t: Array) -> tuple[tuple, Any]:
-            chain, d_kernels = state
-            chain, (d_floats, operands) = step(chain, inputs, t)
-            return (chain, add_gradients(d_kernels, operands)), d_floats
-
-        (chain, d_kernels), d_floats = loop_over_time(
-            one,
-            (chain, d_kernels),
-            inputs,
-            start=num_steps - 1,
-            num_steps=num_steps,
-            time_axis=axis,
-            buffers=d_floats,
-            reverse=True,
-            prefetch=plan.prefetch,
-        )
-    else:
-        t = jnp.int32(0)
-        shapes = jax.eval_shape(step, chain, take_step(inputs, t, axis), t)[1][1]
-        collected = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
-
-        def run_chunk(state: tuple, start: Array) -> tuple[tuple, None]:
-            chain, d_kernels, d_floats, collected = state
-
-            def one(state: tuple, inputs: _Inputs, t: Array) -> tuple[tuple, Any]:
-                chain, collected = state
-                chain, (d_floats, operands) = step(chain, inputs, t)
-                collected = jax.tree.map(
-                    lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, start - t, 0),
-                    collected,
-                    operands,
-                )
-                return (chain, collected), d_floats
-
-            (chain, collected), d_floats = loop_over_time(
-                one,
-                (chain, collected),
-                inputs,
-                start=start,
-                num_steps=chunk,
-                time_axis=axis,
-                buffers=d_floats,
-                reverse=True,
-                prefetch=plan.prefetch,
-            )
-            return (chain, add_gradients(d_kernels, collected), d_floats, collected), None
-
-        starts = chunk * jnp.arange(num_chunks, 0, -1, dtype=jnp.int32) - 1
-        state = (chain, d_kernels, d_floats, collected)
-        (chain, d_kernels, d_floats, _), _ = jax.lax.scan(run_chunk, state, starts)
-
+    d_floats = jax.tree.map(jnp.zeros_like, _floats(residuals.terms))
+    run = _run_stepwise if length == 1 else _run_in_chunks
+    chain, d_kernels, d_floats = run(
+        plan, residuals, step, d_carries, (chain, d_kernels, d_floats), length, num_chunks
+    )
     d_kernels = {name: d_kernels[name].astype(kernels[name].dtype) for name in kernels}
     d_terms = InputTerms(*d_floats, resets=None, mask=None)
     return CoreWeights(d_kernels, chain.vectors), chain.carry, chain.reset_carry, d_terms
 
 
+State = tuple[_Chain, dict[str, Array], Any]
+"""Chain, gradients of the kernels so far, and buffers of the input terms' cotangents."""
+
+
+def _run_stepwise(
+    plan: Plan,
+    residuals: Residuals,
+    step: _Step,
+    d_carries: Carry,
+    state: State,
+    length: int,
+    num_chunks: int,
+) -> State:
+    """Takes the weight gradients at every step."""
+    chain, d_kernels, d_floats = state
+
+    def one(state: tuple, inputs: tuple, t: Array) -> tuple[tuple, tuple]:
+        chain, d_kernels = state
+        chain, d_floats, operands = step.run(chain, _Inputs(*inputs), t)
+        return (chain, _add_gradients(plan, step, d_kernels, operands)), (d_floats,)
+
+    (chain, d_kernels), (d_floats,) = loop_over_time(
+        one,
+        (chain, d_kernels),
+        _timed_inputs(plan, residuals, d_carries),
+        start=length * num_chunks - 1,
+        num_steps=length * num_chunks,
+        buffers=[Timed(d_floats, plan.time_axis)],
+        reverse=True,
+        prefetch=plan.prefetch[1],
+    )
+    return chain, d_kernels, d_floats
+
+
+def _run_in_chunks(
+    plan: Plan,
+    residuals: Residuals,
+    step: _Step,
+    d_carries: Carry,
+    state: State,
+    length: int,
+    num_chunks: int,
+) -> State:
+    """Collects the operands of `length` steps for each weight gradient."""
+    inputs = _timed_inputs(plan, residuals, d_carries)
+    t = jnp.int32(0)
+    first = _Inputs(*(x.take(t) for x in inputs))
+    shapes = jax.eval_shape(step.run, state[0], first, t)[2]
+    collected = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+    def chunk(state: tuple, start: Array) -> tuple[tuple, None]:
+        chain, d_kernels, d_floats, collected = state
+
+        def one(state: tuple, inputs: tuple, t: Array) -> tuple[tuple, tuple]:
+            chain, collected = state
+            chain, d_floats, operands = step.run(chain, _Inputs(*inputs), t)
+            collected = Timed(collected, 0).put(start - t, operands).arrays
+            return (chain, collected), (d_floats,)
+
+        (chain, collected), (d_floats,) = loop_over_time(
+            one,
+            (chain, collected),
+            inputs,
+            start=start,
+            num_steps=length,
+            buffers=[Timed(d_floats, plan.time_axis)],
+            reverse=True,
+            prefetch=plan.prefetch[1],
+        )
+        d_kernels = _add_gradients(plan, step, d_kernels, collected)
+        return (chain, d_kernels, d_floats, collected), None
+
+    starts = length * jnp.arange(num_chunks, 0, -1, dtype=jnp.int32) - 1
+    (chain, d_kernels, d_floats, _), _ = jax.lax.scan(chunk, (*state, collected), starts)
+    return chain, d_kernels, d_floats
+
+
+def _add_gradients(
+    plan: Plan, step: _Step, d_kernels: dict[str, Array], operands: _Operands
+) -> dict[str, Array]:
+    d_kernels = dict(d_kernels)
+    for name, rows, cotangent in zip(step.names, *operands, strict=True):
+        gradient = weight_gradient(rows, cotangent, d_kernels[name].dtype, plan.transpose)
+        d_kernels[name] = d_kernels[name] + gradient
+    return d_kernels
+
+
+def _timed_inputs(plan: Plan, residuals: Residuals, d_carries: Carry) -> list[Timed]:
+    """The fields of `_Inputs` for all steps."""
+    axis = plan.time_axis
+    return [Timed(residuals.terms, axis), Timed(d_carries, axis), Timed(residuals.saved, 0)]
+
+
+def _floats(terms: InputTerms) -> tuple[Any, Any, Any]:
+    """The terms that have cotangents."""
+    return terms.qkv, terms.rows, terms.gates
+
+
 def _chunks(plan: Plan, residuals: Residuals) -> tuple[int, int]:
     """Steps per chunk and number of chunks; the product may exceed T by less than a chunk."""
-    num_steps = residuals.terms.qkv.shape[plan.time_axis]
-    batch = residuals.terms.qkv.shape[1 - plan.time_axis]
+    shape = residuals.terms.qkv[0].shape
+    num_steps, batch = shape[plan.time_axis], shape[1 - plan.time_axis]
     wanted = max(1, plan.rows_per_product // (batch * plan.cell.mem_slots))
     num_chunks = -(-num_steps // min(wanted, num_steps))
     return -(-num_steps // num_chunks), num_chunks
 
 
-def _step_backward(
-    plan: Plan, residuals: Residuals, padded: bool
-) -> tuple[StepBackward, list[str]]:
-    """The backward pass of one step, and the names of a step's products in order."""
+def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
+    """The backward pass of one step; `padded` if steps past the last one are run too."""
     weights, first_carry, reset_carry, terms, carries, _ = residuals
     axis = plan.time_axis
-    num_steps = terms.qkv.shape[axis]
+    num_steps = terms.qkv[0].shape[axis]
     kernels = cast_kernels(weights, plan.dtype)
 
-    def forward(linear, vectors, carry, reset_carry, floats, flags) -> Carry:
-        terms = InputTerms(*floats, *flags)
-        return recurrent_step(plan.cell, linear, vectors, carry, reset_carry, terms, plan.dtype)
+    def forward(ops: Any, vectors: dict, carry: Carry, reset: Carry | None, terms: InputTerms):
+        return recurrent_step(plan.cell, ops, vectors, carry, reset, terms, plan.dtype)
 
-    def step(chain: _Chain, inputs: _Inputs, t: Array) -> tuple[_Chain, tuple[Any, _Operands]]:
+    def recorded(carry: Carry, terms: InputTerms) -> Record:
+        record = Record(Weights(kernels, weights.vectors), plan.dtype)
+        forward(record, weights.vectors, carry, reset_carry, terms)
+        return record
+
+    def run(chain: _Chain, inputs: _Inputs, t: Array) -> tuple[_Chain, Any, _Operands]:
         before = take_step(carries, jnp.clip(t - 1, 0, num_steps - 1), axis)
         before = jax.tree.map(lambda m, first: jnp.where(t > 0, m, first), before, first_carry)
-        known = inputs.products
-        if known is None:
-            linear = RecordProducts(kernels)
-            forward(linear, weights.vectors, before, reset_carry, inputs.floats, inputs.flags)
-            known = linear.results
+        saved = recorded(before, inputs.terms).saved if inputs.saved is None else inputs.saved
 
-        def replay(vectors, before, reset_carry, floats, known) -> tuple[Carry, list[Array]]:
-            linear = ReplayProducts(kernels, known)
-            carry = forward(linear, vectors, before, reset_carry, floats, inputs.flags)
-            return carry, linear.operands
+        def replay(vectors, before, reset, floats, results) -> tuple[Carry, list[Array]]:
+            ops = Replay(Weights(kernels, vectors), plan.dtype, saved, results)
+            qkv, rows, gates = floats
+            terms = inputs.terms._replace(qkv=qkv, rows=rows, gates=gates)
+            return forward(ops, vectors, before, reset, terms), ops.operands
 
+        results = [jnp.zeros(shape, plan.dtype) for shape in shapes]
         _, vjp, rows = jax.vjp(
-            replay, weights.vectors, before, reset_carry, inputs.floats, known, has_aux=True
+            replay,
+            weights.vectors,
+            before,
+            reset_carry,
+            _floats(inputs.terms),
+            results,
+            has_aux=True,
         )
         d_carry = jax.tree.map(jnp.add, chain.carry, inputs.d_carry)
         if padded:  # Steps past the end come first; they must leave no trace.
@@ -188,16 +239,15 @@ def _step_backward(
             jax.tree.map(jnp.add, chain.vectors, d_vectors),
             jax.tree.map(jnp.add, chain.reset_carry, d_reset),
         )
-        return chain, (d_floats, _Operands(rows, cotangents))
+        return chain, d_floats, _Operands(rows, cotangents)
 
-    recorder = RecordProducts(kernels)
-    first = take_step(terms, jnp.int32(0), axis)
-    jax.eval_shape(
-        lambda carry, reset, terms: forward(
-            recorder, weights.vectors, carry, reset, terms[:3], terms[3:]
-        ),
-        first_carry,
-        reset_carry,
-        first,
-    )
-    return step, recorder.names
+    names: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+
+    def look(carry: Carry, terms: InputTerms) -> None:
+        record = recorded(carry, terms)
+        names.extend(record.names)
+        shapes.extend(record.shapes)
+
+    jax.eval_shape(look, first_carry, take_step(terms, jnp.int32(0), axis))
+    return _Step(run, names)

@@ -40,11 +40,13 @@ def resolve_implementation(implementation: str, cell: nn.RNNCellBase) -> str:
 
 def hoisted_plan(cell: RelationalMemoryCell) -> Plan:
     """How the hoisted scan runs on the default backend."""
+    on_cpu = jax.default_backend() == "cpu"
     return Plan(
         cell=cell.clone(parent=None),
         dtype=None,
         time_axis=1,
-        keep_products=True,
+        save=True,
         rows_per_product=ROWS_PER_PRODUCT,
-        prefetch=jax.default_backend() == "cpu",
+        prefetch=("ahead", "apart") if on_cpu else (None, None),
+        transpose=on_cpu,
     )

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.scan.backward import backward
-from rrnn_jax.scan.loop import loop_over_time, take_step, time_buffer
+from rrnn_jax.scan.input_terms import InputTerms, compute_dtype, input_terms
+from rrnn_jax.scan.loop import Timed, loop_over_time, take_step, time_buffers
 from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels
-from rrnn_jax.scan.products import RecordProducts
-from rrnn_jax.scan.step import InputTerms, compute_dtype, input_terms, recurrent_step
+from rrnn_jax.scan.step import recurrent_step
+from rrnn_jax.scan.tape import Record, Weights
 from rrnn_jax.scan.weights import CoreWeights, core_weights
 from rrnn_jax.typing import Array, Carry
 
@@ -55,7 +56,16 @@ def hoisted_scan(
     plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
     terms = input_terms(plan.cell, params, inputs, resets, mask)
     weights = core_weights(plan.cell, params)
-    return _recurrence(plan, weights, carry, None if resets is None else reset_carry, terms)
+    reset_carry = None if resets is None else reset_carry
+    try:
+        return _recurrence(plan, weights, carry, reset_carry, terms)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "implementation='hoisted' (which 'auto' chose, if you did not) has no forward-mode "
+            "derivative; use implementation='scan' for jax.jvp, jax.jacfwd and jax.hessian"
+        ) from error
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -67,17 +77,15 @@ def _recurrence(
     terms: InputTerms,
 ) -> tuple[Carry, Carry]:
     """The recurrent part: the final carry and the carry after every step."""
-    final, carries, _ = _forward(plan, weights, carry, reset_carry, terms, keep_products=False)
+    final, carries, _ = _forward(plan, weights, carry, reset_carry, terms, save=False)
     return final, carries
 
 
 def _recurrence_fwd(
     plan: Plan, weights: CoreWeights, carry: Carry, reset_carry: Carry | None, terms: InputTerms
 ) -> tuple[tuple[Carry, Carry], Residuals]:
-    final, carries, products = _forward(
-        plan, weights, carry, reset_carry, terms, keep_products=plan.keep_products
-    )
-    return (final, carries), Residuals(weights, carry, reset_carry, terms, carries, products)
+    final, carries, saved = _forward(plan, weights, carry, reset_carry, terms, save=plan.save)
+    return (final, carries), Residuals(weights, carry, reset_carry, terms, carries, saved)
 
 
 def _recurrence_bwd(plan: Plan, residuals: Residuals, cotangents: tuple[Carry, Carry]) -> tuple:
@@ -93,30 +101,33 @@ def _forward(
     carry: Carry,
     reset_carry: Carry | None,
     terms: InputTerms,
-    keep_products: bool,
-) -> tuple[Carry, Carry, list[Array] | None]:
-    """Final carry, all carries and, if asked for, the results of all products."""
-    kernels = cast_kernels(weights, plan.dtype)
+    save: bool,
+) -> tuple[Carry, Carry, list[Any] | None]:
+    """Final carry, all carries and, if asked for, what the backward pass wants of every step."""
+    used = Weights(cast_kernels(weights, plan.dtype), weights.vectors)
 
-    def step(carry: Carry, terms: InputTerms, t: Array) -> tuple[Carry, tuple]:
+    def step(carry: Carry, inputs: tuple[InputTerms], t: Array) -> tuple[Carry, tuple]:
         del t
-        linear = RecordProducts(kernels)
+        record = Record(used, plan.dtype)
         carry = recurrent_step(
-            plan.cell, linear, weights.vectors, carry, reset_carry, terms, plan.dtype
+            plan.cell, record, used.vectors, carry, reset_carry, *inputs, plan.dtype
         )
-        return carry, (carry, linear.results if keep_products else None)
+        return carry, (carry, record.saved) if save else (carry,)
 
-    axis, num_steps = plan.time_axis, terms.qkv.shape[plan.time_axis]
+    axis, num_steps = plan.time_axis, terms.qkv[0].shape[plan.time_axis]
     t = jnp.int32(0)
-    shapes = jax.eval_shape(step, carry, take_step(terms, t, axis), t)[1]
-    final, (carries, products) = loop_over_time(
+    shapes = jax.eval_shape(step, carry, (take_step(terms, t, axis),), t)[1]
+    # The carries go where the caller has time; what is saved has it in front, the quickest place.
+    buffers = [
+        time_buffers(x, num_steps, where) for x, where in zip(shapes, (axis, 0), strict=False)
+    ]
+    final, filled = loop_over_time(
         step,
         carry,
-        terms,
+        [Timed(terms, axis)],
         start=0,
         num_steps=num_steps,
-        time_axis=axis,
-        buffers=jax.tree.map(lambda x: time_buffer(x.shape, x.dtype, num_steps, axis), shapes),
-        prefetch=plan.prefetch,
+        buffers=buffers,
+        prefetch=plan.prefetch[0],
     )
-    return final, carries, products
+    return final, filled[0], filled[1] if save else None

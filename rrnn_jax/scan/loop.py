@@ -1,12 +1,41 @@
 """A loop over time that reads and writes arrays where their time axis is, without transposing."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.typing import Array
+
+Prefetch: TypeAlias = Literal["ahead", "apart"] | None
+
+
+class Timed(NamedTuple):
+    """Arrays with a time axis.
+
+    Attributes:
+      arrays: any pytree.
+      axis: where time is in every array of it.
+    """
+
+    arrays: Any
+    axis: int
+
+    def take(self, t: Array) -> Any:
+        """One step of every array."""
+        return take_step(self.arrays, t, self.axis)
+
+    def put(self, t: Array, values: Any) -> "Timed":
+        """The arrays with one step of each replaced."""
+        return Timed(
+            jax.tree.map(
+                lambda x, value: jax.lax.dynamic_update_index_in_dim(x, value, t, self.axis),
+                self.arrays,
+                values,
+            ),
+            self.axis,
+        )
 
 
 def take_step(arrays: Any, index: Array, time_axis: int) -> Any:
@@ -17,62 +46,71 @@ def take_step(arrays: Any, index: Array, time_axis: int) -> Any:
 
 
 def loop_over_time(
-    step: Callable[[Any, Any, Array], tuple[Any, Any]],
+    step: Callable[[Any, tuple, Array], tuple[Any, tuple]],
     carry: Any,
-    inputs: Any,
+    inputs: Sequence[Timed],
     *,
     start: Array | int,
     num_steps: int,
-    time_axis: int,
-    buffers: Any,
+    buffers: Sequence[Timed],
     reverse: bool = False,
-    prefetch: bool = False,
-) -> tuple[Any, Any]:
+    prefetch: Prefetch = None,
+) -> tuple[Any, list[Any]]:
     """Runs ``carry, outputs = step(carry, inputs[t], t)`` for `num_steps` values of t.
 
     Args:
-      step: the body.
+      step: the body; takes a tuple with a step of each of `inputs`, and returns a tuple with what
+        to write into each of `buffers`.
       carry: its initial carry.
-      inputs: pytree of arrays with a time axis.
+      inputs: what is read.
       start: the first t; t goes up by one per step, or down if `reverse`. It may leave the range
         of the arrays: reads and writes are then clamped to the nearest step.
       num_steps: how many steps to run.
-      time_axis: where time is, in inputs and buffers.
-      buffers: pytree of arrays into which the outputs of step t are written at t.
+      buffers: into which the outputs of step t are written at t.
       reverse: count down.
-      prefetch: read a step's inputs at the end of the step before. XLA's CPU backend fuses a read
-        at a variable position into the arithmetic that uses it, which then is not vectorised; a
-        value that comes with the carry has been read already.
+      prefetch: how to keep XLA's CPU backend from fusing a read at a variable position into the
+        arithmetic that uses it, which then is not vectorised. ``"ahead"``: read a step's inputs at
+        the end of the step before; what comes with the carry has been read already. ``"apart"``:
+        put a barrier behind the read. ``None``: do nothing about it.
 
     Returns:
-      The final carry and the filled buffers.
+      The final carry, and the arrays of the filled buffers.
     """
-    leaves = jax.tree.leaves(inputs)
-    last = leaves[0].shape[time_axis] - 1 if leaves else 0
+    leaves = [(leaf, x.axis) for x in inputs for leaf in jax.tree.leaves(x.arrays)]
+    last = leaves[0][0].shape[leaves[0][1]] - 1 if leaves else 0
     sign = -1 if reverse else 1
+    axes = [buffer.axis for buffer in buffers]
 
     def position(i: Array | int) -> Array:
         return jnp.asarray(start, jnp.int32) + sign * jnp.asarray(i, jnp.int32)
 
-    def read(i: Array | int) -> Any:
-        return take_step(inputs, jnp.clip(position(i), 0, last), time_axis)
+    def read(i: Array | int) -> tuple:
+        t = jnp.clip(position(i), 0, last)
+        return tuple(x.take(t) for x in inputs)
 
-    def body(state: tuple[Any, Any, Any], i: Array) -> tuple[tuple[Any, Any, Any], None]:
-        carry, buffers, ahead = state
+    def body(state: tuple, i: Array) -> tuple[tuple, None]:
+        carry, arrays, ahead = state
         t = position(i)
-        carry, outputs = step(carry, ahead if prefetch else read(i), t)
-        buffers = jax.tree.map(
-            lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, t, time_axis),
-            buffers,
-            outputs,
-        )
-        return (carry, buffers, read(i + 1) if prefetch else None), None
+        if prefetch is None:
+            ahead = read(i)
+        elif prefetch == "apart":
+            ahead = jax.lax.optimization_barrier(read(i))
+        carry, outputs = step(carry, ahead, t)
+        arrays = [
+            Timed(array, axis).put(t, values).arrays
+            for array, axis, values in zip(arrays, axes, outputs, strict=True)
+        ]
+        return (carry, arrays, read(i + 1) if prefetch == "ahead" else None), None
 
-    state = (carry, buffers, read(0) if prefetch else None)
-    (carry, buffers, _), _ = jax.lax.scan(body, state, jnp.arange(num_steps, dtype=jnp.int32))
-    return carry, buffers
+    state = (carry, [buffer.arrays for buffer in buffers], read(0) if prefetch == "ahead" else None)
+    (carry, arrays, _), _ = jax.lax.scan(body, state, jnp.arange(num_steps, dtype=jnp.int32))
+    return carry, arrays
 
 
-def time_buffer(shape: tuple[int, ...], dtype: Any, num_steps: int, time_axis: int) -> Array:
-    """A buffer for `num_steps` arrays of `shape`."""
-    return jnp.zeros((*shape[:time_axis], num_steps, *shape[time_axis:]), dtype)
+def time_buffers(shapes: Any, num_steps: int, time_axis: int) -> Timed:
+    """Room for `num_steps` values of the given shapes and dtypes, with any content."""
+
+    def buffer(x: jax.ShapeDtypeStruct) -> Array:
+        return jax.lax.empty((*x.shape[:time_axis], num_steps, *x.shape[time_axis:]), x.dtype)
+
+    return Timed(jax.tree.map(buffer, shapes), time_axis)

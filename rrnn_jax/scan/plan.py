@@ -1,9 +1,10 @@
 """How the hoisted scan is run, and what its forward pass hands to its backward pass."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.scan.step import InputTerms
+from rrnn_jax.scan.input_terms import InputTerms
+from rrnn_jax.scan.loop import Prefetch
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array, Carry, Dtype
 
@@ -15,28 +16,35 @@ class Plan(NamedTuple):
       cell: the cell, for its configuration.
       dtype: dtype of the products.
       time_axis: 0 for ``[T, B, ...]``, 1 for ``[B, T, ...]``.
-      keep_products: whether the forward pass keeps the results of the products.
+      save: whether the forward pass saves what the backward pass wants of a step; else the backward
+        pass runs each step again.
       rows_per_product: a weight gradient is taken over about this many rows at once.
-      prefetch: see `loop_over_time`.
+      prefetch: see `loop_over_time`; forward and backward.
+      transpose: see `tape.weight_gradient`.
     """
 
     cell: RelationalMemoryCell
     dtype: Dtype
     time_axis: int
-    keep_products: bool
+    save: bool
     rows_per_product: int
-    prefetch: bool
+    prefetch: tuple[Prefetch, Prefetch]
+    transpose: bool
 
 
 class Residuals(NamedTuple):
-    """What the backward pass gets from the forward pass."""
+    """What the backward pass gets from the forward pass.
+
+    Attributes:
+      saved: what `tape.Record` saved of every step, time first; None if it was not to be kept.
+    """
 
     weights: CoreWeights
     first_carry: Carry
     reset_carry: Carry | None
     terms: InputTerms
     carries: Carry
-    products: list[Array] | None
+    saved: list[Any] | None
 
 
 def cast_kernels(weights: CoreWeights, dtype: Dtype) -> dict[str, Array]:

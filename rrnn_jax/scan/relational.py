@@ -35,9 +35,9 @@ def relational_scan(
       carry: the carry before the first step.
       reset_carry: what a reset puts in its place.
       time_axis: the time axis of the sequence.
-      plan: how to run it; `time_axis` and `keep_products` are filled in here.
-      remat: ``"none"`` and ``"save_products"`` keep the results of products, ``"full"`` the
-        memories only, ``"chunked"`` one memory every sqrt(T) steps.
+      plan: how to run it; `time_axis` and `save` are filled in here.
+      remat: ``"none"`` and ``"save_products"`` keep what the backward pass wants of every step,
+        ``"full"`` the memories only, ``"chunked"`` one memory every sqrt(T) steps.
       all_carries: whether to return the carry after every step.
 
     Returns:
@@ -59,7 +59,7 @@ def relational_scan(
     def merge_carry(carry: Carry) -> Carry:
         return jax.tree.map(lambda m: m.reshape(size, *m.shape[-2:]), carry)
 
-    plan = plan._replace(time_axis=axis, keep_products=remat in ("none", "save_products"))
+    plan = plan._replace(time_axis=axis, save=remat in ("none", "save_products"))
     run = _chunked if remat == "chunked" else hoisted_scan
     final, carries = run(
         plan,
@@ -101,14 +101,14 @@ def _chunked(
 ) -> tuple[Carry, Carry]:
     """The hoisted scan over chunks of about sqrt(T) steps, each run again for its gradient.
 
-    Beyond inputs and outputs only the memories between chunks are stored; within a chunk the
-    products are kept.
+    Beyond inputs and outputs only the memories between chunks are stored; within a chunk
+    nothing is computed twice.
     """
     axis = plan.time_axis
     steps = inputs.shape[axis]
     length = max(1, math.isqrt(steps))
     whole = steps // length * length
-    plan = plan._replace(keep_products=True)
+    plan = plan._replace(save=True)
 
     @jax.checkpoint
     def run(carry: Carry, xs: tuple) -> tuple[Carry, Carry]:

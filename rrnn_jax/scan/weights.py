@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.typing import Array
 
@@ -36,8 +38,10 @@ def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreW
     memory = params["memory"]
     for k in range(cell.num_blocks):
         block = memory[f"block_{k}"]
-        take(f"block_{k}/qkv", block["attention"]["qkv"])
-        take(f"block_{k}/qkv_norm", block["attention"]["qkv_norm"])
+        attention = packed_by_kind(cell, block["attention"])
+        take(f"block_{k}/qkv", attention["qkv"])
+        if cell.qkv_norm:
+            take(f"block_{k}/qkv_norm", attention["qkv_norm"])
         take(f"block_{k}/attention_norm", block["attention_norm"])
         take(f"block_{k}/mlp_norm", block["mlp_norm"])
     for j in range(cell.attention_mlp_layers):
@@ -45,3 +49,26 @@ def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreW
     if cell.gate_style is not None:
         kernels["gates"] = params["gates"]["memory"]["kernel"]
     return CoreWeights(kernels, vectors)
+
+
+def packed_by_kind(
+    cell: RelationalMemoryCell, attention: Mapping[str, Mapping[str, Array]]
+) -> dict[str, dict[str, Array]]:
+    """The parameters of an attention with their packed axis reordered.
+
+    From head by head, and within a head as query, key, value, to all heads' queries, all heads'
+    keys, all heads' values. A norm over the whole axis does not notice.
+    """
+    heads = cell.num_heads
+    key_size = cell.head_size if cell.key_size is None else cell.key_size
+
+    def reorder(x: Array) -> Array:
+        x = x.reshape(*x.shape[:-1], heads, 2 * key_size + cell.head_size)
+        kinds = jnp.split(x, (key_size, 2 * key_size), axis=-1)
+        return jnp.concatenate([kind.reshape(*x.shape[:-2], -1) for kind in kinds], axis=-1)
+
+    return {
+        name: {leaf: reorder(value) for leaf, value in attention[name].items()}
+        for name in ("qkv", "qkv_norm")
+        if name in attention
+    }

@@ -49,10 +49,13 @@ def step(
     hidden: np.ndarray | None = None,
     forget_bias: float = 1.0,
     input_bias: float = 0.0,
+    input_queries: bool = True,
 ) -> Step:
     """One step of the module on inputs `[B, I]` or `[B, R, I]` and a memory `[B, S, F]`.
 
-    With `hidden`, the paper's equations 3-9: the gates see h, and there is an output gate.
+    With `hidden`, the paper's equations 3-9: the gates see h, and there is an output gate. Without
+    `input_queries` the input rows are the same in every block. Where there is no norm of queries,
+    keys and values among the weights, there is none.
     """
     if inputs.ndim == 2:
         inputs = inputs[:, np.newaxis, :]
@@ -66,6 +69,8 @@ def step(
         attention.append(weights[:, :, :slots])
         rows = layer_norm(params, f"block{k}/attention_norm", rows + attended)
         rows = layer_norm(params, f"block{k}/mlp_norm", mlp(params, rows) + rows)
+        if not input_queries:
+            rows = np.concatenate([rows[:, :slots], projected], axis=1)
     candidate = rows[:, :slots]
 
     gates: dict[str, np.ndarray] = {}
@@ -95,7 +100,9 @@ def attend(
     params: Arrays, block: str, rows: np.ndarray, heads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Attended rows `[B, M, F]` and weights `[B, H, M, M]`, one head after the other."""
-    qkv = layer_norm(params, f"{block}/qkv_norm", linear(params, f"{block}/qkv", rows))
+    qkv = linear(params, f"{block}/qkv", rows)
+    if f"{block}/qkv_norm/scale" in params:
+        qkv = layer_norm(params, f"{block}/qkv_norm", qkv)
     head_size = rows.shape[-1] // heads
     packed = qkv.shape[-1] // heads
     key_size = (packed - head_size) // 2

@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "matrix, key size": {"matrix_inputs": True, "key_size": 3},
     "output gate": {"output_gate": True, "forget_bias": 0.3, "input_bias": -0.6},
     "output gate, memory": {"output_gate": True, "gate_style": "memory", "matrix_inputs": True},
+    "paper's queries, no norm": {"num_blocks": 2, "input_queries": False, "qkv_norm": False},
 }
 INPUTS = 5
 
@@ -45,6 +46,15 @@ def double(x) -> np.ndarray:
 def sonnet_names(cell, variables):
     """Arrays by Sonnet's names in float64; with an output gate those of a third gate too."""
     params = dict(variables["params"])
+    if not cell.qkv_norm:  # Sonnet always has these norms: lend it some, and take them back.
+        for k in range(cell.num_blocks):
+            attention = params["memory"][f"block_{k}"]["attention"]
+            like = attention["qkv"]["bias"]
+            attention = attention | {"qkv_norm": {"scale": like, "bias": like}}
+            block = params["memory"][f"block_{k}"] | {"attention": attention}
+            params["memory"] = params["memory"] | {f"block_{k}": block}
+        names = sonnet_names(cell.clone(qkv_norm=True), {"params": params})
+        return {name: value for name, value in names.items() if "qkv_norm" not in name}
     if not cell.output_gate:
         return {name: double(value) for name, value in to_sonnet(params).items()}
     gates = params.pop("gates")
@@ -69,6 +79,7 @@ def test_step_against_reference(name):
         hidden=None if hidden is None else double(hidden),
         forget_bias=cell.forget_bias,
         input_bias=cell.input_bias,
+        input_queries=cell.input_queries,
     )
     if cell.output_gate:
         np.testing.assert_allclose(new_carry[0], expected.memory, atol=1e-5)

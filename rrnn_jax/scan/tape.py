@@ -1,0 +1,309 @@
+"""The operations of a step, done for the first time or gone through again for the gradient.
+
+`Record` computes, and remembers what the backward pass will want of each operation. `Replay` is
+given that, and computes no value that it does not need: the result of a product or of an attention
+is looked at by a norm, a ReLU or a gate only, and what those made of it is known. Its operations
+have the known values in their backward passes, so that `jax.vjp` of a replayed step is the backward
+pass one would write by hand.
+
+Both offer the same operations (`Operations`), and a step is written once in terms of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+
+
+class Operations(Protocol):
+    """What a step is made of; see `Record` for the meaning of each."""
+
+    def product(self, name: str, rows: Array, keep: bool = False) -> Array: ...  # noqa: D102
+    def norm(self, name: str, rows: Array) -> Array: ...  # noqa: D102
+    def relu(self, rows: Array) -> Array: ...  # noqa: D102
+    def sigmoid(self, x: Array) -> Array: ...  # noqa: D102
+    def attend(self, query: Array, key: Array, value: Array) -> Array: ...  # noqa: D102
+
+
+class Weights(NamedTuple):
+    """What the operations of a step use.
+
+    Attributes:
+      kernels: in the dtype of the products, ``[F, N]`` each, by name.
+      vectors: biases and scales, by name.
+    """
+
+    kernels: Mapping[str, Array]
+    vectors: Mapping[str, Array]
+
+
+class Record:
+    """Computes; `saved` is what a `Replay` needs, `names` and `shapes` tell of the products."""
+
+    def __init__(self, weights: Weights, dtype: Dtype) -> None:
+        self.weights, self.dtype = weights, dtype
+        self.names: list[str] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.saved: list[Any] = []
+
+    def product(self, name: str, rows: Array, keep: bool = False) -> Array:
+        """Rows ``[B, N, F]`` times the kernel of that name; `keep` if the values are looked at."""
+        rows = rows.astype(self.dtype)
+        result = _multiply(rows, self.weights.kernels[name])
+        self.names.append(name)
+        self.shapes.append(result.shape)
+        self.saved.append(result if keep else None)
+        return result
+
+    def norm(self, name: str, rows: Array) -> Array:
+        """LayerNorm over the last axis with the scale and bias of that name."""
+        normal, rstd = normalise(rows)
+        self.saved.append((normal.astype(self.dtype), rstd))
+        return _affine(normal, self.weights.vectors, name)
+
+    def relu(self, rows: Array) -> Array:
+        """ReLU, in the dtype of the products, which is what comes next."""
+        result = jax.nn.relu(rows).astype(self.dtype)
+        self.saved.append(result)
+        return result
+
+    def sigmoid(self, x: Array) -> Array:
+        """The logistic function."""
+        result = jax.nn.sigmoid(x)
+        self.saved.append(result)
+        return result
+
+    def attend(self, query: Array, key: Array, value: Array) -> Array:
+        """Attention ``[B, H, Q, D]`` of queries ``[B, H, Q, K]`` to all M rows."""
+        dtype = accumulation_dtype(query.dtype)
+        query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+        logits = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=dtype)
+        weights = jax.nn.softmax(logits, axis=-1)
+        self.saved.append(weights)
+        attended = jnp.einsum(
+            "bhqm,bhmd->bhqd", weights.astype(value.dtype), value, preferred_element_type=dtype
+        )
+        return attended.astype(value.dtype)
+
+
+class Replay:
+    """Goes through a step again; `operands` are the rows of each product, in order.
+
+    The cotangents of `slots`, one for each product, are those of the products' results: with the
+    operands they make the kernels' gradients (`weight_gradient`). What is returned by a product
+    that was not kept, or by an attention, has the right shape and no meaning.
+    """
+
+    def __init__(
+        self, weights: Weights, dtype: Dtype, saved: list[Any], slots: list[Array]
+    ) -> None:
+        self.weights, self.dtype = weights, dtype
+        self._saved, self._slots = iter(saved), iter(slots)
+        self.operands: list[Array] = []
+
+    def product(self, name: str, rows: Array, keep: bool = False) -> Array:
+        """See `Record`."""
+        known = next(self._saved)
+        slot = next(self._slots)
+        rows = rows.astype(self.dtype)
+        self.operands.append(rows)
+        value = known if keep else slot
+        return _known_product(rows, self.weights.kernels[name], slot, value)
+
+    def norm(self, name: str, rows: Array) -> Array:
+        """See `Record`."""
+        normal, rstd = next(self._saved)
+        vectors = self.weights.vectors
+        scale, bias = vectors[f"{name}/scale"], vectors[f"{name}/bias"]
+        return _known_norm(rows, scale, bias, normal.astype(rows.dtype), rstd)
+
+    def relu(self, rows: Array) -> Array:
+        """See `Record`."""
+        return _known_relu(rows, next(self._saved))
+
+    def sigmoid(self, x: Array) -> Array:
+        """See `Record`."""
+        return _known_sigmoid(x, next(self._saved))
+
+    def attend(self, query: Array, key: Array, value: Array) -> Array:
+        """See `Record`."""
+        return _known_attention(query, key, value, next(self._saved))
+
+
+def weight_gradient(operand: Array, cotangent: Array, dtype: Dtype, transpose: bool) -> Array:
+    """The gradient ``[F, N]`` of a kernel from all rows ``[..., F]`` and cotangents ``[..., N]``.
+
+    Args:
+      operand: the rows that were multiplied.
+      cotangent: of the result.
+      dtype: of the gradient.
+      transpose: turn the operand over first. XLA's CPU backend has its fast product for a left
+        side whose rows are contiguous; to transpose costs less than to do without.
+    """
+    operand = operand.reshape(-1, operand.shape[-1])
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    if transpose:
+        operand = jax.lax.optimization_barrier(operand.T)
+        return jax.lax.dot(operand, cotangent, preferred_element_type=dtype)
+    return jax.lax.dot_general(
+        operand, cotangent, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+    )
+
+
+def normalise(x: Array) -> tuple[Array, Array]:
+    """Rows of zero mean and unit variance, and what they were multiplied by, ``[..., 1]``."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    rstd = jax.lax.rsqrt(variance + jnp.asarray(LAYER_NORM_EPSILON, x.dtype))
+    return centred * rstd, rstd
+
+
+@jax.custom_vjp
+def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    """LayerNorm over the last axis in the dtype of `x`, with a backward pass of two row sums."""
+    return _layer_norm_fwd(x, scale, bias)[0]
+
+
+def _layer_norm_fwd(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple]:
+    normal, rstd = normalise(x)
+    return normal * as_rows(scale, x) + as_rows(bias, x), (normal, rstd, scale, bias)
+
+
+def _layer_norm_bwd(residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+    normal, rstd, scale, bias = residuals
+    axes = tuple(range(g.ndim - 1))
+    d_scale = jnp.sum(g * normal, axis=axes).astype(scale.dtype)
+    d_bias = jnp.sum(g, axis=axes).astype(bias.dtype)
+    g = g * as_rows(scale, g)
+    mean = jnp.mean(g, axis=-1, keepdims=True)
+    projection = jnp.mean(g * normal, axis=-1, keepdims=True)
+    return rstd * (g - mean - normal * projection), d_scale, d_bias
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+def as_rows(vector: Array, like: Array) -> Array:
+    """A vector that broadcasts against the last axis of `like`, in its dtype."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def _affine(normal: Array, vectors: Mapping[str, Array], name: str) -> Array:
+    scale, bias = vectors[f"{name}/scale"], vectors[f"{name}/bias"]
+    return normal * as_rows(scale, normal) + as_rows(bias, normal)
+
+
+def _multiply(rows: Array, kernel: Array) -> Array:
+    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (0,)), ((), ())))
+
+
+@jax.custom_vjp
+def _known_product(rows: Array, kernel: Array, slot: Array, value: Array) -> Array:
+    del rows, kernel, slot
+    return value
+
+
+def _known_product_fwd(rows: Array, kernel: Array, slot: Array, value: Array) -> tuple:
+    del rows, slot
+    return value, kernel
+
+
+def _known_product_bwd(kernel: Array, g: Array) -> tuple:
+    d_rows = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+    return d_rows, None, g, None
+
+
+_known_product.defvjp(_known_product_fwd, _known_product_bwd)
+
+
+@jax.custom_vjp
+def _known_norm(x: Array, scale: Array, bias: Array, normal: Array, rstd: Array) -> Array:
+    return _known_norm_fwd(x, scale, bias, normal, rstd)[0]
+
+
+def _known_norm_fwd(x: Array, scale: Array, bias: Array, normal: Array, rstd: Array) -> tuple:
+    del x
+    result = normal * as_rows(scale, normal) + as_rows(bias, normal)
+    return result, (normal, rstd, scale, bias)
+
+
+def _known_norm_bwd(residuals: tuple, g: Array) -> tuple:
+    return *_layer_norm_bwd(residuals, g), None, None
+
+
+_known_norm.defvjp(_known_norm_fwd, _known_norm_bwd)
+
+
+@jax.custom_vjp
+def _known_relu(x: Array, result: Array) -> Array:
+    del x
+    return result
+
+
+def _known_relu_fwd(x: Array, result: Array) -> tuple:
+    return result, (result, jnp.zeros((0,), x.dtype))
+
+
+def _known_relu_bwd(residuals: tuple, g: Array) -> tuple:
+    result, like = residuals
+    return jnp.where(result > 0, g, jnp.zeros_like(g)).astype(like.dtype), None
+
+
+_known_relu.defvjp(_known_relu_fwd, _known_relu_bwd)
+
+
+@jax.custom_vjp
+def _known_sigmoid(x: Array, result: Array) -> Array:
+    del x
+    return result
+
+
+def _known_sigmoid_fwd(x: Array, result: Array) -> tuple:
+    del x
+    return result, result
+
+
+def _known_sigmoid_bwd(result: Array, g: Array) -> tuple:
+    return g * result * (1 - result), None
+
+
+_known_sigmoid.defvjp(_known_sigmoid_fwd, _known_sigmoid_bwd)
+
+
+@jax.custom_vjp
+def _known_attention(query: Array, key: Array, value: Array, weights: Array) -> Array:
+    del key, weights
+    return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
+
+
+def _known_attention_fwd(query: Array, key: Array, value: Array, weights: Array) -> tuple:
+    return _known_attention(query, key, value, weights), (query, key, value, weights)
+
+
+def _known_attention_bwd(residuals: tuple, g: Array) -> tuple:
+    query, key, value, weights = residuals
+    dtype = weights.dtype
+
+    def product(equation: str, a: Array, b: Array) -> Array:
+        return jnp.einsum(equation, a, b, preferred_element_type=dtype)
+
+    d_weights = product("bhqd,bhmd->bhqm", g, value)
+    d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+    d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
+    # Turned over first: a small batched product that contracts the rows of both sides is slow.
+    turned = _swap(d_logits)
+    d_query = product("bhqm,bhmk->bhqk", d_logits, key)
+    d_key = product("bhmq,bhqk->bhmk", turned, query)
+    d_value = product("bhmq,bhqd->bhmd", _swap(weights.astype(g.dtype)), g)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
+
+
+def _swap(x: Array) -> Array:
+    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+
+
+_known_attention.defvjp(_known_attention_fwd, _known_attention_bwd)

@@ -1,0 +1,136 @@
+"""The hoisted scan against autodiff of the plain scan: loss, outputs and every gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan import dispatch, input_terms
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+B, T, R, I = 3, 6, 2, 5  # noqa: E741 - axis letters
+RTOL = 1e-5  # of the largest entry of each gradient
+
+SIZES = {"mem_slots": 3, "head_size": 4, "num_heads": 2}
+FLAGS = {"flags": True}
+# Name: options of the cell, options of the run.
+CONFIGS = {
+    "unit": ({}, {}),
+    "memory": ({"gate_style": "memory"}, {}),
+    "no-gates": ({"gate_style": None}, {"remat": "full"}),
+    "flags": ({}, FLAGS),
+    "flags-time-major": ({}, FLAGS | {"time_major": True}),
+    "flags-full": ({"gate_style": "memory"}, FLAGS | {"remat": "full"}),
+    "flags-chunked": ({"num_blocks": 2}, FLAGS | {"remat": "chunked"}),
+    "mlp-1": ({"attention_mlp_layers": 1}, {"remat": "save_products"}),
+    "mlp-3-key-2": ({"attention_mlp_layers": 3, "key_size": 2}, {}),
+    "blocks-3": ({"num_blocks": 3}, {"remat": "full"}),
+    "blocks-2-matrix-flags": ({"num_blocks": 2, "matrix_inputs": True}, FLAGS),
+    "matrix": ({"matrix_inputs": True}, {"remat": "chunked"}),
+    "output-gate-flags": ({"output_gate": True}, FLAGS),
+    "output-gate-memory": ({"output_gate": True, "gate_style": "memory", "num_blocks": 2}, {}),
+    "no-qkv-norm": ({"qkv_norm": False}, {}),
+    "no-qkv-norm-blocks-2": ({"qkv_norm": False, "num_blocks": 2}, {"remat": "full"}),
+    "eq-2-blocks-2": ({"num_blocks": 2, "input_queries": False}, FLAGS),
+    "eq-2-blocks-3-matrix": (
+        {"num_blocks": 3, "input_queries": False, "matrix_inputs": True, "qkv_norm": False},
+        {},
+    ),
+    "biases": ({"forget_bias": -0.5, "input_bias": 0.75}, {}),
+}
+
+
+def gradients(config: dict, options: dict, implementation: str) -> tuple:
+    """Loss, outputs and gradients in variables, inputs and initial carry."""
+    options = dict(options)
+    rng = np.random.default_rng(0)
+    cell = RelationalMemoryCell(**SIZES, **config)
+    time_major = options.pop("time_major", False)
+    lead = (T, B) if time_major else (B, T)
+    x = normal(rng, (*lead, R, I) if cell.matrix_inputs else (*lead, I))
+    carry = jax.tree.map(
+        lambda m: normal(rng, m.shape),
+        cell.initialize_carry(jax.random.key(0), x[:, 0].shape if not time_major else x[0].shape),
+    )
+    weights = normal(rng, (*lead, cell.output_size))
+    flags = {}
+    if options.pop("flags", False):
+        resets = rng.random(lead) < 0.3
+        (resets[:, 0] if time_major else resets[0])[:] = False  # One sequence keeps its carry.
+        flags = {"resets": jnp.asarray(resets), "mask": jnp.asarray(rng.random(lead) < 0.7)}
+    options |= {"implementation": implementation, "time_major": time_major}
+    rnn = RNN(cell, return_carry=True, **options)
+    variables = random_variables(rnn, x)
+
+    def loss(variables, x, carry):
+        final, y = rnn.apply(variables, x, initial_carry=carry, **flags)
+        return jnp.sum(y * weights) + sum(jnp.sum(jnp.sin(m)) for m in jax.tree.leaves(final)), y
+
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, x, carry)
+
+
+def assert_close(actual, expected) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        scale = float(jnp.max(jnp.abs(b)))
+        assert scale > 0, path
+        np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale, err_msg=str(path))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_agrees_with_plain_autodiff(name):
+    config, options = CONFIGS[name]
+    plain = {k: v for k, v in options.items() if k != "remat"}
+    assert_close(gradients(config, options, "hoisted"), gradients(config, plain, "scan"))
+
+
+@pytest.mark.parametrize("rows", [1, 2 * B * 3, 4 * B * 3, 10**6])
+def test_any_number_of_rows_per_weight_gradient(rows, monkeypatch):
+    """One step, several, a number that does not divide T, and all steps at once."""
+    monkeypatch.setattr(dispatch, "ROWS_PER_PRODUCT", rows)
+    assert_close(gradients({}, FLAGS, "hoisted"), gradients({}, FLAGS, "scan"))
+
+
+@pytest.mark.parametrize("combine", [True, False])
+@pytest.mark.parametrize("config", [{}, {"matrix_inputs": True}])
+def test_combined_input_weights(config, combine, monkeypatch):
+    monkeypatch.setattr(input_terms, "_pays_to_combine", lambda *args: combine)
+    assert_close(gradients(config, {}, "hoisted"), gradients(config, {}, "scan"))
+
+
+def test_weights_are_combined_where_that_saves_operations():
+    kernel, reader = jnp.zeros((4, 64)), {"kernel": jnp.zeros((64, 192))}
+    pays = input_terms._pays_to_combine
+    assert pays((32, 32, 1, 4), kernel, [reader])
+    assert not pays((1, 1, 1, 4), kernel, [reader])  # A single step of a stream.
+    assert not pays((32, 32, 1, 128), jnp.zeros((128, 64)), [reader])  # Wider than the memory.
+
+
+def test_second_derivatives():
+    cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1)
+    x = normal(np.random.default_rng(0), (2, 3, 4))
+    variables = random_variables(RNN(cell), x)
+
+    def second(implementation: str) -> jax.Array:
+        rnn = RNN(cell, implementation=implementation)
+
+        def f(x):
+            return jnp.sum(jnp.square(rnn.apply(variables, x)))
+
+        return quick_jit(jax.grad(lambda x: jnp.sum(jnp.sin(jax.grad(f)(x)))))(x)
+
+    assert_close(second("hoisted"), second("scan"))
+
+
+def test_forward_mode_says_what_to_use():
+    x = jnp.ones((1, 2, 3))
+    cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
+    variables = random_variables(RNN(cell), x)
+    with pytest.raises(TypeError, match="use implementation='scan'"):
+        jax.jvp(lambda x: RNN(cell).apply(variables, x), (x,), (x,))
+    plain = RNN(cell, implementation="scan")
+    _, tangent = jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
+    assert float(jnp.max(jnp.abs(tangent))) > 0
