@@ -91,10 +91,10 @@ PRESETS: dict[str, Config] = {
         rmc=RMCConfig(mem_slots=4, num_heads=2, head_size=32),
         lstm=LSTMConfig(lstm_features=128),
         train=TrainConfig(
-            steps=1800,
+            steps=2000,
             batch_size=2048,
             micro_batch_size=256,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             schedule="cosine",
             warmup_steps=100,
             clip_norm=1.0,
