@@ -3,8 +3,6 @@
 import operator
 from typing import Any
 
-import chex
-
 from rrnn_jax.typing import Array
 
 
@@ -31,6 +29,8 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) -> None:
     """Raises unless `array` has exactly `shape`; `layout` explains it with axis letters."""
+    import chex  # Here: it brings testing libraries, whose import costs more than all the rest.
+
     try:
         chex.assert_shape(array, tuple(shape))
     except AssertionError:
