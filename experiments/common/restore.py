@@ -51,11 +51,10 @@ def restore_params(
       The checkpoint's step, and the parameters as `problem.loss` takes them.
 
     Raises:
-      FileNotFoundError: the run has no checkpoint.
-      ValueError: no such seed.
+      FileNotFoundError: the run has no checkpoint, or no such seed.
     """
     if seed not in config.seeds:
-        raise ValueError(f"seed must be one of {list(config.seeds)}, got {seed}")
+        raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
     if not (run_dir / "checkpoints").exists():
         raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
     checkpoints = Checkpoints(run_dir / "checkpoints")

@@ -61,6 +61,7 @@ def test_long_sequences_go_on_in_the_next_line():
     grid = [axes.get_subplotspec() for axes in panels(figure)]
     places = [(spec.rowspan.start, spec.colspan.start) for spec in grid]
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert [axes.get_title()[-1] for axes in panels(figure)] == list("12345")
 
 
 def question(count: int = 8, batch: int = 64) -> Question:

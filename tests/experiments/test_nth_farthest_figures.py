@@ -1,0 +1,115 @@
+"""Figures of a trained run: restored as trained, measured as defined, drawn from the command."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.common.restore import read_config, restore_params
+from experiments.common.steps import make_programs
+from experiments.nth_farthest import PRESETS, train
+from experiments.nth_farthest.config import LSTMConfig, RMCConfig, TaskConfig
+from experiments.nth_farthest.figures import Run, main, make_figures, measure
+from experiments.nth_farthest.train import make_problem
+from rrnn_jax.tasks.nth_farthest import Question
+
+CONFIG = dataclasses.replace(
+    PRESETS["quick"],
+    model="rmc",
+    task=TaskConfig(3, 2),
+    rmc=RMCConfig(mem_slots=3, num_heads=2, head_size=4),
+    lstm=LSTMConfig(3),
+    train=dataclasses.replace(
+        PRESETS["quick"].train,
+        **{"steps": 2, "batch_size": 8, "micro_batch_size": None, "chunk_steps": 2},
+        **{"warmup_steps": 0, "num_seeds": 2, "seed": 5, "eval_samples": 8},
+    ),
+)
+FILES = [
+    *("attention.gif", "attention.json", "attention.png", "attention_heads.png"),
+    *("attention_share.png", "dynamics.png", "paths.png", "similarity.png"),
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("nth_farthest")
+    train(CONFIG, directory / "rmc", progress=False)
+    return directory
+
+
+def test_config_is_read_back(run_dir, tmp_path):
+    assert read_config(run_dir / "rmc", PRESETS["paper"]) == CONFIG
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        read_config(tmp_path, PRESETS["paper"])
+    (tmp_path / "config.json").write_text('{"rmc": {"mem_slots": 2, "colour": "red"}}')
+    with pytest.raises(ValueError, match="fields that RMCConfig lacks: colour"):
+        read_config(tmp_path, PRESETS["paper"])
+
+
+def test_command_writes_all_files(run_dir, tmp_path, capsys):
+    out = tmp_path / "figures"
+    # Found below the directory of all models; another seed than the first.
+    assert main([str(run_dir), "--out-dir", str(out), "--seed", "6", "--sequences", "128"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert (out / "attention.gif").stat().st_size < 500_000
+    with Image.open(out / "attention.gif") as image:
+        assert image.n_frames == 3
+    numbers = json.loads((out / "attention.json").read_text())
+    assert (numbers["step"], numbers["seed"], numbers["sequences"]) == (2, 6, 128)
+    assert set(numbers["share"]) == {
+        *("all", "seen last", "seen first", "seen middle", "head 1", "head 2")
+    }
+    assert f"{numbers['share']['all']['after']:.1%} after" in capsys.readouterr().out
+
+
+def test_what_is_not_there_exits_with_2(run_dir, tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "no run in" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"no seed 9 in .*, but \[5, 6\]"):
+        make_figures(run_dir, tmp_path, seed=9)
+    (tmp_path / "config.json").write_text('{"model": "lstm"}')
+    with pytest.raises(FileNotFoundError, match=r"no run of the memory core in .*, but of 'lstm'"):
+        make_figures(tmp_path, tmp_path)
+
+
+def test_parameters_are_those_that_were_trained(run_dir):
+    problem = make_problem(CONFIG)
+    found = [restore_params(problem, CONFIG.train, run_dir / "rmc", seed)[1] for seed in (5, 6)]
+    both = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+    evaluation = make_programs(problem, CONFIG.train).evaluate(both)
+    summary = json.loads((run_dir / "rmc" / "summary.json").read_text())
+    np.testing.assert_array_equal(evaluation["loss"], summary["evaluation"]["loss"])
+
+
+def test_measure_by_hand():
+    """Two sequences of three objects; slot 0 takes all input, and is looked at once it has m."""
+    to_input = np.array([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])  # Slot 0, slot 1.
+    to_first = np.array([[0.8, 0.2, 0.0], [0.8, 0.2, 0.0]])
+    # Sequence 0 sees m first, sequence 1 last.
+    weights = np.stack([[to_input, to_first, to_first], [to_first, to_first, to_input]])
+    question = Question(None, np.array([[2, 0, 1], [0, 1, 2]]), None, np.array([2, 2]))
+    run = Run(
+        question=question,
+        is_correct=np.array([True, False]),
+        weights=weights[:, :, None, None],
+        memories=np.zeros((2, 3, 2, 1)),
+        initial=np.zeros((2, 1)),
+        input_gate=None,
+        forget_gate=None,
+    )
+    numbers = measure(run)
+    assert numbers["accuracy"] == 0.5
+    assert numbers["largest_write_share"] == 1.0
+    share = numbers["share"]
+    assert share["all"]["after"] == 0.8  # Sequence 0 alone has steps after m.
+    assert share["all"]["before"] == round((0.25 + (0.8 + 0.8 + 0.25) / 3) / 2, 5)
+    assert share["all"]["others_after"] == round((0.8 + 0.25) / 2, 5)
+    assert share["seen last"]["after"] is None
+    assert share["seen middle"]["before"] is None
+    assert share["head 1"] == share["all"]
+    assert numbers["more_than_others"] == 1.0
+    assert numbers["by_lag"]["lag"] == [-2, -1, 0, 1, 2]
