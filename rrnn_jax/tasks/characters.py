@@ -69,6 +69,21 @@ def make_batch(inputs: Array, input_lengths: Array, targets: Array, target_lengt
     )
 
 
+def write_digits(digits: Array, lengths: Array, steps: int) -> Array:
+    """Tokens ``[B, T]`` int32 of numbers, undefined behind their ends.
+
+    Args:
+      digits: ``[D, B]`` uint32, the most significant first; a number's are the last ones.
+      lengths: ``[B]`` int32, how many digits a number has.
+      steps: T.
+    """
+    step = jax.lax.broadcasted_iota(jnp.int32, (digits.shape[1], steps), 1)
+    last = digits.shape[0] - 1
+    place = jnp.minimum(last + 1 - lengths[:, None] + step, last)
+    tokens = (ZERO + digits.astype(jnp.int32)).T
+    return jnp.take_along_axis(tokens, place, axis=1, mode="promise_in_bounds")
+
+
 def encode(text: str, steps: int) -> np.ndarray:
     """The tokens of a text, padded at the end.
 

@@ -1,4 +1,4 @@
-"""Curricula of the character-level tasks: how difficulty is drawn and how it grows.
+r"""Curricula of the character-level tasks: how difficulty is drawn and how it grows.
 
 Difficulty is the length of literals and the nesting of programs. Zaremba and Sutskever ("Learning
 to Execute", section 4) and the authors' data set know four ways to draw it for a sample, up to the
@@ -17,18 +17,18 @@ The level of the last two begins at (1, 1) and lives in a `CurriculumState`, whi
 state of training: a run that is resumed goes on with it. It grows by the authors' rule, which looks
 at the last w losses:
 
-.. math:: \\frac{\\mathrm{mean}_i (l_{i+1} - l_i)}{\\mathrm{mean}_i \\, l_i} < \\theta
+.. math:: \frac{\mathrm{mean}_i (l_{i+1} - l_i)}{\mathrm{mean}_i \, l_i} < \theta
 
 Then the length grows by one, or the nesting once the length is L, and the window starts afresh. The
 authors' numbers are w = 10 and θ = 0.1, with which falling and **constant** losses pass, and rising
-ones by less than a tenth per update. θ = 0 asks for a loss that falls.
+ones by less than a tenth per update. θ = 0 asks for losses that fall.
 
-Two things differ from Zaremba and Sutskever: they reset the length when the nesting grows, and they
-let one combined sample in five (in their code) be drawn as by ``mix``. One differs from the authors'
-script, whose ``mix`` draws the nesting from 1..L; the paper says "up to max".
+Two things differ from Zaremba and Sutskever: they reset the length when the nesting grows, and in
+their code one combined sample in five is drawn as by ``mix``. One differs from the authors' script:
+its ``mix`` draws the nesting, too, from 1..L, which is taken for a slip here.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,11 @@ import jax.numpy as jnp
 from rrnn_jax.checks import check_choice, check_positive
 from rrnn_jax.typing import Array
 
-CURRICULA = ("mix", "fixed", "naive", "combined")
+Curriculum: TypeAlias = Literal["mix", "fixed", "naive", "combined"]
+"""How difficulty is drawn."""
+
 LEVELLED = ("naive", "combined")
+"""The curricula that have levels."""
 
 
 class Difficulty(Protocol):
@@ -54,8 +57,8 @@ class Difficulty(Protocol):
         ...
 
     @property
-    def curriculum(self) -> str:
-        """One of `CURRICULA`."""
+    def curriculum(self) -> Curriculum:
+        """How difficulty is drawn."""
         ...
 
     @property
@@ -88,7 +91,7 @@ class CurriculumState(NamedTuple):
 def check_curriculum(config: Difficulty) -> None:
     """Raises unless the fields of `Difficulty` are valid."""
     check_positive(length=config.length, nesting=config.nesting)
-    check_choice("curriculum", config.curriculum, CURRICULA)
+    check_choice("curriculum", config.curriculum, get_args(Curriculum))
     check_positive(curriculum_window=config.curriculum_window)
     if config.curriculum_window < 2:
         raise ValueError(f"curriculum_window must be at least 2, got {config.curriculum_window}")
@@ -150,37 +153,32 @@ def advance(state: CurriculumState, loss: Array, config: Difficulty) -> Curricul
     )
 
 
-def draw(
-    bits: Array, config: Difficulty, level: CurriculumState | None
-) -> tuple[Array | int, Array | int]:
+def draw(bits: Array, config: Difficulty, level: CurriculumState | None) -> tuple[Array, Array]:
     """Length and nesting of every sample.
 
     Args:
-      bits: ``[*B]`` uint32, random.
+      bits: ``[B]`` uint32, random.
       config: the task's config.
       level: the curriculum's state; ignored where the curriculum has no levels.
 
     Returns:
-      Two integers where all samples share it, arrays ``[*B]`` int32 otherwise.
+      Two arrays ``[B]`` int32.
 
     Raises:
       ValueError: a curriculum with levels, and no `level`.
     """
-    if config.curriculum == "fixed":
-        return config.length, config.nesting
-    if config.curriculum == "mix":
-        length, nesting = jnp.uint32(config.length), jnp.uint32(config.nesting)
+    if config.curriculum not in LEVELLED:
+        highest = (jnp.int32(config.length), jnp.int32(config.nesting))
     elif level is None:
         raise ValueError(
             f"level must be a CurriculumState for curriculum {config.curriculum!r}, got None"
         )
     else:
-        length, nesting = level.length.astype(jnp.uint32), level.nesting.astype(jnp.uint32)
-    if config.curriculum == "naive":
-        shape = bits.shape
-        return (jnp.broadcast_to(x.astype(jnp.int32), shape) for x in (length, nesting))  # type: ignore[return-value]
-    # One word gives both: the remainder by L, and the quotient's by N.
-    length, nesting = (jnp.broadcast_to(x, bits.shape) for x in (length, nesting))
-    drawn_length = 1 + jax.lax.rem(bits, length).astype(jnp.int32)
-    drawn_nesting = 1 + jax.lax.rem(jax.lax.div(bits, length), nesting).astype(jnp.int32)
-    return drawn_length, drawn_nesting
+        highest = (level.length, level.nesting)
+    length, nesting = (jnp.broadcast_to(x, bits.shape) for x in highest)
+    if config.curriculum in ("fixed", "naive"):
+        return length, nesting
+    # One word gives both: the remainder by the length, and the quotient's by the nesting.
+    length, nesting = length.astype(jnp.uint32), nesting.astype(jnp.uint32)
+    draws = jax.lax.rem(bits, length), jax.lax.rem(jax.lax.div(bits, length), nesting)
+    return draws[0].astype(jnp.int32) + 1, draws[1].astype(jnp.int32) + 1

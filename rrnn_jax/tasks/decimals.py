@@ -1,10 +1,13 @@
 r"""Exact arithmetic on long decimal numbers in 32-bit integers.
 
-A `Number` is a tuple of limbs, each of which holds four digits, the least significant first:
-:math:`x = \sum_i x_i \, 10^{4i}` with :math:`0 \le x_i < 10^4`. All results are modulo
-:math:`10^{4n}` for n limbs. The sums of products in `multiply` are the largest numbers that occur;
-they fit into 32 bits for up to `MAX_LIMBS` limbs:
-:math:`42 \cdot 9999^2 + 42 \cdot 9999 < 2^{32}`.
+A number is kept as limbs of four digits: :math:`x = \sum_i x_i \, 10^{4i}` with
+:math:`0 \le x_i < 10^4`. Where it is computed with, its limbs are a tuple (`Number`), the least
+significant first; where it is drawn or written, they are an axis of an array, the most significant
+first, as digits are read.
+
+Results are modulo :math:`10^{4n}` for n limbs. The largest numbers that occur are the sums of
+products in `multiply`. With the carry, below twice the largest limb per summand, they fit into 32
+bits for up to `MAX_LIMBS` limbs: :math:`42 \, (9999^2 + 2 \cdot 9999) < 2^{32}`.
 """
 
 from collections.abc import Sequence
@@ -36,31 +39,42 @@ def number_of_limbs(digits: int) -> int:
     return -(-digits // DIGITS)
 
 
+def divide(values: Array, by: int) -> tuple[Array, Array]:
+    """Quotient and remainder of unsigned integers by a constant."""
+    quotient = jax.lax.div(values, jnp.full_like(values, by))
+    return quotient, values - quotient * by
+
+
 def carry(columns: Columns) -> Number:
     """The number that columns stand for; what is carried out of the last one is dropped."""
     limbs, rest = [], jnp.zeros_like(columns[0])
     for column in columns:
-        total = column + rest
-        rest = jax.lax.div(total, jnp.full_like(total, BASE))
-        limbs.append(total - rest * BASE)
+        rest, limb = divide(column + rest, BASE)
+        limbs.append(limb)
     return tuple(limbs)
 
 
-def add(a: Number, b: Number, times: Array | int = 1) -> Columns:
+def add(a: Number, b: Number) -> Columns:
+    """Columns of a + b."""
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def add_times(a: Number, b: Number, times: Array) -> Columns:
     """Columns of a + times b, for `times` below 10^5."""
     return [x + y * times for x, y in zip(a, b, strict=True)]
 
 
 def subtract(a: Number, b: Number) -> Columns:
-    """Columns of a - b, by adding the complement of b: :math:`10^{4n} - b`."""
-    return [x + (BASE - 1 - y) + int(i == 0) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    """Columns of a - b: b's complement :math:`10^{4n} - b` is added, so nothing is negative."""
+    columns = [x + (BASE - 1 - y) for x, y in zip(a, b, strict=True)]
+    return [columns[0] + 1, *columns[1:]]
 
 
 def multiply(a: Number, b: Number) -> Columns:
-    """Columns of a b. Limbs that `b` lacks are zero."""
+    """Columns of a b."""
     columns = []
     for i in range(len(a)):
-        products = [a[i - j] * b[j] for j in range(min(i + 1, len(b)))]
+        products = [a[i - j] * b[j] for j in range(i + 1)]
         columns.append(sum(products[1:], start=products[0]))
     return columns
 
@@ -73,27 +87,45 @@ def less(a: Number, b: Number) -> Array:
     return result
 
 
-def from_digits(digits: Sequence[Array]) -> Number:
-    """The number with these digits, the least significant first."""
-    limbs = []
-    for start in range(0, len(digits), DIGITS):
-        limb = digits[start]
-        for i, digit in enumerate(digits[start + 1 : start + DIGITS], start=1):
-            limb = limb + digit * 10**i
-        limbs.append(limb)
-    return tuple(limbs)
+def select(condition: Array, a: Columns, b: Columns) -> Columns:
+    """Where the condition ``[*B]`` holds a, else b."""
+    return [jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)]
 
 
-def to_digits(number: Number) -> list[Array]:
-    """All digits of a number, the least significant first."""
-    digits = []
-    for limb in number:
-        quotients = [limb] + [jax.lax.div(limb, jnp.full_like(limb, 10**i)) for i in (1, 2, 3)]
-        digits += [x - 10 * y for x, y in zip(quotients, quotients[1:])] + [quotients[-1]]
-    return digits
+def from_digits(digits: Array, limbs: int) -> Array:
+    """Limbs ``[..., n, B]`` of digits ``[..., D, B]``, both with the most significant first."""
+    digits = fit(digits, limbs * DIGITS)
+    split = digits.reshape(*digits.shape[:-2], limbs, DIGITS, digits.shape[-1])
+    return sum(
+        (split[..., i, :] * 10 ** (DIGITS - 1 - i) for i in range(1, DIGITS)),
+        start=split[..., 0, :] * 10 ** (DIGITS - 1),
+    )
 
 
-def resize(number: Number, limbs: int) -> Number:
-    """The number with zero limbs on top, or without its topmost limbs."""
-    missing = max(0, limbs - len(number))
-    return (*number[:limbs], *([jnp.zeros_like(number[0])] * missing))
+def to_digits(limbs: Array) -> Array:
+    """Digits ``[..., 4 n, B]`` of limbs ``[..., n, B]``, both with the most significant first."""
+    digits, rest = [], limbs
+    for _ in range(DIGITS):
+        rest, digit = divide(rest, 10)
+        digits.append(digit)
+    split = jnp.stack(digits[::-1], axis=-2)
+    return split.reshape(*limbs.shape[:-2], -1, limbs.shape[-1])
+
+
+def fit(digits: Array, count: int) -> Array:
+    """Digits ``[..., count, B]``: zeros put before, or the most significant ones dropped."""
+    *lead, present, batch = digits.shape
+    if present < count:
+        zeros = jnp.zeros((*lead, count - present, batch), digits.dtype)
+        return jnp.concatenate([zeros, digits], axis=-2)
+    return digits[..., present - count :, :]
+
+
+def to_number(limbs: Array) -> Number:
+    """The number whose limbs ``[n, B]`` are."""
+    return tuple(limbs[i] for i in reversed(range(limbs.shape[0])))
+
+
+def to_limbs(number: Number) -> Array:
+    """Limbs ``[n, B]`` of a number, the most significant first."""
+    return jnp.stack(number[::-1])
