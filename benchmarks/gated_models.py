@@ -22,8 +22,10 @@ Match = Literal["width", "params"]
 """What is equal: numbers put out at each step, or number of weights."""
 
 _CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
-_GATES = {"lstm": 4, "gru": 3, "cudnn_lstm": 4}
-_BIASES = {"lstm": 4, "gru": 4, "cudnn_lstm": 8}
+GATES = {"lstm": 4, "gru": 3, "cudnn_lstm": 4}
+"""Products of inputs and state, each as wide as the cell."""
+
+BIASES = {"lstm": 4, "gru": 4, "cudnn_lstm": 8}
 """Vectors of biases, each as long as the cell is wide."""
 
 
@@ -41,7 +43,7 @@ def gated(problem: Problem, kind: Literal["lstm", "gru"], match: Match) -> Model
         return cell.apply({"params": params["cell"]}, carry, x)  # type: ignore[return-value]
 
     carry = cell.initialize_carry(jax.random.key(0), problem.inputs[:, 0].shape)
-    work = functools.partial(gated_work, problem.setting, width, _GATES[kind])
+    work = functools.partial(gated_work, problem.setting, width, GATES[kind])
     return Model(init(problem.inputs[:, :1]), apply, step, carry, width, False, work)
 
 
@@ -77,7 +79,7 @@ def _width(problem: Problem, kind: str, match: Match) -> int:
     if match == "width":
         return problem.cell.output_size
     count = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
-    return width_of_size(problem.setting, count, _GATES[kind], _BIASES[kind])
+    return width_of_size(problem.setting, count, GATES[kind], BIASES[kind])
 
 
 def width_of_size(setting: Setting, parameters: int, gates: int, biases: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks import agreement, variants
-from benchmarks.problem import Problem, make_problem
+from benchmarks.problem import Problem, make_cell, make_problem
 from benchmarks.program import Program, Results, UnavailableError
 from benchmarks.records import SCHEMA, Row
 from benchmarks.roofline import Limits, measure_limits, roofline
@@ -79,7 +79,7 @@ def measure(
     _check_all(problem, mode, programs, rows)
     if not programs:
         return list(rows.values())
-    limits = _limits(setting.dtype)
+    limits = limits_of(setting.dtype)
     other = _other_length(setting)
     lengths = _build_other_length(other, mode, programs) if options.slope else {}
     rounds = interleave(
@@ -97,7 +97,8 @@ def measure(
         if samples:
             rows[name] |= _timed(setting, program, limits, samples, reference)
             others = rounds.samples.get(_OTHER_LENGTH + name)
-            rows[name]["slope"] = others and slope(setting.steps, samples, other.steps, others)
+            if others:
+                rows[name]["slope"] = slope(setting.steps, samples, other.steps, others)
     programs.clear()
     lengths.clear()
     gc.collect()
@@ -173,7 +174,8 @@ def _build_other_length(
 
 
 @functools.cache
-def _limits(dtype: str) -> Limits:
+def limits_of(dtype: str) -> Limits:
+    """The machine's limits, measured once."""
     return measure_limits(dtype)
 
 
@@ -198,7 +200,7 @@ def _check_all(
         return
     wanted, tolerance = results[variants.REFERENCE], agreement.TOLERANCE
     if problem.setting.dtype != "float32":
-        wanted = _float32_results(problem, mode)
+        wanted = float32_results(problem, mode)
         name, error = agreement.worst(agreement.errors(results[variants.REFERENCE], wanted))
         tolerance = max(tolerance, agreement.FACTOR * error)
     for name, found in results.items():
@@ -210,12 +212,11 @@ def _check_all(
             del programs[name]
 
 
-def _float32_results(problem: Problem, mode: str) -> Results:
+def float32_results(problem: Problem, mode: str) -> Results:
     """What the reference computes from the same arrays in float32."""
-    exact = make_problem(problem.setting.replace(dtype="float32"))
-    exact = dataclasses.replace(
-        exact, params=problem.params, inputs=problem.inputs.astype(jax.numpy.float32)
-    )
+    setting = problem.setting.replace(dtype="float32")
+    inputs = problem.inputs.astype(setting.array_dtype)
+    exact = dataclasses.replace(problem, setting=setting, cell=make_cell(setting), inputs=inputs)
     return variants.build(variants.REFERENCE, exact, mode).results()
 
 
@@ -235,6 +236,8 @@ def _timed(
         "speedup": dataclasses.asdict(summarise(speedups)) if speedups else None,
         "sequences_per_second": setting.batch / seconds.median,
         "steps_per_second": setting.batch * setting.steps / seconds.median,
+        # Of the whole process so far; a CPU does not say.
+        "device_peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "roofline": roofline(program.work, limits, seconds.median),
     }
 

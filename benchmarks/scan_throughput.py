@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -75,14 +76,15 @@ def main(args: Sequence[str] | None = None) -> int:
     if given.slope and given.streaming:
         arguments.error("--slope has no meaning with --streaming, which takes one step at a time")
     try:
-        names = _names(given.variants, given.remat)
+        names = variant_names(given.variants, given.remat)
         if given.threads is not None:
             limit_threads(given.threads)
+        _prepare_jax(names)
         for dtype in given.dtype:
             matmul_precision(dtype)
+        points = list(plan(given))
     except (ValueError, UnavailableError) as error:
         arguments.error(str(error))
-    points = list(plan(given))
     common = {"threads": count_threads(), "environment": describe_machine()}
     options = Options(given.rounds, given.warmup, given.min_seconds, given.seed, given.slope)
     finished = _finished(given.out, options)
@@ -97,16 +99,21 @@ def main(args: Sequence[str] | None = None) -> int:
         print(title, file=sys.stderr)
         try:
             rows = measure(setting, mode, left, options, common, _rounds_bar)
-        except Interrupted as interruption:
-            _keep(interruption.rows, left, given.out)
-            print("Interrupted; the same command goes on from here.", file=sys.stderr)
-            return 130
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            if isinstance(interruption, Interrupted):
+                _keep(interruption.rows, left, given.out)
             print("Interrupted; the same command goes on from here.", file=sys.stderr)
             return 130
         _keep(rows, left, given.out)
         complete &= all(row["status"] in ("ok", "skipped") for row in rows)
     return 0 if complete else 1
+
+
+def _prepare_jax(names: Sequence[str]) -> None:
+    """What has to be set before JAX makes its backends."""
+    jax.config.update("jax_enable_compilation_cache", False)  # Compiling is measured.
+    if any(name.startswith("torch") for name in names):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some too.
 
 
 def plan(given: argparse.Namespace) -> Iterator[tuple[Setting, str]]:
@@ -129,10 +136,16 @@ def plan(given: argparse.Namespace) -> Iterator[tuple[Setting, str]]:
                         yield chosen, mode
 
 
-def _names(given: Sequence[str], remats: Sequence[str]) -> list[str]:
-    names = [variants.check_name(name) for name in given]
+def variant_names(given: Sequence[str], remats: Sequence[str]) -> list[str]:
+    """The reference, those given, and the implementations among them with each remat choice.
+
+    Raises:
+      ValueError: there is no variant of that name.
+    """
+    names = [variants.REFERENCE, *(variants.check_name(name) for name in given)]
     implementations = [name for name in names if name in variants.IMPLEMENTATIONS]
-    return names + [f"{name}:{remat}" for name in implementations for remat in remats]
+    names += [f"{name}:{remat}" for name in implementations for remat in remats]
+    return list(dict.fromkeys(names))
 
 
 def _probe(setting: Setting, mode: str, name: str, common: Row) -> str:

@@ -67,7 +67,7 @@ def _device() -> Any:
 
 
 def _forward(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any]:
-    inputs = _tensor(problem.inputs, device)
+    inputs = tensor(problem.inputs, device)
 
     def call() -> Any:
         with torch.no_grad():
@@ -80,8 +80,8 @@ def _forward(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any]:
 
 
 def _train(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any]:
-    inputs = _tensor(problem.inputs, device).requires_grad_(problem.setting.input_gradients)
-    loss_weights = _tensor(problem.loss_weights, device)
+    inputs = tensor(problem.inputs, device).requires_grad_(problem.setting.input_gradients)
+    loss_weights = tensor(problem.loss_weights, device)
     names = list(model.weights)
     wanted = [model.weights[name] for name in names]
     if problem.setting.input_gradients:
@@ -103,7 +103,7 @@ def _train(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any]:
 
 
 def _streaming(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any]:
-    x = _tensor(problem.inputs[:, 0], device)
+    x = tensor(problem.inputs[:, 0], device)
     weights = model.compute_weights()
     kept = {"memory": model.initial_memory(x.shape[0], device)}
 
@@ -125,10 +125,11 @@ def _streaming(model: TorchRMC, problem: Problem, device: Any) -> tuple[Any, Any
 _MODES = {"forward": _forward, "train": _train, "streaming": _streaming}
 
 
-def _tensor(array: jax.Array, device: Any) -> Any:
+def tensor(array: jax.Array, device: Any) -> Any:
+    """A JAX array in PyTorch, of the same dtype."""
     is_half = array.dtype == jax.numpy.bfloat16
-    tensor = torch.from_numpy(np.array(array, np.float32)).to(device)
-    return tensor.to(torch.bfloat16) if is_half else tensor
+    copied = torch.from_numpy(np.array(array, np.float32)).to(device)
+    return copied.to(torch.bfloat16) if is_half else copied
 
 
 def _finish(result: Any, device: Any) -> Any:

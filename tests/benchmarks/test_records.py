@@ -1,0 +1,80 @@
+"""Rows on disk: the last one counts, a torn one does not, and what is done is not done again."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import records
+from benchmarks.settings import SETTINGS
+from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
+
+
+def test_the_last_row_of_a_key_counts(tmp_path):
+    path = tmp_path / "results" / "rows.jsonl"
+    records.append_rows(path, [row(seconds=1.0), row("plain", seconds=2.0)])
+    records.append_rows(path, [row(seconds=3.0)])
+    found = records.read_rows([path])
+    assert [(r["variant"], r["seconds"]["median"]) for r in found] == [
+        ("auto", 3.0),
+        ("plain", 2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "train"},
+        {"threads": 1},
+        {"variant": "scan"},
+        {"setting": row()["setting"] | {"batch": 7}},
+        {"environment": ENVIRONMENT | {"xla_flags": "--xla_x"}},
+        {"environment": ENVIRONMENT | {"device": "another"}},
+    ],
+)
+def test_other_measurements_have_other_keys(change):
+    assert records.key(row() | change) != records.key(row())
+    newer = {"environment": ENVIRONMENT | {"git_commit": "else"}, "seconds": None}
+    assert records.key(row() | newer) == records.key(row())
+
+
+def test_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records.append_rows(path, [row("plain"), row("auto")])
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    assert [r["variant"] for r in records.read_rows([path])] == ["plain"]
+    records.append_rows(path, [row("auto")])
+    assert path.read_text() == whole
+
+
+def test_numbers_that_json_lacks(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records.append_rows(path, [row() | {"agreement": {"errors": [math.inf, math.nan, 1.0]}}])
+    assert json.loads(path.read_text())["agreement"] == {"errors": [None, None, 1.0]}
+
+
+def test_another_schema_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row() | {"schema": 0}) + "\n")
+    with pytest.raises(ValueError, match="must have schema 1, got 0"):
+        records.read_rows([path])
+
+
+def test_finished():
+    assert records.is_finished(row(), rounds=10)
+    assert not records.is_finished(row(), rounds=11)
+    assert not records.is_finished(row() | {"status": "failed"}, rounds=1)
+    assert not records.is_finished(row(), rounds=10, slope=True)
+    assert records.is_finished(row() | {"slope": {"steps": [1, 2]}}, rounds=10, slope=True)
+
+
+def test_points_of_a_sweep():
+    swept = [TOY.replace(batch=batch) for batch in (4, 1)]
+    rows = [row(setting=setting) for setting in (*swept, TOY, TOY.replace(steps=9, batch=1))]
+    assert [r["setting"]["batch"] for r in records.axis_points(rows, "toy", "batch")] == [1, 2, 4]
+    assert [records.is_base(r) for r in rows] == [False, False, True, False]
+    assert records.is_base(row(setting=TOY.replace(dtype="bfloat16")))
+    assert not records.is_base(row(setting=TOY.replace(name="unheard of")))
+    streaming = SETTINGS["cpu"].replace(batch=1, steps=1)
+    assert records.is_base(row(setting=streaming, mode="streaming"))

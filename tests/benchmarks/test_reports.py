@@ -1,0 +1,181 @@
+"""Tables, plots and the check, from rows with numbers of our choice."""
+
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from benchmarks import check, plots, scan_throughput, table
+from benchmarks.records import append_rows
+from benchmarks.settings import SETTINGS, sweep
+from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
+
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
+
+
+@pytest.fixture
+def write(tmp_path):
+    path = tmp_path / "rows.jsonl"
+
+    def write_rows(*rows):
+        append_rows(path, rows)
+        return str(path)
+
+    return write_rows
+
+
+def test_table(write, capsys):
+    path = write(
+        row("plain", seconds=2e-3, speedup=1.0),
+        row("auto", seconds=1e-3, speedup=2.0),
+        row("torch") | {"status": "skipped", "reason": "not installed"},
+        row("plain", mode="train", seconds=0.5, speedup=1.0),
+        row("plain", setting=TOY.replace(batch=1)),
+    )
+    assert table.main([path]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:4] == [
+        "| Setting | Sizes | Mode | `flax.linen.RNN` | `rrnn_jax.RNN` | PyTorch |",
+        "|---|---|---|---|---|---|",
+        "| toy | B 2, T 3, S 2, F 8, float32 | forward | 2.00 ms | 1.00 ms (2.00x) | skipped |",
+        "| toy | B 2, T 3, S 2, F 8, float32 | train | 500 ms | - | - |",
+    ]
+    assert "Abacus (CPU), 2 threads; jax 0.10.2" in printed
+    assert "commit 0123456. Medians of 10 rounds" in printed
+    assert ENVIRONMENT["command"] in printed
+
+    assert table.main([path, "--sweep", "--variants", "plain"]) == 0
+    printed = capsys.readouterr().out
+    assert "| toy | B 1, T 3" in printed
+    assert "rrnn_jax.RNN" not in printed.split("Medians")[0]
+
+
+def test_details(write, capsys):
+    path = write(
+        row("auto"), row("torch") | {"costs": {"compile_seconds": None, "temporary_bytes": None}}
+    )
+    assert table.main([path, "--details"]) == 0
+    printed = capsys.readouterr().out
+    assert "| `rrnn_jax.RNN` | 0.50 + 1.00 s | 2.0 KiB | 2,000 | 6,000 | compute |" in printed
+    assert "| PyTorch | - | - |" in printed
+
+
+def test_machines_have_tables_of_their_own(write, capsys):
+    path = write(row(), row() | {"threads": 1})
+    assert table.main([path]) == 0
+    assert capsys.readouterr().out.count("|---|") == 2
+
+
+def test_nothing_to_show(write, capsys, tmp_path):
+    path = write(row() | {"status": "failed", "reason": "?"})
+    assert plots.main([path, "--out-dir", str(tmp_path)]) == 2
+    assert table.main([path, "--variants", "torch"]) == 2
+    assert check.main([path, "--variant", "torch"]) == 2
+    assert "no row of variant torch" in capsys.readouterr().err
+
+
+def test_plots(write, tmp_path):
+    settings = [SETTINGS["rl"], *(setting for _, setting in sweep(SETTINGS["toy"]))]
+    names = ["plain", "auto", "scan", "hoisted", "torch", "lstm_width", "gru_width"]
+    rows = [row(name, setting=setting) for setting in settings for name in names]
+    streaming = row(mode="streaming", setting=TOY.replace(batch=1, steps=1))
+    directory = tmp_path / "plots"
+    assert plots.main([write(*rows, streaming), "--out-dir", str(directory)]) == 0
+    drawn = {path.name: imread(path) for path in directory.iterdir()}
+    assert set(drawn) == {
+        "speedup_cpu_2_forward_float32.png",
+        "share_cpu_2_forward_float32.png",
+        "sweep_toy_cpu_2_forward_float32.png",
+        "speedup_cpu_2_streaming_float32.png",
+        "share_cpu_2_streaming_float32.png",
+        "rate_cpu_2_streaming_float32.png",
+    }
+    for image in drawn.values():
+        assert image.std() > 0.01
+
+
+def test_bars_show_what_rows_say():
+    rows = [row("plain", speedup=1.0), row("auto", speedup=3.0, spread=0.5)]
+    ((_, figure), *_) = plots.figures(rows)
+    axes = figure.axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [1.0, 3.0]
+    whisker = axes.containers[3].lines[2][0].get_segments()[0]
+    assert whisker[:, 1].tolist() == [1.5, 4.5]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["toy"]
+
+
+def test_lines_of_a_sweep():
+    rows = [row(setting=setting, seconds=1e-3 * setting.batch) for _, setting in sweep(TOY)]
+    rows += [row(setting=TOY.replace(batch=4), seconds=4e-3)]
+    figure = plots.sweep_figure(rows, ["auto"], "toy", "title")
+    by_batch, by_steps = figure.axes
+    assert by_batch.get_xlabel() == "B"
+    assert by_batch.lines[0].get_xydata().tolist() == [[1, 1.0], [2, 2.0], [2, 2.0], [4, 4.0]]
+    assert by_steps.get_xlabel() == "T"
+    assert plots.sweep_figure([row()], ["auto"], "toy", "title") is None
+
+
+def test_check_passes_what_is_not_slower(write, capsys):
+    path = write(
+        row("auto", speedup=1.0),
+        row("auto", speedup=0.99, mode="train"),
+        row("auto", speedup=0.9, spread=0.2, mode="streaming"),
+        row("scan", speedup=0.1),
+    )
+    assert check.main([path]) == 0
+    assert capsys.readouterr().out == "auto: 3 points, 0 of them at fault\n"
+
+
+def test_check_lists_what_is_slower(write, capsys):
+    path = write(
+        row("auto", speedup=0.8),
+        row("auto", speedup=1.5, mode="train"),
+        row("auto", mode="streaming") | {"status": "disagrees", "reason": "off by 1"},
+    )
+    assert check.main([path]) == 1
+    printed = capsys.readouterr().out
+    assert "toy (B 2, T 3" in printed
+    assert "forward: 0.800 times as fast as plain (quartiles 0.720 to 0.880, n 10)" in printed
+    assert "streaming: disagrees: off by 1" in printed
+    assert "train" not in printed
+    assert "3 points, 2 of them at fault" in printed
+    assert check.main([path, "--variant", "auto", "--tolerance", "0.25"]) == 1
+
+
+def test_check_against_the_best(write, capsys):
+    path = write(
+        row("auto", speedup=1.5), row("scan", speedup=2.0), row("torch", speedup=9.0),
+        row("hoisted", speedup=1.51),
+    )  # fmt: skip
+    assert check.main([path]) == 0
+    assert check.main([path, "--against-best"]) == 1
+    assert "0.750 times as fast as scan" in capsys.readouterr().out
+
+
+def commands():
+    blocks = re.findall(r"<!-- ci: commands -->\n```bash\n(.*?)```", README.read_text(), re.S)
+    return [line.split() for block in blocks for line in block.splitlines()]
+
+
+def test_readme_has_commands():
+    assert len(commands()) > 8
+    assert "<!-- results -->" in README.read_text()
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[2:5]))
+def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
+    assert command[:2] == ["python", "-m"]
+    module = command[2].removeprefix("benchmarks.")
+    if module == "scan_throughput":
+        given = scan_throughput.parser().parse_args(command[3:])
+        names = scan_throughput.variant_names(given.variants, given.remat)
+        assert names
+        monkeypatch.setattr(scan_throughput, "matmul_precision", lambda dtype: None)
+        assert list(scan_throughput.plan(given))
+        return
+    with pytest.raises(FileNotFoundError, match=r"benchmarks/results/\w+\.jsonl"):
+        {"table": table, "plots": plots, "check": check}[module].main([
+            word.replace("benchmarks/results/", "absent/benchmarks/results/")
+            for word in command[3:]
+        ])  # fmt: skip
