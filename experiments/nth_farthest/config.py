@@ -87,11 +87,11 @@ class Config:
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
-        task=TaskConfig(num_objects=4, num_features=2),
+        task=TaskConfig(num_objects=4, num_features=4),
         rmc=RMCConfig(mem_slots=4, num_heads=2, head_size=32),
         lstm=LSTMConfig(lstm_features=128),
         train=TrainConfig(
-            steps=2000,
+            steps=2300,
             batch_size=2048,
             micro_batch_size=256,
             learning_rate=2e-3,
