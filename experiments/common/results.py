@@ -7,6 +7,7 @@ the plot into ``NAME.png``.
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,27 @@ def collect(run_dir: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"no run in {run_dir}")
         return {path.name: collect(path) for path in found}
     curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    found = {
+        name: json.loads((run_dir / f"{name}.json").read_text())
+        for name in ("environment", "config", "summary")
+    }
+    found["environment"]["command"] = without_place(found["environment"]["command"])
     return {
-        **{
-            name: json.loads((run_dir / f"{name}.json").read_text())
-            for name in ("environment", "config", "summary")
-        },
+        **found,
         "accuracy": {
             str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
             for seed, (steps, values) in curves.items()
         },
     }
+
+
+def without_place(command: str) -> str:
+    """A command without the options that say where to run and what to show.
+
+    >>> without_place("python -m experiments.nth_farthest --run-dir some/where --num-seeds 2")
+    'python -m experiments.nth_farthest --num-seeds 2'
+    """
+    return re.sub(r" (--run-dir[ =]\S+|--(no-)?progress)", "", command)
 
 
 def main() -> None:

@@ -9,8 +9,10 @@ from experiments.common.results import collect
 
 def make_run(directory, accuracy):
     directory.mkdir(parents=True)
-    for name in ("environment", "config", "summary"):
+    for name in ("config", "summary"):
         (directory / f"{name}.json").write_text(json.dumps({"of": name}))
+    command = f"python -m it --run-dir {directory} --no-progress --seed 3"
+    (directory / "environment.json").write_text(json.dumps({"command": command}))
     rows = [
         {"step": step, "split": split, "seed": 3, "accuracy": accuracy + step}
         for step in (0, 10)
@@ -26,7 +28,8 @@ def test_collects_one_run_or_several(tmp_path):
     assert set(both) == {"a", "b"}
     assert both["a"] == collect(tmp_path / "a")
     assert both["a"]["accuracy"] == {"3": {"step": [0, 10], "value": [0.12346, 10.12346]}}
-    assert both["a"]["environment"] == {"of": "environment"}
+    # Where it ran is nobody's business.
+    assert both["a"]["environment"] == {"command": "python -m it --seed 3"}
 
 
 def test_no_run(tmp_path):
