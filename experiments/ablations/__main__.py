@@ -1,0 +1,124 @@
+"""Command line of the ablations: ``python -m experiments.ablations --help``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.ablations.config import PRESETS, Config
+from experiments.ablations.grid import RowConfig, make_rows
+from experiments.ablations.report import write_report
+from experiments.ablations.train import is_done, train_row
+from experiments.common.cli import EXIT_NON_FINITE, DirectoryOptions, exit_code, parse
+from experiments.common.launch import run_commands
+from experiments.common.loop import NonFiniteError
+from experiments.common.run_directory import flatten
+
+DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that differ from it in
+one thing each. Trains the rows that are not done, several at once, and writes the table (CSV,
+Markdown), the figure and the findings. Options override the preset's base and hold for all rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions(DirectoryOptions):
+    """Where and how to run the grid; the numbers do not depend on it."""
+
+    jobs: int = 2
+    """Rows at once, each a process with one thread. 1: in this process, one after the other."""
+    only: tuple[str, ...] = ()
+    """Names of rows to train; the report is of all that are done. Default: all."""
+    list: bool = False
+    """Print the rows, and do nothing."""
+    train: bool = True
+    """Train what is not done, before the report."""
+    report: bool = True
+    """Write the report, from what is done."""
+    results: Path | None = None
+    """Directory that gets a copy of table, figure, findings and numbers."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    config, options = parse(
+        PRESETS,
+        "ablations",
+        DESCRIPTION,
+        args,
+        lambda config: Path(config.preset),
+        GridOptions(),
+    )
+    run_dir = options.run_dir
+    assert run_dir is not None
+    rows = make_rows(config)
+    if options.list:
+        for row in rows.values():
+            print(
+                f"{row.row}: {row.factor or 'the base'} {row.value if row.factor else ''}".strip()
+            )
+        return 0
+    unknown = [name for name in options.only if name not in rows]
+    if unknown or options.jobs < 1:
+        what = f"--only {' '.join(unknown)}: no such row; there are {', '.join(rows)}"
+        print(f"error: {what if unknown else '--jobs must be at least 1'}", file=sys.stderr)
+        return 2
+    codes: list[int] = []
+
+    def action() -> None:
+        chosen = [rows[name] for name in options.only or rows]
+        todo = [row for row in chosen if not is_done(row, run_dir / row.row)]
+        if options.train:
+            print(f"{len(chosen) - len(todo)} of {len(chosen)} rows are done", flush=True)
+            codes.extend(_train(config, todo, run_dir, options))
+        if options.report:
+            print(write_report(config, rows, run_dir, options.results))
+
+    return exit_code(action) or next(filter(None, codes), 0)
+
+
+def command_of(name: str, run_dir: Path, config: Config) -> list[str]:
+    """The command that trains one row of a grid in its own process, and does no more.
+
+    >>> " ".join(command_of("heads_1", Path("runs/a"), PRESETS["quick"])[3:])
+    '--preset quick --run-dir runs/a --only heads_1 --jobs 1 --no-report --no-progress'
+    """
+    wanted = flatten(dataclasses.asdict(config))
+    usual = flatten(dataclasses.asdict(PRESETS[config.preset]))
+    changes: list[str] = []
+    for field, value in wanted.items():
+        if value != usual[field]:
+            changes += _option(field.rpartition(".")[2], value)
+    return [
+        *(sys.executable, "-m", "experiments.ablations", "--preset", config.preset, *changes),
+        *("--run-dir", str(run_dir), "--only", name, "--jobs", "1", "--no-report"),
+        "--no-progress",
+    ]
+
+
+def _option(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]
+
+
+def _train(
+    config: Config, todo: Sequence[RowConfig], run_dir: Path, options: GridOptions
+) -> list[int]:
+    """Trains rows; returns the exit codes. A row whose loss became NaN is a result like others."""
+    if options.jobs > 1:
+        commands = {run_dir / row.row: command_of(row.row, run_dir, config) for row in todo}
+        codes = run_commands(commands, options.jobs, options.progress)
+        return [code for code in codes.values() if code != EXIT_NON_FINITE]
+    for row in todo:
+        try:
+            summary = train_row(row, run_dir / row.row, options.progress)
+        except NonFiniteError as error:
+            print(f"{row.row}: {error}")
+            continue
+        values = ", ".join(f"{value:.1%}" for value in summary["evaluation"]["accuracy"])
+        print(f"{row.row}: {values}")
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""The numbers of a grid's rows, read from what they left on the disk."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.ablations.grid import RowConfig
+from experiments.ablations.train import FAILURE_FILE, is_done
+from experiments.common.metrics import curve, first_step_at, read_metrics
+
+
+class RowNumbers(NamedTuple):
+    """What a row left.
+
+    Attributes:
+      row: its config.
+      accuracy: on fresh samples after the last update, by seed; empty if the loss became NaN.
+      updates_to: by seed, the first evaluated update that reaches the threshold, or None.
+      parameters: of core and read-out.
+      updates_per_second: of all seeds together.
+      seconds: wall time of all seeds side by side, start to end.
+      trivial_accuracy: the score of not learning.
+      environment: what it was made with.
+    """
+
+    row: RowConfig
+    accuracy: list[float]
+    updates_to: list[int | None]
+    parameters: int | None
+    updates_per_second: float | None
+    seconds: float | None
+    trivial_accuracy: float | None
+    environment: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy of the seeds."""
+        return sum(self.accuracy) / len(self.accuracy)
+
+
+def threshold_of(trivial: float) -> float:
+    """The accuracy that a row is timed to: half-way between not learning and no error.
+
+    >>> threshold_of(0.5)
+    0.75
+    """
+    return (1 + trivial) / 2
+
+
+def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumbers]:
+    """The numbers of the rows that are done, by name.
+
+    Raises:
+      ConfigMismatchError: a row's directory holds another config.
+    """
+    done = {name: row for name, row in rows.items() if is_done(row, run_dir / name)}
+    return {name: _read(row, run_dir / name) for name, row in done.items()}
+
+
+def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
+    environment = json.loads((run_dir / "environment.json").read_text())
+    if (run_dir / FAILURE_FILE).exists():
+        return RowNumbers(row, [], [], None, None, None, None, environment)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    seeds = row.config.train.seeds
+    threshold = threshold_of(summary["trivial_accuracy"])
+    speed = summary["steps"] * len(seeds) / max(summary["train_seconds"], 1e-9)
+    return RowNumbers(
+        row=row,
+        accuracy=summary["evaluation"]["accuracy"],
+        updates_to=[first_step_at(*curves[seed], threshold) for seed in seeds],
+        parameters=summary["parameters"],
+        updates_per_second=round(speed, 2),
+        seconds=summary["wall_seconds"],
+        trivial_accuracy=summary["trivial_accuracy"],
+        environment=environment,
+    )

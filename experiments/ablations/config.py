@@ -1,0 +1,144 @@
+"""Options and presets of the ablations: the task, and the base that every row departs from.
+
+``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on a program task; each
+an hour or so on 2 CPU cores. ``paper`` and ``paper_program``: the paper's sizes, for a GPU.
+What to expect stands in README.md, with the hardware it was measured on.
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.common.train_config import TrainConfig
+from experiments.nth_farthest.config import TaskConfig as NthFarthestConfig
+from experiments.program_evaluation.config import DifficultyConfig
+from rrnn_jax.checks import check_positive
+
+InitialMemory = Literal["identity", "random", "learned", "zeros"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramConfig(DifficultyConfig):
+    """The program task."""
+
+    program_task: Literal["addition", "control", "program", "copy", "reverse", "double"] = "reverse"
+    """Which task of program evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CoreConfig:
+    """The Relational Memory Core."""
+
+    mem_slots: int = 4
+    """Memory slots."""
+    num_heads: int = 2
+    """Attention heads."""
+    head_size: int = 16
+    """Size of a head; a slot is num_heads * head_size wide."""
+    num_blocks: int = 1
+    """Attention blocks per step."""
+    key_size: int | None = None
+    """Size of queries and keys. None: that of a head."""
+    mlp_layers: int = 2
+    """Layers of the row-wise MLP."""
+    gate_style: Literal["unit", "memory", "none"] = "unit"
+    """A gate per memory unit, per slot, or none."""
+    forget_bias: float = 1.0
+    """Constant added to the forget gate."""
+    output_gate: bool = False
+    """The paper's equations 6 and 8."""
+    qkv_norm: bool = True
+    """LayerNorm of queries, keys and values."""
+    input_queries: bool = True
+    """The input's row attends too, and changes from block to block. False: the paper's eq. 2."""
+    initial_memory: InitialMemory = "identity"
+    """Rows of the identity, one random draw, learned, or zeros."""
+
+    def __post_init__(self) -> None:
+        check_positive(mem_slots=self.mem_slots, num_heads=self.num_heads, head_size=self.head_size)
+
+    @property
+    def slot_size(self) -> int:
+        """F, the width of a slot."""
+        return self.num_heads * self.head_size
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig:
+    """The LSTM to compare with."""
+
+    lstm_features: int = 128
+    """Width of a layer."""
+    lstm_layers: int = 1
+    """Layers, with skip connections."""
+
+    def __post_init__(self) -> None:
+        check_positive(lstm_features=self.lstm_features, lstm_layers=self.lstm_layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The base of a grid: all that the numbers of its rows depend on."""
+
+    preset: Literal["quick", "quick_program", "paper", "paper_program"] = "quick"
+    """Which defaults: Nth Farthest ("quick", "paper") or a program task ("..._program"); on 2 CPU
+    cores ("quick...") or at the paper's sizes."""
+    task: Literal["nth_farthest", "program_evaluation"] = "nth_farthest"
+    """Which experiment's task."""
+    nth_farthest: NthFarthestConfig = dataclasses.field(default_factory=NthFarthestConfig)
+    program: ProgramConfig = dataclasses.field(default_factory=ProgramConfig)
+    core: CoreConfig = dataclasses.field(default_factory=CoreConfig)
+    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+QUICK_TRAIN = TrainConfig(
+    steps=1500,
+    batch_size=256,
+    learning_rate=2e-3,
+    schedule="cosine",
+    warmup_steps=100,
+    clip_norm=1.0,
+    num_seeds=3,
+    chunk_steps=50,
+    eval_every=100,
+    eval_samples=8192,
+    checkpoint_every=250,
+)
+PAPER_TRAIN = TrainConfig(
+    steps=200_000, num_seeds=3, chunk_steps=100, eval_every=1000, checkpoint_every=1000
+)
+
+PRESETS: dict[str, Config] = {
+    "quick": Config(
+        preset="quick",
+        nth_farthest=NthFarthestConfig(num_objects=3, num_features=1),
+        train=QUICK_TRAIN,
+    ),
+    "quick_program": Config(
+        preset="quick_program",
+        task="program_evaluation",
+        program=ProgramConfig(memorization_length=5),
+        core=CoreConfig(gate_style="memory"),
+        train=dataclasses.replace(QUICK_TRAIN, batch_size=128),
+    ),
+    # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
+    "paper": Config(
+        preset="paper",
+        core=CoreConfig(mem_slots=8, num_heads=8, head_size=32),
+        lstm=LSTMConfig(lstm_features=512),
+        train=dataclasses.replace(
+            PAPER_TRAIN, batch_size=1600, learning_rate=1e-4, eval_samples=16_000
+        ),
+    ),
+    "paper_program": Config(
+        preset="paper_program",
+        task="program_evaluation",
+        program=ProgramConfig(program_task="addition"),
+        core=CoreConfig(num_heads=4, head_size=128, gate_style="memory"),
+        lstm=LSTMConfig(lstm_features=1024, lstm_layers=2),
+        train=dataclasses.replace(
+            PAPER_TRAIN, batch_size=128, learning_rate=1e-3, eval_samples=12_800
+        ),
+    ),
+}
+"""The presets by name."""

@@ -1,0 +1,104 @@
+"""The rows of the grid: the base, and one departure from it each."""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments.ablations.config import Config, CoreConfig
+
+BASE = "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowConfig:
+    """All that a row's numbers depend on.
+
+    Attributes:
+      row: its name.
+      factor: what differs from the base; '' in the base itself.
+      value: in which way.
+      model: 'rmc' or 'lstm'.
+      config: the grid's config, with the row's change in it.
+    """
+
+    row: str
+    factor: str
+    value: str
+    model: Literal["rmc", "lstm"]
+    config: Config
+
+
+def make_rows(config: Config) -> dict[str, RowConfig]:
+    """All rows by name, the base first.
+
+    Widths are kept: more heads are narrower heads, so a slot is as wide as before; more slots are
+    more units in all (but not more parameters in the core), and one row has a single slot of all
+    the base's units (paper A.1 compares at equal units).
+
+    >>> from experiments.ablations.config import PRESETS
+    >>> rows = make_rows(PRESETS["quick"])
+    >>> list(rows)[:4]
+    ['base', 'slots_1', 'slots_2', 'slots_8']
+    >>> rows["heads_1"].config.core.head_size
+    32
+
+    Args:
+      config: the base.
+
+    Returns:
+      The rows. A departure that is no departure (one slot from a base of one) is left out.
+    """
+    core = config.core
+    rows = {BASE: RowConfig(BASE, "", BASE, "rmc", config)}
+    for name, factor, value, changes in _departures(core):
+        changed = dataclasses.replace(core, **changes)
+        if changed != core and name not in rows:
+            departed = dataclasses.replace(config, core=changed)
+            rows[name] = RowConfig(name, factor, value, "rmc", departed)
+    lstm = config.lstm
+    units = f"LSTM, {lstm.lstm_layers} x {lstm.lstm_features}"
+    rows["lstm"] = RowConfig("lstm", "model", units, "lstm", config)
+    return rows
+
+
+def _departures(core: CoreConfig) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Name, factor, value and changed fields of each row."""
+    slots, width = core.mem_slots, core.slot_size
+    key = core.head_size if core.key_size is None else core.key_size
+    found: list[tuple[str, str, str, dict[str, Any]]] = []
+
+    def add(name: str, factor: str, value: str, **changes: Any) -> None:
+        found.append((name, factor, value, changes))
+
+    for count in sorted({1, max(1, slots // 2), 2 * slots}):
+        add(f"slots_{count}", "memory slots", str(count), mem_slots=count)
+    add(
+        "slots_1_wide",
+        "memory slots",
+        f"1, {slots} times as wide",
+        mem_slots=1,
+        head_size=slots * core.head_size,
+    )
+    for heads in (1, 2, 4, 8):
+        if width % heads == 0:
+            add(f"heads_{heads}", "heads", str(heads), num_heads=heads, head_size=width // heads)
+    for blocks in (1, 2, 3):
+        add(f"blocks_{blocks}", "attention blocks", str(blocks), num_blocks=blocks)
+    for style, value in (("unit", "per unit"), ("memory", "per slot"), ("none", "none")):
+        add(f"gates_{style}", "gates", value, gate_style=style)
+    for bias in (0.0, 1.0, 2.0):
+        add(f"forget_bias_{bias:g}", "forget bias", f"{bias:g}", forget_bias=bias)
+    add("output_gate", "output gate", "on", output_gate=True)
+    for layers in (1, 2, 4):
+        add(f"mlp_{layers}", "MLP layers", str(layers), mlp_layers=layers)
+    for size in (max(1, key // 4), 4 * key):
+        add(f"key_{size}", "key size", str(size), key_size=size)
+    add("no_qkv_norm", "LayerNorm of q, k, v", "off", qkv_norm=False)
+    add("no_input_queries", "input row attends", "no (eq. 2)", input_queries=False)
+    for start, value in (
+        ("identity", "identity"),
+        ("random", "random"),
+        ("learned", "learned"),
+        ("zeros", "zeros"),
+    ):
+        add(f"initial_{start}", "initial memory", value, initial_memory=start)
+    return found

@@ -1,0 +1,72 @@
+"""Initial memories other than the identity: one random draw, zeros, and a learned one."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax import RelationalMemoryCell
+from rrnn_jax.initializers import identity_rows
+from rrnn_jax.typing import Array, Carry, Dtype
+
+
+def random_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Normal rows of about unit length, the same for every sequence and every call.
+
+    >>> a, b = random_rows(None, (2, 3, 4))
+    >>> bool((a == b).all()), bool((a[0] == a[1]).any())
+    (True, False)
+
+    Args:
+      key: ignored: what is drawn in training must be drawn again in evaluation.
+      shape: ``[*B, S, F]``.
+      dtype: dtype of the result.
+
+    Returns:
+      An array of that shape.
+    """
+    del key
+    rows = jax.random.normal(jax.random.key(0), shape[-2:], dtype)
+    return jnp.broadcast_to(rows / jnp.asarray(math.sqrt(shape[-1]), dtype), shape)
+
+
+def zero_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Zeros. All slots are equal, share every weight, and so stay equal for ever."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+class LearnedStartCell(nn.RNNCellBase):
+    """A memory core whose initial memory is a parameter, which begins as identity rows.
+
+    Its carry is the cell's with a flag, whether a step has been made; the first step puts the
+    parameter in the place of the memory.
+
+    Attributes:
+      cell: the memory core, without an output gate.
+    """
+
+    cell: RelationalMemoryCell
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Feature axes of the input."""
+        return self.cell.num_feature_axes
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
+        """A memory that is not looked at, and False."""
+        memory = self.cell.initialize_carry(rng, input_shape)
+        return memory, jnp.zeros(memory.shape[:-2], jnp.bool_)
+
+    @nn.compact
+    def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Any]:
+        """One step."""
+        memory, has_begun = carry
+        start = self.param("initial_memory", identity_rows, memory.shape[-2:])
+        start = jnp.broadcast_to(start.astype(memory.dtype), memory.shape)
+        memory = jnp.where(has_begun[..., None, None], memory, start)
+        memory, output = self.cell(memory, inputs)
+        return (memory, jnp.ones_like(has_begun)), output

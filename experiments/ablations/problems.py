@@ -1,0 +1,128 @@
+"""A row's model in the task of the grid, as the training loop wants it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from experiments.ablations.config import Config, CoreConfig
+from experiments.ablations.grid import RowConfig
+from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
+from experiments.common.problem import Mean, Problem
+from experiments.nth_farthest.model import Model as NthFarthestModel
+from experiments.program_evaluation.config import Config as ProgramEvaluationConfig
+from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.metrics import answer_loss
+from experiments.program_evaluation.model import Model as ProgramModel
+from rrnn_jax import RelationalMemoryCell
+from rrnn_jax.baselines import StackedLSTMCell
+from rrnn_jax.initializers import identity_rows
+from rrnn_jax.tasks import curriculum, nth_farthest
+
+_INITIAL = {"identity": identity_rows, "random": random_rows, "zeros": zero_rows}
+
+
+def make_problem(row: RowConfig) -> Problem:
+    """Task and model of a row."""
+    make = {"nth_farthest": _nth_farthest, "program_evaluation": _program_evaluation}
+    return make[row.config.task](row.config, make_cell(row))
+
+
+def make_cell(row: RowConfig) -> nn.RNNCellBase:
+    """The core of a row."""
+    if row.model == "lstm":
+        lstm = row.config.lstm
+        return StackedLSTMCell(lstm.lstm_features, lstm.lstm_layers)
+    core = row.config.core
+    if core.initial_memory == "learned":
+        return LearnedStartCell(_memory_core(core))
+    return _memory_core(core)
+
+
+def describe_task(config: Config) -> str:
+    """The task, for titles.
+
+    >>> describe_task(Config())
+    'Nth Farthest, 8 objects of 16 features'
+    """
+    if config.task == "nth_farthest":
+        task = config.nth_farthest
+        features = "1 feature" if task.num_features == 1 else f"{task.num_features} features"
+        return f"Nth Farthest, {task.num_objects} objects of {features}"
+    program = config.program
+    if program.program_task in ("copy", "reverse", "double"):
+        return f"{program.program_task}, {program.memorization_length} digits"
+    return f"{program.program_task}, length {program.length}, nesting {program.nesting}"
+
+
+def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
+    return RelationalMemoryCell(
+        mem_slots=core.mem_slots,
+        head_size=core.head_size,
+        num_heads=core.num_heads,
+        num_blocks=core.num_blocks,
+        key_size=core.key_size,
+        attention_mlp_layers=core.mlp_layers,
+        gate_style=None if core.gate_style == "none" else core.gate_style,
+        forget_bias=core.forget_bias,
+        output_gate=core.output_gate,
+        qkv_norm=core.qkv_norm,
+        input_queries=core.input_queries,
+        carry_init=_INITIAL.get(core.initial_memory, identity_rows),
+    )
+
+
+def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
+    task = nth_farthest.Config(config.nth_farthest.num_objects, config.nth_farthest.num_features)
+    model = NthFarthestModel(cell, task.num_objects)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, task.num_objects, task.input_size), jnp.float32))
+
+    def loss(params: Any, batch: nth_farthest.Batch) -> tuple[jax.Array, dict[str, Mean]]:
+        logits = jnp.asarray(model.apply(params, batch.inputs))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        correct = jnp.argmax(logits, axis=-1) == batch.targets
+        return jnp.mean(losses), {"accuracy": Mean.of(correct)}
+
+    return Problem(
+        init=init,
+        sample=lambda key, level, batch_size: nth_farthest.sample(key, task, batch_size),
+        loss=loss,
+        sample_eval=lambda key, batch_size: nth_farthest.sample(key, task, batch_size),
+        trivial_accuracy=task.trivial_accuracy,
+    )
+
+
+def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
+    difficulty = dataclasses.asdict(config.program)
+    name = difficulty.pop("program_task")
+    usual = ProgramEvaluationConfig()
+    task = make_task(
+        dataclasses.replace(
+            usual, task=name, difficulty=dataclasses.replace(usual.difficulty, **difficulty)
+        )
+    )
+    model = ProgramModel(cell, task.config.vocab_size, task.output_steps)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_))
+
+    def loss(params: Any, batch: Any) -> tuple[jax.Array, dict[str, Mean]]:
+        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
+        return answer_loss(logits, batch.targets, batch.target_mask)
+
+    return Problem(
+        init=init,
+        sample=task.sample,
+        loss=loss,
+        sample_eval=task.sample_hardest,
+        trivial_accuracy=task.trivial_accuracy(),
+        initial_level=curriculum.initial_state(task.config),
+        next_level=lambda level, metrics: curriculum.advance(
+            level, metrics["loss"].value(), task.config
+        ),
+    )

@@ -1,0 +1,158 @@
+"""The report of a grid, from what its rows left: table, figure, findings."""
+
+import csv
+import dataclasses
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.ablations.collect import RowNumbers, collect, threshold_of
+from experiments.ablations.config import Config
+from experiments.ablations.findings import describe
+from experiments.ablations.grid import BASE, RowConfig
+from experiments.ablations.problems import describe_task
+from experiments.common.run_directory import write_json
+from rrnn_jax.visualize import bars_figure
+
+FILES = ("table.csv", "table.md", "findings.md", "ablations.png", "numbers.json")
+MISSING = "-"
+
+
+def write_report(
+    config: Config, rows: Mapping[str, RowConfig], run_dir: Path, results: Path | None = None
+) -> str:
+    """Writes the files of `FILES` into the grid's directory.
+
+    Args:
+      config: the grid's config.
+      rows: all its rows.
+      run_dir: the directory above those of the rows.
+      results: a directory that gets a copy; None for none.
+
+    Returns:
+      Findings and table in Markdown.
+
+    Raises:
+      FileNotFoundError: the base is not done.
+    """
+    numbers = collect(rows, run_dir)
+    if BASE not in numbers or not numbers[BASE].accuracy:
+        raise FileNotFoundError(f"the base is not trained in {run_dir}: nothing to compare with")
+    missing = [name for name in rows if name not in numbers]
+    findings = describe(config, numbers, missing)
+    table = to_markdown(numbers)
+    (run_dir / "table.md").write_text(table)
+    (run_dir / "table.csv").write_text(to_csv(numbers))
+    (run_dir / "findings.md").write_text(findings)
+    content = {
+        "config": dataclasses.asdict(config),
+        "environment": numbers[BASE].environment,
+        "commits": sorted({str(n.environment.get("git_commit")) for n in numbers.values()}),
+        "not_run": missing,
+        "rows": {name: _numbers(row) for name, row in numbers.items()},
+    }
+    write_json(run_dir / "numbers.json", content)
+    figure = bars_figure(
+        _groups(numbers),
+        title=f"Ablations: {describe_task(config)}, {config.train.steps:,} updates",
+        reference=("", BASE),
+        trivial=100 * float(numbers[BASE].trivial_accuracy or 0),
+        x_label="accuracy on fresh samples (%); a dot per seed",
+        x_limits=_limits(numbers),
+    )
+    figure.savefig(run_dir / "ablations.png", dpi=200)
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(run_dir / name, results / name)
+    return f"{findings}\n{table}"
+
+
+def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
+    """The table."""
+    base = numbers[BASE]
+    threshold = threshold_of(float(base.trivial_accuracy or 0))
+    head = [
+        *(
+            "factor",
+            "value",
+            "accuracy (%), mean (lowest to highest seed)",
+            "against base (points)",
+        ),
+        *(f"updates to {threshold:.0%}, mean", "parameters", "updates/s", "seconds"),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in numbers.values():
+        cells = [row.row.factor or "base", "" if row.row.row == BASE else row.row.value]
+        if not row.accuracy:
+            cells += ["NaN", MISSING, MISSING, MISSING, MISSING, MISSING]
+        else:
+            low, high = 100 * min(row.accuracy), 100 * max(row.accuracy)
+            gap = 100 * (row.mean - base.mean)
+            cells += [
+                f"{100 * row.mean:.1f} ({low:.1f} to {high:.1f})",
+                MISSING if row is base else f"{gap:+.1f}",
+                _updates(row.updates_to),
+                f"{row.parameters:,}",
+                f"{row.updates_per_second:.1f}",
+                f"{row.seconds:.0f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(numbers: Mapping[str, RowNumbers]) -> str:
+    """The table, with every seed's numbers; a line per row and seed."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    row_names, run_names = (
+        ["row", "factor", "value"],
+        ["parameters", "updates_per_second", "seconds"],
+    )
+    writer.writerow([*row_names, "seed", "accuracy", "updates_to_threshold", *run_names])
+    for name, row in numbers.items():
+        seeds = row.row.config.train.seeds
+        start = [name, row.row.factor, row.row.value]
+        if not row.accuracy:
+            writer.writerow([*start, "", "nan", "", "", "", ""])
+        for seed, accuracy, updates in zip(seeds, row.accuracy, row.updates_to, strict=False):
+            reached = "" if updates is None else updates
+            end = [row.parameters, row.updates_per_second, row.seconds]
+            writer.writerow([*start, seed, round(accuracy, 5), reached, *end])
+    return buffer.getvalue()
+
+
+def _numbers(row: RowNumbers) -> dict[str, Any]:
+    """A row's numbers for JSON."""
+    fields = row._asdict()
+    config = fields.pop("row")
+    fields.pop("environment")
+    return {"factor": config.factor, "value": config.value, **fields}
+
+
+def _updates(updates: list[int | None]) -> str:
+    """Mean of the seeds that arrived, and how many did, if not all."""
+    arrived = [step for step in updates if step is not None]
+    if not arrived:
+        return "never"
+    mean = f"{sum(arrived) / len(arrived):,.0f}"
+    return mean if len(arrived) == len(updates) else f"{mean} ({len(arrived)} of {len(updates)})"
+
+
+def _groups(numbers: Mapping[str, RowNumbers]) -> dict[str, dict[str, list[float]]]:
+    """Accuracies in percent by factor and value, for the figure."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in numbers.values():
+        if row.accuracy:
+            values = [100 * accuracy for accuracy in row.accuracy]
+            groups.setdefault(row.row.factor, {})[row.row.value] = values
+    return groups
+
+
+def _limits(numbers: Mapping[str, RowNumbers]) -> tuple[float, float]:
+    """From a little below the lowest to the top."""
+    lowest = min(min(row.accuracy) for row in numbers.values() if row.accuracy)
+    trivial = float(numbers[BASE].trivial_accuracy or 0)
+    return max(0.0, 100 * min(lowest, trivial) - 5), 100.0

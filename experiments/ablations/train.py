@@ -1,0 +1,59 @@
+"""Training of one row, in a run directory of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.ablations.grid import RowConfig
+from experiments.ablations.problems import make_problem
+from experiments.common import loop
+from experiments.common.run_directory import open_run, write_json
+
+FAILURE_FILE = "failure.json"
+
+
+def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str, Any]:
+    """Trains a row to its last step, from where it stands; all seeds side by side.
+
+    Args:
+      row: what to train.
+      run_dir: the row's directory.
+      progress: whether to draw a progress bar.
+
+    Returns:
+      The summary, also in ``summary.json``.
+
+    Raises:
+      ConfigMismatchError: the directory holds another config.
+      NonFiniteError: NaN or infinity; noted in ``failure.json``, so that the grid goes on.
+      Interrupted: Ctrl-C or SIGTERM; the state has been saved.
+    """
+    open_run(run_dir, row)
+    problem = make_problem(row)
+    try:
+        outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
+    except loop.NonFiniteError as error:
+        write_json(run_dir / FAILURE_FILE, {"error": str(error)})
+        raise
+    summary = loop.summarise(outcome, row.config.train)
+    summary["trivial_accuracy"] = problem.trivial_accuracy
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def is_done(row: RowConfig, run_dir: Path) -> bool:
+    """Whether a row has been trained to its end, or has failed for good.
+
+    Raises:
+      ConfigMismatchError: the directory holds another config.
+    """
+    if not (run_dir / "config.json").exists():
+        return False
+    open_run(run_dir, row)
+    return (run_dir / "summary.json").exists() or (run_dir / FAILURE_FILE).exists()
+
+
+def read_summary(run_dir: Path) -> dict[str, Any] | None:
+    """A finished row's summary; None if it is not finished."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,94 @@
+"""Several commands at once, each a process of its own with a run directory of its own."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from experiments.common.interrupts import StopRequest
+from experiments.common.loop import Interrupted
+
+LOG_FILE = "log.txt"
+
+# For each of several processes at once. XLA takes its number of threads from NPROC.
+_ONE_THREAD = {
+    "NPROC": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+_POLL_SECONDS = 0.2
+
+
+def run_commands(
+    commands: Mapping[Path, Sequence[str]], jobs: int, progress: bool = True
+) -> dict[Path, int]:
+    """Runs commands, `jobs` at a time; what one prints goes into ``log.txt`` of its directory.
+
+    With more than one at a time each has one thread, so that they do not get in each other's way.
+
+    Args:
+      commands: by run directory, in the order to start them.
+      jobs: how many at once.
+      progress: whether to draw a progress bar, of runs.
+
+    Returns:
+      The exit codes by directory.
+
+    Raises:
+      Interrupted: Ctrl-C or SIGTERM; the commands were asked to stop too, once, and have.
+    """
+    waiting = list(commands.items())[::-1]
+    running: dict[subprocess.Popen, Path] = {}
+    codes: dict[Path, int] = {}
+    has_asked = False
+    bar = tqdm(total=len(commands), desc="runs", disable=not progress, unit="run")
+    try:
+        with bar, StopRequest() as stop:
+            while running or (waiting and not stop.requested):
+                while waiting and len(running) < jobs and not stop.requested:
+                    directory, command = waiting.pop()
+                    running[_start(directory, command, is_alone=jobs == 1)] = directory
+                if stop.requested and not has_asked:
+                    has_asked = True  # A second signal would keep them from saving.
+                    _terminate(running)
+                for process in [p for p in running if p.poll() is not None]:
+                    directory = running.pop(process)
+                    codes[directory] = process.returncode
+                    tqdm.write(_report(directory, process.returncode))
+                    bar.update(1)
+                time.sleep(_POLL_SECONDS)
+            if stop.requested:
+                raise Interrupted("stopped; the same command goes on from there")
+    finally:
+        _terminate(running)
+    return codes
+
+
+def _start(run_dir: Path, command: Sequence[str], is_alone: bool) -> subprocess.Popen:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOG_FILE).open("a") as log:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | ({} if is_alone else _ONE_THREAD),
+            # Ctrl-C reaches the parent alone, which then asks each child once.
+            process_group=0,
+        )
+
+
+def _terminate(processes: Mapping[subprocess.Popen, Path]) -> None:
+    for process in processes:
+        process.terminate()
+
+
+def _report(run_dir: Path, code: int) -> str:
+    lines = (run_dir / LOG_FILE).read_text().splitlines()
+    if code == 0:
+        return "\n".join(lines[-1:])
+    return "\n".join([f"{run_dir}: failed with exit code {code}:", *lines[-5:]])
