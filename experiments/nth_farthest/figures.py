@@ -46,7 +46,7 @@ from rrnn_jax.visualize import (
     similarity_figure,
     write_shares,
 )
-from rrnn_jax.visualize.nth_farthest import CASES, object_titles
+from rrnn_jax.visualize.nth_farthest import case_steps, object_titles
 
 DPI = 200
 _STREAM = 3  # Of the seed's key; training and evaluation use those before it.
@@ -132,13 +132,12 @@ def measure(run: Run) -> dict[str, Any]:
     writes = write_shares(weights, run.input_gate)[np.arange(len(steps)), steps]
     slots = writes.argmax(-1)
     share = attention_share(weights, slots, steps)
-    last = weights.shape[1] - 1
-    is_case = dict(zip(CASES, (steps == s for s in (last, 0, (last + 1) // 2)), strict=True))
+    cases = case_steps(weights.shape[1])
     heads = [
         attention_share(attention_of(run.weights, head=h), slots, steps)
         for h in range(run.weights.shape[3])
     ]
-    seen = steps < last
+    seen = steps < cases["last"]
     lags = share_by_lag(weights, slots, steps)
     return {
         "accuracy": _number(run.is_correct.mean()),
@@ -147,7 +146,7 @@ def measure(run: Run) -> dict[str, Any]:
         "even_write_share": _number(1 / weights.shape[2]),
         "share": {
             "all": _means(share, np.ones_like(seen)),
-            **{f"seen {case}": _means(share, where) for case, where in is_case.items()},
+            **{f"seen {case}": _means(share, steps == step) for case, step in cases.items()},
             **{f"head {h + 1}": _means(s, np.ones_like(seen)) for h, s in enumerate(heads)},
         },
         "more_than_others": _number((share.after > share.others_after)[seen].mean()),
@@ -177,7 +176,7 @@ def draw(run: Run, out_dir: Path) -> list[Path]:
     """Renders all figures; returns their paths."""
     weights = attention_of(run.weights)
     steps = reference_steps(run.question)
-    shown = reference_cases(run.question)[CASES.index("middle")]
+    shown = reference_cases(run.question)[-1]
     step = int(steps[shown])
     titles = object_titles(np.asarray(run.question.labels)[shown], step)
     memories = np.concatenate([run.initial[None], run.memories[shown]])

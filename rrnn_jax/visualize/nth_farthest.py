@@ -8,8 +8,17 @@ from matplotlib.figure import Figure
 from rrnn_jax.tasks.nth_farthest import Question
 from rrnn_jax.visualize.attention import attention_figure
 
-CASES = ("last", "first", "middle")
-"""When the reference is shown; the middle of N objects is object N // 2, counted from 0."""
+
+def case_steps(count: int) -> dict[str, int]:
+    """The three cases: at which step, counted from 0, they show the reference.
+
+    >>> case_steps(8)
+    {'last': 7, 'first': 0, 'middle': 4}
+
+    Args:
+      count: N, the objects in a sequence.
+    """
+    return {"last": count - 1, "first": 0, "middle": count // 2}
 
 
 def reference_steps(question: Question) -> np.ndarray:
@@ -40,7 +49,7 @@ def reference_cases(question: Question) -> list[int]:
       question: decoded inputs of B sequences.
 
     Returns:
-      Three indices of sequences, in the order of `CASES`.
+      Three indices of sequences, in the order of `case_steps`.
 
     Raises:
       ValueError: the batch has no such sequence.
@@ -48,7 +57,7 @@ def reference_cases(question: Question) -> list[int]:
     steps = reference_steps(question)
     count = np.asarray(question.labels).shape[1]
     found = []
-    for case, step in zip(CASES, (count - 1, 0, count // 2), strict=True):
+    for case, step in case_steps(count).items():
         (fitting,) = np.nonzero(steps == step)
         if not len(fitting):
             raise ValueError(
@@ -95,7 +104,7 @@ def nth_farthest_figure(
         )
     if sequences is None:
         sequences = reference_cases(question)
-        row_labels = [f"seen {case}" for case in CASES]
+        row_labels = [f"seen {case}" for case in case_steps(labels.shape[1])]
     else:
         row_labels = [f"seen at step {steps[b] + 1}" for b in sequences]
     return attention_figure(
