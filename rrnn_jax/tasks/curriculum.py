@@ -21,7 +21,8 @@ at the last w losses:
 
 Then the length grows by one, or the nesting once the length is L, and the window starts afresh. The
 authors' numbers are w = 10 and θ = 0.1, with which falling and **constant** losses pass, and rising
-ones by less than a tenth per update. θ = 0 asks for losses that fall.
+ones by less than a tenth per update: who reports every step's loss reaches (L, N) after w steps per
+level, whatever was learned. θ = 0 asks for losses that fall, a larger w for more steps per level.
 
 Two things differ from Zaremba and Sutskever: they reset the length when the nesting grows, and in
 their code one combined sample in five is drawn as by ``mix``. One differs from the authors' script:

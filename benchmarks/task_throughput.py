@@ -1,0 +1,163 @@
+"""Throughput of the program generator: ``python -m benchmarks.task_throughput --help``.
+
+A sample is drawing a batch with all its masks and lengths, on one thread by default. The jitted
+generator is timed in turns with one in plain Python, which stands for data sets made on the host.
+"""
+
+import argparse
+import dataclasses
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from benchmarks import python_programs
+from benchmarks.machine import count_threads, describe_machine, limit_threads
+from benchmarks.records import append_rows
+from benchmarks.timing import Rounds, Run, interleave
+from rrnn_jax.tasks import learn_to_execute as lte
+
+SCHEMA = 1
+"""Of a row; raised whenever a field changes its meaning."""
+
+SETTINGS = ((5, 2), (6, 3))
+"""Length and nesting: table 1 of the paper, and its harder curves (figure 8)."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.task_throughput",
+        description="Times the generator of learning to execute: programs per second.",
+    )
+    add = result.add_argument
+    add("--task", nargs="+", choices=lte.TASKS, default=["addition", "control", "program"],
+        metavar="TASK", help=f"of {', '.join(lte.TASKS)}")  # fmt: skip
+    add("--setting", nargs="+", type=_setting, default=list(SETTINGS), metavar="LENGTH,NESTING",
+        help="sizes of programs (default: 5,2 6,3)")  # fmt: skip
+    add("--curriculum", nargs="+", choices=("fixed", "mix"), default=["fixed", "mix"],
+        help="how sizes are drawn")  # fmt: skip
+    add("--batch", nargs="+", type=int, default=[128, 1024], help="programs drawn at once")
+    add("--rounds", type=int, default=10, help="samples of each generator")
+    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
+    add("--threads", type=int, default=1, help="processors to keep to; 0: all there are")
+    add("--no-python", action="store_true", help="leave the generator in plain Python out")
+    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    arguments = parser()
+    given = arguments.parse_args(args)
+    try:
+        if given.threads:
+            limit_threads(given.threads)
+        configs = [
+            (lte.Config(task, length, nesting, curriculum), batch)
+            for task in given.task
+            for length, nesting in given.setting
+            for curriculum in given.curriculum
+            for batch in given.batch
+        ]
+    except ValueError as error:
+        arguments.error(str(error))
+    jax.config.update("jax_enable_compilation_cache", False)  # Compiling is measured.
+    common = {
+        "schema": SCHEMA,
+        "benchmark": "task_throughput",
+        "threads": count_threads(),
+        "environment": describe_machine(),
+    }
+    for config, batch in configs:
+        rows, interrupted = measure(config, batch, given)
+        for row in rows:
+            print(describe(row), flush=True)
+        if given.out is not None:
+            append_rows(given.out, [common | row for row in rows])
+        if interrupted:
+            return 130
+    return 0
+
+
+def measure(
+    config: lte.Config, batch: int, given: argparse.Namespace
+) -> tuple[list[dict[str, Any]], bool]:
+    """Times both generators; the rows, and whether Ctrl-C ended it early."""
+    started = time.perf_counter()
+    sample = jax.jit(lambda key: lte.sample(key, config, batch))
+    compiled = sample.lower(jax.random.key(0)).compile()
+    compile_seconds = time.perf_counter() - started
+    keys = iter(_keys())
+
+    def run_jitted() -> None:
+        jax.block_until_ready(compiled(next(keys)))
+
+    generator = random.Random(0)
+    programs: dict[str, Run] = {"jitted": run_jitted}
+    if not given.no_python:
+        programs["python"] = lambda: python_programs.draw_batch(generator, config, batch)
+    result = interleave(programs, rounds=given.rounds, min_seconds=given.min_seconds, progress=_bar)
+    return _rows(config, batch, result, compile_seconds), result.interrupted
+
+
+def _rows(
+    config: lte.Config, batch: int, result: Rounds, compile_seconds: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for name, timing in result.summaries().items():
+        rows.append(
+            {
+                "task": config.task,
+                "length": config.length,
+                "nesting": config.nesting,
+                "curriculum": config.curriculum,
+                "batch": batch,
+                "variant": name,
+                "seconds": dataclasses.asdict(timing),
+                "programs_per_second": {
+                    "median": batch / timing.median,
+                    "q1": batch / timing.q3,
+                    "q3": batch / timing.q1,
+                },
+                "compile_seconds": compile_seconds if name == "jitted" else None,
+            }
+        )
+    return rows
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row in one line."""
+    speed = row["programs_per_second"]
+    compiling = row["compile_seconds"]
+    return (
+        f"{row['task']} {row['length']},{row['nesting']} {row['curriculum']} B {row['batch']}, "
+        f"{row['variant']}: {speed['median']:,.0f} programs/s "
+        f"({speed['q1']:,.0f} to {speed['q3']:,.0f})"
+        + (f", compiled in {compiling:.1f} s" if compiling is not None else "")
+    )
+
+
+def _keys() -> Iterable[jax.Array]:
+    """Random keys, made ahead, over and over."""
+    keys = list(jax.random.split(jax.random.key(0), 64))
+    while True:
+        yield from keys
+
+
+def _bar(rounds: Iterable[int]) -> Iterable[int]:
+    return tqdm(rounds, leave=False, unit="round", disable=not sys.stderr.isatty())
+
+
+def _setting(text: str) -> tuple[int, int]:
+    length, _, nesting = text.partition(",")
+    return int(length), int(nesting)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

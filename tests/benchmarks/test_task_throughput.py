@@ -1,0 +1,55 @@
+"""The benchmark of the program generator: its plain Python rival, and its rows."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from benchmarks import python_programs, task_throughput
+from rrnn_jax.tasks import learn_to_execute as lte
+from tests.tasks import program_oracle as oracle
+
+
+@pytest.mark.parametrize("curriculum", ["fixed", "mix"])
+def test_plain_python_draws_the_same_kind_of_batch(curriculum):
+    config = lte.Config("program", 5, 2, curriculum)
+    batch = python_programs.draw_batch(random.Random(0), config, 2000)
+    programs, answers = oracle.decode_rows(batch.inputs), oracle.decode_rows(batch.targets)
+    found = set()
+    for program, answer in zip(programs, answers, strict=True):
+        (length,) = oracle.literal_lengths(program)
+        nesting = oracle.count_operations(program)
+        assert oracle.is_in_grammar(program, config.operators, length, nesting)
+        assert answer == oracle.python_answer(program, length)
+        found.add((length, nesting))
+    assert len(found) == (10 if curriculum == "mix" else 1)
+    np.testing.assert_array_equal(batch.input_mask.sum(-1), batch.input_lengths)
+    np.testing.assert_array_equal(batch.target_mask, batch.targets != lte.PAD)
+    assert batch.target_lengths.tolist() == [len(answer) for answer in answers]
+
+
+def test_rows(tmp_path, capsys):
+    out = tmp_path / "tasks.jsonl"
+    command = "--task addition --setting 1,1 --curriculum fixed --batch 4 --rounds 2 --threads 0"
+    arguments = [*command.split(), "--min-seconds", "0.001", "--out", str(out)]
+    assert task_throughput.main(arguments) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["variant"] for row in rows] == ["jitted", "python"]
+    for row in rows:
+        sizes = tuple(row[name] for name in ("task", "length", "nesting", "curriculum", "batch"))
+        assert sizes == ("addition", 1, 1, "fixed", 4)
+        assert row["seconds"]["n"] == 2
+        speed = row["programs_per_second"]
+        assert speed["median"] == pytest.approx(4 / row["seconds"]["median"])
+        assert speed["q1"] <= speed["median"] <= speed["q3"]
+        assert row["environment"]["packages"]["jax"]
+    assert rows[0]["compile_seconds"] > 0 == (rows[1]["compile_seconds"] or 0)
+    assert capsys.readouterr().out.count("programs/s") == 2
+
+
+def test_bad_options(capsys):
+    for arguments in (["--setting", "5"], ["--setting", "0,1"], ["--threads", "4096"]):
+        with pytest.raises(SystemExit):
+            task_throughput.main(arguments)
+        assert "error:" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""Programs taken apart and evaluated independently of the package: by Python itself."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from rrnn_jax.tasks import learn_to_execute as lte
+
+FOLDER = Path(__file__).parent.parent / "golden"
+TASKS = {"ADDITION": "addition", "CONTROL": "control", "ALL": "program"}
+
+_NAMES = {"+": "add", "-": "subtract", "*": "multiply", "if": "if", "for": "for"}
+_CHARACTERS = np.array(list(lte.VOCABULARY))
+_LITERAL = re.compile(r"(?<![\[\d])\d+")  # Not the count of a loop.
+
+
+LITERAL_BRANCH = re.compile(r"if\d+[<>]\d+else\d+")
+
+
+@cache
+def golden_records() -> list[dict]:
+    lines = (FOLDER / "learn_to_execute.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@cache
+def golden_meta() -> dict:
+    return json.loads((FOLDER / "learn_to_execute_meta.json").read_text())
+
+
+def decode_rows(tokens: np.ndarray) -> list[str]:
+    """The text of every row at once."""
+    characters = np.ascontiguousarray(_CHARACTERS[np.asarray(tokens)])
+    return [row.rstrip(".") for row in characters.view(f"U{characters.shape[1]}")[:, 0].tolist()]
+
+
+def python_value(program: str) -> int:
+    """The value of a program, by translation to Python.
+
+    Loops become products, for which the increment must be a literal: it always is in samples.
+    """
+    text = program.replace("x=", "").replace("if", " if ").replace("else", " else ")
+    return eval(re.sub(r"for\[(\d)\]x\+=", r"+\1*", text))
+
+
+def python_answer(program: str, length: int) -> str:
+    return str(python_value(program) % 10 ** (length + 1))
+
+
+def literals(program: str) -> list[str]:
+    return _LITERAL.findall(program)
+
+
+def literal_lengths(program: str) -> set[int]:
+    return {len(literal) for literal in literals(program)}
+
+
+def count_operations(program: str) -> int:
+    return len(re.findall(r"[-*]|(?<!x)\+|if|for", program))
+
+
+def is_in_grammar(program: str, operators: tuple[str, ...], length: int, nesting: int) -> bool:
+    """Whether a program could be drawn: only first operands nest, literals have one length."""
+    literal = f"[1-9][0-9]{{{length - 1}}}"
+    forms = {
+        "for": rf"x=A(?:for\[[1-9]\]x\+={literal})",
+        "if": f"A(?:if{literal}[<>]{literal}else{literal})",
+    }
+    pattern, inner = "", literal
+    for _ in range(nesting):
+        choices = [forms.get(name, f"A(?:{re.escape(name)}{literal})") for name in operators]
+        pattern = "|".join(choices).replace("A", inner)
+        inner = rf"\((?:{pattern})\)"
+    return re.fullmatch(pattern, program) is not None
+
+
+@dataclass
+class Statistics:
+    """Counts as the golden file has them."""
+
+    program_lengths: np.ndarray
+    target_lengths: np.ndarray
+    operators: Counter
+    comparators: Counter
+    loops: Counter
+    first_digits: Counter
+
+    @staticmethod
+    def of(programs: list[str], answers: list[str]) -> "Statistics":
+        text = " ".join(programs)
+        operators = Counter(re.findall(r"[-*]|(?<!x)\+|if|for", text))
+        return Statistics(
+            program_lengths=np.array([len(program) for program in programs]),
+            target_lengths=np.array([len(answer) for answer in answers]),
+            operators=Counter({_NAMES[name]: count for name, count in operators.items()}),
+            comparators=Counter(re.findall("[<>]", text)),
+            loops=Counter(re.findall(r"\[(\d)\]", text)),
+            first_digits=Counter(answer[0] for answer in answers),
+        )
+
+
+def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:
+    """Of counts against expected counts; cells that cannot occur must be empty."""
+    possible = expected > 0
+    assert not observed[~possible].any()
+    observed, expected = observed[possible], expected[possible]
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+def chi_square_of_two(first: Counter, second: dict[str, int]) -> tuple[float, int]:
+    """Whether two samples come from one distribution: the statistic and its degrees of freedom.
+
+    Rare values are pooled, so that every cell is expected to hold five or more.
+    """
+    names = [name for name in second if first[name] + second[name] >= 20]
+    rare = [name for name in {*first, *second} if name not in names]
+    table = np.array([[first[name], second[name]] for name in names], float)
+    pooled = np.array([sum(first[n] for n in rare), sum(second.get(n, 0) for n in rare)], float)
+    if pooled.sum() >= 20:
+        table = np.vstack([table, pooled])
+    if len(table) < 2:
+        return 0.0, 0
+    expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / table.sum()
+    return float(((table - expected) ** 2 / expected).sum()), len(table) - 1

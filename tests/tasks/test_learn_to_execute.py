@@ -1,0 +1,254 @@
+"""Learning to execute against golden records, an independent evaluator, and golden statistics."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax.tasks import learn_to_execute as lte
+from rrnn_jax.tasks.curriculum import initial_state
+from tests.tasks import program_oracle as oracle
+
+SAMPLES = 20_000
+CONTRACT = ("addition", "control", "program")
+sample = jax.jit(lte.sample, static_argnums=(1, 2))
+
+CONFIGS = [
+    *(lte.Config(task, 5, 2, "fixed") for task in CONTRACT),
+    *(lte.Config(task, 6, 3, "fixed") for task in CONTRACT),
+    *(lte.Config(task, 5, 2, "mix") for task in CONTRACT),
+    lte.Config("program", 1, 1, "fixed"),
+    lte.Config("algebra", 6, 3, "mix"),
+    lte.Config(("if", "*"), 9, 4, "mix"),
+]
+
+
+def name_of(config: lte.Config) -> str:
+    task = config.task if isinstance(config.task, str) else "".join(config.task)
+    return f"{task}-{config.length}-{config.nesting}-{config.curriculum}"
+
+
+@cache
+def draw(config: lte.Config) -> tuple[lte.Batch, list[str], list[str]]:
+    """A large batch, its programs and its answers."""
+    batch = jax.device_get(sample(jax.random.key(7), config, SAMPLES))
+    return batch, oracle.decode_rows(batch.inputs), oracle.decode_rows(batch.targets)
+
+
+# --- golden records -------------------------------------------------------------------------------
+
+
+def test_golden_encodings():
+    records = oracle.golden_records()
+    tested = 0
+    for encoding in oracle.golden_meta()["encodings"]:
+        if encoding["task"] not in oracle.TASKS:
+            continue
+        task, size = oracle.TASKS[encoding["task"]], (encoding["length"], encoding["nest"])
+        config = lte.Config(task, *size)
+        assert config.input_steps == encoding["input_steps"]
+        assert config.output_steps == encoding["output_steps"]
+        assert config.vocab_size == encoding["vocab_size"]
+        for example in encoding["examples"]:
+            record = records[example["record_index"]]
+            assert (record["task"], record["length"]) == (encoding["task"], encoding["length"])
+            tokens = lte.encode(record["program"], config)
+            assert tokens.dtype == np.int32
+            assert tokens.tolist() == example["input_ids"]
+            assert lte.decode(tokens) == record["program"]
+            assert len(record["program"]) == example["input_length"]
+            assert lte.decode(np.array(example["target_ids"])) == record["target"]
+            tested += 1
+    assert tested == 24
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_answers_are_what_python_says(config):
+    _, programs, answers = draw(config)
+    for program, answer in zip(programs, answers, strict=True):
+        (length,) = oracle.literal_lengths(program)
+        assert answer == oracle.python_answer(program, length), program
+    for program, answer in zip(programs[:500], answers, strict=False):
+        (length,) = oracle.literal_lengths(program)
+        assert answer == lte.evaluate(program, length), program
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_programs_are_in_the_grammar(config):
+    _, programs, _ = draw(config)
+    nestings, lengths = [], []
+    for program in programs[:2000]:
+        nestings.append(oracle.count_operations(program))
+        (length,) = oracle.literal_lengths(program)
+        lengths.append(length)
+        assert oracle.is_in_grammar(program, config.operators, length, nestings[-1]), program
+    everywhere = (1, 1) if config.curriculum == "mix" else (config.length, config.nesting)
+    assert (min(lengths), min(nestings)) == everywhere
+    assert (max(lengths), max(nestings)) == (config.length, config.nesting)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_batches_are_consistent(config):
+    batch, programs, answers = draw(config)
+    for tokens, mask, lengths, texts, steps in (
+        (batch.inputs, batch.input_mask, batch.input_lengths, programs, config.input_steps),
+        (batch.targets, batch.target_mask, batch.target_lengths, answers, config.output_steps),
+    ):
+        assert tokens.shape == mask.shape == (SAMPLES, steps)
+        assert (tokens.dtype, mask.dtype, lengths.dtype) == (np.int32, np.bool_, np.int32)
+        np.testing.assert_array_equal(lengths, [len(text) for text in texts])
+        np.testing.assert_array_equal(mask, np.arange(steps) < lengths[:, None])
+        np.testing.assert_array_equal(tokens == lte.PAD, ~mask)
+
+
+@pytest.mark.slow
+def test_the_longest_numbers_are_exact():
+    config = lte.Config(("*", "-"), length=lte.MAX_LENGTH, nesting=2, curriculum="fixed")
+    batch = jax.device_get(sample(jax.random.key(0), config, 100))
+    programs, answers = oracle.decode_rows(batch.inputs), oracle.decode_rows(batch.targets)
+    assert any(program.count("*") == 2 for program in programs)
+    for program, answer in zip(programs, answers, strict=True):
+        assert oracle.literal_lengths(program) == {lte.MAX_LENGTH}
+        assert answer == oracle.python_answer(program, lte.MAX_LENGTH)
+
+
+def test_same_key_same_batch_other_key_other_batch():
+    config = lte.Config("program", 5, 2, "mix")
+    first = draw(config)[0]
+    again = sample(jax.random.key(7), config, SAMPLES)
+    jax.tree.map(np.testing.assert_array_equal, first, jax.device_get(again))
+    other = sample(jax.random.key(8), config, SAMPLES)
+    same = np.mean((np.asarray(other.inputs) == first.inputs).all(-1))
+    assert same < 0.01  # Only tiny programs meet again by chance.
+
+
+def test_vmap_over_keys():
+    config = lte.Config("control", 2, 2, "combined")
+    keys = jax.random.split(jax.random.key(0), 3)
+    level = initial_state(config)._replace(length=jnp.int32(2), nesting=jnp.int32(2))
+    together = jax.jit(jax.vmap(lambda key: lte.sample(key, config, 8, level)))(keys)
+    for i, key in enumerate(keys):
+        alone = sample(key, config, 8, level)
+        row = jax.tree.map(lambda x, i=i: x[i], together)
+        jax.tree.map(np.testing.assert_array_equal, row, alone)
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+# 99.99 % quantiles of chi-square by degrees of freedom.
+QUANTILES = {0: 1e-9, 1: 15.2, 4: 23.6, 8: 31.9, 9: 33.8, 24: 59.0}
+
+
+def golden_statistics(config: lte.Config) -> dict | None:
+    for entry in oracle.golden_meta()["statistics"]:
+        size = (oracle.TASKS.get(entry["task"]), entry["length"], entry["nest"])
+        if (*size, entry["curriculum"]) == dataclasses.astuple(config)[:4]:
+            return entry
+    return None
+
+
+@pytest.mark.parametrize("config", CONFIGS[:10], ids=name_of)
+def test_statistics_agree_with_the_reference(config):
+    golden = golden_statistics(config)
+    assert golden is not None
+    assert golden["samples"] == SAMPLES
+    _, programs, answers = draw(config)
+    ours = oracle.Statistics.of(programs, answers)
+    for name in ("program_length", "target_length"):
+        lengths, theirs = getattr(ours, name + "s"), golden[name]
+        # Standard errors of the mean and of the standard deviation; the difference of two samples
+        # has sqrt(2) of that; 4 of those.
+        variance, fourth = lengths.var(), ((lengths - lengths.mean()) ** 4).mean()
+        error_of_mean = (variance / SAMPLES) ** 0.5
+        error_of_std = ((fourth - variance**2) / max(4 * variance * SAMPLES, 1e-9)) ** 0.5
+        assert abs(lengths.mean() - theirs["mean"]) <= 4 * 2**0.5 * error_of_mean
+        assert abs(lengths.std() - theirs["std"]) <= 4 * 2**0.5 * error_of_std
+    for counts, theirs in (
+        (ours.operators, golden["operator_count"]),
+        (ours.comparators, golden["comparator_count"]),
+        (ours.loops, golden["for_iterations_count"]),
+        (ours.first_digits, golden["target_first_digit_count"]),
+    ):
+        statistic, degrees = oracle.chi_square_of_two(counts, theirs)
+        assert statistic < QUANTILES.get(degrees, 33.8), (counts, theirs)
+
+
+def test_literals_are_uniform():
+    _, programs, _ = draw(lte.Config("control", 6, 3, "fixed"))
+    literals = [literal for program in programs for literal in oracle.literals(program)]
+    digits = np.array([[int(digit) for digit in literal] for literal in literals])
+    assert digits.shape[1] == 6
+    for place in range(6):
+        counts = np.bincount(digits[:, place], minlength=10)
+        expected = np.full(10, len(digits) / 10)
+        if place == 0:
+            expected[:] = [0.0] + [len(digits) / 9] * 9
+        assert oracle.chi_square(counts, expected) < 33.8
+    # Of neighbours, also across random words: the last one and the three before are of one.
+    for place in range(5):
+        pairs = np.bincount(10 * digits[:, place] + digits[:, place + 1], minlength=100)
+        expected = np.full(100, len(digits) / 100)
+        if place == 0:
+            expected = np.repeat([0.0] + [len(digits) / 90] * 9, 10)
+        assert oracle.chi_square(pairs, expected) < 158  # 99.99 % at 99 degrees of freedom.
+
+
+def test_mix_is_uniform_over_lengths_and_nestings():
+    _, programs, _ = draw(lte.Config("algebra", 6, 3, "mix"))
+    cells = np.zeros((6, 3))
+    for program in programs:
+        (length,) = oracle.literal_lengths(program)
+        cells[length - 1, oracle.count_operations(program) - 1] += 1
+    assert oracle.chi_square(cells, np.full((6, 3), SAMPLES / 18)) < 46.0  # 99.99 % at 17.
+
+
+def test_trivial_accuracy():
+    # Measured on the authors' data set; the standard deviation of the difference of two scores is
+    # below 0.0021.
+    for task, expected in (("addition", 0.206), ("control", 0.116), ("program", 0.129)):
+        batch, _, answers = draw(lte.Config(task, 5, 2, "fixed"))
+        score = lte.trivial_accuracy(lte.Config(task), jax.random.key(7), SAMPLES)
+        assert abs(score - expected) < 0.0085
+        columns = [[a[t] for a in answers if len(a) > t] for t in range(6)]
+        best = sum(max(column.count(digit) for digit in set(column)) for column in columns)
+        assert score == pytest.approx(best / batch.target_lengths.sum(), abs=1e-6)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"task": "copy"}, ValueError, "task must be one of 'addition', 'control', .*'copy'"),
+        ({"task": ["+"]}, TypeError, r"task must be a name or a tuple of operators, got \['\+'\]"),
+        ({"task": ()}, ValueError, r"task must hold at least one operator, .* got \(\)"),
+        ({"task": ("+", "+")}, ValueError, "each once"),
+        ({"task": ("+", "/")}, ValueError, "operators in task must be one of .* got '/'"),
+        ({"length": 0}, ValueError, "length must be at least 1, got 0"),
+        ({"length": lte.MAX_LENGTH + 1}, ValueError, "length must be at most 167, got 168"),
+        ({"length": 2.0}, TypeError, "length must be an integer, got 2.0"),
+        ({"nesting": 0}, ValueError, "nesting must be at least 1, got 0"),
+        ({"curriculum": "mixed"}, ValueError, "curriculum must be one of 'mix', .*'mixed'"),
+        ({"curriculum_window": 1}, ValueError, "curriculum_window must be at least 2, got 1"),
+    ],
+)
+def test_bad_config(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lte.Config(**arguments)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        lte.sample(jax.random.key(0), lte.Config(), 0)
+    for curriculum in ("naive", "combined"):
+        with pytest.raises(ValueError, match=f"level must be .* curriculum '{curriculum}'"):
+            lte.sample(jax.random.key(0), lte.Config(curriculum=curriculum), 1)
+    with pytest.raises(ValueError, match="at most 14 characters, got 15"):
+        lte.encode("1" * 15, lte.Config("addition", 1, 1))
