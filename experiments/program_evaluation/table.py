@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common.cli import DirectoryOptions, exit_code, parse
 from experiments.common.environment import describe_environment
+from experiments.common.launch import run_commands
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.run_directory import flatten, open_run, write_json
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
-from experiments.program_evaluation.launch import run_all
 from experiments.program_evaluation.train import TITLES, nested_runs, plot
 
 DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips what
@@ -63,7 +64,13 @@ def main(args: Sequence[str]) -> int:
 
     def action() -> None:
         if options.train:
-            codes.update(run_all(_unfinished(config, run_dir), options.jobs, options.progress))
+            finished = find_finished(config, run_dir)
+            commands = {
+                directory: command_of(one, directory)
+                for names, (directory, one) in nested_runs(config, run_dir).items()
+                if names not in finished
+            }
+            codes.update(run_commands(commands, options.jobs, options.progress))
         print(make_table(config, run_dir))
         print(f"Also in {run_dir / 'table.md'}, table.json and plots")
 
@@ -104,6 +111,39 @@ def make_table(config: Config, run_dir: Path) -> str:
     return text
 
 
+def command_of(config: Config, run_dir: Path) -> list[str]:
+    """The command that trains `config` in `run_dir`.
+
+    >>> config = dataclasses.replace(PRESETS["quick"], task="copy", model="rmc")
+    >>> " ".join(command_of(config, Path("runs/a"))[3:])
+    '--preset quick --task copy --model rmc --run-dir runs/a --no-progress'
+    """
+    wanted = flatten(dataclasses.asdict(config))
+    usual = flatten(dataclasses.asdict(PRESETS[config.preset]))
+    options = []
+    for name, value in wanted.items():
+        if value != usual[name]:
+            options += ["--" + name.rpartition(".")[2].replace("_", "-"), str(value)]
+    return [
+        *(sys.executable, "-m", "experiments.program_evaluation"),
+        *("--preset", config.preset, *options, "--run-dir", str(run_dir), "--no-progress"),
+    ]
+
+
+def find_finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
+    """The directories of runs that have a summary, by task and model.
+
+    Raises:
+      ConfigMismatchError: a run there has another config.
+    """
+    finished = {}
+    for names, (directory, one) in nested_runs(config, run_dir).items():
+        if (directory / "summary.json").exists():
+            open_run(directory, one)
+            finished[names] = directory
+    return finished
+
+
 def collect(config: Config, run_dir: Path) -> Runs:
     """By task and model: summary, environment and curve of every finished run.
 
@@ -111,7 +151,7 @@ def collect(config: Config, run_dir: Path) -> Runs:
       ConfigMismatchError: a run there has another config.
     """
     runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
-    for (task, model), directory in _finished(config, run_dir).items():
+    for (task, model), directory in find_finished(config, run_dir).items():
         curves = curve(read_metrics(directory), "eval", "accuracy")
         runs[task][model] = {
             "summary": json.loads((directory / "summary.json").read_text()),
@@ -197,18 +237,3 @@ def _describe(config: Config, runs: Runs) -> str:
 
 def _distinct(values: Iterator[str]) -> str:
     return "; ".join(dict.fromkeys(values))
-
-
-def _finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
-    """The directories of runs that have a summary, by task and model."""
-    finished = {}
-    for names, (directory, one) in nested_runs(config, run_dir).items():
-        if (directory / "summary.json").exists():
-            open_run(directory, one)  # Refuses another config.
-            finished[names] = directory
-    return finished
-
-
-def _unfinished(config: Config, run_dir: Path) -> list[tuple[Path, Config]]:
-    finished = _finished(config, run_dir)
-    return [run for names, run in nested_runs(config, run_dir).items() if names not in finished]

@@ -1,0 +1,175 @@
+"""Program evaluation from its command line: training, samples, plots, curriculum, exit codes."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.common.checkpoint import Checkpoints
+from experiments.common.cli import parse
+from experiments.common.problem import Mean, Problem
+from experiments.common.samples import SamplesWriter
+from experiments.common.steps import make_programs
+from experiments.common.train_config import TrainConfig
+from experiments.program_evaluation import PRESETS
+from experiments.program_evaluation.__main__ import default_dir, main
+from experiments.program_evaluation.config import DifficultyConfig, LSTMConfig
+from experiments.program_evaluation.train import list_runs, make_problem, plot
+
+FAST = [
+    *("--task", "copy", "--model", "lstm", "--memorization-length", "2"),
+    *("--lstm-features", "3", "--lstm-layers", "1"),
+    *("--steps", "6", "--batch-size", "4", "--chunk-steps", "3", "--warmup-steps", "2"),
+    *("--eval-every", "3", "--eval-samples", "8", "--checkpoint-every", "3", "--no-progress"),
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("program_evaluation") / "run"
+    assert main(["--run-dir", str(directory), *FAST]) == 0
+    return directory
+
+
+def test_leaves_a_summary_plots_and_samples(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["core_parameters"] == 4 * 3 * (45 + 3 + 1)
+    assert summary["parameters"] > 3 * 256**2 > summary["core_parameters"]
+    accuracies = summary["evaluation"]["accuracy"] + summary["best_accuracy"]
+    assert 0 <= accuracies[0] <= accuracies[1] <= 1
+    assert 0.1 <= summary["trivial_accuracy"] < 0.15
+    assert summary["evaluation"]["sequence_accuracy"][0] <= accuracies[0]
+    assert sorted(p.name for p in (run_dir / "plots").iterdir()) == ["accuracy.png", "loss.png"]
+    blocks = (run_dir / "samples.txt").read_text().split("== step ")[1:]
+    assert [block.split()[0] for block in blocks] == ["0", "3", "6"]
+    for block in blocks:
+        lines = block.splitlines()[1:]
+        assert len(lines) == 4
+        for line in lines:
+            question, _, rest = line.partition(" = ")
+            target, _, answered = rest.partition(", answered ")
+            answer, _, mark = answered.partition(": ")
+            assert len(question) == 2
+            assert question == target
+            assert mark == ("right" if answer == target else "wrong")
+
+
+def test_the_same_command_again_trains_nothing_and_evaluation_agrees(run_dir, capsys):
+    metrics = (run_dir / "metrics.jsonl").read_bytes()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert main(["--run-dir", str(run_dir), "--eval-only", *FAST]) == 0
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert evaluation["evaluation"] == summary["evaluation"]
+    accuracy = summary["evaluation"]["accuracy"][0]
+    assert f"copy, LSTM: {accuracy:.1%} of characters" in capsys.readouterr().out
+    assert main(["--run-dir", str(run_dir), *FAST]) == 0
+    assert (run_dir / "metrics.jsonl").read_bytes() == metrics
+    assert json.loads((run_dir / "summary.json").read_text()) == summary
+
+
+def test_plots_can_be_rebuilt_from_metrics_alone(run_dir, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes((run_dir / "metrics.jsonl").read_bytes())
+    trivial = json.loads((run_dir / "summary.json").read_text())["trivial_accuracy"]
+    paths = plot("copy", {"lstm": tmp_path}, tmp_path, trivial)
+    original = run_dir / "plots"
+    assert [p.read_bytes() for p in paths] == [(original / p.name).read_bytes() for p in paths]
+
+
+def test_another_config_in_the_directory_exits_with_2(run_dir, capsys):
+    assert main(["--run-dir", str(run_dir), *FAST, "--curriculum", "fixed"]) == 2
+    assert "difficulty.curriculum: 'mix' there, 'fixed' asked" in capsys.readouterr().err
+
+
+def test_a_typo_is_answered_with_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--curiculum", "mix"])
+    assert stop.value.code == 2
+    assert "--curriculum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["table"]])
+def test_help_is_grouped_and_shows_the_presets_defaults(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--preset", "paper", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for group in ("difficulty", "rmc", "lstm", "dnc", "entnet", "train"):
+        assert f"{group} options" in printed
+    assert "(default: 200000)" in printed
+    assert ("--jobs" in printed) == (command == ["table"])
+    assert ("--eval-only" in printed) != (command == ["table"])
+
+
+def test_directories():
+    config, run = parse(PRESETS, "program_evaluation", "", [], default_dir)
+    assert run.run_dir.as_posix() == "runs/program_evaluation/quick"
+    runs = list_runs(config, run.run_dir)
+    assert len(runs) == 24
+    directory, one = runs["reverse", "dnc"]
+    assert (one.task, one.model) == ("reverse", "dnc")
+    arguments = ["--task=reverse", "--model=dnc"]
+    alone, run = parse(PRESETS, "program_evaluation", "", arguments, default_dir)
+    assert (run.run_dir, alone) == (directory, one)
+
+
+def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
+    config = dataclasses.replace(
+        PRESETS["quick"],
+        task="copy",
+        model="lstm",
+        difficulty=DifficultyConfig(memorization_length=3, curriculum="naive"),
+        lstm=LSTMConfig(2, 1),
+        train=TrainConfig(steps=20, batch_size=4, chunk_steps=5),
+    )
+    programs = make_programs(make_problem(config), config.train)
+    state, levels = programs.init(), []
+    checkpoints = Checkpoints(tmp_path)
+    for chunk in range(1, 5):
+        state, _ = programs.train_chunk(state, 5)
+        levels.append(int(state.level.length[0]))
+        if chunk == 2:
+            checkpoints.save(10, state)
+    # A step up with every ten losses that do not rise much.
+    assert levels == [1, 2, 2, 3]
+    step, resumed = checkpoints.restore_latest(jax.eval_shape(programs.init))
+    checkpoints.close()
+    assert (step, resumed.level.count[0], resumed.level.length[0]) == (10, 0, 2)
+    for _ in range(2):
+        resumed, _ = programs.train_chunk(jax.device_put(resumed), 5)
+    jax.tree.map(np.testing.assert_array_equal, state, resumed)
+
+
+def test_samples_after_the_step_that_is_resumed_are_dropped(tmp_path, capsys):
+    writer = SamplesWriter(tmp_path, 0, lambda params: f"1+1 = 2, answered {params}\n")
+    for step in (0, 5, 10):
+        writer.write(step, step)
+    assert capsys.readouterr().out.startswith("== step 0 ==\n1+1 = 2, answered 0\n== step 5")
+    resumed = SamplesWriter(tmp_path, 5, lambda params: "new")
+    resumed.write(10, None)
+    kept = "== step 0 ==\n1+1 = 2, answered 0\n== step 5 ==\n1+1 = 2, answered 5\n"
+    assert (tmp_path / "samples.txt").read_text() == kept + "== step 10 ==\nnew\n"
+
+
+def test_evaluation_may_have_a_loss_of_its_own():
+    def loss(params, batch):
+        return params * jnp.mean(batch), {"accuracy": Mean.of(jnp.zeros(1))}
+
+    problem = Problem(
+        init=lambda key: jnp.float32(2.0),
+        sample=lambda key, level, rows: jnp.ones(rows),
+        loss=loss,
+        sample_eval=lambda key, rows: jnp.ones(rows),
+        trivial_accuracy=0.0,
+        eval_loss=lambda params, batch: (params + 5, {"accuracy": Mean.of(jnp.ones(1))}),
+        show=lambda params: f"{params.ndim} {float(params)}",
+    )
+    programs = make_programs(problem, TrainConfig(steps=1, batch_size=2, num_seeds=2))
+    state = programs.init()
+    evaluation = programs.evaluate(state.params)
+    np.testing.assert_array_equal(evaluation["loss"], [7.0, 7.0])
+    np.testing.assert_array_equal(evaluation["accuracy"], [1.0, 1.0])
+    assert programs.show(state.params) == "0 2.0"
