@@ -9,7 +9,8 @@ Two things make it faster than autodiff through the plain scan:
   steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -49,16 +50,23 @@ def hoisted_scan(
     Returns:
       The final carry, and the carry after every step with time at ``plan.time_axis``.
     """
-    if mask is not None:
-        # What stands in a masked step must not reach the gradient, NaN included.
-        inputs = jnp.where(mask[..., None, None], inputs, jnp.zeros_like(inputs))
-        resets = None if resets is None else resets & mask
-    plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
-    terms = input_terms(plan.cell, params, inputs, resets, mask)
-    weights = core_weights(plan.cell, params)
-    reset_carry = None if resets is None else reset_carry
-    try:
+    with _forward_mode_explained():
+        if mask is not None:
+            # What stands in a masked step must not reach the gradient, NaN included.
+            inputs = jnp.where(mask[..., None, None], inputs, jnp.zeros_like(inputs))
+            resets = None if resets is None else resets & mask
+        plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
+        terms = input_terms(plan.cell, params, inputs, resets, mask)
+        weights = core_weights(plan.cell, params)
+        reset_carry = None if resets is None else reset_carry
         return _recurrence(plan, weights, carry, reset_carry, terms)
+
+
+@contextmanager
+def _forward_mode_explained() -> Iterator[None]:
+    """Adds to JAX's error what to do about it."""
+    try:
+        yield
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise

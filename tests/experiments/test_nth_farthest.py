@@ -99,7 +99,10 @@ def test_eval_only(both, capsys, tmp_path):
 def test_another_config_in_the_directory_exits_with_2(both, capsys):
     arguments = ["--run-dir", str(both), *FAST, "--learning-rate", "0.5"]
     assert main(arguments) == 2
-    assert "train.learning_rate: 0.001 there, 0.5 asked" in capsys.readouterr().err
+    assert (
+        f"train.learning_rate: {PRESETS['quick'].train.learning_rate} there, 0.5 asked"
+        in capsys.readouterr().err
+    )
 
 
 def test_nan_exits_with_3(tmp_path, capsys):
