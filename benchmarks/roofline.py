@@ -37,7 +37,7 @@ class Limits:
 
 def measure_limits(dtype: str) -> Limits:
     """Measures the machine in one of `settings.DTYPES`; takes a few seconds."""
-    size, elements = SIZES.get(jax.default_backend(), SIZES["gpu"])
+    size, elements = SIZES[jax.default_backend()]
     array_dtype = "bfloat16" if dtype == "bfloat16" else "float32"
     with matmul_precision(dtype):
         square = jnp.full((size, size), 1 / size, array_dtype)

@@ -1,19 +1,24 @@
 """Who is timed and who is not, and what the rows say."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
 from benchmarks import agreement, measure, variants
+from benchmarks.problem import make_problem
 from benchmarks.timing import Rounds
 from tests.benchmarks.fakes import COMMON, TOY, builder, program
 
+cached_problem = functools.cache(make_problem)
 OPTIONS = measure.Options(rounds=3, warmup=1, min_seconds=0.0)
 
 
 @pytest.fixture
 def build(monkeypatch):
+    monkeypatch.setattr(measure, "make_problem", cached_problem)
+
     def use(**programs):
         monkeypatch.setattr(variants, "build", builder(programs))
 
