@@ -15,6 +15,9 @@ array                                   shape
 ``gate_input/{w,b}``                    ``[R*F, 2*g]``, ``[2*g]``; g = F ('unit') or 1 ('memory')
 ``gate_memory/{w,b}``                   ``[F, 2*g]``, ``[2*g]``; no gate arrays without gates
 ======================================  ====================================================
+
+`dnc_from_reference` does the same for the Differentiable Neural Computer, see
+`rrnn_jax.interop_dnc`.
 """
 
 import os
@@ -26,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
+
+from rrnn_jax.interop_dnc import dnc_from_reference as dnc_from_reference
 
 _GROUP = "params/"
 _LINEAR = (("w", "kernel"), ("b", "bias"))

@@ -1,6 +1,6 @@
 """The paper's DNC baseline: the Differentiable Neural Computer of Graves et al. 2016."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -130,34 +130,31 @@ class DNCCell(nn.RNNCellBase):
         del rng
         if not input_shape:
             raise ValueError("inputs must have shape [*B, I], got ()")
-        dtype = accumulation_dtype(self.param_dtype)
-        return jax.tree.map(
-            lambda shape: jnp.zeros(shape, dtype),
-            self._carry_shapes(tuple(input_shape)[:-1]),
-            is_leaf=lambda node: isinstance(node, tuple) and all(type(n) is int for n in node),
-        )
+        like = self._carry_like(tuple(input_shape)[:-1])
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
     @nn.nowrap
-    def _carry_shapes(self, batch: tuple[int, ...]) -> DNCState:
-        """The shapes of the carry, as a `DNCState`."""
-        rows, words, reads, writes = (
-            self.memory_size,
-            self.word_size,
-            self.num_reads,
-            self.num_writes,
-        )
+    def _carry_like(self, batch: tuple[int, ...]) -> DNCState:
+        """The carry's shapes and dtypes."""
+        dtype = accumulation_dtype(self.param_dtype)
+
+        def like(*shape: int) -> Any:
+            return jax.ShapeDtypeStruct((*batch, *shape), dtype)
+
+        rows, words = self.memory_size, self.word_size
+        reads, writes = self.num_reads, self.num_writes
+        hidden = like(self.controller_size)
         layers = self.controller_layers if self.controller == "lstm" else 0
-        hidden = (*batch, self.controller_size)
-        shapes = {
-            "read_words": (*batch, reads, words),
-            "memory": (*batch, rows, words),
-            "read_weights": (*batch, reads, rows),
-            "write_weights": (*batch, writes, rows),
-            "link": (*batch, writes, rows, rows),
-            "precedence_weights": (*batch, writes, rows),
-            "usage": (*batch, rows),
-        }
-        return DNCState(controller=((hidden, hidden),) * layers, **shapes)  # type: ignore[arg-type]
+        return DNCState(
+            controller=((hidden, hidden),) * layers,
+            read_words=like(reads, words),
+            memory=like(rows, words),
+            read_weights=like(reads, rows),
+            write_weights=like(writes, rows),
+            link=like(writes, rows, rows),
+            precedence_weights=like(writes, rows),
+            usage=like(rows),
+        )
 
     @nn.compact
     def __call__(self, carry: DNCState, inputs: Array) -> tuple[DNCState, Array]:
@@ -232,10 +229,10 @@ class DNCCell(nn.RNNCellBase):
             raise ValueError(f"inputs must have shape [*B, I] with I >= 1, got {input_shape}")
         if not isinstance(carry, DNCState):
             raise TypeError(f"carry must be a DNCState, got {type(carry).__name__}")
-        shapes = self._carry_shapes(input_shape[:-1])
-        if len(carry.controller) != len(shapes.controller):
+        like = self._carry_like(input_shape[:-1])
+        if len(carry.controller) != len(like.controller):
             raise ValueError(
-                f"carry.controller must hold (c, h) for each of {len(shapes.controller)} LSTM "
+                f"carry.controller must hold (c, h) for each of {len(like.controller)} LSTM "
                 f"layers, got {len(carry.controller)}"
             )
         for layer, state in enumerate(carry.controller):
@@ -243,7 +240,7 @@ class DNCCell(nn.RNNCellBase):
                 where = f"carry.controller[{layer}] ({name})"
                 check_shape(where, array, (*input_shape[:-1], self.controller_size), "[*B, C]")
         for name, layout in _LAYOUTS.items():
-            check_shape(f"carry.{name}", getattr(carry, name), getattr(shapes, name), layout)
+            check_shape(f"carry.{name}", getattr(carry, name), getattr(like, name).shape, layout)
 
 
 _LAYOUTS = {

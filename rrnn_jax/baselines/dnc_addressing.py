@@ -111,13 +111,14 @@ def allocation_weights(usage: Array) -> Array:
     usage = EPSILON + (1.0 - EPSILON) * usage
     free = 1.0 - usage
     size = free.shape[-1]
-    index = jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
-    lower = (index < index.T).reshape((1,) * (free.ndim - 1) + (size, size))
+    lower = jnp.tri(size, k=-1, dtype=bool).T.reshape((1,) * (free.ndim - 1) + (size, size))
     first, second = free[..., :, None], free[..., None, :]
     before = (first > second) | ((first == second) & lower)
-    # Rounding can push a usage below zero, but by less than this.
-    logs = jnp.log(jnp.maximum(usage, EPSILON / 2))[..., :, None]
-    return free * jnp.exp(jnp.sum(jnp.where(before, logs, 0.0), axis=-2))
+    # Rounding can push a usage below zero, but by less than this. (`jnp.maximum` will not do: its
+    # gradient asks which argument it returned, and loses both where that was computed twice.)
+    usage = jnp.where(usage > EPSILON / 2, usage, EPSILON / 2)
+    logs = jnp.where(before, jnp.log(usage)[..., :, None], 0.0)
+    return free * jnp.exp(jnp.sum(logs, axis=-2))
 
 
 def write_allocations(usage: Array, allocation_gates: Array, write_gates: Array) -> Array:
@@ -166,8 +167,9 @@ def update_link(link: Array, precedence: Array, write_weights: Array) -> Array:
     Returns:
       ``[*B, P, S, S]``, with a zero diagonal; rows and columns sum to at most 1.
     """
-    written, then = write_weights[..., :, None], write_weights[..., None, :]
-    link = (1.0 - written - then) * link + written * precedence[..., None, :]
+    kept = 1.0 - write_weights[..., :, None] - write_weights[..., None, :]
+    # As a product rather than by broadcasting: so is its gradient then, and not a slow reduction.
+    link = kept * link + jnp.einsum("...i,...j->...ij", write_weights, precedence)
     size = link.shape[-1]
     off_diagonal = 1.0 - jnp.eye(size, dtype=link.dtype)
     return link * off_diagonal.reshape((1,) * (link.ndim - 2) + (size, size))

@@ -190,8 +190,8 @@ def _write_weights(interface: Interface, memory: Array, usage: Array) -> Array:
 def _write(interface: Interface, memory: Array, weights: Array) -> Array:
     """Erases, then adds, ``[*B, S, W]``."""
     for head in range(weights.shape[-2]):
-        erase = interface.erase_vectors[..., head, None, :]
-        memory = memory * (1.0 - weights[..., head, :, None] * erase)
+        erase = interface.erase_vectors[..., head, :]
+        memory = memory * (1.0 - jnp.einsum("...s,...w->...sw", weights[..., head, :], erase))
     return memory + jnp.einsum("...ps,...pw->...sw", weights, interface.write_vectors)
 
 
