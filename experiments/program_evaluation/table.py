@@ -10,7 +10,8 @@ from typing import Any
 from experiments.common.cli import DirectoryOptions, exit_code, parse
 from experiments.common.environment import describe_environment
 from experiments.common.launch import run_commands
-from experiments.common.metrics import METRICS_FILE, curve, read_metrics
+from experiments.common.metrics import curve, read_metrics
+from experiments.common.results import without_place
 from experiments.common.run_directory import flatten, open_run, write_json
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
@@ -79,7 +80,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def make_table(config: Config, run_dir: Path) -> str:
-    """Makes the table and the plots of the runs that are there.
+    """Makes the table and the plots of the runs that are finished.
 
     Args:
       config: of all runs.
@@ -93,15 +94,18 @@ def make_table(config: Config, run_dir: Path) -> str:
     for task in config.tasks:
         one = dataclasses.replace(config, task=task)
         trivial[task] = make_task(one).trivial_accuracy()
-        directories = {name: run_dir / task / name for name in config.models}
-        begun = {k: d for k, d in directories.items() if (d / METRICS_FILE).exists()}
-        if begun:
-            plot(task, begun, run_dir, trivial[task], prefix=f"{task}_")
+        directories = {
+            model: run_dir / task / model for model in config.models if model in runs[task]
+        }
+        if directories:
+            plot(task, directories, run_dir, trivial[task], prefix=f"{task}_")
     text = to_markdown(config, runs, trivial)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "table.md").write_text(text)
+    environment = describe_environment()
+    environment["command"] = without_place(environment["command"])
     content = {
-        "environment": describe_environment(),
+        "environment": environment,
         "config": dataclasses.asdict(config),
         "paper": PAPER,
         "trivial_accuracy": trivial,
@@ -153,9 +157,11 @@ def collect(config: Config, run_dir: Path) -> Runs:
     runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
     for (task, model), directory in find_finished(config, run_dir).items():
         curves = curve(read_metrics(directory), "eval", "accuracy")
+        environment = json.loads((directory / "environment.json").read_text())
+        environment["command"] = without_place(environment["command"])
         runs[task][model] = {
             "summary": json.loads((directory / "summary.json").read_text()),
-            "environment": json.loads((directory / "environment.json").read_text()),
+            "environment": environment,
             "accuracy": {
                 str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
                 for seed, (steps, values) in curves.items()

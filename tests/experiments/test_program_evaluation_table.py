@@ -33,7 +33,11 @@ def leave_run(directory, config, accuracies):
             **{"evaluation": evaluation, "best_accuracy": [max(accuracies)] * 2},
         },
     )
-    environment = {"processor": "Abacus", "cpu_cores": 2, "device": "cpu", "git_commit": "abc"}
+    command = f"python -m experiments.program_evaluation --run-dir {directory} --no-progress"
+    environment = {
+        **{"processor": "Abacus", "cpu_cores": 2, "device": "cpu"},
+        **{"git_commit": "abc", "command": command},
+    }
     write_json(directory / "environment.json", environment)
 
 
@@ -42,6 +46,9 @@ def run_dir(tmp_path):
     runs = nested_runs(CONFIG, tmp_path)
     for model, accuracies in {"rmc": [0.1, 0.995, 0.9912], "lstm": [0.1, 0.5, 0.6]}.items():
         leave_run(*runs["copy", model], accuracies)
+    # One that has only begun: it is neither in the table nor in the plots.
+    runs["copy", "dnc"][0].mkdir(parents=True)
+    (runs["copy", "dnc"][0] / "metrics.jsonl").touch()
     return tmp_path
 
 
@@ -71,6 +78,8 @@ def test_table_of_what_is_there(run_dir):
     assert "Hardware: Abacus, 2 cores, cpu. Commit: abc.\n" in text
     content = json.loads((run_dir / "table.json").read_text())
     assert content["runs"]["copy"]["rmc"]["accuracy"]["1"]["value"] == [0.1, 0.995, 0.9912]
+    environment = content["runs"]["copy"]["rmc"]["environment"]
+    assert environment["command"] == "python -m experiments.program_evaluation"
     assert content["paper"]["program"]["rmc"] == 79.0
     assert content["trivial_accuracy"]["copy"] == pytest.approx(0.106, abs=0.01)
     plots = [p.name for p in (run_dir / "plots").iterdir()]
