@@ -111,9 +111,13 @@ def allocation_weights(usage: Array) -> Array:
     usage = EPSILON + (1.0 - EPSILON) * usage
     free = 1.0 - usage
     size = free.shape[-1]
-    lower = jnp.tri(size, k=-1, dtype=bool).T.reshape((1,) * (free.ndim - 1) + (size, size))
+    lead = (1,) * (free.ndim - 1)
+    lower = jnp.tri(size, k=-1, dtype=bool).T.reshape(*lead, size, size)
+    other = ~jnp.eye(size, dtype=bool).reshape(*lead, size, size)
     first, second = free[..., :, None], free[..., None, :]
-    before = (first > second) | ((first == second) & lower)
+    # No row is before itself, not even where a compiler computes both sides apart and rounds them
+    # differently.
+    before = other & ((first > second) | ((first == second) & lower))
     # Rounding can push a usage below zero, but by less than this. (`jnp.maximum` will not do: its
     # gradient asks which argument it returned, and loses both where that was computed twice.)
     usage = jnp.where(usage > EPSILON / 2, usage, EPSILON / 2)

@@ -53,21 +53,23 @@ def test_constant_losses_reach_the_top_in_fifty_updates():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "rate", "grows"),
+    ("threshold", "losses", "grows"),
     [
-        (0.1, 1.2, False),  # Losses that rise by a fifth per update.
-        (0.1, 1.05, True),  # By a twentieth: passes the authors' rule.
-        (0.0, 1.0, False),  # A threshold of zero asks for a fall.
-        (0.0, 0.99, True),
+        (0.1, [1.0, 1.12, 1.24, 1.36], False),  # 0.12 per update, of 1.18 on average.
+        (0.1, [1.0, 1.11, 1.22, 1.33], True),  # 0.11 of 1.165.
+        (0.1, [1.0, 9.0, 9.0, 1.1], True),  # What is between does not count.
+        (0.0, [1.0, 1.0, 1.0, 1.0], False),  # A threshold of zero asks for a fall.
+        (0.0, [1.0, 1.0, 1.0, 0.99], True),
     ],
 )
-def test_threshold(threshold, rate, grows):
+def test_threshold(threshold, losses, grows):
     config = learn_to_execute.Config(
         "program", 5, 2, "combined", curriculum_window=4, curriculum_threshold=threshold
     )
     state = curriculum.initial_state(config)
-    for i in range(4):
-        state = advance(state, jnp.float32(rate**i), config)
+    for loss in losses:
+        assert level_of(state) == (1, 1)
+        state = advance(state, jnp.float32(loss), config)
     assert level_of(state) == ((2, 1) if grows else (1, 1))
 
 
