@@ -96,11 +96,21 @@ def test_plots(write, tmp_path):
         assert image.std() > 0.01
 
 
+def test_machines_have_plots_of_their_own():
+    rows = [row(), row() | {"threads": 1}, row() | {"environment": ENVIRONMENT | {"device": "b"}}]
+    names = [name for name, _ in plots.figures(rows) if name.startswith("share")]
+    assert names == [
+        "share_cpu_2_forward_float32",
+        "share_cpu_1_forward_float32",
+        "share_cpu_2-2_forward_float32",
+    ]
+
+
 def test_bars_show_what_rows_say():
-    rows = [row("plain", speedup=1.0), row("auto", speedup=3.0, spread=0.5)]
-    ((_, figure), *_) = plots.figures(rows)
-    axes = figure.axes[0]
-    assert [bar.get_height() for bar in axes.patches] == [1.0, 3.0]
+    rows = [row("plain"), row("auto", speedup=2.0), row("scan", speedup=3.0, spread=0.5)]
+    drawn = dict(plots.figures(rows))
+    axes = drawn["speedup_cpu_2_forward_float32"].axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [2.0, 3.0]
     whiskers = [c.lines[2][0] for c in axes.containers if isinstance(c, ErrorbarContainer)]
     assert whiskers[1].get_segments()[0][:, 1].tolist() == [1.5, 4.5]
     assert [text.get_text() for text in axes.get_xticklabels()] == ["toy"]
@@ -109,12 +119,13 @@ def test_bars_show_what_rows_say():
 def test_lines_of_a_sweep():
     rows = [row(setting=setting, seconds=1e-3 * setting.batch) for _, setting in sweep(TOY)]
     rows += [row(setting=TOY.replace(batch=4), seconds=4e-3)]
-    figure = plots.sweep_figure(rows, ["auto"], "toy", "title")
+    look = plots.looks(["auto"])
+    figure = plots.sweep_figure(rows, look, "toy", "title")
     by_batch, by_steps = figure.axes
     assert by_batch.get_xlabel() == "B"
     assert by_batch.lines[0].get_xydata().tolist() == [[1, 1.0], [2, 2.0], [2, 2.0], [4, 4.0]]
     assert by_steps.get_xlabel() == "T"
-    assert plots.sweep_figure([row()], ["auto"], "toy", "title") is None
+    assert plots.sweep_figure([row()], look, "toy", "title") is None
 
 
 def test_check_passes_what_is_not_slower(write, capsys):
@@ -161,7 +172,7 @@ def commands():
 
 def test_readme_has_commands():
     assert len(commands()) > 8
-    assert "<!-- results -->" in README.read_text()
+    assert "## Results" in README.read_text()
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[2:5]))
