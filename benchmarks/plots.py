@@ -2,20 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.records import Row, axis_points, is_base, read_rows
 from benchmarks.settings import AXES
 from benchmarks.table import TITLES
+from benchmarks.variants import REFERENCE
 from rrnn_jax.visualize.style import COLOURS, WIDTH, new_figure
 
 HATCHES = ("", "//", "..", "xx")
 MARKERS = ("o", "s", "^", "D")
-"""The colours come again with the next hatch or marker."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -42,58 +44,67 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+Value = Callable[[Row], tuple[float, float, float]]
+"""Median and quartiles of what is drawn of a row."""
+
+
+class Look(NamedTuple):
+    """How a variant is drawn, the same in all figures."""
+
+    colour: str
+    hatch: str
+    marker: str
+
+
+def looks(variants: Iterable[str]) -> dict[str, Look]:
+    """The looks of variants by name: black for the reference, a colour for each of the others.
+
+    When all colours are taken they come again with the next hatch and marker.
+
+    >>> found = looks(["plain", *"abcdefg"])
+    >>> found["plain"].colour, found["a"].colour == found["g"].colour, found["g"].hatch
+    ('black', True, '//')
+    """
+    found = {REFERENCE: Look("black", "", "o")}
+    for number, name in enumerate(name for name in variants if name != REFERENCE):
+        again, place = divmod(number, len(COLOURS))
+        again %= len(HATCHES)
+        found[name] = Look(COLOURS[place], HATCHES[again], MARKERS[again])
+    return found
+
+
 def figures(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
     """All figures that the rows make, with their names: one set for each machine, mode, dtype."""
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    look = looks(dict.fromkeys(row["variant"] for row in rows))
+    places = _place_names(rows)
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        environment = row["environment"]
-        place = environment["platform"], row["threads"], environment["xla_flags"]
-        groups.setdefault((*place, row["mode"], row["setting"]["dtype"]), []).append(row)
-    flags = list(dict.fromkeys(key[2] for key in groups))
-    for (platform, threads, xla_flags, mode, dtype), group in groups.items():
-        number = flags.index(xla_flags)
-        place = f"{platform}_{threads}" + (f"_flags{number}" if number else "")
+        key = places[_place(row)], row["mode"], row["setting"]["dtype"]
+        groups.setdefault(key, []).append(row)
+    for (place, mode, dtype), group in groups.items():
         suffix = f"{place}_{mode}_{dtype}"
         title = f"{mode}, {dtype}, {_device(group[0])}"
         named = [row for row in group if is_base(row)]
+        others = [row for row in named if row["variant"] != REFERENCE and row["speedup"]]
+        if others:
+            heading = f"{title}: speed-up over flax.linen.RNN"
+            yield f"speedup_{suffix}", bars_figure(others, look, _speedup, heading, reference=1.0)
         if named:
-            yield (
-                f"speedup_{suffix}",
-                bars_figure(
-                    named,
-                    variants,
-                    _speedup,
-                    f"{title}: speed-up over flax.linen.RNN",
-                    reference=1.0,
-                ),
-            )
-            yield (
-                f"share_{suffix}",
-                bars_figure(
-                    named, variants, _share, f"{title}: products alone, % of the time taken"
-                ),
-            )
+            heading = f"{title}: products alone, % of the time taken"
+            yield f"share_{suffix}", bars_figure(named, look, _share, heading)
         if named and mode == "streaming":
-            yield (
-                f"rate_{suffix}",
-                bars_figure(named, variants, _rate, f"{title}: steps per second"),
-            )
+            yield f"rate_{suffix}", bars_figure(named, look, _rate, f"{title}: steps per second")
         if mode == "streaming":
             continue
         for setting in dict.fromkeys(row["setting"]["name"] for row in group):
-            figure = sweep_figure(group, variants, setting, f"{setting}, {title}")
+            figure = sweep_figure(group, look, setting, f"{setting}, {title}")
             if figure is not None:
                 yield f"sweep_{setting}_{suffix}", figure
 
 
-Value = Callable[[Row], tuple[float, float, float] | None]
-"""Median and quartiles of what is drawn of a row; None if it has none."""
-
-
 def bars_figure(
     rows: Sequence[Row],
-    variants: Sequence[str],
+    look: Mapping[str, Look],
     value: Value,
     title: str,
     reference: float | None = None,
@@ -101,31 +112,33 @@ def bars_figure(
     """Bars of the variants beside each other, for each setting; quartiles as whiskers.
 
     Args:
-      rows: of one mode and dtype.
-      variants: all variants; each keeps its colour from figure to figure.
+      rows: of one machine, mode and dtype.
+      look: how each variant is drawn, in the order of the bars.
       value: what is drawn.
       title: of the figure.
       reference: a value drawn as a line.
     """
     settings = list(dict.fromkeys(row["setting"]["name"] for row in rows))
-    present = [name for name in variants if any(row["variant"] == name for row in rows)]
+    present = [name for name in look if any(row["variant"] == name for row in rows)]
     width = 0.84 / len(present)
     figure = new_figure(max(WIDTH, 0.8 + 0.16 * len(settings) * len(present)), 3.2)
     axes = figure.add_subplot()
     for i, name in enumerate(present):
-        label = _title(name)
-        for row in rows:
-            found = value(row) if row["variant"] == name else None
-            if found is None:
-                continue
-            middle, low, high = found
-            position = settings.index(row["setting"]["name"]) + (i - (len(present) - 1) / 2) * width
-            axes.bar(
-                position, middle, width, label=label, color=_colour(variants, name),
-                hatch=_again(HATCHES, variants, name), edgecolor="white", linewidth=0.5,
-                yerr=[[middle - low], [high - middle]], error_kw={"linewidth": 0.8},
-            )  # fmt: skip
-            label = None
+        bars = [row for row in rows if row["variant"] == name]
+        middle, low, high = zip(*map(value, bars), strict=True)
+        offset = (i - (len(present) - 1) / 2) * width
+        axes.bar(
+            [settings.index(row["setting"]["name"]) + offset for row in bars],
+            middle,
+            width,
+            yerr=np.abs(np.array([low, high]) - middle),
+            label=_title(name),
+            color=look[name].colour,
+            hatch=look[name].hatch,
+            edgecolor="white",
+            linewidth=0.5,
+            error_kw={"linewidth": 0.8, "ecolor": "grey" if name == REFERENCE else "black"},
+        )
     if reference is not None:
         axes.axhline(reference, color="black", linestyle="--", linewidth=1)
     axes.set_xticks(range(len(settings)), settings)
@@ -137,7 +150,7 @@ def bars_figure(
 
 
 def sweep_figure(
-    rows: Sequence[Row], variants: Sequence[str], setting: str, title: str
+    rows: Sequence[Row], look: Mapping[str, Look], setting: str, title: str
 ) -> Figure | None:
     """Time against each size that was swept, a panel for each; None if none was."""
     panels = {}
@@ -149,39 +162,40 @@ def sweep_figure(
         return None
     figure = new_figure(1.0 + 2.1 * len(panels), 3.0)
     for number, (letter, (size, points)) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        for name in variants:
-            line = [row for row in points if row["variant"] == name]
-            if not line:
-                continue
-            x = [row["setting"][size] for row in line]
-            colour = _colour(variants, name)
-            low, middle, high = (
-                [1e3 * row["seconds"][part] for row in line] for part in ("q1", "median", "q3")
-            )
-            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(
-                x, middle, color=colour, marker=_again(MARKERS, variants, name), markersize=3,
-                linewidth=1.2, label=_title(name) if number == 0 else None,
-            )  # fmt: skip
-        values = sorted({row["setting"][size] for row in points})
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xticks(values, [str(value) for value in values])
-        axes.minorticks_off()
+        first = figure.axes[0] if number else None
+        axes = figure.add_subplot(1, len(panels), number + 1, sharey=first)
+        _draw_panel(axes, points, size, look)
         axes.set_xlabel(letter, fontsize=8)
-        axes.grid(alpha=0.25)
-        axes.tick_params(labelsize=7)
-        if number == 0:
-            axes.set_ylabel("ms per call", fontsize=8)
+        axes.set_ylabel("" if number else "ms per call", fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.suptitle(title, fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return figure
 
 
-def _speedup(row: Row) -> tuple[float, float, float] | None:
-    speedup = row["speedup"]
-    return speedup and (speedup["median"], speedup["q1"], speedup["q3"])
+def _draw_panel(axes: Axes, points: Sequence[Row], size: str, look: Mapping[str, Look]) -> None:
+    for name in look:
+        line = [row for row in points if row["variant"] == name]
+        if not line:
+            continue
+        x = [row["setting"][size] for row in line]
+        low, middle, high = (
+            [1e3 * row["seconds"][part] for row in line] for part in ("q1", "median", "q3")
+        )
+        style = {"marker": look[name].marker, "markersize": 3, "linewidth": 1.2}
+        axes.fill_between(x, low, high, color=look[name].colour, alpha=0.2, linewidth=0)
+        axes.plot(x, middle, color=look[name].colour, label=_title(name), **style)
+    values = sorted({row["setting"][size] for row in points})
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.tick_params(labelsize=7)
+
+
+def _speedup(row: Row) -> tuple[float, float, float]:
+    return row["speedup"]["median"], row["speedup"]["q1"], row["speedup"]["q3"]
 
 
 def _share(row: Row) -> tuple[float, float, float]:
@@ -196,13 +210,20 @@ def _rate(row: Row) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def _colour(variants: Sequence[str], name: str) -> str:
-    return COLOURS[variants.index(name) % len(COLOURS)]
+def _place(row: Row) -> tuple[str, str, int, str]:
+    environment = row["environment"]
+    where = environment["device"], environment["processor"]
+    return *where, row["threads"], environment["xla_flags"]
 
 
-def _again(looks: Sequence[str], variants: Sequence[str], name: str) -> str:
-    """The next look every time that the colours have run out."""
-    return looks[variants.index(name) // len(COLOURS) % len(looks)]
+def _place_names(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], str]:
+    """Short names of the machines: ``cpu_2``, and with a number where that is taken."""
+    names: dict[tuple[str, str, int, str], str] = {}
+    for row in rows:
+        short = f"{row['environment']['platform']}_{row['threads']}"
+        same = sum(name.split("-")[0] == short for name in names.values())
+        names.setdefault(_place(row), f"{short}-{same + 1}" if same else short)
+    return names
 
 
 def _title(name: str) -> str:
