@@ -74,13 +74,13 @@ class TorchRMC(nn.Module):
 
     def forward(self, inputs: Tensor, memory: Tensor | None = None) -> Tensor:
         """Runs ``inputs [B, T, I]`` from identity rows; returns ``[B, T, S*F]``."""
-        if memory is None:
-            memory = self.initial_memory(inputs.shape[0], inputs.device)
+        initial = self.initial_memory(inputs.shape[0], inputs.device)
+        carry = initial if memory is None else memory
         weights = self.compute_weights()
         outputs = []
         for x in inputs.unbind(1):
-            memory = self.step(weights, memory, x)
-            outputs.append(memory.flatten(1))
+            carry = self.step(weights, carry, x)
+            outputs.append(carry.flatten(1))
         return torch.stack(outputs, dim=1)
 
     def compute_weights(self) -> dict[str, Tensor]:
