@@ -20,7 +20,9 @@ InitialMemory = Literal["identity", "random", "learned", "zeros"]
 class ProgramConfig(DifficultyConfig):
     """The program task."""
 
-    program_task: Literal["addition", "control", "program", "copy", "reverse", "double"] = "reverse"
+    program_task: Literal["addition", "control", "program", "copy", "reverse", "double"] = (
+        "addition"
+    )
     """Which task of program evaluation."""
 
 
@@ -117,9 +119,12 @@ PRESETS: dict[str, Config] = {
     "quick_program": Config(
         preset="quick_program",
         task="program_evaluation",
-        program=ProgramConfig(memorization_length=5),
-        core=CoreConfig(gate_style="memory"),
-        train=dataclasses.replace(QUICK_TRAIN, batch_size=128),
+        program=ProgramConfig(length=2, nesting=1),
+        core=CoreConfig(num_heads=4, gate_style="memory"),
+        lstm=LSTMConfig(lstm_features=64, lstm_layers=2),
+        train=dataclasses.replace(
+            QUICK_TRAIN, steps=2000, batch_size=128, micro_batch_size=None, learning_rate=1e-3
+        ),
     ),
     # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
     "paper": Config(
@@ -133,7 +138,6 @@ PRESETS: dict[str, Config] = {
     "paper_program": Config(
         preset="paper_program",
         task="program_evaluation",
-        program=ProgramConfig(program_task="addition"),
         core=CoreConfig(num_heads=4, head_size=128, gate_style="memory"),
         lstm=LSTMConfig(lstm_features=1024, lstm_layers=2),
         train=dataclasses.replace(
