@@ -96,7 +96,7 @@ class Config:
 QUICK_TRAIN = TrainConfig(
     steps=1500,
     batch_size=256,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     schedule="cosine",
     warmup_steps=100,
     clip_norm=1.0,
@@ -113,7 +113,8 @@ PAPER_TRAIN = TrainConfig(
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
-        nth_farthest=NthFarthestConfig(num_objects=3, num_features=1),
+        nth_farthest=NthFarthestConfig(num_objects=3, num_features=2),
+        core=CoreConfig(head_size=32),
         train=QUICK_TRAIN,
     ),
     "quick_program": Config(
@@ -122,9 +123,7 @@ PRESETS: dict[str, Config] = {
         program=ProgramConfig(length=2, nesting=1),
         core=CoreConfig(num_heads=4, gate_style="memory"),
         lstm=LSTMConfig(lstm_features=64, lstm_layers=2),
-        train=dataclasses.replace(
-            QUICK_TRAIN, steps=2000, batch_size=128, micro_batch_size=None, learning_rate=1e-3
-        ),
+        train=dataclasses.replace(QUICK_TRAIN, batch_size=128, micro_batch_size=None),
     ),
     # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
     "paper": Config(
