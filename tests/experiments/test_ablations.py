@@ -78,7 +78,7 @@ def test_rows_of_the_quick_grid():
     assert list(make_rows(PRESETS["quick"])) == [
         *("base", "slots_1", "slots_2", "slots_8", "slots_1_wide", "heads_1", "heads_4", "heads_8"),
         *("blocks_2", "blocks_3", "gates_memory", "gates_none", "forget_bias_0", "forget_bias_2"),
-        *("output_gate", "mlp_1", "mlp_4", "key_4", "key_64", "no_qkv_norm", "no_input_queries"),
+        *("output_gate", "mlp_1", "mlp_4", "key_8", "key_128", "no_qkv_norm", "no_input_queries"),
         *("initial_random", "initial_learned", "initial_zeros", "lstm"),
     ]
 
@@ -92,9 +92,9 @@ def test_every_row_has_a_model():
     sizes = {name: parameters(row) for name, row in make_rows(PRESETS["quick"]).items()}
     base = sizes["base"]
     # The core's weights are shared by all slots; the read-out reads every slot.
-    assert sizes["slots_8"] - base == 4 * 32 * 256
+    assert sizes["slots_8"] - base == 4 * 64 * 256
     assert sizes["heads_4"] == sizes["initial_zeros"] == sizes["initial_random"] == base
-    assert sizes["initial_learned"] == base + 4 * 32
+    assert sizes["initial_learned"] == base + 4 * 64
     assert sizes["no_qkv_norm"] < base < sizes["lstm"]
     assert len(set(sizes.values())) > 10
 
@@ -213,7 +213,7 @@ def test_table_has_means_ranges_and_differences(grid):
 def test_findings_are_made_of_the_numbers(grid):
     findings = write_report(CONFIG, ROWS, grid).splitlines()
     assert findings[0] == (
-        "Nth Farthest, 3 objects of 1 feature; 4 updates of 4 samples for every row; 2 seeds per "
+        "Nth Farthest, 3 objects of 2 features; 4 updates of 4 samples for every row; 2 seeds per "
         "row. Not learning scores 66.7%; the base scores 94.0% (92.0 to 96.0)."
     )
     assert (
@@ -331,7 +331,7 @@ def test_what_is_wrong_exits_with_2(grid, tmp_path, capsys):
     assert main([*arguments, "--jobs", "0"]) == 2
     assert "--jobs must be at least 1" in capsys.readouterr().err
     assert main([*arguments, "--no-train", "--learning-rate", "0.5"]) == 2
-    assert "config.train.learning_rate: 0.002 there, 0.5 asked" in capsys.readouterr().err
+    assert "config.train.learning_rate: 0.001 there, 0.5 asked" in capsys.readouterr().err
     assert main(["--run-dir", str(tmp_path / "none"), "--no-train", *TINY]) == 2
     assert "the base is not trained" in capsys.readouterr().err
 
