@@ -40,9 +40,9 @@ class Model(NamedTuple):
     work: Callable[[str], Work]
 
 
-def plain(problem: Problem) -> Model:
+def plain(problem: Problem, unroll: int = 1) -> Model:
     """`flax.linen.RNN` of the cell; step by step, the cell itself."""
-    rnn = nn.RNN(problem.cell)
+    rnn = nn.RNN(problem.cell, unroll=unroll)
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return rnn.apply({"params": params}, inputs)  # type: ignore[return-value]

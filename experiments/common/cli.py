@@ -71,7 +71,13 @@ def parse(
     Returns:
       The config, and the run options with the run directory filled in.
     """
-    import tyro  # Here, so that experiments can be imported and run without it.
+    try:
+        import tyro  # Here, so that experiments can be imported and run without it.
+    except ImportError as error:
+        raise SystemExit(
+            "error: the command line of experiments needs tyro: pip install -e '.[experiments]' "
+            f"(or call the experiment's `train` from Python, which does not): {error}"
+        ) from error
 
     args = list(sys.argv[1:] if args is None else args)
     first = next(iter(presets))

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,9 @@ from experiments.common.steps import Programs, TrainState, make_programs
 from experiments.common.train_config import TrainConfig
 
 Values = Mapping[str, np.ndarray]
+
+Enough = Callable[[int, Values], bool]
+"""``enough(step, evaluation)``: whether to save and end after this chunk; see `train`."""
 
 TIMINGS_FILE = "timings.jsonl"
 
@@ -50,7 +53,12 @@ class Outcome(NamedTuple):
 
 
 def train(
-    problem: Problem, config: TrainConfig, run_dir: Path, name: str = "", progress: bool = True
+    problem: Problem,
+    config: TrainConfig,
+    run_dir: Path,
+    name: str = "",
+    progress: bool = True,
+    enough: Enough | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in `run_dir`, or from the start, to the last step.
 
@@ -60,6 +68,8 @@ def train(
       run_dir: an open run directory (`run_directory.open_run`).
       name: stands before the progress bar.
       progress: whether to draw one.
+      enough: asked after every chunk with the step and the newest evaluation, one value per seed
+        of each metric; True saves and ends there, and another call goes on.
 
     Returns:
       The `Outcome`.
@@ -80,7 +90,7 @@ def train(
             if restored[0] < config.steps:
                 print(f"{name}: resumes at step {restored[0]}")
         clock = _Clock(run_dir / TIMINGS_FILE, int(state.step), started)
-        return _run(programs, config, run_dir, checkpoints, state, clock, name, progress)
+        return _run(programs, config, run_dir, checkpoints, state, clock, name, progress, enough)
     finally:
         checkpoints.close()
 
@@ -115,6 +125,7 @@ def _run(
     clock: "_Clock",
     name: str,
     progress: bool,
+    enough: Enough | None,
 ) -> Outcome:
     step = int(state.step)
     if step < config.steps:
@@ -151,7 +162,8 @@ def _run(
                     writer.write(step, "eval", config.seeds, evaluation)
                     if samples is not None:
                         samples.write(step, state.params)
-                if stop.requested or _due(step, num_steps, config.checkpoint_every, config.steps):
+                ends = stop.requested or (enough is not None and enough(step, evaluation))
+                if ends or _due(step, num_steps, config.checkpoint_every, config.steps):
                     writer.flush()
                     checkpoints.save(step, state)
                 bar.update(num_steps)
@@ -160,6 +172,8 @@ def _run(
                     raise Interrupted(
                         f"stopped at step {step}; the same command goes on from there"
                     )
+                if ends:
+                    break
     finally:
         writer.close()
     final = jax.device_get(state)

@@ -1,0 +1,1 @@
+"""Everything that an hour with an accelerator is to give: ``python -m benchmarks.accelerator``."""

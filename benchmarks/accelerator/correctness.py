@@ -1,0 +1,225 @@
+"""Does the device compute what it should? Errors of everything, and limits that they must keep.
+
+1. ``golden``: `flax.linen.RNN` and `rrnn_jax.RNN` against arrays recorded from the authors' module,
+   in float32 with products at highest precision: outputs and all gradients.
+2. ``agreement``: `rrnn_jax.RNN` against `flax.linen.RNN` at the sizes of the benchmarks, float32 at
+   highest precision: outputs, loss and all gradients.
+3. ``short``: both in bfloat16 and TF32 against `flax.linen.RNN` in float32.
+
+Limits are those of the tests and of the benchmarks: a golden case's own tolerances (share 1 of
+them), `agreement.TOLERANCE` in float32, and in shorter dtypes `agreement.FACTOR` times the error
+that `flax.linen.RNN` has itself.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from benchmarks import agreement, variants
+from benchmarks.accelerator.deadline import Deadline, Pace, alarm
+from benchmarks.accelerator.files import read_json_lines
+from benchmarks.jax_programs import matmul_precision
+from benchmarks.machine import describe_machine
+from benchmarks.measure import float32_results
+from benchmarks.problem import make_problem
+from benchmarks.program import UnavailableError
+from benchmarks.records import append_rows
+from benchmarks.settings import SETTINGS
+from rrnn_jax import RNN
+
+FILE = "correctness.jsonl"
+
+FAST = "auto"
+"""The variant of `rrnn_jax.RNN` that is checked."""
+
+Check = dict[str, Any]
+"""A row: ``name``, ``error`` (the largest), ``limit``, ``where`` and ``ok``; or ``skipped``."""
+
+
+def correctness_part(
+    settings: Sequence[str],
+    out: Path,
+    deadline: Deadline,
+    *,
+    golden_cases: int | None = None,
+    first_guess: float = 40.0,
+) -> tuple[list[Check], bool]:
+    """Makes the checks that are not in ``correctness.jsonl`` yet, as long as there is time.
+
+    Args:
+      settings: names of sizes for `agreement` and `short`.
+      out: where ``correctness.jsonl`` is.
+      deadline: when all must be done.
+      golden_cases: how many of the recorded cases (default: all).
+      first_guess: seconds that a check is taken to need before one was made.
+
+    Returns:
+      All checks of this machine, and whether there are none left.
+
+    Raises:
+      UnavailableError: the recorded cases are not there.
+    """
+    machine = describe_machine()
+    place = {name: machine[name] for name in ("device", "platform", "packages", "git_commit")}
+    done = {row["name"]: row for row in read_checks(out) if row["environment"] == place}
+    pace = Pace(first_guess)
+    for kind, name, check in _checks(settings, golden_cases):
+        if name in done:
+            continue
+        if not pace.fits(kind, deadline):
+            return list(done.values()), False
+        started = time.perf_counter()
+        try:
+            with alarm(deadline):
+                found = check()
+        except KeyboardInterrupt:
+            return list(done.values()), False
+        except UnavailableError as error:
+            found = {"skipped": str(error)}
+        pace.note(kind, time.perf_counter() - started)
+        done[name] = {"name": name, **found, "environment": place}
+        append_rows(out / FILE, [done[name]])
+        print(describe(done[name]), flush=True)
+    return list(done.values()), True
+
+
+def read_checks(out: Path) -> list[Check]:
+    """The checks of earlier calls."""
+    return read_json_lines(out / FILE)
+
+
+def describe(check: Check) -> str:
+    """A check in one line.
+
+    >>> describe({"name": "a", "error": 2e-5, "limit": 1e-3, "where": "outputs", "ok": True})
+    'a: largest error 2.00e-05 (outputs), at most 1.00e-03: ok'
+    """
+    if "skipped" in check:
+        return f"{check['name']}: skipped, {check['skipped']}"
+    verdict = "ok" if check["ok"] else "TOO LARGE"
+    # JSON has no infinity: None stands for what is not finite.
+    error = float("inf") if check["error"] is None else check["error"]
+    text = f"{check['name']}: largest error {error:.2e} "
+    if "absolute_error_of_outputs" in check:
+        absolute = check["absolute_error_of_outputs"]
+        absolute = float("inf") if absolute is None else absolute
+        text += f"of the tolerance ({check['where']}; outputs off by {absolute:.1e})"
+    else:
+        text += f"({check['where']})"
+    return f"{text}, at most {check['limit']:.2e}: {verdict}"
+
+
+def _checks(
+    settings: Sequence[str], golden_cases: int | None
+) -> Iterator[tuple[str, str, Callable[[], Check]]]:
+    """Kind, name and function of every check, what is worth most first."""
+    golden = _load_golden()
+    names = golden.NAMES[:golden_cases]
+
+    def of_golden(case: str, runner: str) -> tuple[str, str, Callable[[], Check]]:
+        return "golden", f"golden {case} {runner}", lambda: golden_check(golden, case, runner)
+
+    def of_setting(setting: str, dtype: str, mode: str) -> tuple[str, str, Callable[[], Check]]:
+        return dtype, f"{setting} {mode} {dtype}", lambda: setting_check(setting, dtype, mode)
+
+    for case in names:
+        yield of_golden(case, FAST)
+    for dtype in ("float32", "bfloat16", "tf32"):
+        for setting in settings:
+            yield of_setting(setting, dtype, "train")
+    for case in names:
+        yield of_golden(case, variants.REFERENCE)
+    for dtype in ("float32", "bfloat16", "tf32"):
+        for setting in settings:
+            yield of_setting(setting, dtype, "forward")
+
+
+def golden_check(golden: Any, name: str, runner: str) -> Check:
+    """A recorded case: the largest error as a share of its tolerance.
+
+    Args:
+      golden: the module `tests.core.golden`.
+      name: of the case.
+      runner: "plain" or "auto".
+    """
+    case = golden.load(name)
+    if runner == variants.REFERENCE:
+        rnn: Any = nn.RNN(case.cell, time_major=True)
+    else:
+        rnn = RNN(case.cell, time_major=True, implementation=runner)
+
+    def loss(params: Any, inputs: jax.Array, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs = rnn.apply({"params": {"cell": params}}, inputs, initial_carry=memory)
+        return jnp.mean(outputs * case.loss_weights), outputs
+
+    with matmul_precision("float32"):
+        value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        (_, outputs), gradients = value_and_grad(case.params, case.inputs, case.initial_memory)
+    wanted_outputs = case.arrays["outputs"]
+    shares = {"outputs": _share(outputs, wanted_outputs, golden.OUTPUT_ATOL, 0.0)}
+    found = jax.tree.leaves_with_path(gradients)
+    for (path, leaf), wanted in zip(found, jax.tree.leaves(case.gradients), strict=True):
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        shares[f"gradient {where}"] = _share(
+            leaf, wanted, golden.GRADIENT_ATOL, golden.GRADIENT_RTOL
+        )
+    where, error = agreement.worst(shares)
+    absolute = float(np.max(np.abs(np.asarray(outputs) - wanted_outputs)))
+    return {
+        "error": error,
+        "where": where,
+        "limit": 1.0,
+        "ok": error <= 1.0,
+        "absolute_error_of_outputs": absolute,
+    }
+
+
+def setting_check(name: str, dtype: str, mode: str) -> Check:
+    """The fast variant of a setting, as the benchmarks check it before they time it.
+
+    Raises:
+      UnavailableError: the device has no such products.
+    """
+    problem = make_problem(SETTINGS[name].replace(dtype=dtype))
+    with matmul_precision(dtype):
+        pass  # Raises here, before anything is compiled.
+    plain = variants.build(variants.REFERENCE, problem, mode).results()
+    fast = variants.build(FAST, problem, mode).results()
+    if dtype == "float32":
+        where, error = agreement.worst(agreement.errors(fast, plain))
+        return _judged(error, where, agreement.TOLERANCE)
+    exact = float32_results(problem, mode)
+    _, own = agreement.worst(agreement.errors(plain, exact))
+    where, error = agreement.worst(agreement.errors(fast, exact))
+    limit = max(agreement.TOLERANCE, agreement.FACTOR * own)
+    return _judged(error, where, limit) | {"error_of_reference": own}
+
+
+def _judged(error: float, where: str, limit: float) -> Check:
+    return {"error": error, "where": where, "limit": limit, "ok": bool(error <= limit < np.inf)}
+
+
+def _share(found: jax.Array, wanted: np.ndarray, atol: float, rtol: float) -> float:
+    """The largest error as a share of what is allowed there."""
+    exact = np.asarray(wanted, np.float64)
+    difference = np.abs(np.asarray(found, np.float64) - exact)
+    return float(np.max(difference / (atol + rtol * np.abs(exact))))
+
+
+def _load_golden() -> Any:
+    try:
+        from tests.core import golden
+    except ImportError as error:
+        raise UnavailableError(
+            "the recorded cases are read by tests/core/golden.py of a clone of the repository: run "
+            f"from its root ({error})"
+        ) from error
+    if not golden.NAMES:
+        raise UnavailableError("there are no recorded cases in tests/golden of the repository")
+    return golden
