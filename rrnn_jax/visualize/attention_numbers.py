@@ -2,18 +2,22 @@ r"""How much attention goes to the slot that an object was written to, in number
 
 The paper says of its Figure 3 that, once the reference m has been seen, "all the memory slots
 preferentially focus attention on those particular memories to which the m was written". To measure
-it one has to say which slot that is. Here, an object is written to the slot that takes up most of
-it at the step that shows it: with attention A from slot s to the R input rows and the input gate i,
+it one has to say which slot that is: here, the one that m makes the largest difference to. Run the
+model again with another vector in m's place; with :math:`M'` the memory of that second run,
 
-.. math:: w_{t,s} \propto \sum_{r=1}^{R} A_{t,s,S+r} \cdot \frac{1}{F} \sum_f i_{t,s,f},
-    \qquad s^*_t = \arg\max_s w_{t,s}
+.. math:: w_{t,s} \propto \lVert M_{t,s} - M'_{t,s} \rVert, \quad \sum_s w_{t,s} = 1,
+    \qquad s^* = \arg\max_s w_{t,s}
 
-(without the gate's factor for a cell that has none). A cell may spread an object over several
-slots; :math:`\max_s w_{t,s}` tells how far it did: 1/S is evenly, 1 is into one slot alone.
+at the step t that shows m (`change_shares`). A model may spread an object over all its slots;
+:math:`\max_s w_{t,s}` tells how far it did: 1/S is evenly, 1 is into one slot alone. Without a
+second run, `write_shares` goes by how far each slot attends to the input and opens its gate, which
+says nothing of what the input's value does there.
 
-What a step attends to is the memory before it, so the step that shows the object counts as before.
-Two chance levels stand beside the share: the uniform one, 1/(S+R), and the share that the very slot
-gets in the *other* sequences at the same steps, which rules out a slot that is always popular.
+A step attends to the memory before it, so the step that shows the object counts as before. Much of
+the attention goes to the input rows, more at some steps than at others; to see which *slot* is
+attended to, `memory_attention` leaves them out. Two chance levels stand beside the share: the
+uniform one, and the share that the very slot gets in the *other* sequences at the same steps, which
+rules out a slot that is always popular.
 """
 
 from typing import NamedTuple
@@ -30,7 +34,7 @@ class AttentionShare(NamedTuple):
       after: ``[B]``, over the steps behind it; NaN where it was the last.
       others_before: ``[B]``, the same slot at the same steps, mean over the other sequences.
       others_after: ``[B]``, likewise.
-      uniform: 1/(S+R).
+      uniform: one over what can be attended to: 1/(S+R), 1/S of `memory_attention`.
     """
 
     before: np.ndarray
@@ -40,8 +44,55 @@ class AttentionShare(NamedTuple):
     uniform: float
 
 
+def change_shares(memories: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """How the difference that some change of the inputs makes is spread over the slots.
+
+    >>> memories = np.zeros((1, 1, 2, 2))  # B = T = 1, S = F = 2
+    >>> change_shares(memories, np.array([[[[3.0, 4.0], [0.0, 15.0]]]])).tolist()
+    [[[0.25, 0.75]]]
+
+    Args:
+      memories: ``[B, T, S, F]``, after each step.
+      changed: likewise, of the run on the changed inputs.
+
+    Returns:
+      ``[B, T, S]``, summing to one; zeros where nothing differs.
+
+    Raises:
+      ValueError: wrong axes.
+    """
+    memories, changed = np.asarray(memories, np.float64), np.asarray(changed, np.float64)
+    if memories.ndim != 4 or memories.shape != changed.shape:
+        raise ValueError(
+            "memories and changed must be [B, T, S, F] both, got shapes "
+            f"{memories.shape} and {changed.shape}"
+        )
+    return _shares_of(np.linalg.norm(memories - changed, axis=-1))
+
+
+def memory_attention(weights: np.ndarray) -> np.ndarray:
+    """The attention that goes to the memory, without the input's: rows sum to one again.
+
+    >>> memory_attention(np.array([[[[0.1, 0.3, 0.6]] * 2]])).round(2).tolist()
+    [[[[0.25, 0.75], [0.25, 0.75]]]]
+
+    Args:
+      weights: ``[B, T, S, S+R]``, see `attention_of`.
+
+    Returns:
+      ``[B, T, S, S]``, which `attention_share` and `share_by_lag` take too.
+
+    Raises:
+      ValueError: wrong axes.
+    """
+    weights = _check_weights(weights)
+    return _shares_of(weights[..., : weights.shape[2]])
+
+
 def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> np.ndarray:
-    """How each step's input is spread over the slots; sums to one.
+    r"""How each step's input is spread over the slots, by attention A and input gate i alone.
+
+    .. math:: w_{t,s} \propto \sum_{r=1}^{R} A_{t,s,S+r} \cdot \frac{1}{F} \sum_f i_{t,s,f}
 
     >>> weights = np.array([[[[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]]])  # B = T = 1, S = 2, R = 1
     >>> write_shares(weights).round(2).tolist()
@@ -52,13 +103,15 @@ def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> n
       input_gate: ``[B, T, S, F]`` or ``[B, T, S, 1]``, as captured; None for a cell without gates.
 
     Returns:
-      ``[B, T, S]``. Its argmax over the slots is the slot written to; ties go to the lower slot.
+      ``[B, T, S]``, summing to one.
 
     Raises:
       ValueError: wrong axes.
     """
     weights = _check_weights(weights)
     slots = weights.shape[2]
+    if weights.shape[3] == slots:
+        raise ValueError(f"weights must be [B, T, S, S+R] with R > 0, got shape {weights.shape}")
     amounts = weights[..., slots:].sum(-1)
     if input_gate is not None:
         gate = np.asarray(input_gate)
@@ -68,7 +121,7 @@ def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> n
                 f"{weights.shape[:3]}, got shape {gate.shape}"
             )
         amounts = amounts * gate.astype(np.float64).mean(-1)
-    return amounts / np.maximum(amounts.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    return _shares_of(amounts)
 
 
 def attention_share(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -> AttentionShare:
@@ -80,7 +133,7 @@ def attention_share(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -
     ([0.2], [0.6])
 
     Args:
-      weights: ``[B, T, S, S+R]``.
+      weights: ``[B, T, S, S+R]``, or ``[B, T, S, S]`` from `memory_attention`.
       slots: ``[B]``, the slot that each sequence's object was written to, counted from 0.
       steps: ``[B]``, the step that showed the object, counted from 0.
 
@@ -108,7 +161,7 @@ class ShareByLag(NamedTuple):
       lags: ``[2T-1]``, -(T-1)..T-1; 0 is the step that shows the object.
       share: ``[2T-1]``, NaN where no sequence has such a step.
       others: ``[2T-1]``, the same slots at the same steps in the other sequences.
-      uniform: 1/(S+R).
+      uniform: one over what can be attended to.
     """
 
     lags: np.ndarray
@@ -161,9 +214,14 @@ def _shares(
 
 def _check_weights(weights: np.ndarray) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
-    if weights.ndim != 4 or weights.shape[-1] <= weights.shape[-2]:
+    if weights.ndim != 4 or weights.shape[-1] < weights.shape[-2]:
         raise ValueError(f"weights must be [B, T, S, S+R], got shape {weights.shape}")
     return weights
+
+
+def _shares_of(amounts: np.ndarray) -> np.ndarray:
+    """Amounts that are not negative, scaled to sum to one over the last axis."""
+    return amounts / np.maximum(amounts.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:

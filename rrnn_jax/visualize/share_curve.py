@@ -1,65 +1,147 @@
-"""Attention to the slot that an object was written to, against the steps since."""
+"""Curves of attention: to the slot that an object was written to, and to the input."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rrnn_jax.visualize.attention_numbers import ShareByLag
-from rrnn_jax.visualize.style import COLOURS, SMALL, new_figure, small_ticks
+from rrnn_jax.visualize.input_numbers import InputShare
+from rrnn_jax.visualize.style import COLOURS, SMALL, WIDTH, new_figure, small_ticks
 
 
 def attention_share_figure(
-    share: ShareByLag, *, title: str = "Attention to the slot that the reference was written to"
+    shares: Mapping[str, ShareByLag],
+    *,
+    title: str = "Attention to the slot that the reference was written to",
+    y_label: str = "share of attention (%)",
 ) -> Figure:
-    """Draws what `share_by_lag` measured, with both chance levels.
+    """Draws what `share_by_lag` measured, with both chance levels; a panel for each head.
 
     >>> from rrnn_jax.visualize.attention_numbers import share_by_lag
     >>> weights = np.array([[[[0.2, 0.3, 0.5]] * 2, [[0.6, 0.3, 0.1]] * 2]])
     >>> share = share_by_lag(weights, slots=np.array([0]), steps=np.array([0]))
-    >>> attention_share_figure(share).axes[0].get_ylabel()
+    >>> attention_share_figure({"head 1": share}).axes[0].get_ylabel()
     'share of attention (%)'
 
     Args:
-      share: of one model, over as many sequences as one likes.
+      shares: by the panel's title; of one model, over as many sequences as one likes.
+      title: of the figure.
+      y_label: whose share it is.
+
+    Returns:
+      A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: nothing to draw.
+    """
+    figure, panels = _panels(shares, title)
+    for axes, share in zip(panels, shares.values(), strict=True):
+        known = np.isfinite(share.share)
+        lags = share.lags[known]
+        _line(axes, lags, share.share[known], 0, "the written slot")
+        _line(axes, lags, share.others[known], 1, "same slot, other sequences")
+        _chance(axes, share.uniform)
+        axes.axvspan(lags[0] - 0.5, 0.5, color="0.93", linewidth=0, zorder=0)
+        axes.text(
+            *(0.4, 0.03),
+            "not in memory yet ",
+            transform=axes.get_xaxis_transform(),
+            va="bottom",
+            ha="right",
+            fontsize=SMALL,
+            color="0.35",
+        )
+        axes.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
+    _finish(figure, panels, "steps since the reference was shown", y_label)
+    return figure
+
+
+def input_share_figure(
+    shares: Mapping[str, InputShare], *, title: str = "Attention to the input"
+) -> Figure:
+    """Draws what `input_share` measured, by step; a panel for each head.
+
+    >>> from rrnn_jax.visualize.input_numbers import input_share
+    >>> weights = np.array([[[[0.2, 0.8]], [[0.5, 0.5]]], [[[0.6, 0.4]], [[0.1, 0.9]]]])
+    >>> figure = input_share_figure({"head 1": input_share(weights, np.array([0, 1]))})
+    >>> [line.get_label() for line in figure.axes[0].lines][:3]
+    ['m is shown', 'm was seen before', 'm comes later']
+
+    Args:
+      shares: by the panel's title.
       title: of the figure.
 
     Returns:
       A figure that has not been shown or saved.
+
+    Raises:
+      ValueError: nothing to draw.
     """
-    figure = new_figure(height=3.0)
-    axes = figure.add_subplot()
-    known = np.isfinite(share.share)
-    lags = share.lags[known]
-    axes.plot(
-        lags,
-        100 * share.share[known],
-        "o-",
-        markersize=4,
-        color=COLOURS[0],
-        label="the written slot",
-    )
-    others = 100 * share.others[known]
-    axes.plot(
-        lags, others, "s--", markersize=4, color=COLOURS[1], label="same slot, other sequences"
-    )
-    axes.axhline(
-        100 * share.uniform, color="black", linestyle=":", linewidth=1, label="evenly spread"
-    )
-    axes.axvspan(lags[0] - 0.5, 0.5, color="0.93", linewidth=0, zorder=0)
-    axes.text(
-        *(0.4, 0.97),
-        "not in memory yet ",
-        transform=axes.get_xaxis_transform(),
-        va="top",
-        ha="right",
-        fontsize=SMALL,
-        color="0.35",
-    )
-    axes.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps since the reference was shown", fontsize=SMALL + 1)
-    axes.set_ylabel("share of attention (%)", fontsize=SMALL + 1)
-    small_ticks(axes)
-    axes.set_title(title, fontsize=SMALL + 2)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize=SMALL + 1, framealpha=0.9)
+    figure, panels = _panels(shares, title)
+    for axes, share in zip(panels, shares.values(), strict=True):
+        steps = np.arange(1, len(share.shown) + 1)
+        for i, (name, values) in enumerate(
+            {
+                "m is shown": share.shown,
+                "m was seen before": share.after,
+                "m comes later": share.before,
+            }.items()
+        ):
+            known = np.isfinite(values)
+            _line(axes, steps[known], values[known], i, name)
+        _chance(axes, share.uniform)
+        axes.set_xticks(steps)
+        axes.set_xlim(0.7, len(steps) + 0.3)
+    _finish(figure, panels, "step", "share of attention (%)")
     return figure
+
+
+def _panels(shares: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
+    """Panels beside each other with a common vertical axis, two in a line."""
+    if not shares:
+        raise ValueError("shares must hold at least one panel, got none")
+    across = min(2, len(shares))
+    lines = -(-len(shares) // across)
+    figure = new_figure(WIDTH, 0.9 + 2.0 * lines)
+    grid: Any = figure.subplots(lines, across, squeeze=False, sharey=True)
+    panels = list(grid.flat)
+    for axes in panels[len(shares) :]:
+        axes.remove()
+    for axes, name in zip(panels, shares, strict=False):
+        axes.set_title(name, fontsize=SMALL + 1)
+    figure.suptitle(title, fontsize=SMALL + 2)
+    return figure, panels[: len(shares)]
+
+
+_MARKERS, _STYLES = "os^", ("-", "--", "-.")
+
+
+def _line(axes: Axes, x: np.ndarray, shares: np.ndarray, index: int, label: str) -> None:
+    look = {"color": COLOURS[index], "marker": _MARKERS[index], "linestyle": _STYLES[index]}
+    axes.plot(x, 100 * shares, markersize=4, label=label, **look)
+
+
+def _chance(axes: Axes, uniform: float) -> None:
+    axes.axhline(100 * uniform, color="black", linestyle=":", linewidth=1, label="evenly spread")
+
+
+def _finish(figure: Figure, panels: list[Axes], x_label: str, y_label: str) -> None:
+    """Labels, grids, and one legend below that covers no curve."""
+    panels[0].set_ylim(0, 1.08 * max(axes.dataLim.ymax for axes in panels))  # It is shared.
+    for axes in panels:
+        axes.grid(alpha=0.25)
+        small_ticks(axes)
+        axes.set_xlabel(x_label, fontsize=SMALL + 1)
+    figure.supylabel(y_label, fontsize=SMALL + 1)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        fontsize=SMALL,
+        frameon=False,
+    )

@@ -12,7 +12,8 @@ from experiments.common.restore import read_config, restore_params
 from experiments.common.steps import make_programs
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.config import LSTMConfig, RMCConfig, TaskConfig
-from experiments.nth_farthest.figures import Run, main, make_figures, measure
+from experiments.nth_farthest.figures import main, make_figures
+from experiments.nth_farthest.insides import Run, measure, run_model
 from experiments.nth_farthest.train import make_problem
 from rrnn_jax.tasks.nth_farthest import Question
 
@@ -30,7 +31,8 @@ CONFIG = dataclasses.replace(
 )
 FILES = [
     *("attention.gif", "attention.json", "attention.png", "attention_heads.png"),
-    *("attention_share.png", "dynamics.png", "paths.png", "similarity.png"),
+    *("attention_input.png", "attention_share.png", "dynamics.png", "paths.png"),
+    "similarity.png",
 ]
 
 
@@ -60,10 +62,12 @@ def test_command_writes_all_files(run_dir, tmp_path, capsys):
         assert image.n_frames == 3
     numbers = json.loads((out / "attention.json").read_text())
     assert (numbers["step"], numbers["seed"], numbers["sequences"]) == (2, 6, 128)
-    assert set(numbers["share"]) == {
-        *("all", "seen last", "seen first", "seen middle", "head 1", "head 2")
-    }
-    assert f"{numbers['share']['all']['after']:.1%} after" in capsys.readouterr().out
+    for kind in ("memory_share", "share"):
+        assert set(numbers[kind]) == {
+            *("all", "seen last", "seen first", "seen middle", "head 1", "head 2")
+        }
+    assert set(numbers["by_lag"]) == set(numbers["input"]) == {"all", "head 1", "head 2"}
+    assert f"{numbers['memory_share']['all']['after']:.1%} after" in capsys.readouterr().out
 
 
 def test_what_is_not_there_exits_with_2(run_dir, tmp_path, capsys):
@@ -85,31 +89,59 @@ def test_parameters_are_those_that_were_trained(run_dir):
     np.testing.assert_array_equal(evaluation["loss"], summary["evaluation"]["loss"])
 
 
+def test_another_vector_changes_memory_from_its_step_on(run_dir):
+    problem = make_problem(CONFIG)
+    _, params = restore_params(problem, CONFIG.train, run_dir / "rmc", 5)
+    run = run_model(CONFIG, params, seed=5, count=16)
+    for other, steps in (
+        (run.without_reference, run.steps),
+        (run.without_other, (run.steps + 1) % 3),
+    ):
+        differs = (other != run.memories).any((2, 3))
+        np.testing.assert_array_equal(differs, np.arange(3) >= steps[:, None])
+
+
 def test_measure_by_hand():
-    """Two sequences of three objects; slot 0 takes all input, and is looked at once it has m."""
+    """Two sequences of three objects; m changes slot 0 most, which is looked at once it has m."""
     to_input = np.array([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])  # Slot 0, slot 1.
-    to_first = np.array([[0.8, 0.2, 0.0], [0.8, 0.2, 0.0]])
+    to_first = np.array([[0.4, 0.1, 0.5], [0.8, 0.2, 0.0]])
     # Sequence 0 sees m first, sequence 1 last.
     weights = np.stack([[to_input, to_first, to_first], [to_first, to_first, to_input]])
     question = Question(None, np.array([[2, 0, 1], [0, 1, 2]]), None, np.array([2, 2]))
+    memories = np.zeros((2, 3, 2, 2))
+    changed = memories + np.array([[3.0, 4.0], [0.0, 1.0]])  # 5 and 1 away.
     run = Run(
         question=question,
         is_correct=np.array([True, False]),
         weights=weights[:, :, None, None],
-        memories=np.zeros((2, 3, 2, 1)),
-        initial=np.zeros((2, 1)),
+        memories=memories,
+        initial=np.zeros((2, 2)),
         input_gate=None,
         forget_gate=None,
+        without_reference=changed,
+        without_other=changed / 2,
     )
     numbers = measure(run)
     assert numbers["accuracy"] == 0.5
-    assert numbers["largest_write_share"] == 1.0
-    share = numbers["share"]
+    assert numbers["written"] == {
+        "largest_share": round(5 / 6, 5),
+        "even_share": 0.5,
+        "same_slot_by_attention_and_gate": 1.0,
+        "change_by_reference": 6.0,
+        "change_by_other_object": 3.0,
+    }
+    # Of memory's attention. `to_input` gives it none in slot 0, and halves of slot 1's.
+    share = numbers["memory_share"]
     assert share["all"]["after"] == 0.8  # Sequence 0 alone has steps after m.
     assert share["all"]["before"] == round((0.25 + (0.8 + 0.8 + 0.25) / 3) / 2, 5)
     assert share["all"]["others_after"] == round((0.8 + 0.25) / 2, 5)
+    assert share["all"]["uniform"] == 0.5
     assert share["seen last"]["after"] is None
     assert share["seen middle"]["before"] is None
     assert share["head 1"] == share["all"]
+    assert numbers["share"]["all"]["after"] == 0.6
+    assert numbers["share"]["all"]["uniform"] == round(1 / 3, 5)
     assert numbers["more_than_others"] == 1.0
-    assert numbers["by_lag"]["lag"] == [-2, -1, 0, 1, 2]
+    assert numbers["by_lag"]["head 1"]["lag"] == [-2, -1, 0, 1, 2]
+    shown = {"before": [0.25, 0.25, None], "shown": [0.5, None, 0.5], "after": [None, 0.25, 0.25]}
+    assert numbers["input"]["head 1"] == {**shown, "uniform": 1 / 3}
