@@ -23,8 +23,8 @@ def attention_share_figure(
     >>> from rrnn_jax.visualize.attention_numbers import share_by_lag
     >>> weights = np.array([[[[0.2, 0.3, 0.5]] * 2, [[0.6, 0.3, 0.1]] * 2]])
     >>> share = share_by_lag(weights, slots=np.array([0]), steps=np.array([0]))
-    >>> attention_share_figure({"head 1": share}).axes[0].get_ylabel()
-    'share of attention (%)'
+    >>> attention_share_figure({"head 1": share}).axes[0].get_title()
+    'head 1'
 
     Args:
       shares: by the panel's title; of one model, over as many sequences as one likes.
