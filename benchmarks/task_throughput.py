@@ -2,10 +2,12 @@
 
 A sample is drawing a batch with all its masks and lengths, on one thread by default. The jitted
 generator is timed in turns with one in plain Python, which stands for data sets made on the host.
+With ``--training PRESET`` also a training step that draws its batch, for the share of drawing.
 """
 
 import argparse
 import dataclasses
+import itertools
 import random
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from benchmarks import python_programs
+from benchmarks import python_programs, task_share
 from benchmarks.machine import count_threads, describe_machine, limit_threads
 from benchmarks.records import append_rows
 from benchmarks.timing import Rounds, Run, interleave
@@ -47,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
     add("--threads", type=int, default=1, help="processors to keep to; 0: all there are")
     add("--no-python", action="store_true", help="leave the generator in plain Python out")
+    add("--training", choices=("quick", "paper"),
+        help="also time training steps of that preset of program evaluation")  # fmt: skip
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
     return result
 
@@ -74,10 +78,14 @@ def main(args: Sequence[str] | None = None) -> int:
         "threads": count_threads(),
         "environment": describe_machine(),
     }
-    for config, batch in configs:
-        rows, interrupted = measure(config, batch, given)
+    generators = ((describe, measure(config, batch, given)) for config, batch in configs)
+    steps = (
+        (task_share.describe, task_share.measure_share(config, given.rounds, given.min_seconds))
+        for config in task_share.configs(given)
+    )
+    for line, (rows, interrupted) in itertools.chain(generators, steps):
         for row in rows:
-            print(describe(row), flush=True)
+            print(line(row), flush=True)
         if given.out is not None:
             append_rows(given.out, [common | row for row in rows])
         if interrupted:

@@ -1,12 +1,14 @@
 """The benchmark of the program generator: its plain Python rival, and its rows."""
 
+import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
 
-from benchmarks import python_programs, task_throughput
+from benchmarks import python_programs, task_share, task_throughput
+from experiments.program_evaluation import PRESETS
 from rrnn_jax.tasks import learn_to_execute as lte
 from tests.tasks import program_oracle as oracle
 
@@ -46,6 +48,32 @@ def test_rows(tmp_path, capsys):
         assert row["environment"]["packages"]["jax"]
     assert rows[0]["compile_seconds"] > 0 == (rows[1]["compile_seconds"] or 0)
     assert capsys.readouterr().out.count("programs/s") == 2
+
+
+def test_share_of_a_training_step():
+    config = dataclasses.replace(
+        PRESETS["quick"],
+        task="addition",
+        model="lstm",
+        difficulty=dataclasses.replace(PRESETS["quick"].difficulty, length=1),
+        lstm=dataclasses.replace(PRESETS["quick"].lstm, lstm_features=2, lstm_layers=1),
+        train=dataclasses.replace(PRESETS["quick"].train, batch_size=2),
+    )
+    (row,), interrupted = task_share.measure_share(config, rounds=2, min_seconds=0.001)
+    assert not interrupted
+    assert (row["task"], row["model"], row["batch"], row["seconds"]["n"]) == (
+        "addition",
+        "lstm",
+        2,
+        2,
+    )
+    assert row["share"] == row["draw_seconds"]["median"] / row["seconds"]["median"]
+    # The step draws a batch as well, so drawing alone is the quicker of the two.
+    assert 0 < row["share"] < 1
+    assert f"{row['share']:.2%}" in task_share.describe(row)
+    given = task_throughput.parser().parse_args(["--training", "paper", "--task", "addition"])
+    assert [c.model for c in task_share.configs(given)] == ["rmc", "lstm"]
+    assert {c.preset for c in task_share.configs(given)} == {"paper"}
 
 
 def test_bad_options(capsys):
