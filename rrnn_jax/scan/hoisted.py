@@ -50,7 +50,7 @@ def hoisted_scan(
     Returns:
       The final carry, and the carry after every step with time at ``plan.time_axis``.
     """
-    with _forward_mode_explained():
+    with explain_forward_mode():
         if mask is not None:
             # What stands in a masked step must not reach the gradient, NaN included.
             inputs = jnp.where(mask[..., None, None], inputs, jnp.zeros_like(inputs))
@@ -63,7 +63,7 @@ def hoisted_scan(
 
 
 @contextmanager
-def _forward_mode_explained() -> Iterator[None]:
+def explain_forward_mode() -> Iterator[None]:
     """Adds to JAX's error what to do about it."""
     try:
         yield

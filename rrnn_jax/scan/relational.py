@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.chunked import chunked_scan
 from rrnn_jax.scan.hoisted import hoisted_scan
 from rrnn_jax.scan.plan import Plan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, select
@@ -60,7 +61,7 @@ def relational_scan(
         return jax.tree.map(lambda m: m.reshape(size, *m.shape[-2:]), carry)
 
     plan = plan._replace(time_axis=axis, save=remat in ("none", "save_products"))
-    run = _chunked if remat == "chunked" else hoisted_scan
+    run = chunked_scan if remat == "chunked" else hoisted_scan
     final, carries = run(
         plan,
         params,
@@ -88,47 +89,3 @@ def _last_valid(carries: Carry, valid: Array, first: Carry, axis: int) -> Carry:
         lambda m: jnp.squeeze(jnp.take_along_axis(m, index, axis=axis), axis), carries
     )
     return select(length > 0, last, first)
-
-
-def _chunked(
-    plan: Plan,
-    params: Mapping[str, Any],
-    inputs: Array,
-    carry: Carry,
-    reset_carry: Carry | None,
-    resets: Array | None,
-    mask: Array | None,
-) -> tuple[Carry, Carry]:
-    """The hoisted scan over chunks of about sqrt(T) steps, each run again for its gradient.
-
-    Beyond inputs and outputs only the memories between chunks are stored; within a chunk
-    nothing is computed twice.
-    """
-    axis = plan.time_axis
-    steps = inputs.shape[axis]
-    length = max(1, math.isqrt(steps))
-    whole = steps // length * length
-    plan = plan._replace(save=True)
-
-    @jax.checkpoint
-    def run(carry: Carry, xs: tuple) -> tuple[Carry, Carry]:
-        inputs, resets, mask = xs
-        return hoisted_scan(plan, params, inputs, carry, reset_carry, resets, mask)
-
-    def cut(x: Array) -> Array:
-        x = jax.lax.slice_in_dim(x, 0, whole, axis=axis)
-        shape = (*x.shape[:axis], whole // length, length, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-    def join(y: Array) -> Array:
-        y = jnp.moveaxis(y, 0, axis)
-        return y.reshape(*y.shape[:axis], whole, *y.shape[axis + 2 :])
-
-    xs = (inputs, resets, mask)
-    carry, carries = jax.lax.scan(run, carry, jax.tree.map(cut, xs))
-    carries = jax.tree.map(join, carries)
-    if whole < steps:
-        rest = jax.tree.map(lambda x: jax.lax.slice_in_dim(x, whole, steps, axis=axis), xs)
-        carry, last = run(carry, rest)
-        carries = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=axis), carries, last)
-    return carry, carries

@@ -1,0 +1,161 @@
+"""The hoisted scan for long sequences: its memory grows with the square root of their length.
+
+Only the carries between chunks of about sqrt(T) steps are kept. Going backward a chunk is run once
+more, and all that is known of it is forgotten before the next one. Chunks are read from the
+sequence, and written into it, where they are: to stack and to transpose them would hold several
+copies of the whole sequence at once.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.scan.hoisted import explain_forward_mode, hoisted_scan
+from rrnn_jax.scan.loop import time_buffers
+from rrnn_jax.scan.plan import Plan
+from rrnn_jax.typing import Array, Carry, accumulation_dtype
+
+
+class _Sequence(NamedTuple):
+    """What has a time axis."""
+
+    inputs: Array
+    resets: Array | None
+    mask: Array | None
+
+
+class _Arguments(NamedTuple):
+    """What a run has gradients for, beside the inputs."""
+
+    params: Mapping[str, Any]
+    carry: Carry
+    reset_carry: Carry | None
+
+
+def chunked_scan(
+    plan: Plan,
+    params: Mapping[str, Any],
+    inputs: Array,
+    carry: Carry,
+    reset_carry: Carry | None,
+    resets: Array | None,
+    mask: Array | None,
+) -> tuple[Carry, Carry]:
+    """Runs the cell over a sequence; arguments and results are those of `hoisted_scan`."""
+    with explain_forward_mode():
+        return _run(plan, _Arguments(params, carry, reset_carry), _Sequence(inputs, resets, mask))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(plan: Plan, arguments: _Arguments, sequence: _Sequence) -> tuple[Carry, Carry]:
+    final, carries, _ = _forward(plan, arguments, sequence)
+    return final, carries
+
+
+def _run_fwd(
+    plan: Plan, arguments: _Arguments, sequence: _Sequence
+) -> tuple[tuple[Carry, Carry], tuple]:
+    final, carries, between = _forward(plan, arguments, sequence)
+    return (final, carries), (arguments, sequence, between)
+
+
+def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> tuple:
+    arguments, sequence, between = residuals
+    d_final, d_carries = cotangents
+    axis = plan.time_axis
+    length, whole = _lengths(sequence.inputs.shape[axis])
+    wide = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulation_dtype(x.dtype)), arguments.params)
+    state = (
+        d_final,
+        wide,
+        jax.tree.map(jnp.zeros_like, arguments.reset_carry),
+        jnp.zeros_like(sequence.inputs),
+    )
+
+    def one(state: tuple, before: Carry, start: Array | int, steps: int) -> tuple:
+        d_carry, d_params, d_reset, d_inputs = state
+        chunk, d_chunk = _cut(sequence, start, steps, axis), _cut(d_carries, start, steps, axis)
+
+        def run(arguments: _Arguments, inputs: Array) -> tuple[Carry, Carry]:
+            return _run_chunk(plan._replace(save=True), arguments, chunk._replace(inputs=inputs))
+
+        _, vjp = jax.vjp(run, arguments._replace(carry=before), chunk.inputs)
+        d_arguments, d_piece = vjp((d_carry, d_chunk))
+        return (
+            d_arguments.carry,
+            jax.tree.map(lambda a, b: a + b.astype(a.dtype), d_params, d_arguments.params),
+            jax.tree.map(jnp.add, d_reset, d_arguments.reset_carry),
+            _paste(d_inputs, d_piece, start, axis),
+        )
+
+    carries_between, last = between
+    if whole < sequence.inputs.shape[axis]:
+        state = one(state, last, whole, sequence.inputs.shape[axis] - whole)
+    starts = length * jnp.arange(whole // length, dtype=jnp.int32)
+    (d_carry, d_params, d_reset, d_inputs), _ = jax.lax.scan(
+        lambda state, x: (one(state, *x, length), None),
+        state,
+        (carries_between, starts),
+        reverse=True,
+    )
+    d_params = jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, arguments.params)
+    return _Arguments(d_params, d_carry, d_reset), _Sequence(d_inputs, None, None)
+
+
+_run.defvjp(_run_fwd, _run_bwd)
+
+
+def _forward(
+    plan: Plan, arguments: _Arguments, sequence: _Sequence
+) -> tuple[Carry, Carry, tuple[Carry, Carry]]:
+    """Final carry, all carries, and the carries before each whole chunk and after the last one."""
+    axis = plan.time_axis
+    steps = sequence.inputs.shape[axis]
+    length, whole = _lengths(steps)
+    carry = arguments.carry
+    carries = time_buffers(
+        jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), carry), steps, axis
+    ).arrays
+
+    def one(state: tuple, start: Array | int, steps: int) -> tuple[tuple, Carry]:
+        carry, carries = state
+        chunk = _cut(sequence, start, steps, axis)
+        after, found = _run_chunk(plan._replace(save=False), arguments._replace(carry=carry), chunk)
+        return (after, _paste(carries, found, start, axis)), carry
+
+    starts = length * jnp.arange(whole // length, dtype=jnp.int32)
+    (carry, carries), between = jax.lax.scan(
+        lambda state, start: one(state, start, length), (carry, carries), starts
+    )
+    last = carry
+    if whole < steps:
+        (carry, carries), _ = one((carry, carries), whole, steps - whole)
+    return carry, carries, (between, last)
+
+
+def _run_chunk(plan: Plan, arguments: _Arguments, chunk: _Sequence) -> tuple[Carry, Carry]:
+    params, carry, reset_carry = arguments
+    inputs, resets, mask = chunk
+    return hoisted_scan(plan, params, inputs, carry, reset_carry, resets, mask)
+
+
+def _lengths(steps: int) -> tuple[int, int]:
+    """Steps of a chunk, and how many steps fill whole chunks."""
+    length = max(1, math.isqrt(steps))
+    return length, steps // length * length
+
+
+def _cut(arrays: Any, start: Array | int, steps: int, axis: int) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, steps, axis=axis), arrays)
+
+
+def _paste(arrays: Any, pieces: Any, start: Array | int, axis: int) -> Any:
+    return jax.tree.map(
+        lambda x, piece: jax.lax.dynamic_update_slice_in_dim(x, piece, start, axis=axis),
+        arrays,
+        pieces,
+    )
