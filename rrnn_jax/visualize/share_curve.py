@@ -120,8 +120,8 @@ _MARKERS, _STYLES = "os^", ("-", "--", "-.")
 
 
 def _line(axes: Axes, x: np.ndarray, shares: np.ndarray, index: int, label: str) -> None:
-    look = {"color": COLOURS[index], "marker": _MARKERS[index], "linestyle": _STYLES[index]}
-    axes.plot(x, 100 * shares, markersize=4, label=label, **look)
+    (line,) = axes.plot(x, 100 * shares, marker=_MARKERS[index], markersize=4, label=label)
+    line.set(color=COLOURS[index], linestyle=_STYLES[index])
 
 
 def _chance(axes: Axes, uniform: float) -> None:

@@ -1,0 +1,325 @@
+"""Writes the numbers of ``experiments/README.md``: ``python -m experiments.conclusions``.
+
+Every number there stands between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``;
+what is between them is made here from the files in ``experiments/results``. With ``--check``
+nothing is written, and the exit code says whether the README is up to date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.ablations.findings import NEAR_TRIVIAL
+
+README = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")
+LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
+GRIDS = {"quick": "", "quick_program": " --preset quick_program"}
+"""Ablations by name, and what their command adds."""
+
+
+def read(name: str) -> Any:
+    """A file of results; None if there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def blocks() -> dict[str, str]:
+    """All blocks by name, in Markdown."""
+    return {
+        "index": index(),
+        "nth_farthest": nth_farthest(),
+        "programs": programs(),
+        "attention": attention(),
+        "ablations": ablations(),
+    }
+
+
+def fill(text: str, content: dict[str, str]) -> str:
+    """Puts blocks between their marks.
+
+    Raises:
+      ValueError: marks that stand in the text and blocks that there are, are not the same.
+    """
+    pattern = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.S)
+    found = [name for _, name, _ in pattern.findall(text)]
+    if sorted(found) != sorted(content):
+        raise ValueError(f"text must have marks for {sorted(content)}, got {sorted(found)}")
+    return pattern.sub(lambda m: f"{m[1]}\n{content[m[2]].strip()}\n\n{m[3]}", text)
+
+
+def index() -> str:
+    """The experiments: command, what it reproduces, time, results."""
+    quick, program = read("nth_farthest/quick"), read("program_evaluation/quick")
+    minutes = sum(run["summary"]["wall_seconds"] for run in quick.values()) / 60
+    runs = [run for models in program["runs"].values() for run in models.values()]
+    hours = sum(run["summary"]["wall_seconds"] for run in runs) / 3600 / 2  # Two at a time.
+    rows = [
+        (
+            "experiments.nth_farthest",
+            "[Nth Farthest](nth_farthest/README.md), small: RMC and LSTM (4.1, A.1)",
+            f"{minutes:.0f} min",
+            "[numbers](results/nth_farthest/quick.json)",
+        ),
+        (
+            "experiments.nth_farthest.figures runs/nth_farthest/quick",
+            "figure 3: attention and memory of the run above",
+            "half a minute",
+            "[numbers](results/nth_farthest/figures/attention.json), "
+            "[figures](results/nth_farthest/figures)",
+        ),
+        (
+            "experiments.program_evaluation table --jobs 2",
+            "[table 1](program_evaluation/README.md), small: four models, six tasks (4.2, A.2)",
+            f"{hours:.1f} h, other programs beside it",
+            "[numbers](results/program_evaluation/quick.json)",
+        ),
+    ]
+    for name, option in GRIDS.items():
+        grid = read(f"ablations/{name}")
+        time = "an hour or so"
+        if grid is not None:
+            time = f"{sum(row['seconds'] or 0 for row in grid['rows'].values()) / 3600 / 2:.1f} h"
+        rows.append(
+            (
+                f"experiments.ablations{option}",
+                "[ablations](ablations/README.md) on "
+                + ("a program task" if option else "Nth Farthest: slots, heads, gates (figure 4)"),
+                time,
+                "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)",
+            )
+        )
+    rows += [
+        ("experiments.comparison runs", "a table of finished runs", "seconds", ""),
+        ("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""),
+    ]
+    lines = ["| `python -m` | what | time | results |", "|---|---|---|---|"]
+    lines += [f"| `{command}` | {what} | {time} | {kept} |" for command, what, time, kept in rows]
+    environment = quick["rmc"]["environment"]
+    return "\n".join(lines) + (
+        f"\n\nTimes are those of {environment['cpu_cores']} cores of an {environment['processor']}."
+    )
+
+
+def nth_farthest() -> str:
+    """The memory core against the LSTM."""
+    quick = read("nth_farthest/quick")
+    task, train = (quick["rmc"]["config"][name] for name in ("task", "train"))
+    scores = {name: _mean(run["summary"]["evaluation"]["accuracy"]) for name, run in quick.items()}
+    trivial = 2 / task["num_objects"]
+    ahead = scores["rmc"] > scores["lstm"]
+    return f"""\
+| | objects, features | updates | RMC | LSTM | trivial score |
+|---|---|---|---|---|---|
+| paper | 8, 16 | not stated | 91 % | below 30 % | 25 % |
+| here | {task["num_objects"]}, {task["num_features"]} | {train["steps"]:,} | \
+{_percent(scores["rmc"])} | {_percent(scores["lstm"])} | {_percent(trivial)} |
+
+**{"The order holds" if ahead else "The order does not hold"}** at equal updates and about equal \
+parameters ({quick["rmc"]["summary"]["parameters"]:,} and \
+{quick["lstm"]["summary"]["parameters"]:,}), with {_seeds(train["num_seeds"])} \
+([numbers](results/nth_farthest/quick.json), `python -m experiments.nth_farthest`)."""
+
+
+def programs() -> str:
+    """Table 1: where the memory core is first, and where it is not."""
+    quick = read("program_evaluation/quick")
+    config = quick["config"]
+    scores = {
+        task: {
+            model: max(max(curve["value"]) for curve in models[model]["accuracy"].values())
+            for model in LABELS
+            if model in models
+        }
+        for task, models in quick["runs"].items()
+    }
+    lines = ["| characters right | " + " | ".join(scores) + " |", "|---" * (len(scores) + 1) + "|"]
+    for model, label in LABELS.items():
+        cells = []
+        for task, found in scores.items():
+            here = _percent(found[model]) if model in found else "not run"
+            cells.append(f"{here} ({quick['paper'][task][model]})")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    first, level, behind = [], [], []
+    for task, found in scores.items():
+        gap = _points(found["rmc"]) - max(_points(found[m]) for m in found if m != "rmc")
+        (first if gap > 0 else level if gap == 0 else behind).append(task)
+    difficulty, train = config["difficulty"], config["train"]
+    return (
+        "\n".join(lines)
+        + f"""
+
+In parentheses: the paper's Table 1, in percent. **RMC first in: {_names(first)}; level with the \
+best other model in: {_names(level)}; behind it in: {_names(behind)}.** Literals of up to \
+{difficulty["length"]} digits and nesting {difficulty["nesting"]} (paper: 5 and 2), numbers of \
+up to {difficulty["memorization_length"]} digits, {train["steps"]:,} updates (paper: 200,000), \
+{_seeds(train["num_seeds"])} ([numbers](results/program_evaluation/quick.json), \
+`python -m experiments.program_evaluation table --jobs 2`)."""
+    )
+
+
+def attention() -> str:
+    """What figure 3 shows, in numbers."""
+    numbers = read("nth_farthest/figures/attention")
+    written, memory, inputs = (numbers[name] for name in ("written", "memory_share", "input"))
+    heads = [name for name in memory if name.startswith("head")]
+    lines = [
+        "| of the attention to memory, to the slot that m changes most | before m is seen | after "
+        "| same slot, other sequences, after | evenly spread |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("all", *heads):
+        label = "mean of heads" if name == "all" else name
+        cells = [memory[name][key] for key in ("before", "after", "others_after", "uniform")]
+        lines.append(f"| {label} | " + " | ".join(map(_percent, cells)) + " |")
+    lines += [
+        "",
+        "| of all attention, to the input, mean of the steps with all three cases "
+        "| m comes later | m is shown | m was seen before | evenly spread |",
+        "|---|---|---|---|---|",
+    ]
+    for name in heads:
+        by_step = zip(*(inputs[name][key] for key in ("before", "shown", "after")), strict=True)
+        whole = [values for values in by_step if None not in values]
+        cells = [*map(_mean, zip(*whole, strict=True)), inputs[name]["uniform"]]
+        lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
+    ratio = written["change_by_reference"] / written["change_by_other_object"]
+    return (
+        "\n".join(lines)
+        + f"""
+
+Over {numbers["sequences"]:,} fresh sequences, {_percent(numbers["accuracy"])} of them answered \
+right. m is spread over the slots: the one that it changes most takes \
+{_percent(written["largest_share"])} of the change (evenly: {_percent(written["even_share"])}; in \
+one slot alone: 100 %). Another vector in m's place moves the last memory {ratio:.1f} times as far \
+as one in another object's place ([numbers](results/nth_farthest/figures/attention.json), \
+`python -m experiments.nth_farthest.figures runs/nth_farthest/quick`)."""
+    )
+
+
+def ablations() -> str:
+    """Slots, heads, gates and the rest, of the grids that were run."""
+    return "\n\n".join(_grid(name) for name in GRIDS)
+
+
+def _grid(name: str) -> str:
+    grid = read(f"ablations/{name}")
+    command = f"`python -m experiments.ablations{GRIDS[name]}`"
+    if grid is None:
+        return f"{command} was not run yet: `results/ablations/{name}.json` is not there."
+    rows = {key: row for key, row in grid["rows"].items() if row["accuracy"]}
+    base = rows["base"]
+    claims = {
+        "memory slots": "8 or 16 slots better than 1",
+        "heads": "with 1 slot, 8 or 16 heads better than 1; with more slots no statement",
+        "gates": "per unit and per slot both reach about 90 %",
+        "model": "RMC better than LSTM",
+    }
+    lines = [
+        f"**{_task(grid['config'])}**; base {_range(base)}, trivial score "
+        f"{_percent(base['trivial_accuracy'])}:",
+        "",
+        "| paper | here, mean (lowest to highest seed), against the base |",
+        "|---|---|",
+    ]
+    for factor, claim in claims.items():
+        cells = [
+            f"{_label(row)} {_range(row)}, {_verdict(row, base)}"
+            for row in rows.values()
+            if row["factor"] == factor
+        ]
+        lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
+    others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
+    lines.append("")
+    for verdict in ("better", "worse", "not told apart"):
+        found = [f"{_label(r)} ({_range(r)})" for r in others if _verdict(r, base) == verdict]
+        lines.append(f"- Of the other rows, {verdict}: {_names(found)}.")
+    stuck = [
+        _label(row)
+        for row in rows.values()
+        if max(row["accuracy"]) <= base["trivial_accuracy"] + NEAR_TRIVIAL
+    ]
+    lines.append(f"- Did not learn at all, with any seed: {_names(stuck)}.")
+    missing = [key for key in grid["rows"] if key not in rows]
+    if missing:
+        lines.append(f"- The loss became NaN: {_names(missing)}.")
+    if grid["not_run"]:
+        lines.append(f"- Not run: {_names(grid['not_run'])}.")
+    return "\n".join(lines) + f"\n\n[All of its numbers](results/ablations/{name}.json), {command}."
+
+
+def _task(config: dict[str, Any]) -> str:
+    train = config["train"]
+    if config["task"] == "nth_farthest":
+        sizes = config["nth_farthest"]
+        what = f"Nth Farthest, {sizes['num_objects']} objects of {sizes['num_features']} features"
+    else:
+        sizes = config["program"]
+        what = f"Program task {sizes['program_task']}, length {sizes['length']}, nesting "
+        what += str(sizes["nesting"])
+    return f"{what}, {train['steps']:,} updates, {_seeds(train['num_seeds'])} a row"
+
+
+def _verdict(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """Better or worse only where the ranges of the seeds do not overlap."""
+    if min(row["accuracy"]) > max(base["accuracy"]):
+        return "better"
+    return "worse" if max(row["accuracy"]) < min(base["accuracy"]) else "not told apart"
+
+
+def _label(row: dict[str, Any]) -> str:
+    if row["factor"] == "":
+        return "base"
+    return row["value"] if row["factor"] == "model" else f"{row['factor']} {row['value']}"
+
+
+def _range(row: dict[str, Any]) -> str:
+    low, high = (_points(pick(row["accuracy"])) for pick in (min, max))
+    return f"{_percent(_mean(row['accuracy']))} ({low:.1f} to {high:.1f})"
+
+
+def _points(share: float) -> float:
+    """Percent, as precise as it is written."""
+    return round(100 * share, 1)
+
+
+def _percent(share: float) -> str:
+    return f"{_points(share):.1f} %"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.conclusions",
+        description="Writes the numbers of experiments/README.md from experiments/results.",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
+    given = parser.parse_args(args)
+    text = README.read_text()
+    filled = fill(text, blocks())
+    if given.check:
+        print("up to date" if filled == text else "out of date: python -m experiments.conclusions")
+        return int(filled != text)
+    README.write_text(filled)
+    print(f"wrote {README}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The numbers of experiments/README.md are those of experiments/results."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import conclusions
+
+README = conclusions.README.read_text()
+BLOCK = re.compile(r"<!-- begin: \w+ -->.*?<!-- end: \w+ -->", re.S)
+
+
+def test_readme_holds_the_numbers_of_the_results():
+    assert conclusions.main(["--check"]) == 0
+
+
+def test_no_measured_number_stands_outside_of_the_blocks():
+    prose = BLOCK.sub("", README)
+    assert not re.findall(r"\d[\d,.]* ?(?:%|points|min\b|h\b|s\b)", prose)
+
+
+def test_files_that_are_named_exist():
+    for target in set(re.findall(r"\]\(([^)#:]+)", README)):
+        assert (conclusions.README.parent / target).exists(), target
+
+
+def test_commands_exist():
+    root = Path(__file__).parents[2]
+    modules = set(re.findall(r"(?:python -m |^\| `)(experiments[\w.]+)", README, re.M))
+    assert len(modules) > 5
+    for module in modules:
+        path = root / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A copy of what is quoted, for numbers of our choice."""
+    monkeypatch.setattr(conclusions, "RESULTS", tmp_path)
+
+    def write(name, content):
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    return write
+
+
+QUICK, PROGRAMS = (
+    json.loads((conclusions.RESULTS / f"{name}/quick.json").read_text())
+    for name in ("nth_farthest", "program_evaluation")
+)
+
+
+def test_another_result_is_another_text(results):
+    other = copy.deepcopy(QUICK)
+    results("nth_farthest/quick", other)
+    assert "**The order holds**" in conclusions.nth_farthest()
+    other["lstm"]["summary"]["evaluation"]["accuracy"] = [0.9876]
+    results("nth_farthest/quick", other)
+    assert "| 98.8 % | 50.0 % |" in conclusions.nth_farthest()
+    assert "**The order does not hold**" in conclusions.nth_farthest()
+
+
+def test_first_level_and_behind_are_told_by_what_is_written(results):
+    other = copy.deepcopy(PROGRAMS)
+    del other["runs"]["control"]["dnc"]
+    for task, rmc, lstm in (("addition", 0.9004, 0.8996), ("copy", 0.5, 0.6), ("double", 0.7, 0.6)):
+        models = other["runs"][task]
+        for model, value in (("rmc", rmc), ("lstm", lstm), ("entnet", 0.1), ("dnc", 0.1)):
+            models[model]["accuracy"]["0"]["value"] = [0.0, value]
+    results("program_evaluation/quick", other)
+    text = conclusions.programs()
+    assert "level with the best other model in: addition, reverse" in text
+    assert "behind it in: copy." in text
+    assert "not run (83.8)" in text
+
+
+def grid(**accuracies):
+    factors = {
+        "base": ("", "base"),
+        "slots_1": ("memory slots", "1"),
+        "heads_1": ("heads", "1"),
+        "zeros": ("initial memory", "zeros"),
+        "lstm": ("model", "LSTM, 1 x 8"),
+    }
+    rows = {
+        name: dict(zip(("factor", "value"), factors[name], strict=True))
+        | {"accuracy": values, "trivial_accuracy": 0.5, "seconds": 36.0}
+        for name, values in accuracies.items()
+    }
+    config = {
+        "task": "nth_farthest",
+        "nth_farthest": {"num_objects": 3, "num_features": 2},
+        "train": {"steps": 1500, "num_seeds": 2},
+    }
+    return {"config": config, "rows": rows, "not_run": ["mlp_4"]}
+
+
+def test_ablations_by_hand(results):
+    rows = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82], heads_1=[0.91, 0.89], zeros=[0.5, 0.51])
+    rows["rows"]["lstm"] = {"factor": "model", "value": "LSTM", "accuracy": [], "seconds": None}
+    results("ablations/quick", rows)
+    text = conclusions.ablations()
+    assert "base 92.0 % (90.0 to 94.0), trivial score 50.0 %" in text
+    assert "| memory slots 1 81.0 % (80.0 to 82.0), worse |" in text
+    assert "| heads 1 90.0 % (89.0 to 91.0), not told apart |" in text
+    assert "worse: initial memory zeros (50.5 % (50.0 to 51.0))" in text
+    assert "Did not learn at all, with any seed: initial memory zeros." in text
+    assert "The loss became NaN: lstm." in text
+    assert "Not run: mlp_4." in text
+    assert "quick_program.json` is not there" in text
+
+
+def test_marks_and_blocks_must_agree():
+    text = "a\n<!-- begin: one -->\nold\n<!-- end: one -->\nb"
+    filled = conclusions.fill(text, {"one": "new"})
+    assert filled == "a\n<!-- begin: one -->\n\nnew\n\n<!-- end: one -->\nb"
+    assert conclusions.fill(filled, {"one": "new"}) == filled
+    with pytest.raises(ValueError, match=r"marks for \['two'\], got \['one'\]"):
+        conclusions.fill(text, {"two": "new"})
+
+
+def test_check_tells_what_is_out_of_date(tmp_path, monkeypatch, capsys):
+    stale = tmp_path / "README.md"
+    stale.write_text(README.replace("begin: nth_farthest -->", "begin: nth_farthest -->\n1.0 %"))
+    monkeypatch.setattr(conclusions, "README", stale)
+    assert conclusions.main(["--check"]) == 1
+    assert "out of date" in capsys.readouterr().out
+    assert conclusions.main([]) == 0
+    assert stale.read_text() == README
