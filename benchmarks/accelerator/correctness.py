@@ -149,6 +149,13 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
       runner: "plain" or "auto".
     """
     case = golden.load(name)
+    return judge_golden(golden, case, *golden_results(case, runner))
+
+
+def golden_results(
+    case: Any, runner: str, jit: Callable[[Callable], Callable] = jax.jit
+) -> tuple[jax.Array, Any]:
+    """Outputs of a recorded case and the gradients of its parameters, inputs and memory."""
     if runner == variants.REFERENCE:
         rnn: Any = nn.RNN(case.cell, time_major=True)
     else:
@@ -159,8 +166,13 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
         return jnp.mean(outputs * case.loss_weights), outputs
 
     with matmul_precision("float32"):
-        value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        value_and_grad = jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
         (_, outputs), gradients = value_and_grad(case.params, case.inputs, case.initial_memory)
+    return outputs, gradients
+
+
+def judge_golden(golden: Any, case: Any, outputs: jax.Array, gradients: Any) -> Check:
+    """How far results are from the recorded ones."""
     wanted_outputs = case.arrays["outputs"]
     shares = {"outputs": _share(outputs, wanted_outputs, golden.OUTPUT_ATOL, 0.0)}
     found = jax.tree.leaves_with_path(gradients)

@@ -28,7 +28,7 @@ OVERHEAD_BYTES = 2 * 2**20
 """Room for what is beside the arrays of a run: metrics, timings, the checkpoint's own records."""
 
 _LEFT_OUT = ("tensorboard", "plots")
-_PIECE = re.compile(r"(.+)\.tar\.(\d\d)")
+_PIECE = re.compile(r"(.+)\.tar\.(\d\d)-of-(\d\d)")
 
 
 class TooLargeError(ValueError):
@@ -71,7 +71,7 @@ def check_fits(states: Mapping[str, int], other_files: int) -> None:
 
 
 def pack(run_dir: Path, out: Path, name: str) -> list[Path]:
-    """Writes a run directory as ``<name>.tar.00``, ``.01``, ...; replaces what was there.
+    """Writes a run directory as ``<name>.tar.00-of-02`` and so on; replaces what was there.
 
     Args:
       run_dir: with its newest checkpoint.
@@ -86,16 +86,16 @@ def pack(run_dir: Path, out: Path, name: str) -> list[Path]:
         for path in _kept(run_dir):
             archive.add(path, path.relative_to(run_dir).as_posix(), recursive=False)
     content = buffer.getbuffer()
-    temporary = []
-    for i, start in enumerate(range(0, len(content), PIECE_BYTES)):
-        path = out / f"{name}.tar.{i:02d}"
-        temporary.append((path.with_name(path.name + ".tmp"), path))
-        temporary[-1][0].write_bytes(content[start : start + PIECE_BYTES])
-    for old in pieces(out, name)[len(temporary) :]:
+    starts = range(0, len(content), PIECE_BYTES)
+    paths = [out / f"{name}.tar.{i:02d}-of-{len(starts):02d}" for i in range(len(starts))]
+    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    for path, start in zip(temporary, starts, strict=True):
+        path.write_bytes(content[start : start + PIECE_BYTES])
+    for old in pieces(out, name):
         old.unlink()
-    for new, path in temporary:
+    for new, path in zip(temporary, paths, strict=True):
         new.replace(path)
-    return [path for _, path in temporary]
+    return paths
 
 
 def unpack(out: Path, name: str, run_dir: Path) -> bool:
@@ -115,6 +115,11 @@ def unpack(out: Path, name: str, run_dir: Path) -> bool:
     found = pieces(out, name)
     if not found:
         return False
+    number = int(found[0].name[-2:])
+    wanted = [f"{name}.tar.{i:02d}-of-{number:02d}" for i in range(number)]
+    if [path.name for path in found] != wanted:
+        have = ", ".join(path.name for path in found)
+        raise ValueError(f"{out} must hold {', '.join(wanted)}, got {have}")
     buffer = io.BytesIO(b"".join(path.read_bytes() for path in found))
     run_dir.mkdir(parents=True, exist_ok=True)
     try:

@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--benchmarks", type=Path, default=BENCHMARK_RESULTS,
                         help="where measurements go (default: benchmarks/results)")  # fmt: skip
     parser.add_argument("--experiments", type=Path, default=EXPERIMENT_RESULTS / "nth_farthest",
-                        help="where trainings go (default: experiments/results/nth_farthest)")  # fmt: skip
+                        help="(default: experiments/results/nth_farthest)")  # fmt: skip
     given = parser.parse_args(args)
     written = []
     for directory in given.directories:
