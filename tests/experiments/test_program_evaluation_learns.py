@@ -8,8 +8,10 @@ from experiments.program_evaluation import PRESETS, train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["copy", "reverse", "double"])
-def test_quick_preset_teaches_the_rmc_to_memorize(tmp_path, task):
-    config = dataclasses.replace(PRESETS["quick"], task=task, model="rmc")
+@pytest.mark.parametrize(("task", "steps"), [("copy", 3000), ("reverse", 3000), ("double", 4500)])
+def test_quick_preset_teaches_the_rmc_to_memorize(tmp_path, task, steps):
+    quick = PRESETS["quick"]
+    train_config = dataclasses.replace(quick.train, steps=steps)
+    config = dataclasses.replace(quick, task=task, model="rmc", train=train_config)
     summary = train(config, tmp_path, progress=False)
     assert summary[task]["rmc"]["evaluation"]["accuracy"][0] >= 0.99
