@@ -64,8 +64,8 @@ def _training(add: Callable[..., Any]) -> None:
     add("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME",
         help=f"what search tries, in order, of {names}")  # fmt: skip
     add("--search-model", choices=("rmc", "lstm"), default="rmc", help="(default: rmc)")
-    add("--seconds-each", type=_positive, default=60.0,
-        help="wall time of each candidate (default: 60)")  # fmt: skip
+    add("--seconds-each", type=_positive, default=40.0,
+        help="training time of each candidate, compiling not included (default: 40)")  # fmt: skip
     add("--candidate", choices=CANDIDATES, default="fast", metavar="NAME",
         help="what training parts train (default: fast)")  # fmt: skip
     add("--set", nargs="+", type=parse_change, default=[], metavar="OPTION=VALUE",
@@ -165,7 +165,8 @@ def run_part(
             out,
             deadline,
             seconds_each=given.seconds_each,
-            reserve=min(given.reserve_seconds, given.seconds_each / 10),
+            reserve=given.reserve_seconds,
+            overhead=0.0 if toy else 30.0,
             progress=progress,
         )
         print(search.search_table(rows))

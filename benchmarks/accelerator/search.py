@@ -27,6 +27,7 @@ def search_part(
     *,
     seconds_each: float,
     reserve: float = RESERVE_SECONDS,
+    overhead: float = 30.0,
     target: float | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -40,8 +41,9 @@ def search_part(
       make: the configuration of a name.
       out: where ``search.jsonl`` is.
       deadline: when all must be done.
-      seconds_each: of wall time, compiling included.
+      seconds_each: from the end of a candidate's first chunk of updates: without compiling.
       reserve: seconds kept for the end of a candidate.
+      overhead: seconds that a candidate is taken to need beside these before one was trained.
       target: accuracy at which a candidate ends sooner.
       progress: whether to draw progress bars.
 
@@ -53,23 +55,20 @@ def search_part(
         if any(_is_row_of(row, candidate, config, seconds_each) for row in read_search(out)):
             print(f"{candidate}: done before")
             continue
-        if deadline.left() < seconds_each:
+        if deadline.left() < seconds_each + overhead:
             print(f"{candidate}: no time left")
             break
         started = time.perf_counter()
-        stop = Stop(deadline.within(seconds_each), target, reserve)
+        stop = Stop(deadline, target, reserve, seconds_each)
         with tempfile.TemporaryDirectory() as temporary:
             try:
                 result = train(config, Path(temporary) / "run", candidate, stop, progress=progress)
             except NonFiniteError as error:
                 result = {"error": str(error), "config": _as_json(config)}
-        row = {
-            "candidate": candidate,
-            "seconds_each": seconds_each,
-            "wall_seconds": round(time.perf_counter() - started, 1),
-            **result,
-        }
-        append_rows(out / FILE, [row])
+        wall = time.perf_counter() - started
+        overhead = max(overhead, wall - seconds_each)
+        row = {"candidate": candidate, "seconds_each": seconds_each, "wall_seconds": round(wall, 1)}
+        append_rows(out / FILE, [row | result])
     return read_search(out)
 
 
@@ -79,7 +78,7 @@ def read_search(out: Path) -> list[dict[str, Any]]:
 
 
 def search_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy against wall time, the best candidate first.
+    """Accuracy against training time, the best candidate first.
 
     Times are quarters of the longest: accuracy on fresh sequences, the mean of all seeds.
     """
@@ -98,15 +97,15 @@ def search_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{summary['steps'] / max(summary['train_seconds'], 0.1):.1f}",
             *(_percent(accuracy_at(row, mark)) for mark in marks),
             f"{_mean(summary['evaluation']['loss']):.3f}",
-            "-" if half is None else f"{half['wall_seconds']:.0f} s",
+            "-" if half is None else f"{half['seconds']:.0f} s",
         ])  # fmt: skip
     return markdown(head, lines)
 
 
-def accuracy_at(row: dict[str, Any], wall_seconds: float) -> float | None:
+def accuracy_at(row: dict[str, Any], seconds: float) -> float | None:
     """Mean accuracy of the seeds at the last evaluation by that time; None before the first."""
-    times = [entry["wall_seconds"] for entry in row["evaluations"]]
-    index = sum(at <= wall_seconds for at in times) - 1
+    times = [entry["seconds"] for entry in row["evaluations"]]
+    index = sum(at <= seconds for at in times) - 1
     if index < 0:
         return None
     return _mean([curve["value"][index] for curve in row["accuracy"].values()])

@@ -99,12 +99,25 @@ def training_state_bytes(config: Config) -> int:
 class Stop:
     """Ends a training at a target accuracy of every seed, or in time for a deadline.
 
+    Args:
+      deadline: when all must be done.
+      target: accuracy; None: none.
+      reserve: seconds kept before the deadline.
+      seconds: also ends it so long after its first chunk: without compiling.
+
     Attributes:
       reason: "target" or "time" once it has ended it, None before.
     """
 
-    def __init__(self, deadline: Deadline, target: float | None, reserve: float) -> None:
+    def __init__(
+        self,
+        deadline: Deadline,
+        target: float | None,
+        reserve: float,
+        seconds: float | None = None,
+    ) -> None:
         self.reason: str | None = None
+        self._seconds = seconds
         self._deadline, self._target, self._reserve = deadline, target, reserve
         self._before: float | None = None
         self._longest = 0.0
@@ -112,6 +125,9 @@ class Stop:
     def __call__(self, step: int, evaluation: loop.Values) -> bool:
         """As `loop.train` asks after every chunk."""
         del step
+        if self._seconds is not None:
+            within = self._deadline.within(self._seconds + self._reserve)
+            self._deadline, self._seconds = within, None
         left = self._deadline.left()
         if self._before is not None:  # The next chunk may come with an evaluation as well.
             self._longest = max(self._longest, self._before - left)

@@ -307,18 +307,19 @@ def test_all_parts_end_to_end_without_optional_packages(tmp_path):
     arguments = [
         *("--toy", "--no-progress", "--dtype", "float32", "--rounds", "2", "--out", str(tmp_path)),
         *("--seconds-each", "60", "--candidates", "fast", "--num-seeds", "2"),
-        *("--parts", *command.PARTS, "--minutes", "30", "--reserve-seconds", "1"),
+        *("--minutes", "30", "--reserve-seconds", "1", "--target", "1.1"),
         *("--set", "train.steps=8", "train.chunk_steps=2", "train.eval_every=4"),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", MISSING, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tensorboardX is not installed" in done.stdout
+    for parts in (command.PARTS[:4], command.PARTS[4:]):  # All six would leave too many files.
+        done = subprocess.run(
+            [sys.executable, "-c", MISSING, *arguments, "--parts", *parts],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "tensorboardX is not installed" in done.stdout
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {
         *(correctness.FILE, throughput.FILE, throughput.CALLS_FILE, profiling.FILE),
@@ -328,5 +329,5 @@ def test_all_parts_end_to_end_without_optional_packages(tmp_path):
     assert {row["variant"] for row in rows} >= {"plain", "auto", "auto_unroll4", "lstm_width"}
     for name in ("train_rmc", "train_lstm"):
         summary = json.loads((tmp_path / f"{name}.json").read_text())["summary"]
-        assert summary["steps"] == 8 or summary["ended_by"] == "target"
+        assert (summary["steps"], summary["ended_by"]) == (8, "steps")
     assert training.config_there(tmp_path, "train_rmc") is not None

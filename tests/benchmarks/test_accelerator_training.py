@@ -173,6 +173,15 @@ def test_a_chunk_that_would_not_end_in_time_is_not_started():
     assert stop.reason == "time"
 
 
+def test_seconds_count_from_the_first_chunk():
+    now = [0.0]
+    stop = training.Stop(Deadline(100.0, lambda: now[0]), None, reserve=5.0, seconds=20.0)
+    ended = []
+    for now[0] in (40.0, 50.0, 51.0):  # Compiled for 40 seconds; a chunk takes 10.
+        ended.append(stop(1, {"accuracy": np.zeros(1)}))
+    assert ended == [False, False, True]
+
+
 def test_other_options_than_those_of_the_run_are_refused(tmp_path, whole, capsys):
     out = tmp_path / "out"
     other = ["train.learning_rate=0.1"]
@@ -278,7 +287,7 @@ def test_search_goes_on_and_makes_a_table(tmp_path, capsys, monkeypatch):
 
 def test_accuracy_at():
     row = {
-        "evaluations": [{"wall_seconds": 1.0}, {"wall_seconds": 5.0}],
+        "evaluations": [{"seconds": 1.0}, {"seconds": 5.0}],
         "accuracy": {"0": {"value": [0.2, 0.6]}, "1": {"value": [0.4, 0.8]}},
     }
     found = [search.accuracy_at(row, seconds) for seconds in (0.5, 1.0, 4.9, 9.0)]
