@@ -127,7 +127,8 @@ def _forward(
     shapes = jax.eval_shape(step, carry, (take_step(terms, t, axis),), t)[1]
     # The carries go where the caller has time; what is saved has it in front, the quickest place.
     buffers = [
-        time_buffers(x, num_steps, where) for x, where in zip(shapes, (axis, 0), strict=False)
+        time_buffers(x, num_steps, where, after=terms)
+        for x, where in zip(shapes, (axis, 0), strict=False)
     ]
     final, filled = loop_over_time(
         step,

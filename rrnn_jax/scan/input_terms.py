@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
@@ -65,29 +66,37 @@ def input_terms(
     if cell.gate_style is not None:
         readers = [*readers, params["gates"]["input"]]
 
-    x = inputs.astype(dtype)
-    rows = None
-    if attending or not _pays_to_combine(inputs.shape, projection["kernel"], readers):
+    source, rows = inputs.astype(dtype), None
+    combines = not attending and _pays_to_combine(inputs.shape, projection["kernel"], readers)
+    if not combines:
         # Rounded once, like the output of the projection in the plain cell.
-        rows = _dense(projection["kernel"], projection["bias"], x, dtype, stream).astype(dtype)
-        results = [_dense(r["kernel"], r["bias"], rows, dtype, stream) for r in readers]
-    else:
-        results = [_dense(*_combine(projection, r, dtype), x, dtype, stream) for r in readers]
-
+        product = _dense(projection["kernel"], projection["bias"], source, dtype, stream)
+        source = product.astype(dtype)
+        rows = source.astype(stream) if attending else None
+    weights = [
+        _combine(projection, r, dtype) if combines else (r["kernel"], r["bias"]) for r in readers
+    ]
     queries = 0 if attending else query_key_sizes(cell)[0]
-    packed = []
-    for attention, qkv in zip(attentions, results, strict=False):
-        if cell.qkv_norm:
-            norm = attention["qkv_norm"]
+
+    def pack(kernel: Array, bias: Array, norm: Mapping[str, Array] | None, source: Array) -> Array:
+        qkv = _dense(kernel, bias, source, dtype, stream)
+        if norm is not None:
             qkv = layer_norm(qkv.astype(dtype).astype(stream), norm["scale"], norm["bias"])
-        packed.append(qkv.astype(dtype)[..., queries:])
+        return qkv.astype(dtype)[..., queries:]
+
+    if combines:  # Narrow inputs: to multiply again costs less than to keep the result.
+        pack = jax.checkpoint(pack)
+    packed = tuple(
+        pack(kernel, bias, attention["qkv_norm"] if cell.qkv_norm else None, source)
+        for attention, (kernel, bias) in zip(attentions, weights, strict=False)
+    )
     gates = None
     if cell.gate_style is not None:
-        gates = results[-1][..., 0, :]
+        gates = _dense(*weights[-1], source, dtype, stream)[..., 0, :]
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
     return InputTerms(
-        qkv=tuple(packed),
-        rows=rows.astype(stream) if attending and rows is not None else None,
+        qkv=packed,
+        rows=rows,
         gates=gates,
         resets=resets,
         mask=mask,

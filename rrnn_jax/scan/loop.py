@@ -107,10 +107,25 @@ def loop_over_time(
     return carry, arrays
 
 
-def time_buffers(shapes: Any, num_steps: int, time_axis: int) -> Timed:
-    """Room for `num_steps` values of the given shapes and dtypes, with any content."""
+def time_buffers(shapes: Any, num_steps: int, time_axis: int, after: Any = ()) -> Timed:
+    """Room for `num_steps` values of the given shapes and dtypes, with any content.
+
+    Args:
+      shapes: of one step, any pytree.
+      num_steps: T.
+      time_axis: where time is to be.
+      after: arrays; the room is taken once the first of them is there. What only its computation
+        needs can then be in the same memory.
+    """
+    first = [leaf.ravel()[0] for leaf in jax.tree.leaves(after)[:1] if leaf.size > 0]
 
     def buffer(x: jax.ShapeDtypeStruct) -> Array:
-        return jax.lax.empty((*x.shape[:time_axis], num_steps, *x.shape[time_axis:]), x.dtype)
+        shape = (*x.shape[:time_axis], num_steps, *x.shape[time_axis:])
+        # A constant would be there from the start, whatever comes before.
+        return (
+            jnp.broadcast_to(first[0].astype(x.dtype), shape)
+            if first
+            else jnp.zeros(shape, x.dtype)
+        )
 
     return Timed(jax.tree.map(buffer, shapes), time_axis)

@@ -169,7 +169,9 @@ def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
 
 
 def _layer_norm_fwd(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple]:
-    normal, rstd = normalise(x)
+    # One array for what comes next and for the backward pass: else XLA makes it twice, and keeps
+    # `x` as well until then.
+    normal, rstd = jax.lax.optimization_barrier(normalise(x))
     return normal * as_rows(scale, x) + as_rows(bias, x), (normal, rstd, scale, bias)
 
 
