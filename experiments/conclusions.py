@@ -229,7 +229,7 @@ def _grid(name: str) -> str:
     ]
     for factor, claim in claims.items():
         cells = [
-            f"{_label(row)} {_range(row)}, {_verdict(row, base)}"
+            f"{_label(row)}: {_range(row)}, {_verdict(row, base)}"
             for row in rows.values()
             if row["factor"] == factor
         ]
@@ -237,8 +237,8 @@ def _grid(name: str) -> str:
     others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
     lines.append("")
     for verdict in ("better", "worse", "not told apart"):
-        found = [f"{_label(r)} ({_range(r)})" for r in others if _verdict(r, base) == verdict]
-        lines.append(f"- Of the other rows, {verdict}: {_names(found)}.")
+        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == verdict]
+        lines.append(f"- Of the other rows, {verdict}: {'; '.join(found) or 'none'}.")
     stuck = [
         _label(row)
         for row in rows.values()

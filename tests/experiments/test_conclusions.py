@@ -106,9 +106,9 @@ def test_ablations_by_hand(results):
     results("ablations/quick", rows)
     text = conclusions.ablations()
     assert "base 92.0 % (90.0 to 94.0), trivial score 50.0 %" in text
-    assert "| memory slots 1 81.0 % (80.0 to 82.0), worse |" in text
-    assert "| heads 1 90.0 % (89.0 to 91.0), not told apart |" in text
-    assert "worse: initial memory zeros (50.5 % (50.0 to 51.0))" in text
+    assert "| memory slots 1: 81.0 % (80.0 to 82.0), worse |" in text
+    assert "| heads 1: 90.0 % (89.0 to 91.0), not told apart |" in text
+    assert "worse: initial memory zeros: 50.5 % (50.0 to 51.0)" in text
     assert "Did not learn at all, with any seed: initial memory zeros." in text
     assert "The loss became NaN: lstm." in text
     assert "Not run: mlp_4." in text
