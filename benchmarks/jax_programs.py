@@ -53,9 +53,9 @@ def plain(problem: Problem, unroll: int = 1) -> Model:
     return _relational(problem, apply, step)
 
 
-def ours(problem: Problem, implementation: str, remat: Remat = "none") -> Model:
+def ours(problem: Problem, implementation: str, remat: Remat = "none", unroll: int = 1) -> Model:
     """`rrnn_jax.RNN` of the cell; step by step, a sequence of one step with the carry given."""
-    rnn = RNN(problem.cell, implementation=implementation, remat=remat)
+    rnn = RNN(problem.cell, implementation=implementation, remat=remat, unroll=unroll)
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return rnn.apply({"params": params}, inputs)  # type: ignore[return-value]

@@ -7,7 +7,6 @@ from benchmarks import jax_programs
 from benchmarks.gated_models import cudnn_lstm, gated
 from benchmarks.problem import Problem
 from benchmarks.program import Program, UnavailableError
-from benchmarks.unrolling import unrolled_hoisted_scan
 from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
 from rrnn_jax.typing import Remat
 
@@ -32,19 +31,11 @@ def _jax(make: Callable[..., jax_programs.Model], *args: str | int) -> Build:
     return lambda problem, mode: jax_programs.build(make(problem, *args), problem, mode)
 
 
-def _unrolled(steps: int) -> Build:
-    def build(problem: Problem, mode: str) -> Program:
-        with unrolled_hoisted_scan(steps):  # Around the tracing of the backward pass as well.
-            return jax_programs.build(jax_programs.ours(problem, "auto"), problem, mode)
-
-    return build
-
-
 OTHERS: dict[str, Build] = {
     REFERENCE: _jax(jax_programs.plain),
     "plain_unroll8": _jax(jax_programs.plain, 8),
-    "auto_unroll4": _unrolled(4),
-    "auto_unroll8": _unrolled(8),
+    "auto_unroll4": _jax(jax_programs.ours, "auto", "none", 4),
+    "auto_unroll8": _jax(jax_programs.ours, "auto", "none", 8),
     "lstm_width": _jax(gated, "lstm", "width"),
     "lstm_params": _jax(gated, "lstm", "params"),
     "gru_width": _jax(gated, "gru", "width"),

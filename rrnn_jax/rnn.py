@@ -1,5 +1,6 @@
 """`RNN`: runs a cell over a sequence, like `flax.linen.RNN`, with resets, masks and more."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -203,7 +204,13 @@ class RNN(nn.Module):
     ) -> SequenceOutputs:
         """Runs the sequence on the implementation that fits."""
         capturing = self.is_mutable_collection("intermediates")
-        implementation = resolve_implementation(self.implementation, self.cell)
+        batch = step_shape[: len(step_shape) - self.cell.num_feature_axes]
+        implementation = resolve_implementation(
+            self.implementation,
+            self.cell,
+            batch_size=math.prod(batch),
+            steps=sequence.inputs.shape[time_axis],
+        )
         if implementation == "hoisted" and not capturing and not self.is_initializing():
             assert isinstance(self.cell, RelationalMemoryCell)
             self.cell.check_step(carry, step_shape)
@@ -214,7 +221,7 @@ class RNN(nn.Module):
                 carry,
                 reset_carry,
                 time_axis=time_axis,
-                plan=hoisted_plan(self.cell),
+                plan=hoisted_plan(self.cell, self.unroll),
                 remat=self.remat,
                 all_carries=all_carries,
             )

@@ -112,6 +112,7 @@ def _run_stepwise(
         buffers=[Timed(d_floats, plan.time_axis)],
         reverse=True,
         prefetch=plan.prefetch[1],
+        unroll=plan.unroll,
     )
     return chain, d_kernels, d_floats
 
@@ -150,6 +151,7 @@ def _run_in_chunks(
             buffers=[Timed(d_floats, plan.time_axis)],
             reverse=True,
             prefetch=plan.prefetch[1],
+            unroll=plan.unroll,
         )
         d_kernels = _add_gradients(plan, step, d_kernels, collected)
         return (chain, d_kernels, d_floats, collected), None

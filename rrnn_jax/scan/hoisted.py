@@ -138,5 +138,6 @@ def _forward(
         num_steps=num_steps,
         buffers=buffers,
         prefetch=plan.prefetch[0],
+        unroll=plan.unroll,
     )
     return final, filled[0], filled[1] if save else None

@@ -55,6 +55,7 @@ def loop_over_time(
     buffers: Sequence[Timed],
     reverse: bool = False,
     prefetch: Prefetch = None,
+    unroll: int = 1,
 ) -> tuple[Any, list[Any]]:
     """Runs ``carry, outputs = step(carry, inputs[t], t)`` for `num_steps` values of t.
 
@@ -72,6 +73,7 @@ def loop_over_time(
         arithmetic that uses it, which then is not vectorised. ``"ahead"``: read a step's inputs at
         the end of the step before; what comes with the carry has been read already. ``"apart"``:
         put a barrier behind the read. ``None``: do nothing about it.
+      unroll: steps per iteration.
 
     Returns:
       The final carry, and the arrays of the filled buffers.
@@ -103,7 +105,9 @@ def loop_over_time(
         return (carry, arrays, read(i + 1) if prefetch == "ahead" else None), None
 
     state = (carry, [buffer.arrays for buffer in buffers], read(0) if prefetch == "ahead" else None)
-    (carry, arrays, _), _ = jax.lax.scan(body, state, jnp.arange(num_steps, dtype=jnp.int32))
+    (carry, arrays, _), _ = jax.lax.scan(
+        body, state, jnp.arange(num_steps, dtype=jnp.int32), unroll=unroll
+    )
     return carry, arrays
 
 

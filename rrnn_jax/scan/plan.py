@@ -21,6 +21,7 @@ class Plan(NamedTuple):
       rows_per_product: a weight gradient is taken over about this many rows at once.
       prefetch: see `loop_over_time`; forward and backward.
       transpose: see `tape.weight_gradient`.
+      unroll: steps per iteration of a loop over time.
     """
 
     cell: RelationalMemoryCell
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     rows_per_product: int
     prefetch: tuple[Prefetch, Prefetch]
     transpose: bool
+    unroll: int = 1
 
 
 class Residuals(NamedTuple):

@@ -38,6 +38,7 @@ CONFIGS = {
         {"num_blocks": 3, "input_queries": False, "matrix_inputs": True, "qkv_norm": False},
         {},
     ),
+    "unroll": ({}, FLAGS | {"unroll": 3}),
     "biases": ({"forget_bias": -0.5, "input_bias": 0.75}, {}),
 }
 
@@ -109,6 +110,30 @@ def test_weights_are_combined_where_that_saves_operations():
     assert not pays((32, 32, 1, 128), jnp.zeros((128, 64)), [reader])  # Wider than the memory.
 
 
+def test_auto_hoists_where_it_pays():
+    cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
+    variables = random_variables(RNN(cell), jnp.ones((2, 2, 3)))
+    for implementation, batch, steps, hoists in (
+        ("auto", 4, 1, False),
+        ("auto", 4, 2, True),
+        ("auto", 3, 2, jax.default_backend() != "cpu"),
+        ("hoisted", 1, 1, True),
+    ):
+        rnn = RNN(cell, implementation=implementation)
+        x = jnp.ones((batch, steps, 3))
+        jaxpr = jax.make_jaxpr(lambda x, rnn=rnn: rnn.apply(variables, x))(x)
+        assert ("name=_recurrence" in str(jaxpr)) == hoists, (implementation, batch, steps)
+
+
+def test_unroll_reaches_both_loops():
+    x = jnp.ones((2, 4, 3))
+    cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
+    variables = random_variables(RNN(cell), x)
+    rnn = RNN(cell, unroll=2, implementation="hoisted")
+    jaxpr = jax.make_jaxpr(jax.grad(lambda v: jnp.sum(rnn.apply(v, x))))(variables)
+    assert str(jaxpr).count("unroll=2") == 2
+
+
 def test_second_derivatives():
     cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1)
     x = normal(np.random.default_rng(0), (2, 3, 4))
@@ -129,8 +154,9 @@ def test_forward_mode_says_what_to_use():
     x = jnp.ones((1, 2, 3))
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
     variables = random_variables(RNN(cell), x)
+    fast = RNN(cell, implementation="hoisted")
     with pytest.raises(TypeError, match="use implementation='scan'"):
-        jax.jvp(lambda x: RNN(cell).apply(variables, x), (x,), (x,))
+        jax.jvp(lambda x: fast.apply(variables, x), (x,), (x,))
     plain = RNN(cell, implementation="scan")
     _, tangent = jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
     assert float(jnp.max(jnp.abs(tangent))) > 0
