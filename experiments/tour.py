@@ -1,0 +1,99 @@
+"""Executes the guided tour: ``python -m experiments.tour`` writes ``experiments/tour.ipynb``.
+
+The tour is kept as text, in ``tour.md``. A few minutes on 2 CPU cores; needs the extra ``tour``.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TEXT = Path(__file__).with_suffix(".md")
+NOTEBOOK = Path(__file__).with_suffix(".ipynb")
+LARGEST = 1_500_000
+"""Bytes that the executed notebook may have."""
+
+
+def read_text() -> Any:
+    """The text as a notebook without outputs, with the same cell numbers every time."""
+    import jupytext
+
+    notebook = jupytext.read(TEXT)
+    for i, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{i}"
+    return notebook
+
+
+def execute(timeout: float = 7200.0) -> Any:
+    """Runs all cells in a fresh kernel, from the repository's root.
+
+    Args:
+      timeout: seconds that one cell may take.
+
+    Returns:
+      The notebook with its outputs, without times and versions of Jupyter.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: a cell raised an error.
+      ValueError: a cell wrote to stderr, which is where warnings go.
+    """
+    from matplotlib import font_manager  # Says so where it makes its cache: not in the notebook.
+    from nbclient import NotebookClient
+    from traitlets.config import Config
+
+    assert font_manager.fontManager
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # A debugger's message.
+    notebook = read_text()
+    resources = {"metadata": {"path": str(TEXT.parents[1])}}
+    NotebookClient(
+        notebook,
+        timeout=timeout,
+        resources=resources,
+        record_timing=False,
+        config=Config(KernelManager={"transport": "ipc"}),  # Files, not open ports.
+    ).execute()
+    if faults := complaints(notebook):
+        raise ValueError("cells wrote errors or warnings:\n" + "\n".join(faults))
+    notebook.metadata = {
+        "jupytext": notebook.metadata["jupytext"],
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def complaints(notebook: Any) -> list[str]:
+    """Errors, warnings, and whatever else went to stderr, in a notebook's outputs."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output["output_type"] == "error":
+                found.append(f"{cell['id']}: {output['ename']}: {output['evalue']}")
+            elif output.get("name") == "stderr":
+                found.append(f"{cell['id']}: {output['text']}")
+    return found
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.tour", description="Executes the guided tour."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=NOTEBOOK, help="where it goes (default: experiments/tour.ipynb)"
+    )
+    given = parser.parse_args(args)
+    try:
+        import nbformat
+    except ModuleNotFoundError:
+        print("The tour needs its extra: pip install -e '.[tour]'", file=sys.stderr)
+        return 2
+    nbformat.write(execute(), given.out)
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
