@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,18 @@ from experiments.ablations.config import Config
 from experiments.ablations.findings import describe
 from experiments.ablations.grid import BASE, RowConfig
 from experiments.ablations.problems import describe_task
+from experiments.common.results import without_place
 from experiments.common.run_directory import write_json
 from rrnn_jax.visualize import bars_figure
 
-FILES = ("table.csv", "table.md", "findings.md", "ablations.png", "numbers.json")
+FILES = {
+    "table.csv": "{}.csv",
+    "table.md": "{}.md",
+    "findings.md": "{}_findings.md",
+    "ablations.png": "{}.png",
+    "numbers.json": "{}.json",
+}
+"""What is written, and the name of its copy, by preset, among results."""
 MISSING = "-"
 
 
@@ -48,7 +57,7 @@ def write_report(
     (run_dir / "findings.md").write_text(findings)
     content = {
         "config": dataclasses.asdict(config),
-        "environment": numbers[BASE].environment,
+        "environment": _environment(numbers[BASE]),
         "commits": sorted({str(n.environment.get("git_commit")) for n in numbers.values()}),
         "not_run": missing,
         "rows": {name: _numbers(row) for name, row in numbers.items()},
@@ -65,9 +74,15 @@ def write_report(
     figure.savefig(run_dir / "ablations.png", dpi=200)
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(run_dir / name, results / name)
+        for name, copy in FILES.items():
+            shutil.copyfile(run_dir / name, results / copy.format(config.preset))
     return f"{findings}\n{table}"
+
+
+def _environment(base: RowNumbers) -> dict[str, Any]:
+    """That of the base, with the grid's command in place of its own."""
+    command = without_place(str(base.environment.get("command")))
+    return base.environment | {"command": re.sub(r" --(only \S+|jobs \d+|no-report)", "", command)}
 
 
 def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:

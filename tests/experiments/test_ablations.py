@@ -252,9 +252,11 @@ def test_findings_do_not_claim_what_the_numbers_do_not_show(tmp_path):
 def test_report_command_copies_the_results(grid, tmp_path, capsys):
     results = tmp_path / "results"
     assert main(["--run-dir", str(grid), "--results", str(results), "--no-train", *TINY]) == 0
-    assert sorted(path.name for path in results.iterdir()) == sorted(FILES)
+    names = ["quick.csv", "quick.json", "quick.md", "quick.png", "quick_findings.md"]
+    assert sorted(path.name for path in results.iterdir()) == names
+    assert all((grid / name).exists() for name in FILES)
     assert "- Better than the base" in capsys.readouterr().out
-    numbers = json.loads((results / "numbers.json").read_text())
+    numbers = json.loads((results / "quick.json").read_text())
     assert numbers["rows"]["slots_1"]["accuracy"] == [0.71, 0.69]
     assert numbers["rows"]["gates_none"]["accuracy"] == []
     assert "heads_2" not in numbers["not_run"]
