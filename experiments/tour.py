@@ -6,6 +6,7 @@ The tour is kept as text, in ``tour.md``. A few minutes on 2 CPU cores; needs th
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,15 @@ def execute(timeout: float = 7200.0) -> Any:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # A debugger's message.
     notebook = read_text()
     resources = {"metadata": {"path": str(TEXT.parents[1])}}
-    NotebookClient(
-        notebook,
-        timeout=timeout,
-        resources=resources,
-        record_timing=False,
-        config=Config(KernelManager={"transport": "ipc"}),  # Files, not open ports.
-    ).execute()
+    with tempfile.TemporaryDirectory() as sockets:  # Files rather than open ports.
+        NotebookClient(
+            notebook,
+            timeout=timeout,
+            startup_timeout=600,
+            resources=resources,
+            record_timing=False,
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
+        ).execute()
     if faults := complaints(notebook):
         raise ValueError("cells wrote errors or warnings:\n" + "\n".join(faults))
     notebook.metadata = {

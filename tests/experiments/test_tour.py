@@ -88,6 +88,20 @@ def test_complaints_are_found():
     assert [text.split(": ", 1)[1] for text in found] == ["UserWarning: no", "ValueError: bad"]
 
 
+def test_a_cell_that_warns_is_refused(tmp_path, monkeypatch):
+    text = tmp_path / "experiments" / "tour.md"
+    text.parent.mkdir()
+    header = tour.TEXT.read_text().split("# A guided tour")[0]
+    monkeypatch.setattr(tour, "TEXT", text)
+    text.write_text(header + "# One cell\n\n```python\n1 + 1\n```\n")
+    executed = tour.execute(timeout=300)
+    assert executed.cells[1].outputs[0]["data"]["text/plain"] == "2"
+    assert set(executed.metadata) == {"jupytext", "kernelspec", "language_info"}
+    text.write_text(header + "```python\nimport warnings\nwarnings.warn('mind this')\n```\n")
+    with pytest.raises(ValueError, match=r"(?s)cell-0: .*mind this"):
+        tour.execute(timeout=300)
+
+
 def test_links_exist():
     links = set(re.findall(r"\]\(([^)#:]+)\)", tour.TEXT.read_text()))
     assert len(links) > 3
