@@ -1,4 +1,4 @@
-"""Time that is lent: when to stop starting work, and an alarm for work that takes longer."""
+"""Time that is limited: when to stop starting work, and an alarm for work that takes longer."""
 
 import contextlib
 import signal
