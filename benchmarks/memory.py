@@ -21,24 +21,30 @@ SCHEMA = 1
 """Of a row; raised whenever a field changes its meaning."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns the exit code."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         "python -m benchmarks.memory",
         description="Prints the working memory of a training step by length and remat.",
     )
-    add = parser.add_argument
+    add = result.add_argument
     add("--setting", choices=sorted(SETTINGS), default="rl", help="sizes (default: rl)")
     add("--batch", type=int, default=2, help="sequences (default: 2)")
     add("--steps", nargs="+", type=int, default=[256, 1024, 4096], help="lengths of a sequence")
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
-    given = parser.parse_args(args)
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    arguments = parser()
+    given = arguments.parse_args(args)
     try:
         settings = [
             SETTINGS[given.setting].replace(batch=given.batch, steps=steps) for steps in given.steps
         ]
     except ValueError as error:
-        parser.error(str(error))
+        arguments.error(str(error))
     rows = [row for setting in settings for row in measure(setting)]
     print(table(rows))
     if given.out is not None:

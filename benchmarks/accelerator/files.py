@@ -1,4 +1,4 @@
-"""What a call leaves behind: few small files, so that they can be brought back from another machine.
+"""What a call leaves behind: few small files, to be brought back from another machine.
 
 A run directory is kept as one archive, cut into pieces. It holds the newest checkpoint alone, and
 nothing that can be made again.

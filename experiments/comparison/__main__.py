@@ -33,7 +33,10 @@ def main(args: Sequence[str] | None = None) -> int:
     given = parser.parse_args(args)
 
     def action() -> None:
-        entries = collect(find_runs(given.directories))
+        try:
+            entries = collect(find_runs(given.directories))
+        except ValueError as error:  # Two runs of the same seeds: which of them is meant?
+            raise FileNotFoundError(str(error)) from None
         if not entries:
             raise FileNotFoundError("no run of one model on one task among them")
         try:

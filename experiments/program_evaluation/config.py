@@ -6,7 +6,7 @@ a GPU. What to expect of both stands in README.md, with the hardware it was meas
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.common.train_config import TrainConfig
 from rrnn_jax.checks import check_positive
@@ -62,6 +62,9 @@ class RMCConfig:
     gate_style: Literal["unit", "memory", "none"] = "memory"
     """A gate per memory unit, per slot, or none."""
 
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class LSTMConfig:
@@ -71,6 +74,9 @@ class LSTMConfig:
     """Width of a layer."""
     lstm_layers: int = 2
     """Layers, with skip connections."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,9 @@ class DNCConfig:
     dnc_outputs: int = 256
     """Width of the output."""
 
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class EntNetConfig:
@@ -107,6 +116,9 @@ class EntNetConfig:
     """Cells (entities)."""
     cell_size: int = 256
     """Width of each."""
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +161,12 @@ class Config:
     def is_single(self) -> bool:
         """Whether this is one run: one task and one model."""
         return "all" not in (self.task, self.model)
+
+
+def _check_sizes(config: Any) -> None:
+    """Refuses a number below one, before anything is written."""
+    sizes = {name: value for name, value in vars(config).items() if isinstance(value, int)}
+    check_positive(**sizes)
 
 
 PRESETS: dict[str, Config] = {

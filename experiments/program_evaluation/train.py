@@ -108,6 +108,8 @@ def train(
       ``summary.json`` of each run.
     """
     runs = list_runs(config, run_dir)
+    for _, one in runs.values():
+        make_task(one)  # What is wrong with a size is said before a directory is taken.
     for directory, one in runs.values():
         open_run(directory, one, resume)
     summaries: dict[str, Any] = {task: {} for task in config.tasks}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from benchmarks import check, plots, scan_throughput, table
+from benchmarks import check, memory, plots, scan_throughput, table, task_throughput
 from benchmarks.records import append_rows
 from benchmarks.settings import SETTINGS, sweep
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
@@ -185,6 +185,10 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
         assert names
         monkeypatch.setattr(scan_throughput, "matmul_precision", lambda dtype: None)
         assert list(scan_throughput.plan(given))
+        return
+    if module in ("memory", "task_throughput"):
+        given = {"memory": memory, "task_throughput": task_throughput}[module].parser()
+        assert given.parse_args(command[3:]).out.parent == Path("benchmarks/results")
         return
     with pytest.raises(FileNotFoundError, match=r"benchmarks/results/\w+\.jsonl"):
         {"table": table, "plots": plots, "check": check}[module].main([

@@ -99,6 +99,7 @@ def test_a_seed_that_is_there_twice_is_an_error(tmp_path):
     make_run(tmp_path / "b")
     with pytest.raises(ValueError, match=r"b repeats seeds \[0, 1\] of another run"):
         table(tmp_path)
+    assert main([str(tmp_path)]) == 2
 
 
 def test_other_sizes_of_a_model_are_told_apart_and_other_models_sizes_do_not_matter(tmp_path):
