@@ -33,7 +33,8 @@ def test_rows(out):
         assert row["costs"]["trace_seconds"] > 0
         assert row["costs"]["temporary_bytes"] > 0
         assert 0 <= row["agreement"]["error"] < 1e-5
-        assert (row["agreement"]["error"] == 0) == (name == "plain")
+        # Of so few rows "auto" is the plain scan too, in a loop of its own.
+        assert row["agreement"]["error"] == 0 or name == "auto"
         assert row["threads"] == machine.count_threads()
         assert row["environment"]["packages"]["jax"]
         assert (row["slope"] is not None) == (mode != "streaming")
