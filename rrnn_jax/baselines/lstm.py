@@ -2,29 +2,54 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
 from rrnn_jax.checks import check_positive
-from rrnn_jax.typing import Array, Dtype
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
 LSTMCarry = tuple[tuple[Array, Array], ...]
 """For each layer (c, h), ``[*B, features]`` each."""
 
 
+def orthogonal_gates(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+    """Four orthogonal matrices side by side, one for each gate, as Flax's LSTM has them.
+
+    >>> kernel = orthogonal_gates(jax.random.key(0), (2, 8))
+    >>> bool(jnp.allclose(kernel[:, :2] @ kernel[:, :2].T, jnp.eye(2), atol=1e-6))
+    True
+
+    Args:
+      key: a PRNG key.
+      shape: ``(F, 4*F)``.
+      dtype: of the result.
+
+    Returns:
+      ``[F, 4*F]``.
+    """
+    init = nn.initializers.orthogonal()
+    gate = (shape[0], shape[1] // 4)
+    return jnp.concatenate([init(k, gate, dtype) for k in jax.random.split(key, 4)], axis=-1)
+
+
 class StackedLSTMCell(nn.RNNCellBase):
     r"""A stack of LSTM cells with skip connections, as one cell.
 
-    With :math:`h^0_t` empty and L layers,
+    With :math:`h^0_t` empty, L layers, and the forget gate's constant :math:`b_f`,
 
     .. math::
 
-        h^k_t &= \mathrm{LSTM}_k([x_t; h^{k-1}_t]) \\
+        i, g, f, o &= W_k [x_t; h^{k-1}_t] + U_k h^k_{t-1} + b_k \\
+        c^k_t &= \sigma(f + b_f) \circ c^k_{t-1} + \sigma(i) \circ \tanh(g) \\
+        h^k_t &= \sigma(o) \circ \tanh(c^k_t) \\
         y_t &= [h^1_t; \dots; h^L_t]
 
     Every layer sees the input, and the outputs of all layers are concatenated: paper appendix A.2
     ("skip connections"). Without them a layer sees the one below alone, and the last layer's output
-    is the output. The layers are flax's own `OptimizedLSTMCell`.
+    is the output. With ``forget_bias=0`` a layer is Flax's `OptimizedLSTMCell`, and starts from the
+    same distributions.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN
@@ -37,8 +62,13 @@ class StackedLSTMCell(nn.RNNCellBase):
       features: width of every layer, or one width for each layer.
       num_layers: L (default: 1, or as many as `features` has).
       skip_connections: see above (default: True).
-      dtype: dtype of the computation; ``None`` (default) follows inputs and parameters.
+      forget_bias: constant added to the forget gate (default: 1, as the other models have).
+      dtype: dtype of the products; ``None`` (default) follows inputs and parameters. Gates and
+        states stay in float32 or wider.
       param_dtype: dtype of the parameters (default: float32).
+      kernel_init: initialiser of W (default: LeCun normal).
+      recurrent_kernel_init: initialiser of U (default: `orthogonal_gates`).
+      bias_init: initialiser of b (default: zeros).
 
     Raises:
       ValueError: a size below 1, or another number of widths than layers.
@@ -47,8 +77,12 @@ class StackedLSTMCell(nn.RNNCellBase):
     features: int | Sequence[int]
     num_layers: int | None = None
     skip_connections: bool = True
+    forget_bias: float = 1.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    recurrent_kernel_init: Initializer = orthogonal_gates
+    bias_init: Initializer = nn.initializers.zeros_init()
 
     def __post_init__(self) -> None:
         if isinstance(self.features, Sequence):
@@ -106,7 +140,8 @@ class StackedLSTMCell(nn.RNNCellBase):
     def output_from_carry(self, carry: LSTMCarry) -> Array:
         """The output that goes with a carry, ``[*B, output_size]``."""
         hidden = [h for _, h in carry]
-        return jnp.concatenate(hidden, axis=-1) if self.skip_connections else hidden[-1]
+        outputs = jnp.concatenate(hidden, axis=-1) if self.skip_connections else hidden[-1]
+        return outputs if self.dtype is None else outputs.astype(self.dtype)
 
     @nn.compact
     def __call__(self, carry: LSTMCarry, inputs: Array) -> tuple[LSTMCarry, Array]:
@@ -123,15 +158,34 @@ class StackedLSTMCell(nn.RNNCellBase):
             raise ValueError(
                 f"carry must hold (c, h) for each of {len(self.widths)} layers, got {len(carry)}"
             )
-        new_carry, below = [], inputs
-        for layer, (width, state) in enumerate(zip(self.widths, carry, strict=True)):
-            cell = nn.OptimizedLSTMCell(
-                width, dtype=self.dtype, param_dtype=self.param_dtype, name=f"layer_{layer}"
-            )
-            (c, h), output = cell(state, below)
-            new_carry.append((c.astype(state[0].dtype), h.astype(state[1].dtype)))
-            below = output.astype(inputs.dtype)
+        dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
+        shown = inputs.astype(dtype)
+        new_carry, below = [], shown
+        for layer, (width, (c, h)) in enumerate(zip(self.widths, carry, strict=True)):
+            name = f"layer_{layer}"
+            from_input = self._dense(f"{name}_input", width, dtype, self.kernel_init)(below)
+            from_hidden = self._dense(
+                f"{name}_hidden", width, dtype, self.recurrent_kernel_init, use_bias=False
+            )(h.astype(dtype))
+            stream = accumulation_dtype(dtype, c.dtype)
+            packed = from_input.astype(stream) + from_hidden.astype(stream)
+            new_c, new_h = lstm_update(packed, c, self.forget_bias)
+            new_carry.append((new_c.astype(c.dtype), new_h.astype(h.dtype)))
+            below = new_h.astype(dtype)
             if self.skip_connections:
-                below = jnp.concatenate([inputs, below], axis=-1)
-        outputs = self.output_from_carry(tuple(new_carry))
-        return tuple(new_carry), outputs if self.dtype is None else outputs.astype(self.dtype)
+                below = jnp.concatenate([shown, below], axis=-1)
+        return tuple(new_carry), self.output_from_carry(tuple(new_carry))
+
+    def _dense(
+        self, name: str, width: int, dtype: Dtype, init: Initializer, use_bias: bool = True
+    ) -> nn.Dense:
+        """A product that gives the pre-activations of one layer's four gates."""
+        return nn.Dense(
+            4 * width,
+            use_bias=use_bias,
+            dtype=dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=init,
+            bias_init=self.bias_init,
+            name=name,
+        )

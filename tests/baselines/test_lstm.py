@@ -12,34 +12,68 @@ from rrnn_jax.baselines import StackedLSTMCell
 X = jax.random.normal(jax.random.key(0), (2, 5, 3))
 
 
+def flax_lstm(params, layer, features, x):
+    """Flax's own LSTM with the weights of one layer, which has its gates in another order."""
+    from_input, hidden = params[f"layer_{layer}_input"], params[f"layer_{layer}_hidden"]
+    gates = {}
+    for k, gate in enumerate("igfo"):
+        columns = slice(k * features, (k + 1) * features)
+        gates[f"i{gate}"] = {"kernel": from_input["kernel"][:, columns]}
+        gates[f"h{gate}"] = {
+            "kernel": hidden["kernel"][:, columns],
+            "bias": from_input["bias"][columns],
+        }
+    return nn.RNN(nn.OptimizedLSTMCell(features)).apply({"params": {"cell": gates}}, x)
+
+
+def random_variables(rnn):
+    """Variables with biases that are not zero."""
+    leaves, tree = jax.tree.flatten(rnn.init(jax.random.key(1), X))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
+
+
 def test_two_layers_with_skip_connections_by_hand():
-    rnn = nn.RNN(StackedLSTMCell(features=(4, 6)))
-    variables = rnn.init(jax.random.key(1), X)
+    rnn = nn.RNN(StackedLSTMCell(features=(4, 6), forget_bias=0.0))
+    variables = random_variables(rnn)
     params = variables["params"]["cell"]
-    first = nn.RNN(nn.OptimizedLSTMCell(4)).apply({"params": {"cell": params["layer_0"]}}, X)
-    second = nn.RNN(nn.OptimizedLSTMCell(6)).apply(
-        {"params": {"cell": params["layer_1"]}}, jnp.concatenate([X, first], -1)
-    )
+    first = flax_lstm(params, 0, 4, X)
+    second = flax_lstm(params, 1, 6, jnp.concatenate([X, first], -1))
     expected = jnp.concatenate([first, second], -1)
     np.testing.assert_allclose(rnn.apply(variables, X), expected, atol=1e-6)
 
 
 def test_two_layers_without_skip_connections_by_hand():
-    rnn = nn.RNN(StackedLSTMCell(features=4, num_layers=2, skip_connections=False))
-    variables = rnn.init(jax.random.key(1), X)
+    cell = StackedLSTMCell(features=4, num_layers=2, skip_connections=False, forget_bias=0.0)
+    variables = random_variables(nn.RNN(cell))
     y = X
     for layer in range(2):
-        params = {"cell": variables["params"]["cell"][f"layer_{layer}"]}
-        y = nn.RNN(nn.OptimizedLSTMCell(4)).apply({"params": params}, y)
-    np.testing.assert_allclose(rnn.apply(variables, X), y, atol=1e-6)
+        y = flax_lstm(variables["params"]["cell"], layer, 4, y)
+    np.testing.assert_allclose(nn.RNN(cell).apply(variables, X), y, atol=1e-6)
 
 
-def test_one_layer_is_flax_lstm():
-    rnn = RNN(StackedLSTMCell(4))
-    variables = rnn.init(jax.random.key(1), X)
-    inner = {"params": {"cell": variables["params"]["cell"]["layer_0"]}}
-    expected = nn.RNN(nn.OptimizedLSTMCell(4)).apply(inner, X)
-    np.testing.assert_array_equal(rnn.apply(variables, X), expected)
+def test_forget_bias_is_added_to_the_forget_gate():
+    rnn = RNN(StackedLSTMCell(4, forget_bias=0.7))
+    variables = random_variables(rnn)
+    params = dict(variables["params"]["cell"])
+    bias = params["layer_0_input"]["bias"]
+    shifted = dict(params["layer_0_input"], bias=bias.at[8:12].add(0.7))
+    expected = flax_lstm(dict(params, layer_0_input=shifted), 0, 4, X)
+    np.testing.assert_allclose(rnn.apply(variables, X), expected, atol=1e-6)
+    assert StackedLSTMCell(4).forget_bias == 1.0
+
+
+def test_initial_weights_have_flax_distributions():
+    params = RNN(StackedLSTMCell(64)).init(jax.random.key(3), jnp.ones((1, 1, 100)))["params"]
+    params = params["cell"]
+    gates = jnp.split(params["layer_0_hidden"]["kernel"], 4, axis=-1)
+    for gate in gates:
+        np.testing.assert_allclose(gate @ gate.T, np.eye(64), atol=1e-5)
+    assert float(jnp.abs(gates[0] - gates[1]).max()) > 0.1
+    deviation = float(jnp.std(params["layer_0_input"]["kernel"]))
+    assert abs(deviation - 0.1) < 0.005
+    assert float(jnp.abs(params["layer_0_input"]["bias"]).max()) == 0.0
 
 
 def test_resets_and_mask_in_rnn():
@@ -67,6 +101,16 @@ def test_bfloat16_keeps_the_carry_float32():
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(y.astype(jnp.float32), exact.apply(variables, X), atol=2e-2)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_bfloat16_inputs_are_not_rounded_between_layers():
+    rnn = RNN(StackedLSTMCell(4, 2))
+    variables = random_variables(rnn)
+    x = X.astype(jnp.bfloat16)
+    y = rnn.apply(variables, x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, rnn.apply(variables, x.astype(jnp.float32)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
