@@ -14,6 +14,7 @@ from experiments.ablations.config import Config
 from experiments.ablations.findings import describe
 from experiments.ablations.grid import BASE, RowConfig
 from experiments.ablations.problems import describe_task
+from experiments.common.environment import trained_at
 from experiments.common.results import without_place
 from experiments.common.run_directory import write_json
 from rrnn_jax.visualize import bars_figure
@@ -58,7 +59,7 @@ def write_report(
     content = {
         "config": dataclasses.asdict(config),
         "environment": _environment(numbers[BASE]),
-        "commits": sorted({str(n.environment.get("git_commit")) for n in numbers.values()}),
+        "commits": sorted({c for n in numbers.values() for c in trained_at(n.environment)}),
         "not_run": missing,
         "rows": {name: _numbers(row) for name, row in numbers.items()},
     }

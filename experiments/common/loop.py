@@ -15,6 +15,7 @@ from experiments.common.checkpoint import Checkpoints
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import MetricsWriter
 from experiments.common.problem import Problem
+from experiments.common.run_directory import note_session
 from experiments.common.samples import SamplesWriter
 from experiments.common.steps import Programs, TrainState, make_programs
 from experiments.common.train_config import TrainConfig
@@ -129,6 +130,7 @@ def _run(
 ) -> Outcome:
     step = int(state.step)
     if step < config.steps:
+        note_session(run_dir)
         # Compile before the bar starts: its estimate would count compilation.
         started = time.perf_counter()
         train_chunk = programs.train_chunk.lower(state, config.chunk_steps).compile()

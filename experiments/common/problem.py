@@ -51,6 +51,12 @@ def keep_level(level: Level, metrics: Metrics) -> Level:
     return level
 
 
+def no_metrics(level: Level) -> Metrics:
+    """Nothing to log of a level."""
+    del level
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """A task and a model, as pure functions.
@@ -62,6 +68,7 @@ class Problem:
       sample_eval: ``sample_eval(key, batch_size) -> batch``, of what the model is judged by.
       trivial_accuracy: the score of not learning, drawn into plots.
       initial_level: the state of a curriculum, a pytree of arrays (default: none).
+      level_metrics: ``level_metrics(level) -> metrics``: what to log of a level (default: nothing).
       next_level: ``next_level(level, metrics) -> level``, after every step.
       eval_loss: as `loss`, for evaluation (default: `loss`).
       show: ``show(params) -> text``: a few examples with the model's answers, printed and kept in
@@ -75,6 +82,7 @@ class Problem:
     sample_eval: Callable[[jax.Array, int], Batch]
     trivial_accuracy: float
     initial_level: Level = ()
+    level_metrics: Callable[[Level], Metrics] = no_metrics
     next_level: Callable[[Level, Metrics], Level] = keep_level
     eval_loss: Loss | None = None
     show: Callable[[Params], str] | None = None

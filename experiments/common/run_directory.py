@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common.environment import describe_environment
+from experiments.common.environment import describe_environment, note_commit
+
+ENVIRONMENT_FILE = "environment.json"
 
 
 class ConfigMismatchError(ValueError):
@@ -41,8 +43,14 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
     if resume:
         raise RunExistsError(f"--resume: there is no run in {run_dir} to go on with")
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / "environment.json", describe_environment())
+    write_json(run_dir / ENVIRONMENT_FILE, describe_environment())
     write_json(path, wanted)
+
+
+def note_session(run_dir: Path) -> None:
+    """Notes the commit at which an open run is trained on; without an open run does nothing."""
+    if (run_dir / ENVIRONMENT_FILE).exists():
+        note_commit(run_dir / ENVIRONMENT_FILE)
 
 
 def check_same_config(run_dir: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

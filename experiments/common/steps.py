@@ -63,6 +63,7 @@ def make_programs(problem: Problem, config: TrainConfig) -> Programs:
                 gradient, metrics = _gradient(problem, config, params, batch)
                 updates, opt_state = optimizer.update(gradient, opt_state, params)
                 params = optax.apply_updates(params, updates)
+                metrics = {**metrics, **problem.level_metrics(level)}
                 level = problem.next_level(level, metrics)
                 norm = Mean.of(optax.tree.norm(gradient))
                 return (params, opt_state, level), {**metrics, "gradient_norm": norm}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.common.environment import trained_at
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, first_step_at, read_metrics
 from experiments.common.run_directory import flatten
@@ -133,7 +134,7 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
         updates_per_second=summary["steps"] * count / max(summary["train_seconds"], 1e-9),
         hardware=f"{environment['processor']}, {environment['cpu_cores']} cores, "
         f"{environment['device']}",
-        commits=(str(environment["git_commit"]),),
+        commits=tuple(trained_at(environment)),
         seeds={seed: Seed(*curves[seed], seconds) for seed in summary["seeds"]},
     )
 

@@ -1,6 +1,6 @@
 """Options and presets of program evaluation.
 
-``quick``: ``python -m experiments.program_evaluation table``; an hour on 2 CPU cores.
+``quick``: ``python -m experiments.program_evaluation table``; an hour and a half on 2 CPU cores.
 ``paper``: ``python -m experiments.program_evaluation table --preset paper``; the paper's sizes, for
 a GPU. What to expect of both stands in README.md, with the hardware it was measured on.
 """
@@ -36,6 +36,11 @@ class DifficultyConfig:
     """What is trained on: "mix", uniform up to the largest, each sample for itself; "fixed", the
     largest; "naive", a level that rises while the loss falls; "combined", uniform up to that level.
     Evaluation is at the largest always."""
+    curriculum_window: int = 10
+    """Updates, with their losses, that "naive" and "combined" look at before they raise the
+    level."""
+    curriculum_threshold: float = 0.1
+    """Relative change of the loss per update below which they raise it."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -185,7 +190,7 @@ PRESETS: dict[str, Config] = {
         ),
         entnet=EntNetConfig(num_cells=4, cell_size=80),
         train=TrainConfig(
-            steps=3000,
+            steps=4500,
             batch_size=128,
             learning_rate=1e-3,
             schedule="cosine",

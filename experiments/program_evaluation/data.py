@@ -72,13 +72,18 @@ def make_task(config: Config) -> Task:
     19
     """
     difficulty = config.difficulty
+    curriculum = (
+        difficulty.curriculum,
+        difficulty.curriculum_window,
+        difficulty.curriculum_threshold,
+    )
     if config.task in MEMORIZATION:
         length = difficulty.memorization_length
-        task = memorization.Config(config.task, length, difficulty.curriculum)
+        task = memorization.Config(config.task, length, *curriculum)
         outputs = 2 * length if config.task == "double" else length
         return Task(task, length, outputs)
     program = learn_to_execute.Config(
-        config.task, difficulty.length, difficulty.nesting, difficulty.curriculum
+        config.task, difficulty.length, difficulty.nesting, *curriculum
     )
     return Task(program, _longest_program(program), program.length + 1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.cli import DirectoryOptions, exit_code, parse
-from experiments.common.environment import describe_environment
+from experiments.common.environment import describe_environment, trained_at
 from experiments.common.launch import run_commands
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.results import without_place
@@ -236,7 +236,7 @@ def _describe(config: Config, runs: Runs) -> str:
         hardware = _distinct(
             f"{e['processor']}, {e['cpu_cores']} cores, {e['device']}" for e in made
         )
-        commits = _distinct(str(e["git_commit"]) for e in made)
+        commits = _distinct(commit for e in made for commit in trained_at(e))
         lines.append(f"Hardware: {hardware}. Commit: {commits}.")
     return "\n".join(lines)
 

@@ -53,6 +53,11 @@ def make_problem(config: Config) -> Problem:
     def next_level(level: Any, metrics: Mapping[str, Mean]) -> Any:
         return curriculum.advance(level, metrics["loss"].value(), task.config)
 
+    def level_metrics(level: curriculum.CurriculumState) -> dict[str, Mean]:
+        if config.difficulty.curriculum not in curriculum.LEVELLED:
+            return {}
+        return {"length": Mean.of(level.length), "nesting": Mean.of(level.nesting)}
+
     return Problem(
         init=init,
         sample=task.sample,
@@ -60,6 +65,7 @@ def make_problem(config: Config) -> Problem:
         sample_eval=task.sample_hardest,
         trivial_accuracy=task.trivial_accuracy(),
         initial_level=curriculum.initial_state(task.config),
+        level_metrics=level_metrics,
         next_level=next_level,
         eval_loss=eval_loss,
         show=_make_show(model, task),

@@ -29,6 +29,7 @@ their code one combined sample in five is drawn as by ``mix``. One differs from 
 its ``mix`` draws the nesting, too, from 1..L, which is taken for a slip here.
 """
 
+import math
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import jax
@@ -96,6 +97,9 @@ def check_curriculum(config: Difficulty) -> None:
     check_positive(curriculum_window=config.curriculum_window)
     if config.curriculum_window < 2:
         raise ValueError(f"curriculum_window must be at least 2, got {config.curriculum_window}")
+    threshold = config.curriculum_threshold
+    if isinstance(threshold, str) or not math.isfinite(threshold):
+        raise ValueError(f"curriculum_threshold must be a finite number, got {threshold!r}")
 
 
 def initial_state(config: Difficulty) -> CurriculumState:

@@ -17,6 +17,7 @@ from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation import PRESETS
 from experiments.program_evaluation.__main__ import default_dir, main
 from experiments.program_evaluation.config import DifficultyConfig, LSTMConfig
+from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import list_runs, make_problem, plot
 
 FAST = [
@@ -126,21 +127,34 @@ def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
         train=TrainConfig(steps=20, batch_size=4, chunk_steps=5),
     )
     programs = make_programs(make_problem(config), config.train)
-    state, levels = programs.init(), []
+    state, levels, logged = programs.init(), [], []
     checkpoints = Checkpoints(tmp_path)
     for chunk in range(1, 5):
-        state, _ = programs.train_chunk(state, 5)
+        state, metrics = programs.train_chunk(state, 5)
         levels.append(int(state.level.length[0]))
+        logged.append(float(metrics["length"][0]))
         if chunk == 2:
             checkpoints.save(10, state)
     # A step up with every ten losses that do not rise much.
     assert levels == [1, 2, 2, 3]
+    assert logged == [1.0, 1.0, 2.0, 2.0]  # What was trained on, before the step up.
     step, resumed = checkpoints.restore_latest(jax.eval_shape(programs.init))
     checkpoints.close()
     assert (step, resumed.level.count[0], resumed.level.length[0]) == (10, 0, 2)
     for _ in range(2):
         resumed, _ = programs.train_chunk(jax.device_put(resumed), 5)
     jax.tree.map(np.testing.assert_array_equal, state, resumed)
+
+
+def test_window_and_threshold_of_a_curriculum_are_options():
+    difficulty = DifficultyConfig(
+        curriculum="combined", curriculum_window=3, curriculum_threshold=-0.5
+    )
+    for task in ("copy", "program"):
+        config = dataclasses.replace(PRESETS["quick"], task=task, difficulty=difficulty)
+        task_config = make_task(config).config
+        found = (task_config.curriculum_window, task_config.curriculum_threshold)
+        assert found == (3, -0.5)
 
 
 def test_samples_after_the_step_that_is_resumed_are_dropped(tmp_path, capsys):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import loop
+from experiments.common import environment, loop
 from experiments.common.checkpoint import Checkpoints
 from experiments.common.metrics import read_metrics
 from experiments.common.problem import Mean, Problem
@@ -97,10 +97,21 @@ def test_learns_and_writes_what_a_run_leaves(uninterrupted):
     evaluated = [row["step"] for row in rows if row["split"] == "eval" and row["seed"] == 1]
     assert evaluated == [0, 10, 20, 30, 40]
     assert set(rows[2]) == {"step", "split", "seed", "loss", "accuracy", "gradient_norm"}
-    environment = json.loads((directory / "environment.json").read_text())
-    assert environment["packages"]["jax"] == jax.__version__
+    written = json.loads((directory / "environment.json").read_text())
+    assert written["packages"]["jax"] == jax.__version__
     assert list((directory / "tensorboard").iterdir())
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["20", "30", "40"]
+
+
+def test_commits_of_all_sessions_are_noted(tmp_path, monkeypatch):
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({"git_commit": "abc"}))
+    for commit in ("abc", "def", "def", "abc"):
+        monkeypatch.setattr(environment, "git_commit", lambda commit=commit: commit)
+        environment.note_commit(path)
+    noted = json.loads(path.read_text())
+    assert environment.trained_at(noted) == ["abc", "def", "abc"]
+    assert noted["git_commit"] == "abc"
 
 
 def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrupted, monkeypatch):

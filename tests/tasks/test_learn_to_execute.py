@@ -237,6 +237,8 @@ def test_trivial_accuracy():
         ({"nesting": 0}, ValueError, "nesting must be at least 1, got 0"),
         ({"curriculum": "mixed"}, ValueError, "curriculum must be one of 'mix', .*'mixed'"),
         ({"curriculum_window": 1}, ValueError, "curriculum_window must be at least 2, got 1"),
+        ({"curriculum_threshold": float("nan")}, ValueError, "must be a finite number, got nan"),
+        ({"curriculum_threshold": "0.1"}, ValueError, "must be a finite number, got '0.1'"),
     ],
 )
 def test_bad_config(arguments, error, message):
