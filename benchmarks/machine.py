@@ -39,6 +39,7 @@ def describe_machine() -> dict[str, Any]:
     return describe_environment() | {
         "torch": _torch_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "device_memory_bytes": (jax.devices()[0].memory_stats() or {}).get("bytes_limit"),
     }
 

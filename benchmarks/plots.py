@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.records import Row, axis_points, is_base, read_rows
+from benchmarks.records import Row, axis_points, flags, is_base, read_rows
 from benchmarks.settings import AXES
 from benchmarks.table import TITLES
 from benchmarks.variants import REFERENCE
@@ -213,7 +213,7 @@ def _rate(row: Row) -> tuple[float, float, float]:
 def _place(row: Row) -> tuple[str, str, int, str]:
     environment = row["environment"]
     where = environment["device"], environment["processor"]
-    return *where, row["threads"], environment["xla_flags"]
+    return *where, row["threads"], flags(environment)
 
 
 def _place_names(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], str]:

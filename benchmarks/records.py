@@ -19,8 +19,18 @@ def key(row: Mapping[str, Any]) -> str:
     environment = row["environment"]
     parts = {name: row[name] for name in ("setting", "mode", "variant", "threads")}
     parts["device"] = environment["device"], environment["processor"]
-    parts["xla_flags"] = environment["xla_flags"]
+    parts["flags"] = flags(environment)
     return json.dumps(parts, sort_keys=True)
+
+
+def flags(environment: Mapping[str, Any]) -> str:
+    """What the environment told XLA and the C library's allocator.
+
+    >>> flags({"xla_flags": "", "glibc_tunables": "glibc.malloc.hugetlb=1"})
+    'glibc.malloc.hugetlb=1'
+    """
+    told = environment["xla_flags"], environment.get("glibc_tunables", "")
+    return " ".join(filter(None, told))
 
 
 def is_finished(row: Mapping[str, Any], rounds: int, slope: bool = False) -> bool:

@@ -1,6 +1,7 @@
 """What the machine can do at most, measured, and how near to that a program comes."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ CHAIN = 8, 256
 
 _REPEATS = 7
 
+Program = Callable[[jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -34,22 +37,48 @@ class Limits:
     bytes_per_second: float
     launch_seconds: float
 
+    def or_better(self, other: "Limits") -> "Limits":
+        """The better of two, each limit for itself."""
+        return Limits(
+            max(self.flops_per_second, other.flops_per_second),
+            max(self.bytes_per_second, other.bytes_per_second),
+            min(self.launch_seconds, other.launch_seconds),
+        )
+
 
 def measure_limits(dtype: str) -> Limits:
     """Measures the machine in one of `settings.DTYPES`; takes a few seconds."""
     size, elements = SIZES[jax.default_backend()]
-    array_dtype = "bfloat16" if dtype == "bfloat16" else "float32"
-    with matmul_precision(dtype):
-        square = jnp.full((size, size), 1 / size, array_dtype)
-        product = _fastest(lambda x: x @ x, square)
-        vector = jnp.ones((elements,), jnp.float32)
-        stream = _fastest(lambda x: x * 1.5 + 1.0, vector)
-        launch = _fastest(_chain, jnp.full((8, 8), 1 / 8, array_dtype))
+    product, stream, launch = _compiled(dtype, size, elements)
+    array_dtype = _array_dtype(dtype)
+    vector = jnp.ones((elements,), jnp.float32)
+    square = jnp.full((size, size), 1 / size, array_dtype)
+    small = jnp.full((8, 8), 1 / 8, array_dtype)
     return Limits(
-        flops_per_second=2 * size**3 / product,
-        bytes_per_second=2 * vector.nbytes / stream,
-        launch_seconds=launch / (CHAIN[0] * CHAIN[1]),
+        flops_per_second=2 * size**3 / _fastest(product, square),
+        bytes_per_second=2 * vector.nbytes / _fastest(stream, vector),
+        launch_seconds=_fastest(launch, small) / (CHAIN[0] * CHAIN[1]),
     )
+
+
+@functools.cache
+def _compiled(dtype: str, size: int, elements: int) -> tuple[Program, Program, Program]:
+    """A large product, an operation on a large vector, and a chain of small products."""
+
+    def compiled(function: Program, shape: tuple[int, ...], dtype: str) -> Program:
+        return jax.jit(function).lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
+
+    array_dtype = _array_dtype(dtype)
+    with matmul_precision(dtype):
+        return (
+            compiled(lambda x: x @ x, (size, size), array_dtype),
+            compiled(lambda x: x * 1.5 + 1.0, (elements,), "float32"),
+            compiled(_chain, (8, 8), array_dtype),
+        )
+
+
+def _array_dtype(dtype: str) -> str:
+    return "bfloat16" if dtype == "bfloat16" else "float32"
 
 
 def roofline(work: Work, limits: Limits, seconds: float) -> dict[str, Any]:
@@ -89,11 +118,10 @@ def _chain(x: jax.Array) -> jax.Array:
     return jax.lax.scan(body, x, None, length=CHAIN[1])[0]
 
 
-def _fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    compiled = jax.jit(function).lower(x).compile()
+def _fastest(program: Program, x: jax.Array) -> float:
     times = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(x))
+        jax.block_until_ready(program(x))
         times.append(time.perf_counter() - start)
     return min(times)

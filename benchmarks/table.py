@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Row, is_base, read_rows
+from benchmarks.records import Row, flags, is_base, read_rows
 
 TITLES = {
     "plain": "`flax.linen.RNN`",
@@ -185,15 +185,15 @@ def _point(row: Row) -> tuple[str, str, str]:
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    return _device(row["environment"]), row["threads"], row["environment"]["xla_flags"]
+    return _device(row["environment"]), row["threads"], flags(row["environment"])
 
 
 def _device(environment: Row) -> str:
     name = environment["device"]
     if environment["platform"] == "cpu":
         name = f"{environment['processor']} (CPU)"
-    flags = environment["xla_flags"]
-    return f"{name}, XLA_FLAGS=`{flags}`" if flags else name
+    told = flags(environment)
+    return f"{name}, `{told}`" if told else name
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step
 from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels
+from rrnn_jax.scan.products import weight_gradient
 from rrnn_jax.scan.step import recurrent_step
-from rrnn_jax.scan.tape import Record, Replay, Weights, weight_gradient
+from rrnn_jax.scan.tape import Record, Replay, Weights
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array, Carry, accumulation_dtype
 

@@ -56,7 +56,7 @@ def hoisted_scan(
             inputs = jnp.where(mask[..., None, None], inputs, jnp.zeros_like(inputs))
             resets = None if resets is None else resets & mask
         plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
-        terms = input_terms(plan.cell, params, inputs, resets, mask)
+        terms = input_terms(plan.cell, params, inputs, resets, mask, plan.transpose)
         weights = core_weights(plan.cell, params)
         reset_carry = None if resets is None else reset_carry
         return _recurrence(plan, weights, carry, reset_carry, terms)

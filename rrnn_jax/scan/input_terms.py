@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.products import multiply_rows
 from rrnn_jax.scan.tape import as_rows, layer_norm
 from rrnn_jax.scan.weights import packed_by_kind
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
@@ -40,6 +41,7 @@ def input_terms(
     inputs: Array,
     resets: Array | None,
     mask: Array | None,
+    transpose: bool,
 ) -> InputTerms:
     """Computes the input terms of all steps, one product each.
 
@@ -49,6 +51,7 @@ def input_terms(
       inputs: ``[..., R, I]``, any leading axes.
       resets: bool with the leading axes, or None.
       mask: the same.
+      transpose: see `products.weight_gradient`.
 
     Returns:
       `InputTerms` with the leading axes of `inputs`.
@@ -66,11 +69,14 @@ def input_terms(
     if cell.gate_style is not None:
         readers = [*readers, params["gates"]["input"]]
 
+    def dense(kernel: Array, bias: Array, x: Array) -> Array:
+        return _dense(kernel, bias, x, dtype, stream, transpose)
+
     source, rows = inputs.astype(dtype), None
     combines = not attending and _pays_to_combine(inputs.shape, projection["kernel"], readers)
     if not combines:
         # Rounded once, like the output of the projection in the plain cell.
-        product = _dense(projection["kernel"], projection["bias"], source, dtype, stream)
+        product = dense(projection["kernel"], projection["bias"], source)
         source = product.astype(dtype)
         rows = source.astype(stream) if attending else None
     weights = [
@@ -79,7 +85,7 @@ def input_terms(
     queries = 0 if attending else query_key_sizes(cell)[0]
 
     def pack(kernel: Array, bias: Array, norm: Mapping[str, Array] | None, source: Array) -> Array:
-        qkv = _dense(kernel, bias, source, dtype, stream)
+        qkv = dense(kernel, bias, source)
         if norm is not None:
             qkv = layer_norm(qkv.astype(dtype).astype(stream), norm["scale"], norm["bias"])
         return qkv.astype(dtype)[..., queries:]
@@ -92,7 +98,7 @@ def input_terms(
     )
     gates = None
     if cell.gate_style is not None:
-        gates = _dense(*weights[-1], source, dtype, stream)[..., 0, :]
+        gates = dense(*weights[-1], source)[..., 0, :]
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
     return InputTerms(
         qkv=packed,
@@ -118,14 +124,17 @@ def compute_dtype(
     return jnp.promote_types(input_dtype, params["input_projection"]["kernel"].dtype)
 
 
-def _dense(kernel: Array, bias: Array, x: Array, dtype: Dtype, stream: Dtype) -> Array:
+def _dense(
+    kernel: Array, bias: Array, x: Array, dtype: Dtype, stream: Dtype, transpose: bool
+) -> Array:
     """``x @ kernel + bias`` for every row of ``x [..., R, X]``.
 
     Where the kernel wants all R rows side by side, the result has one row.
     """
     if kernel.shape[0] != x.shape[-1]:
         x = x.reshape(*x.shape[:-2], 1, -1)
-    product = (x @ kernel.astype(dtype)).astype(stream)
+    product: Array = multiply_rows(x, kernel, dtype, transpose)
+    product = product.astype(stream)
     return product + as_rows(bias, product)
 
 

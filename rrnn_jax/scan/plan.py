@@ -20,7 +20,7 @@ class Plan(NamedTuple):
         pass runs each step again.
       rows_per_product: a weight gradient is taken over about this many rows at once.
       prefetch: see `loop_over_time`; forward and backward.
-      transpose: see `tape.weight_gradient`.
+      transpose: see `products.weight_gradient`.
       unroll: steps per iteration of a loop over time.
     """
 

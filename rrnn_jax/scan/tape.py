@@ -134,26 +134,6 @@ class Replay:
         return _known_attention(query, key, value, next(self._saved))
 
 
-def weight_gradient(operand: Array, cotangent: Array, dtype: Dtype, transpose: bool) -> Array:
-    """The gradient ``[F, N]`` of a kernel from all rows ``[..., F]`` and cotangents ``[..., N]``.
-
-    Args:
-      operand: the rows that were multiplied.
-      cotangent: of the result.
-      dtype: of the gradient.
-      transpose: turn the operand over first. XLA's CPU backend has its fast product for a left
-        side whose rows are contiguous; to transpose costs less than to do without.
-    """
-    operand = operand.reshape(-1, operand.shape[-1])
-    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
-    if transpose:
-        operand = jax.lax.optimization_barrier(operand.T)
-        return jax.lax.dot(operand, cotangent, preferred_element_type=dtype)
-    return jax.lax.dot_general(
-        operand, cotangent, (((0,), (0,)), ((), ())), preferred_element_type=dtype
-    )
-
-
 def normalise(x: Array) -> tuple[Array, Array]:
     """Rows of zero mean and unit variance, and what they were multiplied by, ``[..., 1]``."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)

@@ -18,6 +18,6 @@ def jax_defaults() -> Iterator[None]:
 def quick_limits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roofline, "SIZES", {"cpu": (64, 4096)})
-        measure.limits_of.cache_clear()
+        measure._best_limits.clear()
         yield
-    measure.limits_of.cache_clear()
+    measure._best_limits.clear()

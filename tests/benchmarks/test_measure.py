@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import agreement, measure, variants
 from benchmarks.problem import make_problem
+from benchmarks.roofline import Limits
 from benchmarks.timing import Rounds
 from tests.benchmarks.fakes import COMMON, TOY, builder, program
 
@@ -68,6 +69,15 @@ def test_rows_of_timed_variants(build):
     assert least["compute"] == row["roofline"]["flops"] / limits["flops_per_second"]
     assert row["roofline"]["share"] == least["compute"] / row["seconds"]["median"]
     assert row["roofline"]["bound"] in ("compute", "memory", "launch")
+
+
+def test_limits_are_the_best_of_all_looks(monkeypatch):
+    looks = iter([Limits(2.0, 5.0, 0.1), Limits(3.0, 4.0, 0.2), Limits(1.0, 9.0, 0.05)])
+    monkeypatch.setattr(measure, "_best_limits", {})
+    monkeypatch.setattr(measure, "measure_limits", lambda dtype: next(looks))
+    assert measure.limits_of("float32") == Limits(2.0, 5.0, 0.1)
+    assert measure.limits_of("float32") == Limits(3.0, 5.0, 0.1)
+    assert measure.limits_of("float32") == Limits(3.0, 9.0, 0.05)
 
 
 def test_speedup_is_by_rounds(build, monkeypatch):

@@ -29,6 +29,7 @@ def test_the_last_row_of_a_key_counts(tmp_path):
         {"variant": "scan"},
         {"setting": row()["setting"] | {"batch": 7}},
         {"environment": ENVIRONMENT | {"xla_flags": "--xla_x"}},
+        {"environment": ENVIRONMENT | {"glibc_tunables": "glibc.malloc.hugetlb=1"}},
         {"environment": ENVIRONMENT | {"device": "another"}},
     ],
 )
