@@ -13,6 +13,13 @@ from rrnn_jax.tasks import learn_to_execute as lte
 
 FOLDER = Path(__file__).parent.parent / "golden"
 TASKS = {"ADDITION": "addition", "CONTROL": "control", "ALL": "program"}
+MEMORIZATION = {"COPY": "copy", "REVERSE": "reverse", "DOUBLE": "double"}
+
+# 99.99 % quantiles of chi-square by degrees of freedom.
+QUANTILES = {
+    **{0: 1e-9, 1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51},
+    **{5: 25.74, 6: 27.86, 7: 29.88, 8: 31.83, 9: 33.72},
+}
 
 _NAMES = {"+": "add", "-": "subtract", "*": "multiply", "if": "if", "for": "for"}
 _CHARACTERS = np.array(list(lte.VOCABULARY))
@@ -102,6 +109,21 @@ class Statistics:
             loops=Counter(re.findall(r"\[(\d)\]", text)),
             first_digits=Counter(answer[0] for answer in answers),
         )
+
+
+def check_lengths(lengths: np.ndarray, golden: dict, samples: int) -> None:
+    """Mean, deviation and percentiles agree with those of `samples` recorded ones, within noise."""
+    scale = (1 / len(lengths) + 1 / samples) ** 0.5
+    variance, fourth = lengths.var(), ((lengths - lengths.mean()) ** 4).mean()
+    error_of_std = (max(fourth - variance**2, 0.0) / max(4 * variance, 1e-9)) ** 0.5
+    assert abs(lengths.mean() - golden["mean"]) <= 4 * scale * variance**0.5
+    assert abs(lengths.std() - golden["std"]) <= 4 * scale * error_of_std
+    for percent, length in golden["percentiles"].items():
+        share = float(percent) / 100
+        # Of the smallest and the largest, ten out of the recorded number could be missed.
+        error = 4 * scale * (share * (1 - share)) ** 0.5 if 0 < share < 1 else 10 / samples
+        assert (lengths < length).mean() <= share + error, (percent, length)
+        assert (lengths <= length).mean() >= share - error, (percent, length)
 
 
 def chi_square(observed: np.ndarray, expected: np.ndarray) -> float:

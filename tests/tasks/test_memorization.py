@@ -7,11 +7,13 @@ import pytest
 
 from rrnn_jax.tasks import memorization as mem
 from rrnn_jax.tasks.curriculum import initial_state
+from tests.core.compiling import quick_jit
 from tests.tasks import program_oracle as oracle
 
 SAMPLES = 20_000
-TASKS = {"COPY": "copy", "REVERSE": "reverse", "DOUBLE": "double"}
-sample = jax.jit(mem.sample, static_argnums=(1, 2))
+TASKS = oracle.MEMORIZATION
+STATISTICS = [e for e in oracle.golden_meta()["statistics"] if e["task"] not in oracle.TASKS]
+sample = quick_jit(mem.sample, static_argnums=(1, 2))  # Integers: the same to the last bit.
 
 
 def test_golden_records():
@@ -57,6 +59,30 @@ def test_samples(task, length):
         np.testing.assert_array_equal(mask, np.arange(steps) < lengths[:, None])
         np.testing.assert_array_equal(tokens == mem.PAD, ~mask)
     check_uniform(numbers, config)
+
+
+def test_all_recorded_settings_are_tested():
+    assert len(STATISTICS) == len({(entry["task"], entry["length"]) for entry in STATISTICS}) == 9
+    assert {entry["task"] for entry in STATISTICS} == set(TASKS)
+    measured = {"task", "length", "nest", "curriculum", "samples", "program_length"}
+    assert all(set(entry) == {*measured, "target_length"} for entry in STATISTICS)
+
+
+@pytest.mark.parametrize("entry", STATISTICS, ids=lambda e: f"{e['task']}-{e['length']}".lower())
+def test_statistics_agree_with_the_reference(entry):
+    config = mem.Config(TASKS[entry["task"]], entry["length"], entry["curriculum"])
+    assert config.nesting == entry["nest"]
+    batch = jax.device_get(sample(jax.random.key(entry["length"]), config, SAMPLES))
+    assert entry["samples"] == SAMPLES
+    for lengths, name in (
+        (batch.input_lengths, "program_length"),
+        (batch.target_lengths, "target_length"),
+    ):
+        # Of a fixed length there is no noise: mean, deviation and percentiles are exact.
+        assert entry[name]["std"] == 0
+        oracle.check_lengths(lengths, entry[name], entry["samples"])
+        assert lengths.tolist() == [entry[name]["mean"]] * SAMPLES
+    check_uniform(oracle.decode_rows(batch.inputs), config)
 
 
 def check_uniform(numbers: list[str], config: mem.Config) -> None:
