@@ -16,8 +16,8 @@ array                                   shape
 ``gate_memory/{w,b}``                   ``[F, 2*g]``, ``[2*g]``; no gate arrays without gates
 ======================================  ====================================================
 
-`dnc_from_reference` does the same for the Differentiable Neural Computer, see
-`rrnn_jax.interop_dnc`.
+`dnc_from_reference` and `load_dnc_reference` do the same for the Differentiable Neural Computer,
+see `rrnn_jax.interop_dnc`.
 """
 
 import os
@@ -30,9 +30,10 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
 
+from rrnn_jax import interop_arrays
 from rrnn_jax.interop_dnc import dnc_from_reference as dnc_from_reference
+from rrnn_jax.interop_dnc import load_dnc_reference as load_dnc_reference
 
-_GROUP = "params/"
 _LINEAR = (("w", "kernel"), ("b", "bias"))
 _NORM = (("scale", "scale"), ("offset", "bias"))
 _AXES = {"I": "I", "F": "F", "P": "H*(2K+D)", "Q": "R*F", "G": "2*g"}
@@ -71,14 +72,9 @@ def from_sonnet(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     Raises:
       ValueError: an array is missing, unknown, given twice or of the wrong shape; numbers of
         blocks or layers with a gap.
-      TypeError: an array that is not floating-point.
+      TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
-    named: dict[str, np.ndarray] = {}
-    for name, value in arrays.items():
-        short = name.removeprefix(_GROUP)
-        if short in named:
-            raise ValueError(f"array {short!r} is given twice, with and without {_GROUP!r}")
-        named[short] = np.array(value)
+    named = interop_arrays.by_name(arrays)
     table = _table(list(named), "sonnet", r"block(\d+)/", r"mlp/layer(\d+)/", "gate_")
     _check(named, {names.sonnet: names.axes for names in table})
     paths = {tuple(names.flax.split("/")): named[names.sonnet] for names in table}
@@ -146,13 +142,7 @@ def load_sonnet(path: str | os.PathLike[str]) -> dict[str, Any]:
       ValueError: not an ``.npz``; what `from_sonnet` raises.
       TypeError: what `from_sonnet` raises.
     """
-    loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError(f"path must name an .npz of named arrays, got a single array in {path!r}")
-    with loaded:
-        names = list(loaded.files)
-        grouped = [name for name in names if name.startswith(_GROUP)]
-        return from_sonnet({name: loaded[name] for name in grouped or names})
+    return from_sonnet(interop_arrays.read(path))
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

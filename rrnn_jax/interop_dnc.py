@@ -20,6 +20,7 @@ for ``free_gate`` and ``read_strengths``, P for ``allocation_gate``, ``write_gat
 """
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rrnn_jax import interop_arrays
 from rrnn_jax.baselines.dnc_memory import Interface, interface_shapes
 
-_GROUP = "params/"
 _PARTS = {name: f"interface/{name}" for name in Interface._fields}
 _MODULES = ("controller", *_PARTS.values(), "output")
 
@@ -67,14 +68,9 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
 
     Raises:
       ValueError: an array is missing, unknown, given twice or of the wrong shape.
-      TypeError: an array that is not floating-point.
+      TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
-    named: dict[str, np.ndarray] = {}
-    for name, value in arrays.items():
-        short = name.removeprefix(_GROUP)
-        if short in named:
-            raise ValueError(f"array {short!r} is given twice, with and without {_GROUP!r}")
-        named[short] = np.array(value)
+    named = interop_arrays.by_name(arrays)
     _check_names(named)
     _check_shapes(named)
 
@@ -89,6 +85,37 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
         "interface": dense(*_PARTS.values()),
         "output": dense("output"),
     }
+
+
+def load_dnc_reference(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Parameters of a `DNCCell` from an ``.npz`` of the authors' arrays.
+
+    >>> import pathlib, tempfile
+    >>> from rrnn_jax.baselines.dnc_memory import interface_shapes
+    >>> shapes = {"controller": (3 + 8 + 6, 24), "output": (6 + 8, 5)}
+    >>> for name, shape in interface_shapes(word_size=4, num_reads=2, num_writes=1).items():
+    ...     shapes[f"interface/{name}"] = (6, int(np.prod(shape)))
+    >>> arrays = {f"{name}/w": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    >>> arrays |= {f"{name}/b": np.zeros(shape[1], np.float32) for name, shape in shapes.items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "dnc.npz")
+    ...     np.savez(path, **arrays)
+    ...     params = load_dnc_reference(path)
+    >>> sorted(params)
+    ['controller_0', 'interface', 'output']
+
+    Args:
+      path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
+        it is passed over.
+
+    Returns:
+      The same as `dnc_from_reference`.
+
+    Raises:
+      ValueError: not an ``.npz``; what `dnc_from_reference` raises.
+      TypeError: what `dnc_from_reference` raises.
+    """
+    return dnc_from_reference(interop_arrays.read(path))
 
 
 def _check_names(named: Mapping[str, np.ndarray]) -> None:

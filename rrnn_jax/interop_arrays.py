@@ -1,0 +1,61 @@
+"""Arrays by name, as other frameworks' weights come: from a mapping or from a file."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+GROUP = "params/"
+"""What a weight's name may begin with."""
+
+
+def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """Copies of the arrays, by their names without `GROUP`.
+
+    >>> by_name({"params/w": [1.0]})
+    {'w': array([1.])}
+
+    Args:
+      arrays: named with or without `GROUP`.
+
+    Returns:
+      NumPy arrays by name.
+
+    Raises:
+      ValueError: an array is given twice, with and without `GROUP`.
+      TypeError: `arrays` is not a mapping.
+    """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            f"arrays must be a mapping from names to arrays, got {type(arrays).__name__}"
+        )
+    named: dict[str, np.ndarray] = {}
+    for name, value in arrays.items():
+        short = name.removeprefix(GROUP)
+        if short in named:
+            raise ValueError(f"array {short!r} is given twice, with and without {GROUP!r}")
+        named[short] = np.array(value)
+    return named
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``.
+
+    Args:
+      path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
+        it is passed over.
+
+    Returns:
+      Arrays by name.
+
+    Raises:
+      ValueError: not an ``.npz``.
+    """
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise ValueError(f"path must name an .npz of named arrays, got a single array in {path!r}")
+    with loaded:
+        names = list(loaded.files)
+        grouped = [name for name in names if name.startswith(GROUP)]
+        return {name: loaded[name] for name in grouped or names}
