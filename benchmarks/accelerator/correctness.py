@@ -35,8 +35,8 @@ from rrnn_jax import RNN
 
 FILE = "correctness.jsonl"
 
-FAST = "auto"
-"""The variant of `rrnn_jax.RNN` that is checked."""
+FAST = "hoisted"
+"""The variant of `rrnn_jax.RNN` that is checked: what "auto" is on an accelerator."""
 
 Check = dict[str, Any]
 """A row: ``name``, ``error`` (the largest), ``limit``, ``where`` and ``ok``; or ``skipped``."""
@@ -146,7 +146,7 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
     Args:
       golden: the module `tests.core.golden`.
       name: of the case.
-      runner: "plain" or "auto".
+      runner: "plain" or "hoisted".
     """
     case = golden.load(name)
     return judge_golden(golden, case, *golden_results(case, runner))

@@ -34,7 +34,7 @@ compute_results = correctness.golden_results
 
 @functools.cache
 def results_of(name):
-    return compute_results(golden.load(name), "auto", jit=quick_jit)
+    return compute_results(golden.load(name), "hoisted", jit=quick_jit)
 
 
 def golden_results(case, runner):
@@ -53,7 +53,9 @@ def fakes(monkeypatch):
     """Variants that compute nothing: plain, and a fast one of our choice."""
 
     def use(fast=(1.0, 2.0), plain=(1.0, 2.0), exact=(1.0, 2.0)):
-        programs = builder({"plain": program(plain), "auto": program(fast)})
+        programs = builder(
+            {"plain": program(plain), "auto": program(fast), "hoisted": program(fast)}
+        )
         monkeypatch.setattr(variants, "build", programs)
         monkeypatch.setattr(correctness, "make_problem", cached_problem)
         monkeypatch.setattr(correctness, "float32_results", lambda *_: {"outputs": np.array(exact)})
@@ -70,7 +72,7 @@ def test_correctness_of_a_recorded_case_and_of_all_that_is_asked(
     assert command.main(arguments) == 0
     rows = read_json_lines(tmp_path / correctness.FILE)
     assert [row["name"] for row in rows] == [
-        "golden rmc_00_unit_h1 auto",
+        "golden rmc_00_unit_h1 hoisted",
         *("toy train float32", "toy train bfloat16", "toy train tf32"),
         "golden rmc_00_unit_h1 plain",
         *("toy forward float32", "toy forward bfloat16", "toy forward tf32"),
@@ -79,7 +81,7 @@ def test_correctness_of_a_recorded_case_and_of_all_that_is_asked(
     assert 0 < rows[0]["error"] < 1
     assert 0 < rows[0]["absolute_error_of_outputs"] < 2e-5
     assert rows[3]["skipped"] == "tf32 needs a GPU, got cpu"
-    assert "golden rmc_00_unit_h1 auto: largest error" in capsys.readouterr().out
+    assert "golden rmc_00_unit_h1 hoisted: largest error" in capsys.readouterr().out
     # Made before: nothing is computed again.
     before = (tmp_path / correctness.FILE).read_text()
     assert command.main(arguments) == 0
@@ -111,7 +113,7 @@ def test_a_wrong_device_is_found_by_the_recorded_cases(change):
     case = golden.load(golden.NAMES[0])
     changed = {change: case.arrays[change] + 1e-4} if change != "none" else {}
     wanted = golden.Golden(case.name, case.arrays | changed)
-    check = correctness.judge_golden(golden, wanted, *golden_results(wanted, "auto"))
+    check = correctness.judge_golden(golden, wanted, *golden_results(wanted, "hoisted"))
     assert check["ok"] == (change == "none")
     assert (check["error"] < 1) == check["ok"]
     assert ("TOO LARGE" in correctness.describe({"name": "a", **check})) != check["ok"]

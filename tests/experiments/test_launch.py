@@ -36,6 +36,16 @@ def test_one_alone_may_use_all_threads(tmp_path, monkeypatch):
     assert (tmp_path / "log.txt").read_text() == "False\n"
 
 
+@pytest.mark.parametrize("own", [None, "glibc.malloc.check=0"])
+def test_large_pages_unless_the_environment_has_other_wishes(tmp_path, monkeypatch, own):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    code = "import os; print(os.environ['GLIBC_TUNABLES'])"
+    run_commands({tmp_path: python(code)}, 1, progress=False)
+    assert (tmp_path / "log.txt").read_text().strip() == (own or "glibc.malloc.hugetlb=1")
+
+
 def test_no_more_than_asked_for_at_once(tmp_path):
     code = (
         "import pathlib, time; here = pathlib.Path({0!r}); mark = here / {1!r}; mark.touch(); "
