@@ -7,12 +7,19 @@ from pathlib import Path
 
 from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.grid import RowConfig, make_rows
+from experiments.ablations.problems import check
 from experiments.ablations.report import write_report
 from experiments.ablations.train import is_done, train_row
-from experiments.common.cli import EXIT_NON_FINITE, DirectoryOptions, exit_code, parse
+from experiments.common.cli import (
+    EXIT_NON_FINITE,
+    EXIT_REFUSED,
+    DirectoryOptions,
+    exit_code,
+    parse,
+)
 from experiments.common.launch import run_commands
 from experiments.common.loop import NonFiniteError
-from experiments.common.run_directory import flatten
+from experiments.common.options import changed_options
 
 DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that differ from it in
 one thing each. Trains the rows that are not done, several at once, and writes the table (CSV,
@@ -23,6 +30,10 @@ Markdown), the figure and the findings. Options override the preset's base and h
 class GridOptions(DirectoryOptions):
     """Where and how to run the grid; the numbers do not depend on it."""
 
+    run_dir: Path | None = None
+    """Directory of the grid's report and, in a directory of each row's name below it, the runs. The
+    same one again skips the rows that are done and goes on with the others. Default:
+    runs/ablations/<preset>."""
     jobs: int = 2
     """Rows at once, each a process with one thread. 1: in this process, one after the other."""
     only: tuple[str, ...] = ()
@@ -36,6 +47,10 @@ class GridOptions(DirectoryOptions):
     results: Path | None = None
     """Directory that gets a copy of table, figure, findings and numbers."""
 
+    def __post_init__(self) -> None:
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
@@ -46,6 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args,
         lambda config: Path(config.preset),
         GridOptions(),
+        check,
     )
     run_dir = options.run_dir
     assert run_dir is not None
@@ -57,10 +73,10 @@ def main(args: Sequence[str] | None = None) -> int:
             )
         return 0
     unknown = [name for name in options.only if name not in rows]
-    if unknown or options.jobs < 1:
+    if unknown:
         what = f"--only {' '.join(unknown)}: no such row; there are {', '.join(rows)}"
-        print(f"error: {what if unknown else '--jobs must be at least 1'}", file=sys.stderr)
-        return 2
+        print(f"error: {what}", file=sys.stderr)
+        return EXIT_REFUSED
     codes: list[int] = []
 
     def action() -> None:
@@ -81,24 +97,12 @@ def command_of(name: str, run_dir: Path, config: Config) -> list[str]:
     >>> " ".join(command_of("heads_1", Path("runs/a"), PRESETS["quick"])[3:])
     '--preset quick --run-dir runs/a --only heads_1 --jobs 1 --no-report --no-progress'
     """
-    wanted = flatten(dataclasses.asdict(config))
-    usual = flatten(dataclasses.asdict(PRESETS[config.preset]))
-    changes: list[str] = []
-    for field, value in wanted.items():
-        if value != usual[field]:
-            changes += _option(field.rpartition(".")[2], value)
+    changes = changed_options(config, PRESETS[config.preset])
     return [
         *(sys.executable, "-m", "experiments.ablations", "--preset", config.preset, *changes),
         *("--run-dir", str(run_dir), "--only", name, "--jobs", "1", "--no-report"),
         "--no-progress",
     ]
-
-
-def _option(name: str, value: object) -> list[str]:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    return [f"--{flag}", str(value)]
 
 
 def _train(

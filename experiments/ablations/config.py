@@ -56,7 +56,15 @@ class CoreConfig:
     """Rows of the identity, one random draw, learned, or zeros."""
 
     def __post_init__(self) -> None:
-        check_positive(mem_slots=self.mem_slots, num_heads=self.num_heads, head_size=self.head_size)
+        check_positive(
+            mem_slots=self.mem_slots,
+            num_heads=self.num_heads,
+            head_size=self.head_size,
+            num_blocks=self.num_blocks,
+            mlp_layers=self.mlp_layers,
+        )
+        if self.key_size is not None:
+            check_positive(key_size=self.key_size)
 
     @property
     def slot_size(self) -> int:
@@ -123,7 +131,7 @@ PRESETS: dict[str, Config] = {
         program=ProgramConfig(length=2, nesting=1),
         core=CoreConfig(num_heads=4, gate_style="memory"),
         lstm=LSTMConfig(lstm_features=64, lstm_layers=2),
-        train=dataclasses.replace(QUICK_TRAIN, batch_size=128, micro_batch_size=None),
+        train=dataclasses.replace(QUICK_TRAIN, batch_size=128),
     ),
     # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
     "paper": Config(

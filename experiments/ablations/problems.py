@@ -9,12 +9,12 @@ import optax
 from flax import linen as nn
 
 from experiments.ablations.config import Config, CoreConfig
-from experiments.ablations.grid import RowConfig
+from experiments.ablations.grid import RowConfig, make_rows
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.common.problem import Mean, Problem
 from experiments.nth_farthest.model import Model as NthFarthestModel
 from experiments.program_evaluation.config import Config as ProgramEvaluationConfig
-from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.data import Task, make_task
 from experiments.program_evaluation.metrics import answer_loss
 from experiments.program_evaluation.model import Model as ProgramModel
 from rrnn_jax import RelationalMemoryCell
@@ -40,6 +40,18 @@ def make_cell(row: RowConfig) -> nn.RNNCellBase:
     if core.initial_memory == "learned":
         return LearnedStartCell(_memory_core(core))
     return _memory_core(core)
+
+
+def check(config: Config) -> None:
+    """Makes the task of a grid and the core of each of its rows, and keeps none.
+
+    Raises:
+      ValueError: one cannot be made; the message names the field of the config.
+    """
+    if config.task == "program_evaluation":
+        _program_task(config)
+    for row in make_rows(config).values():
+        make_cell(row)
 
 
 def describe_task(config: Config) -> str:
@@ -98,14 +110,7 @@ def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
 
 
 def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
-    difficulty = dataclasses.asdict(config.program)
-    name = difficulty.pop("program_task")
-    usual = ProgramEvaluationConfig()
-    task = make_task(
-        dataclasses.replace(
-            usual, task=name, difficulty=dataclasses.replace(usual.difficulty, **difficulty)
-        )
-    )
+    task = _program_task(config)
     model = ProgramModel(cell, task.config.vocab_size, task.output_steps)
 
     def init(key: jax.Array) -> Any:
@@ -125,4 +130,16 @@ def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
         next_level=lambda level, metrics: curriculum.advance(
             level, metrics["loss"].value(), task.config
         ),
+    )
+
+
+def _program_task(config: Config) -> Task:
+    """The task of program evaluation that a grid names."""
+    difficulty = dataclasses.asdict(config.program)
+    name = difficulty.pop("program_task")
+    usual = ProgramEvaluationConfig()
+    return make_task(
+        dataclasses.replace(
+            usual, task=name, difficulty=dataclasses.replace(usual.difficulty, **difficulty)
+        )
     )

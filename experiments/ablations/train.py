@@ -28,8 +28,8 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
       NonFiniteError: NaN or infinity; noted in ``failure.json``, so that the grid goes on.
       Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
+    problem = make_problem(row)  # What cannot be made is said before a directory is taken.
     open_run(run_dir, row)
-    problem = make_problem(row)
     try:
         outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
     except loop.NonFiniteError as error:

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.common.refused import RefusedError
+
 KEPT = 3
 
 
@@ -55,7 +57,7 @@ class Checkpoints:
           Its step and state; None if there is no checkpoint at all.
 
         Raises:
-          ValueError: there are checkpoints, but not one of them can be used.
+          RefusedError: there are checkpoints, but not one of them can be used.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -69,7 +71,7 @@ class Checkpoints:
                 self._manager.delete(damaged)
             return step, state
         if steps:
-            raise ValueError(
+            raise RefusedError(
                 f"none of the checkpoints (steps {sorted(steps)}) can be restored; remove the "
                 "directory `checkpoints` to start over"
             )

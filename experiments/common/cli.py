@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from experiments.common.loop import Interrupted, NonFiniteError
-from experiments.common.run_directory import ConfigMismatchError, RunExistsError
+from experiments.common.options import checked, is_given, name_options, option_of, without_checks
+from experiments.common.refused import RefusedError
 
 ConfigT = TypeVar("ConfigT")
 OptionsT = TypeVar("OptionsT", bound="DirectoryOptions")
@@ -17,14 +18,15 @@ EXIT_REFUSED = 2
 EXIT_NON_FINITE = 3
 EXIT_INTERRUPTED = 130
 
+_BAD_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+
 
 @dataclasses.dataclass(frozen=True)
 class DirectoryOptions:
     """Where to run; the numbers do not depend on it."""
 
     run_dir: Path | None = None
-    """Directory of the run: config, metrics, checkpoints, plots. The same one again goes on with an
-    unfinished run. Default: runs/<experiment>/<preset>, and in it <model> if one is named."""
+    """Directory of the run. The same one again goes on with an unfinished run."""
     progress: bool = True
     """Draw a progress bar."""
 
@@ -38,11 +40,13 @@ class RunOptions(DirectoryOptions):
     fresh: bool = False
     """Refuse to go on: there must be no run yet."""
     eval_only: bool = False
-    """Evaluate the newest checkpoint on fresh data, and do not train."""
+    """Do not train, but evaluate the newest checkpoint on the sequences that training evaluates on,
+    which --seed fixes; writes evaluation.json."""
 
     def __post_init__(self) -> None:
-        if self.resume and self.fresh:
-            raise ValueError("--resume and --fresh exclude each other")
+        if self.fresh and (self.resume or self.eval_only):
+            other = "--resume" if self.resume else "--eval-only"
+            raise ValueError(f"{other} and --fresh exclude each other")
 
     @property
     def must_resume(self) -> bool | None:
@@ -57,6 +61,7 @@ def parse(
     args: Sequence[str] | None,
     default_dir: Callable[[ConfigT], Path],
     run_options: OptionsT = RunOptions(),
+    check: Callable[[ConfigT], object] = lambda config: None,
 ) -> tuple[ConfigT, OptionsT]:
     """Reads the command line: options over the defaults of the preset it names.
 
@@ -67,9 +72,15 @@ def parse(
       args: the arguments; None means those of the process.
       default_dir: the run directory below runs/<experiment> where none is given.
       run_options: the defaults of the options that are not the config's.
+      check: ``check(config)`` raises ValueError for a config that no task or model can be made of,
+        beside what the config checks itself.
 
     Returns:
       The config, and the run options with the run directory filled in.
+
+    Raises:
+      SystemExit: help was asked for, or (code 2) the options are not understood or do not fit; the
+        message has been printed.
     """
     try:
         import tyro  # Here, so that experiments can be imported and run without it.
@@ -84,7 +95,9 @@ def parse(
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--preset", default=first)
     preset = pre.parse_known_args(args)[0].preset
-    default: Any = presets.get(preset, presets[first])  # An unknown one is tyro's to refuse.
+    # An unknown preset is tyro's to refuse, and values that do not fit are ours.
+    default: Any = without_checks(presets.get(preset, presets[first]))
+    run_options = without_checks(run_options)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -101,22 +114,43 @@ def parse(
         args=args,
     )
     run = options.run
+    try:
+        run = checked(run)
+        config = checked(_fit_warmup(options.config, args))
+        check(config)
+    except ValueError as error:
+        print(f"error: {name_options(str(error), options.config)}", file=sys.stderr)
+        raise SystemExit(EXIT_REFUSED) from None
     if run.run_dir is None:
-        directory = Path("runs") / experiment.split()[0] / default_dir(options.config)
+        directory = Path("runs") / experiment.split()[0] / default_dir(config)
         run = dataclasses.replace(run, run_dir=directory)
-    return options.config, run
+    return config, run
+
+
+def _fit_warmup(config: Any, args: Sequence[str]) -> Any:
+    """The config, with a preset's warm-up cut to the steps that were asked for.
+
+    A warm-up that is asked for as well is left alone, for the config to refuse. What was cut may be
+    given as an option, and makes the same config.
+    """
+    steps, warmup = config.train.steps, config.train.warmup_steps
+    if is_given("warmup_steps", args) or not 0 < steps < warmup:
+        return config
+    option = option_of("warmup_steps")
+    print(f"{option} {warmup} of the preset is cut to the {steps} steps", file=sys.stderr)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=steps))
 
 
 def exit_code(action: Callable[[], Any]) -> int:
     """Runs `action` and turns what users are to be told into a message and an exit code.
 
     Returns:
-      0; 2: refused (another config in the directory, nothing to resume); 3: NaN or infinity;
-      130: stopped by Ctrl-C, after saving.
+      0; 2: refused (another config in the directory, nothing to resume, no such place); 3: NaN or
+      infinity; 130: stopped by Ctrl-C, after saving.
     """
     try:
         action()
-    except (ConfigMismatchError, RunExistsError, FileNotFoundError) as error:
+    except (RefusedError, *_BAD_PLACES) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except NonFiniteError as error:

@@ -10,6 +10,7 @@ import jax
 
 from experiments.common.checkpoint import Checkpoints
 from experiments.common.problem import Params, Problem
+from experiments.common.refused import RefusedError
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
 
@@ -28,7 +29,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 
     Raises:
       FileNotFoundError: there is no run.
-      ValueError: the file has a field that the experiment does not know.
+      RefusedError: the file has a field that the experiment does not know.
     """
     path = run_dir / "config.json"
     if not path.exists():
@@ -74,7 +75,7 @@ def _fill(default: Any, values: Mapping[str, Any], path: str) -> Any:
     known = {field.name for field in dataclasses.fields(default)}
     if not known >= values.keys():
         unknown = ", ".join(sorted(values.keys() - known))
-        raise ValueError(f"{path} has fields that {type(default).__name__} lacks: {unknown}")
+        raise RefusedError(f"{path} has fields that {type(default).__name__} lacks: {unknown}")
     changes = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(getattr(default, name)):

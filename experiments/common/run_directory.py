@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.environment import describe_environment, note_commit
+from experiments.common.refused import RefusedError
 
 ENVIRONMENT_FILE = "environment.json"
 
 
-class ConfigMismatchError(ValueError):
+class ConfigMismatchError(RefusedError):
     """The directory holds a run with another config."""
 
 
-class RunExistsError(ValueError):
+class RunExistsError(RefusedError):
     """The directory does, or does not, hold a run, against what was asked for."""
 
 
@@ -41,7 +42,10 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
         check_same_config(run_dir, json.loads(path.read_text()), wanted)
         return
     if resume:
-        raise RunExistsError(f"--resume: there is no run in {run_dir} to go on with")
+        raise RunExistsError(
+            f"there is no run in {run_dir}; choose another --run-dir, or train one first, without "
+            "--resume or --eval-only"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / ENVIRONMENT_FILE, describe_environment())
     write_json(path, wanted)

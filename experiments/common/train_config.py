@@ -1,6 +1,7 @@
 """The options of training that every experiment has."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import optax
@@ -34,7 +35,8 @@ class TrainConfig:
     eval_every: int = 500
     """Updates between evaluations; rounded up to whole chunks."""
     eval_samples: int = 8192
-    """Fresh sequences per evaluation; rounded up to whole batches."""
+    """Sequences per evaluation, drawn once and apart from the training's; rounded up to whole
+    batches."""
     checkpoint_every: int = 500
     """Updates between checkpoints; rounded up to whole chunks."""
 
@@ -52,13 +54,13 @@ class TrainConfig:
                 f"micro_batch_size must divide batch_size={self.batch_size}, "
                 f"got {self.micro_batch_size}"
             )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
-                f"warmup_steps must lie in 0..steps={self.steps}, got {self.warmup_steps}"
+                f"warmup_steps must lie between 0 and steps={self.steps}, got {self.warmup_steps}"
             )
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
         if not 0 <= self.seed < 2**31 - self.num_seeds:
             raise ValueError(f"seed must be a non-negative int32, got {self.seed}")

@@ -1,10 +1,11 @@
 """Command line of Nth Farthest: ``python -m experiments.nth_farthest --help``."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common.cli import exit_code, parse
+from experiments.common.cli import RunOptions, exit_code, parse
 from experiments.nth_farthest.config import PRESETS, Config
 from experiments.nth_farthest.train import TITLES, evaluate, train
 
@@ -12,9 +13,19 @@ DESCRIPTION = """Nth Farthest: which object is n-th farthest from object m? Trai
 Memory Core, then an LSTM, and draws both. Options override the preset's defaults."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(RunOptions):
+    """Where and how to run; the numbers do not depend on it."""
+
+    run_dir: Path | None = None
+    """Directory of the run: config, metrics, checkpoints, plots; with --model all, of the runs, in
+    <model> below it. The same one again goes on with what is unfinished. Default:
+    runs/nth_farthest/<preset>, or <model> in it if one is named."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    config, run = parse(PRESETS, "nth_farthest", DESCRIPTION, args, default_dir)
+    config, run = parse(PRESETS, "nth_farthest", DESCRIPTION, args, default_dir, Options())
     run_dir = run.run_dir
     assert run_dir is not None
 

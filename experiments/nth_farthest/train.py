@@ -64,12 +64,13 @@ def train(
     names = MODELS if config.model == "all" else (config.model,)
     configs = {name: dataclasses.replace(config, model=name) for name in names}
     directories = {name: run_dir if len(names) == 1 else run_dir / name for name in names}
+    # What cannot be made is said before a directory is taken.
+    problems = {name: make_problem(configs[name]) for name in names}
     for name in names:
         open_run(directories[name], configs[name], resume)
     summary: dict[str, Any] = {}
     for name in names:
-        problem = make_problem(configs[name])
-        outcome = loop.train(problem, config.train, directories[name], name, progress)
+        outcome = loop.train(problems[name], config.train, directories[name], name, progress)
         summary[name] = loop.summarise(outcome, config.train)
         summary[name]["steps_to"] = steps_to_thresholds(directories[name])
         plot(config, {name: directories[name]}, directories[name])
@@ -81,7 +82,7 @@ def train(
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoints of a run on fresh data; writes ``evaluation.json``."""
+    """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
     names = MODELS if config.model == "all" else (config.model,)
     result: dict[str, Any] = {}
     for name in names:

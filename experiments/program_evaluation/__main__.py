@@ -1,13 +1,14 @@
 """Command line of program evaluation: ``python -m experiments.program_evaluation --help``."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.common.cli import exit_code, parse
+from experiments.common.cli import RunOptions, exit_code, parse
 from experiments.program_evaluation import table
 from experiments.program_evaluation.config import PRESETS, Config
-from experiments.program_evaluation.train import TITLES, evaluate, train
+from experiments.program_evaluation.train import TITLES, check, evaluate, train
 
 DESCRIPTION = """Program evaluation and memorization: reads a program or a number, character by
 character, and writes the answer. Trains the Relational Memory Core and its rivals, one after the
@@ -15,12 +16,25 @@ other, and draws them. Options override the preset's defaults. The command `tabl
 options, trains what is missing, several runs at once, and prints the paper's Table 1."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(RunOptions):
+    """Where and how to run; the numbers do not depend on it."""
+
+    run_dir: Path | None = None
+    """Directory of the run: config, metrics, checkpoints, samples, plots; with "all" tasks or
+    models, of the runs, in <task>/<model> below it. The same one again goes on with what is
+    unfinished. Default: runs/program_evaluation/<preset>, or <task>/<model> in it if one of each is
+    named."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["table"]:
         return table.main(args[1:])
-    config, run = parse(PRESETS, "program_evaluation", DESCRIPTION, args, default_dir)
+    config, run = parse(
+        *(PRESETS, "program_evaluation", DESCRIPTION, args, default_dir), Options(), check
+    )
     run_dir = run.run_dir
     assert run_dir is not None
 

@@ -11,11 +11,12 @@ from experiments.common.cli import DirectoryOptions, exit_code, parse
 from experiments.common.environment import describe_environment, trained_at
 from experiments.common.launch import run_commands
 from experiments.common.metrics import curve, read_metrics
+from experiments.common.options import changed_options
 from experiments.common.results import without_place
-from experiments.common.run_directory import flatten, open_run, write_json
+from experiments.common.run_directory import open_run, write_json
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
-from experiments.program_evaluation.train import TITLES, nested_runs, plot
+from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
 
 DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips what
 is done, then prints and saves the table beside the paper's. Options of a run hold for every run."""
@@ -39,6 +40,10 @@ Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 class TableOptions(DirectoryOptions):
     """Where and how to run; the numbers do not depend on it."""
 
+    run_dir: Path | None = None
+    """Directory of the table, its plots and, in <task>/<model> below it, the runs. The same one
+    again skips what is done and goes on with the rest. Default:
+    runs/program_evaluation/<preset>."""
     jobs: int = 1
     """Runs at once. Several get one CPU thread each; one alone gets all there are."""
     train: bool = True
@@ -58,6 +63,7 @@ def main(args: Sequence[str]) -> int:
         args,
         lambda config: Path(config.preset),
         TableOptions(),
+        check,
     )
     run_dir = options.run_dir
     assert run_dir is not None
@@ -122,12 +128,7 @@ def command_of(config: Config, run_dir: Path) -> list[str]:
     >>> " ".join(command_of(config, Path("runs/a"))[3:])
     '--preset quick --task copy --model rmc --run-dir runs/a --no-progress'
     """
-    wanted = flatten(dataclasses.asdict(config))
-    usual = flatten(dataclasses.asdict(PRESETS[config.preset]))
-    options = []
-    for name, value in wanted.items():
-        if value != usual[name]:
-            options += ["--" + name.rpartition(".")[2].replace("_", "-"), str(value)]
+    options = changed_options(config, PRESETS[config.preset])
     return [
         *(sys.executable, "-m", "experiments.program_evaluation"),
         *("--preset", config.preset, *options, "--run-dir", str(run_dir), "--no-progress"),

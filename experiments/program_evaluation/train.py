@@ -114,8 +114,7 @@ def train(
       ``summary.json`` of each run.
     """
     runs = list_runs(config, run_dir)
-    for _, one in runs.values():
-        make_task(one)  # What is wrong with a size is said before a directory is taken.
+    check(config)  # What is wrong with a size is said before a directory is taken.
     for directory, one in runs.values():
         open_run(directory, one, resume)
     summaries: dict[str, Any] = {task: {} for task in config.tasks}
@@ -133,6 +132,17 @@ def train(
             directories = {model: runs[task, model][0] for model in config.models}
             plot(task, directories, run_dir, trivial, prefix=f"{task}_")
     return summaries
+
+
+def check(config: Config) -> None:
+    """Makes the tasks and models that a config names, and keeps none.
+
+    Raises:
+      ValueError: one cannot be made; the message names the field of the config.
+    """
+    for _, one in list_runs(config, Path()).values():
+        task = make_task(one)
+        make_model(one, task.config.vocab_size, task.output_steps)
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:

@@ -330,8 +330,6 @@ def test_what_is_wrong_exits_with_2(grid, tmp_path, capsys):
     arguments = ["--run-dir", str(grid), *TINY]
     assert main([*arguments, "--only", "base", "bas"]) == 2
     assert "--only bas: no such row; there are base, slots_1" in capsys.readouterr().err
-    assert main([*arguments, "--jobs", "0"]) == 2
-    assert "--jobs must be at least 1" in capsys.readouterr().err
     assert main([*arguments, "--no-train", "--learning-rate", "0.5"]) == 2
     assert "config.train.learning_rate: 0.001 there, 0.5 asked" in capsys.readouterr().err
     assert main(["--run-dir", str(tmp_path / "none"), "--no-train", *TINY]) == 2

@@ -187,12 +187,3 @@ def test_evaluation_may_have_a_loss_of_its_own():
     np.testing.assert_array_equal(evaluation["loss"], [7.0, 7.0])
     np.testing.assert_array_equal(evaluation["accuracy"], [1.0, 1.0])
     assert programs.show(state.params) == "0 2.0"
-
-
-def test_a_size_below_one_is_refused_before_anything_is_written(tmp_path, capsys):
-    command = f"--task copy --model rmc --mem-slots 0 --run-dir {tmp_path / 'run'}"
-    with pytest.raises(SystemExit) as stop:
-        main(command.split())
-    assert stop.value.code == 2
-    assert "mem_slots must be at least 1, got 0" in "".join(capsys.readouterr())
-    assert not (tmp_path / "run").exists()

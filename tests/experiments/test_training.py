@@ -211,7 +211,7 @@ def test_another_config_is_refused_with_its_fields(tmp_path):
 
 
 def test_resume_flags(tmp_path):
-    with pytest.raises(RunExistsError, match="--resume: there is no run"):
+    with pytest.raises(RunExistsError, match=r"there is no run in .*without --resume"):
         open_run(tmp_path / "r", Whole(CONFIG), resume=True)
     open_run(tmp_path / "r", Whole(CONFIG), resume=False)
     open_run(tmp_path / "r", Whole(CONFIG), resume=True)
@@ -256,9 +256,11 @@ def test_mean_pools_by_count():
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"micro_batch_size": 3}, "micro_batch_size must divide batch_size=128, got 3"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"warmup_steps": 2000}, r"warmup_steps must lie in 0..steps=1000, got 2000"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
+        ({"warmup_steps": 2000}, "warmup_steps must lie between 0 and steps=1000, got 2000"),
         ({"clip_norm": -1.0}, "clip_norm must be positive, got -1.0"),
+        ({"clip_norm": float("nan")}, "clip_norm must be positive, got nan"),
         ({"seed": -1}, "seed must be a non-negative int32, got -1"),
     ],
 )

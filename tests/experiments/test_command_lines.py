@@ -1,0 +1,143 @@
+"""Options that do not fit: every experiment says so in one line, and writes nothing."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from experiments import ablations, nth_farthest, program_evaluation
+from experiments.common.cli import parse
+from experiments.common.options import changed_options, checked, without_checks
+from experiments.common.refused import RefusedError
+from experiments.common.run_directory import open_run
+from experiments.nth_farthest.config import RMCConfig
+
+REFUSED = {
+    "--steps 0": "--steps must be at least 1, got 0",
+    "--batch-size 0": "--batch-size must be at least 1, got 0",
+    "--lstm-layers 0": "--lstm-layers must be at least 1, got 0",
+    "--mem-slots 0": "--mem-slots must be at least 1, got 0",
+    "--num-blocks 0": "--num-blocks must be at least 1, got 0",
+    "--batch-size 8 --micro-batch-size 7": "--micro-batch-size must divide --batch-size=8, got 7",
+    "--learning-rate nan": "--learning-rate must be positive and finite, got nan",
+    "--steps 5 --warmup-steps 100": "--warmup-steps must lie between 0 and --steps=5, got 100",
+    "--steps 5 --warmup_steps=100": "--warmup-steps must lie between 0 and --steps=5, got 100",
+}
+PROGRAMS = {
+    "--length 200": "--length must be at most 167, got 200",
+    "--memorization-length 0": "--memorization-length must be at least 1, got 0",
+    "--curriculum-window 1": "--curriculum-window must be at least 2, got 1",
+}
+EXCLUDED = {
+    "--resume --fresh": "--resume and --fresh exclude each other",
+    "--eval-only --fresh": "--eval-only and --fresh exclude each other",
+}
+JOBS = {"--jobs 0": "--jobs must be at least 1, got 0"}
+CASES = {
+    "nth_farthest": {
+        **(REFUSED | EXCLUDED),
+        "--num-objects 1": "--num-objects must be at least 2, got 1",
+    },
+    "program_evaluation": {
+        **(REFUSED | EXCLUDED | PROGRAMS),
+        "--task copy --model dnc --num-writes 0": "--num-writes must be at least 1, got 0",
+    },
+    "program_evaluation table": {**REFUSED, **PROGRAMS, **JOBS},
+    "ablations": {**REFUSED, **JOBS, "--key-size 0": "--key-size must be at least 1, got 0"},
+    "ablations --preset quick_program": PROGRAMS,
+}
+PRESETS = {
+    "nth_farthest": nth_farthest.PRESETS,
+    "program_evaluation": program_evaluation.PRESETS,
+    "ablations": ablations.PRESETS,
+}
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(command, tmp_path, capsys):
+    experiment, *start = command.split()
+    main = importlib.import_module(f"experiments.{experiment}.__main__").main
+    for options, message in CASES[command].items():
+        with pytest.raises(SystemExit) as stop:
+            main([*start, *options.split(), "--run-dir", str(tmp_path / "run")])
+        assert stop.value.code == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("", f"error: {message}\n")
+        assert not list(tmp_path.iterdir()), options
+
+
+@pytest.mark.parametrize("name", ["nth_farthest", "ablations"])
+def test_what_cannot_be_made_leaves_no_directory(name, tmp_path, monkeypatch):
+    """Of the problem itself, which options alone do not tell."""
+
+    def fail(config):
+        raise ValueError("cannot be made")
+
+    module = importlib.import_module(f"experiments.{name}.train")
+    monkeypatch.setattr(module, "make_problem", fail)
+    config = PRESETS[name]["quick"]
+    if name == "ablations":
+        train, config = module.train_row, ablations.make_rows(config)["base"]
+    else:
+        train = module.train
+    with pytest.raises(ValueError, match="cannot be made"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def read(name, *args):
+    return parse(PRESETS[name], name, "", args, lambda config: "")[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_warm_up_is_cut_to_the_steps(name, capsys):
+    quick = PRESETS[name]["quick"]
+    config = read(name, "--steps", "5")
+    assert config == dataclasses.replace(
+        quick, train=dataclasses.replace(quick.train, steps=5, warmup_steps=5)
+    )
+    assert capsys.readouterr().err == "--warmup-steps 100 of the preset is cut to the 5 steps\n"
+    # A command made of the config makes the same one, and has nothing more to say.
+    options = changed_options(config, quick)
+    assert options == ["--steps", "5", "--warmup-steps", "5"]
+    assert read(name, *options) == config
+    assert read(name, "--steps", "100").train.warmup_steps == 100
+    assert capsys.readouterr().err == ""
+
+
+def test_options_make_the_config_that_they_were_made_of():
+    quick = PRESETS["ablations"]["quick"]
+    core = dataclasses.replace(quick.core, output_gate=True, qkv_norm=False, key_size=7)
+    train = dataclasses.replace(quick.train, clip_norm=None, learning_rate=0.5)
+    config = dataclasses.replace(quick, task="program_evaluation", core=core, train=train)
+    options = changed_options(config, quick)
+    assert options == [
+        *("--task", "program_evaluation", "--key-size", "7", "--output-gate", "--no-qkv-norm"),
+        *("--learning-rate", "0.5", "--clip-norm", "None"),
+    ]
+    assert read("ablations", *options) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_configs_that_are_read_are_of_the_experiments_own_types(name):
+    for preset, config in PRESETS[name].items():
+        found = read(name, "--preset", preset)
+        assert found == config
+        assert list(map(type, vars(found).values())) == list(map(type, vars(config).values()))
+
+
+def test_a_twin_takes_any_values():
+    twin = without_checks(RMCConfig())
+    wrong = dataclasses.replace(twin, mem_slots=0)
+    with pytest.raises(ValueError, match="mem_slots must be at least 1, got 0"):
+        checked(wrong)
+    assert checked(dataclasses.replace(twin, mem_slots=3)) == RMCConfig(mem_slots=3)
+
+
+def test_a_place_that_cannot_be_a_directory_is_refused(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    main = importlib.import_module("experiments.nth_farthest.__main__").main
+    assert main(["--run-dir", str(tmp_path / "file" / "run")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(RefusedError, match=f"there is no run in {tmp_path}"):
+        open_run(tmp_path, PRESETS["nth_farthest"]["quick"], resume=True)
