@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common.cli import exit_code
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import write_json
 from experiments.comparison.collect import collect, find_runs
 from experiments.comparison.table import compare, to_csv, to_markdown
@@ -33,16 +34,12 @@ def main(args: Sequence[str] | None = None) -> int:
     given = parser.parse_args(args)
 
     def action() -> None:
-        try:
-            entries = collect(find_runs(given.directories))
-        except ValueError as error:  # Two runs of the same seeds: which of them is meant?
-            raise FileNotFoundError(str(error)) from None
+        if not 0 <= given.threshold <= 1:
+            raise RefusedError(f"--threshold must lie between 0 and 1, got {given.threshold}")
+        entries = collect(find_runs(given.directories))
         if not entries:
             raise FileNotFoundError("no run of one model on one task among them")
-        try:
-            rows = compare(entries, given.threshold, given.at_step)
-        except ValueError as error:
-            raise FileNotFoundError(f"--at-step {given.at_step}: {error}") from None
+        rows = compare(entries, given.threshold, given.at_step)
         print(to_markdown(rows), end="")
         if given.out_dir is not None:
             given.out_dir.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from experiments.common.environment import trained_at
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, first_step_at, read_metrics
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import flatten
 
 _MODEL_SECTIONS = ("rmc", "lstm", "dnc", "entnet", "dtype", "model")
@@ -94,9 +95,10 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
       The entries, sorted by task.
 
     Raises:
-      ValueError: two runs of the same config have a seed in common.
+      RefusedError: two runs of the same config have a seed in common.
     """
     entries: dict[str, Entry] = {}
+    places: dict[tuple[str, int], Path] = {}
     for run_dir in runs:
         config = json.loads((run_dir / "config.json").read_text())
         if "model" not in config or "train" not in config:
@@ -106,12 +108,17 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
         key = json.dumps([entry.task, entry.model, entry.config], sort_keys=True)
         if key in entries:
             there = entries[key]
-            if twice := there.seeds.keys() & entry.seeds.keys():
-                raise ValueError(f"{run_dir} repeats seeds {sorted(twice)} of another run")
+            if twice := sorted(there.seeds.keys() & entry.seeds.keys()):
+                others = dict.fromkeys(str(places[key, seed]) for seed in twice)
+                raise RefusedError(
+                    f"{run_dir} repeats seeds {twice} of {' and '.join(others)}; name directories "
+                    "that hold one of them only"
+                )
             entry = there._replace(
                 seeds=there.seeds | entry.seeds,
                 commits=tuple(dict.fromkeys((*there.commits, *entry.commits))),
             )
+        places |= {(key, seed): run_dir for seed in entry.seeds if (key, seed) not in places}
         entries[key] = entry
     return sorted(entries.values(), key=lambda entry: entry.task)
 

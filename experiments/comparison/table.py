@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.common.refused import RefusedError
 from experiments.comparison.collect import Entry
 
 
@@ -22,7 +23,7 @@ def compare(entries: Sequence[Entry], threshold: float, at_step: int | None = No
       The rows.
 
     Raises:
-      ValueError: an entry was not evaluated at that update, or there is none in common.
+      RefusedError: an entry was not evaluated at that update, or there is none in common.
     """
     rows = []
     for task in dict.fromkeys(entry.task for entry in entries):
@@ -30,13 +31,19 @@ def compare(entries: Sequence[Entry], threshold: float, at_step: int | None = No
         evaluated = [set(seed.steps) for entry in of_task for seed in entry.seeds.values()]
         common = set.intersection(*evaluated)
         if not common or at_step not in (None, *common):
-            raise ValueError(f"at_step must be one of {sorted(common)} for {task}, got {at_step}")
+            raise RefusedError(_no_such_step(task, sorted(common), at_step))
         step = max(common) if at_step is None else at_step
         names = _names(of_task)
         rows += [
             _row(entry, name, step, threshold) for entry, name in zip(of_task, names, strict=True)
         ]
     return rows
+
+
+def _no_such_step(task: str, common: Sequence[int], at_step: int | None) -> str:
+    if not common:
+        return f"the runs of {task} were not evaluated at any update in common"
+    return f"--at-step must be one of {', '.join(map(str, common))} for {task}, got {at_step}"
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

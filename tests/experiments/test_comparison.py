@@ -94,12 +94,19 @@ def test_seeds_of_one_config_are_put_together(tmp_path):
     assert "| 20 (2 of 3) |" in to_markdown([row])
 
 
-def test_a_seed_that_is_there_twice_is_an_error(tmp_path):
+def test_a_seed_that_is_there_twice_is_an_error_that_names_both_runs(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"b repeats seeds \[0, 1\] of another run"):
+    make_run(tmp_path / "c", accuracies={2: [0.5, 0.6, 0.7]}, train__seed=2)
+    one, other = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(ValueError, match=rf"{other} repeats seeds \[0, 1\] of {one};"):
         table(tmp_path)
     assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {other} repeats seeds [0, 1] of {one};")
+    # Each of its seeds was in a run of its own, behind one that shares none.
+    make_run(other / "d", accuracies={0: [0.5, 0.6, 0.7], 2: [0.5, 0.6, 0.7]})
+    with pytest.raises(ValueError, match=rf"d repeats seeds \[0, 2\] of {one} and {tmp_path}/c;"):
+        collect([one, tmp_path / "c", other / "d"])
 
 
 def test_other_sizes_of_a_model_are_told_apart_and_other_models_sizes_do_not_matter(tmp_path):
@@ -145,9 +152,17 @@ def test_nothing_to_compare_exits_with_2(tmp_path, capsys):
     assert "no finished run in" in capsys.readouterr().err
     make_run(tmp_path / "a")
     assert main([str(tmp_path), "--at-step", "15"]) == 2
-    assert "--at-step 15" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"at_step must be one of \[0, 10, 20\] for .*, got 15"):
+    assert "error: --at-step must be one of 0, 10, 20 for nth_f" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"--at-step must be one of 0, 10, 20 for .*, got 15"):
         table(tmp_path, at_step=15)
+    assert main([str(tmp_path), "--threshold", "90"]) == 2
+    assert capsys.readouterr().err == "error: --threshold must lie between 0 and 1, got 90.0\n"
+    make_run(tmp_path / "b", accuracies={5: [0.5]}, seconds_per_step=1.0)
+    (tmp_path / "b" / "metrics.jsonl").write_text(
+        '{"step": 7, "split": "eval", "seed": 5, "accuracy": 0.5}\n'
+    )
+    assert main([str(tmp_path)]) == 2
+    assert "were not evaluated at any update in common" in capsys.readouterr().err
 
 
 def test_csv_names_its_columns(tmp_path):
