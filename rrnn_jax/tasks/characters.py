@@ -55,6 +55,12 @@ class Batch(NamedTuple):
     target_lengths: Array
 
 
+def check_text(name: str, value: Any) -> None:
+    """Raises unless `value` is a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r} of type {type(value).__name__}")
+
+
 def make_batch(inputs: Array, input_lengths: Array, targets: Array, target_lengths: Array) -> Batch:
     """A `Batch` of tokens and lengths; what stands behind a sequence's end is padded over."""
     input_mask = _before(input_lengths, inputs.shape[1])
@@ -99,7 +105,9 @@ def encode(text: str, steps: int) -> np.ndarray:
 
     Raises:
       ValueError: a character outside of the vocabulary, or more than `steps` characters.
+      TypeError: `text` is not a string.
     """
+    check_text("text", text)
     unknown = sorted(set(text) - set(VOCABULARY))
     if unknown:
         raise ValueError(f"text must consist of characters in VOCABULARY, got {unknown[0]!r}")

@@ -164,14 +164,19 @@ def draw(bits: Array, config: Difficulty, level: CurriculumState | None) -> tupl
     Args:
       bits: ``[B]`` uint32, random.
       config: the task's config.
-      level: the curriculum's state; ignored where the curriculum has no levels.
+      level: the curriculum's state; its values are ignored where the curriculum has no levels.
 
     Returns:
       Two arrays ``[B]`` int32.
 
     Raises:
       ValueError: a curriculum with levels, and no `level`.
+      TypeError: a `level` that is not a `CurriculumState`.
     """
+    if level is not None and not isinstance(level, CurriculumState):
+        raise TypeError(
+            f"level must be a CurriculumState, got {level!r} of type {type(level).__name__}"
+        )
     if config.curriculum not in LEVELLED:
         highest = (jnp.int32(config.length), jnp.int32(config.nesting))
     elif level is None:

@@ -18,6 +18,7 @@ import operator
 import re
 
 from rrnn_jax.checks import check_positive
+from rrnn_jax.tasks.characters import check_text
 
 _OPERAND = r"(\$?[0-9]+)"  # A literal, or the number of a value already known.
 _GROUP = re.compile(r"\(([^()]*)\)")
@@ -45,8 +46,10 @@ def evaluate(program: str, length: int) -> str:
       Its digits, without leading zeros.
 
     Raises:
-      ValueError: `program` is malformed.
+      ValueError: `program` is malformed, or `length` below 1.
+      TypeError: `program` is not a string, or `length` not an integer.
     """
+    check_text("program", program)
     check_positive(length=length)
     values: list[int] = []
     if "$" in program:

@@ -165,6 +165,7 @@ def sample(
 
     Raises:
       ValueError: `batch_size` below 1, or no level where one is needed.
+      TypeError: a `batch_size` that is not an integer, or a level that is not a `CurriculumState`.
     """
     check_positive(batch_size=batch_size)
     bits = jax.random.bits(key, (1 + programs.number_of_words(config), batch_size), jnp.uint32)
@@ -192,6 +193,7 @@ def encode(program: str, config: Config) -> np.ndarray:
 
     Raises:
       ValueError: a character outside of the vocabulary, or too many of them.
+      TypeError: not a string.
     """
     return characters.encode(program, config.input_steps)
 

@@ -32,8 +32,8 @@ from rrnn_jax.tasks.characters import PAD as PAD
 from rrnn_jax.tasks.characters import START as START
 from rrnn_jax.tasks.characters import VOCABULARY as VOCABULARY
 from rrnn_jax.tasks.characters import Batch as Batch
+from rrnn_jax.tasks.characters import check_text, make_batch, write_digits
 from rrnn_jax.tasks.characters import decode as decode
-from rrnn_jax.tasks.characters import make_batch, write_digits
 from rrnn_jax.tasks.curriculum import Curriculum as Curriculum
 from rrnn_jax.tasks.curriculum import CurriculumState as CurriculumState
 from rrnn_jax.tasks.curriculum import advance as advance
@@ -125,6 +125,7 @@ def sample(
 
     Raises:
       ValueError: `batch_size` below 1, or no level where one is needed.
+      TypeError: a `batch_size` that is not an integer, or a level that is not a `CurriculumState`.
     """
     check_positive(batch_size=batch_size)
     words = programs.words_per_literal(config.length)
@@ -161,7 +162,9 @@ def evaluate(number: str, task: Task) -> str:
 
     Raises:
       ValueError: `number` holds anything but digits, or `task` is unknown.
+      TypeError: `number` is not a string.
     """
+    check_text("number", number)
     check_choice("task", task, get_args(Task))
     if not (number.isascii() and number.isdigit()):
         raise ValueError(f"number must consist of digits, got {number!r}")
@@ -185,6 +188,7 @@ def encode(number: str, config: Config) -> np.ndarray:
 
     Raises:
       ValueError: a character outside of the vocabulary, or too many of them.
+      TypeError: not a string.
     """
     return characters.encode(number, config.input_steps)
 

@@ -41,6 +41,10 @@ def test_bad_arguments():
         characters.encode("1+b", 5)
     with pytest.raises(ValueError, match=r"at most 2 characters, got 3: '1\+2'"):
         characters.encode("1+2", 2)
+    with pytest.raises(TypeError, match="text must be a string, got 12 of type int"):
+        characters.encode(12, 5)
+    with pytest.raises(TypeError, match="number must be a string, got 57 of type int"):
+        memorization.evaluate(57, "copy")
     with pytest.raises(ValueError, match=r"one row \[T\], got shape \(2, 3\)"):
         characters.decode(np.zeros((2, 3), np.int32))
     for token in (-1, 45):

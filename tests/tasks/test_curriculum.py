@@ -131,6 +131,15 @@ def test_state_is_of_one_type():
     assert {dtype for dtype, _ in types} == {jnp.dtype("int32"), jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("level", [3, (3, 2), "naive"])
+@pytest.mark.parametrize("name", ["fixed", "naive"])
+@pytest.mark.parametrize("task", [learn_to_execute, memorization])
+def test_a_level_of_another_kind_is_refused(task, name, level):
+    config = task.Config(curriculum=name)
+    with pytest.raises(TypeError, match=r"level must be a CurriculumState, got .* of type (i|t|s)"):
+        task.sample(jax.random.key(0), config, 2, level)
+
+
 @pytest.mark.parametrize("name", ["naive", "combined"])
 def test_levels_in_samples(name):
     """One program serves all levels, as the level is an array."""

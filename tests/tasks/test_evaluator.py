@@ -104,6 +104,12 @@ def test_malformed_programs(program):
         evaluate(program, 2)
 
 
+@pytest.mark.parametrize("program", [5, None, b"1+2"])
+def test_programs_that_are_no_text(program):
+    with pytest.raises(TypeError, match=r"program must be a string, got .* of type (int|None|byt)"):
+        evaluate(program, 1)
+
+
 def test_bad_length():
     with pytest.raises(ValueError, match="length must be at least 1, got 0"):
         evaluate("1+2", 0)
