@@ -1,6 +1,8 @@
 """What the numbers of a grid say, in sentences made from the numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from experiments.ablations.collect import RowNumbers
 from experiments.ablations.config import Config
@@ -14,8 +16,8 @@ NEAR_TRIVIAL = 0.02
 def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequence[str]) -> str:
     """The findings of a grid.
 
-    A row counts as better or worse than the base only if their seeds' ranges do not overlap; with
-    three seeds each that happens by chance in one of ten rows that do not differ.
+    A row counts as better or worse than the base only if their seeds' ranges do not overlap; how
+    often chance alone does that is said beside it, see `chance_of_apart`.
 
     Args:
       config: the grid's config.
@@ -38,7 +40,8 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
         f"row; {train.num_seeds} seeds per row. Not learning scores {trivial:.1%}; the base "
         f"scores {_score(base)}.",
         "",
-        "Better or worse is said only where the ranges of the seeds do not overlap.",
+        "Better or worse is said only where the ranges of the seeds do not overlap. "
+        f"{_caveat(train.num_seeds)}",
         "",
         f"- Worse than the base: {_list(worse, base)}.",
         f"- Better than the base: {_list(better, base)}.",
@@ -62,6 +65,28 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
 def is_below(row: RowNumbers, other: RowNumbers) -> bool:
     """Whether every seed of a row scores less than every seed of another."""
     return max(row.accuracy) < min(other.accuracy)
+
+
+def chance_of_apart(num_seeds: int) -> Fraction:
+    r"""How often the ranges of two rows that do not differ do not overlap.
+
+    The scores of n seeds of each, sorted, may be mixed in :math:`\binom{2n}{n}` ways; in two of
+    them all of one row's come first.
+
+    >>> [str(chance_of_apart(seeds)) for seeds in (1, 2, 3, 5)]
+    ['1', '1/3', '1/10', '1/126']
+    """
+    return Fraction(2, math.comb(2 * num_seeds, num_seeds))
+
+
+def _caveat(num_seeds: int) -> str:
+    if num_seeds == 1:
+        return "With one seed per row that is so of any two rows, whether they differ or not."
+    chance = chance_of_apart(num_seeds)
+    return (
+        f"With {num_seeds} seeds per row that happens by chance in {chance.numerator} of "
+        f"{chance.denominator} rows that do not differ from the base."
+    )
 
 
 def _initial_memory(numbers: Mapping[str, RowNumbers]) -> list[str]:

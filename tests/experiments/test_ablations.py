@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import io
+import itertools
 import json
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 from experiments.ablations import PRESETS, make_rows
 from experiments.ablations.__main__ import main
+from experiments.ablations.findings import chance_of_apart
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.ablations.problems import make_cell, make_problem
 from experiments.ablations.report import FILES, write_report
@@ -224,6 +227,10 @@ def test_findings_are_made_of_the_numbers(grid):
     assert (
         "- Better than the base: attention blocks 2 (97.5% (97.0 to 98.0), +3.5 points)."
     ) in findings
+    assert (
+        "Better or worse is said only where the ranges of the seeds do not overlap. With 2 seeds "
+        "per row that happens by chance in 1 of 3 rows that do not differ from the base."
+    ) in findings
     # Its range overlaps the base's.
     assert "- Not told apart from it: heads 1 (96.0% (93.0 to 99.0), +2.0 points)." in findings
     assert ("- Within 2 points of not learning, with every seed: initial memory zeros.") in findings
@@ -238,6 +245,23 @@ def test_findings_are_made_of_the_numbers(grid):
     ) in findings
     assert "- The loss became NaN: gates none." in findings
     assert any(line.startswith("- Not run: slots_4, ") for line in findings)
+
+
+def test_chance_that_ranges_lie_apart_by_counting():
+    """Of scores in any order: every set of places that the first row's may take."""
+    for seeds in (1, 2, 3, 4):
+        places = list(itertools.combinations(range(2 * seeds), seeds))
+        apart = sum(p in (places[0], places[-1]) for p in places)
+        assert chance_of_apart(seeds) == Fraction(apart, len(places))
+    assert chance_of_apart(3) == Fraction(1, 10)
+
+
+def test_findings_of_one_seed_say_that_they_show_nothing(tmp_path):
+    train = dataclasses.replace(CONFIG.train, num_seeds=1)
+    rows = make_rows(dataclasses.replace(CONFIG, train=train))
+    make_run(tmp_path, "base", [0.9], rows=rows)
+    findings = write_report(rows["base"].config, rows, tmp_path)
+    assert "With one seed per row that is so of any two rows, whether they differ" in findings
 
 
 def test_findings_do_not_claim_what_the_numbers_do_not_show(tmp_path):
