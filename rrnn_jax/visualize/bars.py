@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rrnn_jax.visualize.style import ACCENT, COLOURS, SMALL, WIDTH, new_figure, small_ticks
@@ -47,39 +48,71 @@ def bars_figure(
     if reference is not None and reference not in keys:
         raise ValueError(f"reference must name one of {keys}, got {reference}")
 
-    # A group's heading takes a line of its own.
-    positions, headings, line = [], [], 0.0
-    for i, (group, _, _) in enumerate(rows):
-        if group and (i == 0 or group != rows[i - 1][0]):
-            headings.append((line, group))
-            line += 1
-        positions.append(line)
-        line += 1
-    figure = new_figure(WIDTH, 0.85 + 0.185 * line)
+    positions, headings, lines = _places([group for group, _, _ in rows])
+    figure = new_figure(WIDTH, 0.85 + 0.185 * lines)
     axes = figure.add_subplot()
     for position, key, (_, _, values) in zip(positions, keys, rows, strict=True):
-        colour = ACCENT if key == reference else COLOURS[0]
-        mean = float(np.mean(values))
-        axes.barh(position, mean, height=0.72, color=colour, alpha=0.4, linewidth=0)
-        axes.plot([mean, mean], [position - 0.36, position + 0.36], color=colour, linewidth=1.5)
-        dots = [position] * len(values)
-        axes.plot(values, dots, "o", color=colour, markersize=4, mec="white", mew=0.5)
+        _draw_bar(axes, position, values, ACCENT if key == reference else COLOURS[0])
     if reference is not None:
         mean = float(np.mean(rows[keys.index(reference)][2]))
         axes.axvline(mean, color=ACCENT, linestyle="--", linewidth=0.9, zorder=0)
     if trivial is not None:
-        axes.axvline(trivial, color="black", linestyle=":", linewidth=1, zorder=0)
-        axes.annotate(
-            f"trivial {trivial:.3g}",
-            xy=(trivial, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            ha="center",
-            fontsize=SMALL,
-        )
+        _mark_trivial(axes, trivial)
     axes.set_yticks(positions, [name for _, name in keys])
-    for position, group in headings:
+    _write_headings(axes, headings)
+    axes.set_ylim(lines - 0.4, -0.6)
+    axes.set_xlabel(x_label, fontsize=SMALL + 1)
+    if x_limits is not None:
+        axes.set_xlim(*x_limits)
+    axes.set_title(title, fontsize=SMALL + 2, pad=14 if trivial is not None else 6)
+    axes.grid(alpha=0.25, axis="x")
+    small_ticks(axes)
+    return figure
+
+
+def _places(groups: Sequence[str]) -> tuple[list[int], dict[str, int], int]:
+    """The bars' lines and the headings', each of which takes a line of its own, and how many.
+
+    >>> _places(["", "slots", "slots", "heads"])
+    ([0, 2, 3, 5], {'slots': 1, 'heads': 4}, 6)
+    """
+    positions: list[int] = []
+    headings: dict[str, int] = {}
+    line = 0
+    for group in groups:
+        if group and group not in headings:
+            headings[group] = line
+            line += 1
+        positions.append(line)
+        line += 1
+    return positions, headings, line
+
+
+def _draw_bar(axes: Axes, position: int, values: Sequence[float], colour: str) -> None:
+    """The seeds' mean as a bar with a firm end, and a dot for each seed."""
+    mean = float(np.mean(values))
+    axes.barh(position, mean, height=0.72, color=colour, alpha=0.4, linewidth=0)
+    axes.plot([mean, mean], [position - 0.36, position + 0.36], color=colour, linewidth=1.5)
+    dots = [position] * len(values)
+    axes.plot(values, dots, "o", color=colour, markersize=4, mec="white", mew=0.5)
+
+
+def _mark_trivial(axes: Axes, trivial: float) -> None:
+    axes.axvline(trivial, color="black", linestyle=":", linewidth=1, zorder=0)
+    axes.annotate(
+        f"trivial {trivial:.3g}",
+        xy=(trivial, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        fontsize=SMALL,
+    )
+
+
+def _write_headings(axes: Axes, headings: Mapping[str, int]) -> None:
+    """The groups' names, on white: lines that run through the figure pass behind them."""
+    for group, position in headings.items():
         axes.annotate(
             group,
             xy=(0.0, position),
@@ -89,12 +122,5 @@ def bars_figure(
             va="center",
             fontsize=SMALL,
             fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
         )
-    axes.set_ylim(line - 0.4, -0.6)
-    axes.set_xlabel(x_label, fontsize=SMALL + 1)
-    if x_limits is not None:
-        axes.set_xlim(*x_limits)
-    axes.set_title(title, fontsize=SMALL + 2, pad=14 if trivial is not None else 6)
-    axes.grid(alpha=0.25, axis="x")
-    small_ticks(axes)
-    return figure

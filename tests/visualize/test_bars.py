@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from rrnn_jax.visualize import bars_figure
 from tests.visualize.figures import assert_nothing_cut, assert_same_twice
@@ -40,6 +41,17 @@ def test_the_reference_runs_through_and_stands_out():
     assert [set(line.get_xdata()) for line in across] == [{92.0}]
     colours = [bar.get_facecolor() for bar in axes.patches]
     assert colours[0] != colours[1] == colours[2]
+
+
+def test_lines_pass_behind_headings():
+    axes = make().axes[0]
+    across = [line for line in axes.lines if line.get_linestyle() in ("--", ":")]
+    assert len(across) == 2
+    headings = [text for text in axes.texts if text.get_fontweight() == "bold"]
+    assert len(headings) == 2
+    for text in headings:
+        assert text.get_bbox_patch().get_facecolor() == to_rgba("white")
+        assert text.get_zorder() > max(line.get_zorder() for line in across)
 
 
 def test_nothing_is_cut_and_same_twice():
