@@ -70,12 +70,7 @@ def attention_figure(
     across = min(steps, columns)
     largest = float(weights.max()) if largest is None else largest
 
-    # Panels as large as the width permits, and as high as their own proportions ask for.
-    slots, sources = weights.shape[2:]
-    width_each = (WIDTH - 1.05) / across - 0.05
-    height_each = width_each * slots / (sources + GAP * slots)
-    height = 0.7 + rows * lines * (height_each + 0.2)
-    figure = new_figure(WIDTH, max(height, 2.1))  # The colour bar's label needs as much.
+    figure = new_figure(WIDTH, _height(weights.shape, rows * lines, across))
     grid: Any = figure.subplots(rows * lines, across, squeeze=False)
     image = None
     for row in range(rows):
@@ -100,6 +95,14 @@ def attention_figure(
     if title:
         figure.suptitle(title, fontsize=SMALL + 2)
     return figure
+
+
+def _height(shape: tuple[int, ...], down: int, across: int) -> float:
+    """Inches for panels as large as the width permits, as high as their proportions ask for."""
+    slots, sources = shape[2:]
+    width_each = (WIDTH - 1.05) / across - 0.05
+    height_each = width_each * slots / (sources + GAP * slots)
+    return max(0.7 + down * (height_each + 0.2), 2.1)  # The colour bar's label needs as much.
 
 
 def draw_attention(

@@ -1,8 +1,10 @@
 """Learning curves of several models, with every seed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rrnn_jax.visualize.style import line_look, new_figure
@@ -45,25 +47,13 @@ def learning_curves_figure(
     figure = new_figure()
     axes = figure.add_subplot()
     for i, (name, seeds) in enumerate(curves.items()):
-        look = line_look(i)
         for steps, values in seeds:
             if len(steps) != len(values):
                 raise ValueError(
                     f"curves[{name!r}] must have as many values as steps, got {len(values)} "
                     f"values for {len(steps)} steps"
                 )
-        several = len(seeds) > 1
-        label = f"{name} ({len(seeds)} seeds)" if several else name
-        for steps, values in seeds:
-            (line,) = axes.plot(steps, values, linewidth=0.7 if several else 1.8, **look)
-            if several:
-                line.set_alpha(0.6)
-            else:
-                line.set_label(label)
-        if several:
-            steps, low, mean, high = _band(seeds)
-            axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-            axes.plot(steps, mean, linewidth=1.8, label=label, **look)
+        _draw_model(axes, name, seeds, line_look(i))
     if trivial is not None:
         axes.axhline(trivial, color="black", linestyle="--", linewidth=1)
         axes.annotate(
@@ -83,6 +73,18 @@ def learning_curves_figure(
     axes.grid(alpha=0.25)
     axes.legend(loc="best", fontsize=8, framealpha=0.9)
     return figure
+
+
+def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, Any]) -> None:
+    """A line for one seed; for several thin ones, their mean and their range."""
+    if len(seeds) == 1:
+        axes.plot(*seeds[0], linewidth=1.8, label=name, **look)
+        return
+    for steps, values in seeds:
+        axes.plot(steps, values, linewidth=0.7, alpha=0.6, **look)
+    steps, low, mean, high = _band(seeds)
+    axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(steps, mean, linewidth=1.8, label=f"{name} ({len(seeds)} seeds)", **look)
 
 
 def _band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

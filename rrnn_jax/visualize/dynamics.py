@@ -1,10 +1,12 @@
 """Memory dynamics: how far the slots move, and how far their gates open, step by step."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from rrnn_jax.visualize.memory_numbers import slot_movement
 from rrnn_jax.visualize.style import (
@@ -54,44 +56,61 @@ def dynamics_figure(
     moved = slot_movement(memories, initial)
     if moved.ndim != 2:
         raise ValueError(f"memories must be [T, S, F], got shape {np.shape(memories)}")
-    maps: list[tuple[str, np.ndarray, str, float | None]] = [
-        ("distance moved (Euclidean)", moved, "distance", None)
-    ]
+    maps = [_Map("distance moved (Euclidean)", moved, "distance", None)]
     for name, gate in (("input gate", input_gate), ("forget gate", forget_gate)):
         if gate is not None:
-            gate = np.asarray(gate, np.float64)
-            if gate.ndim != 3 or gate.shape[:2] != moved.shape:
-                raise ValueError(
-                    f"{name.replace(' ', '_')} must be [T, S, F] or [T, S, 1] with [T, S] = "
-                    f"{moved.shape}, got shape {gate.shape}"
-                )
-            maps.append((f"{name} (mean of units)", gate.mean(-1), "openness (0 to 1)", 1.0))
+            maps.append(_gate_map(name, gate, moved.shape))
     steps, slots = moved.shape
     if step_labels and len(step_labels) != steps:
         raise ValueError(f"step_labels must have {steps} entries, got {len(step_labels)}")
 
     figure = new_figure(WIDTH, 0.75 + len(maps) * (0.35 + min(max(0.13 * slots, 0.75), 1.6)))
     panels = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]
-    for axes, (name, values, unit, largest) in zip(panels, maps, strict=True):
-        image = axes.imshow(
-            values.T,
-            cmap=AMOUNTS,
-            vmin=0.0,
-            vmax=largest,
-            interpolation="nearest",
-            aspect="auto",
-            extent=(0.5, steps + 0.5, slots + 0.5, 0.5),
-        )
-        axes.set_title(name, fontsize=SMALL + 1, pad=3)
-        axes.set_ylabel("slot", fontsize=SMALL + 1)
-        axes.set_yticks([i + 1 for i in count_ticks(slots)])
-        small_ticks(axes)
-        if marked is not None:
-            axes.axvspan(marked + 0.5, marked + 1.5, fill=False, edgecolor=ACCENT, linewidth=1.6)
-        add_colour_bar(figure, image, axes, unit, pad=0.01, aspect=12)
+    for axes, shown in zip(panels, maps, strict=True):
+        image = _draw_map(axes, shown, marked)
+        add_colour_bar(figure, image, axes, shown.unit, pad=0.01, aspect=12)
     _label_steps(panels[-1], steps, step_labels, marked)
     figure.suptitle(title, fontsize=SMALL + 2)
     return figure
+
+
+class _Map(NamedTuple):
+    """What a panel shows: ``[T, S]`` values, and the colour bar's unit and upper end."""
+
+    name: str
+    values: np.ndarray
+    unit: str
+    largest: float | None
+
+
+def _gate_map(name: str, gate: np.ndarray, shape: tuple[int, ...]) -> _Map:
+    gate = np.asarray(gate, np.float64)
+    if gate.ndim != 3 or gate.shape[:2] != shape:
+        raise ValueError(
+            f"{name.replace(' ', '_')} must be [T, S, F] or [T, S, 1] with [T, S] = "
+            f"{shape}, got shape {gate.shape}"
+        )
+    return _Map(f"{name} (mean of units)", gate.mean(-1), "openness (0 to 1)", 1.0)
+
+
+def _draw_map(axes: Axes, shown: _Map, marked: int | None) -> AxesImage:
+    steps, slots = shown.values.shape
+    image = axes.imshow(
+        shown.values.T,
+        cmap=AMOUNTS,
+        vmin=0.0,
+        vmax=shown.largest,
+        interpolation="nearest",
+        aspect="auto",
+        extent=(0.5, steps + 0.5, slots + 0.5, 0.5),
+    )
+    axes.set_title(shown.name, fontsize=SMALL + 1, pad=3)
+    axes.set_ylabel("slot", fontsize=SMALL + 1)
+    axes.set_yticks([i + 1 for i in count_ticks(slots)])
+    small_ticks(axes)
+    if marked is not None:
+        axes.axvspan(marked + 0.5, marked + 1.5, fill=False, edgecolor=ACCENT, linewidth=1.6)
+    return image
 
 
 def _label_steps(axes: Axes, steps: int, labels: Sequence[str], marked: int | None) -> None:

@@ -1,6 +1,7 @@
 """The slots' paths through a sequence, in the plane that shows most of their variance."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
@@ -45,23 +46,7 @@ def projection_figure(
     axes = figure.add_subplot()
     sizes = np.linspace(6.0, 46.0, steps)
     for slot in range(slots):
-        look = line_look(slot)
-        path = points[:, slot]
-        axes.plot(*path.T, linewidth=1.0, label=f"slot {slot + 1}", **look)
-        axes.scatter(*path.T, s=sizes, color=look["color"], linewidths=0, zorder=3)
-        axes.annotate(
-            str(slot + 1),
-            path[-1],
-            xytext=_ahead(path, points),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL + 1,
-            fontweight="bold",
-            color=look["color"],
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-            zorder=4,
-        )
+        _draw_path(axes, slot, points, sizes)
     if marked is not None:
         axes.scatter(
             *points[marked].T,
@@ -80,6 +65,27 @@ def projection_figure(
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=SMALL, frameon=False)
     axes.set_title(title, fontsize=SMALL + 2)
     return figure
+
+
+def _draw_path(axes: Axes, slot: int, points: np.ndarray, sizes: np.ndarray) -> None:
+    """One slot's line and dots, and its number where the path ends."""
+    look = line_look(slot)
+    path = points[:, slot]
+    axes.plot(*path.T, linewidth=1.0, label=f"slot {slot + 1}", **look)
+    axes.scatter(*path.T, s=sizes, color=look["color"], linewidths=0, zorder=3)
+    axes.annotate(
+        str(slot + 1),
+        path[-1],
+        xytext=_ahead(path, points),
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=SMALL + 1,
+        fontweight="bold",
+        color=look["color"],
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+        zorder=4,
+    )
 
 
 def _ahead(path: np.ndarray, points: np.ndarray) -> tuple[float, float]:

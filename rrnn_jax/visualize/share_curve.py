@@ -1,6 +1,6 @@
 """Curves of attention: to the slot that an object was written to, and to the input."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,26 +37,7 @@ def attention_share_figure(
     Raises:
       ValueError: nothing to draw.
     """
-    figure, panels = _panels(shares, title)
-    for axes, share in zip(panels, shares.values(), strict=True):
-        known = np.isfinite(share.share)
-        lags = share.lags[known]
-        _line(axes, lags, share.share[known], 0, "the written slot")
-        _line(axes, lags, share.others[known], 1, "same slot, other sequences")
-        _chance(axes, share.uniform)
-        axes.axvspan(lags[0] - 0.5, 0.5, color="0.93", linewidth=0, zorder=0)
-        axes.text(
-            *(0.4, 0.03),
-            "not in memory yet ",
-            transform=axes.get_xaxis_transform(),
-            va="bottom",
-            ha="right",
-            fontsize=SMALL,
-            color="0.35",
-        )
-        axes.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
-    _finish(figure, panels, "steps since the reference was shown", y_label)
-    return figure
+    return _figure(shares, title, _draw_lags, "steps since the reference was shown", y_label)
 
 
 def input_share_figure(
@@ -80,22 +61,57 @@ def input_share_figure(
     Raises:
       ValueError: nothing to draw.
     """
+    return _figure(shares, title, _draw_steps, "step", "share of attention (%)")
+
+
+def _draw_lags(axes: Axes, share: ShareByLag) -> None:
+    """One head's curves by lag, and the part where nothing is written yet."""
+    known = np.isfinite(share.share)
+    lags = share.lags[known]
+    _line(axes, lags, share.share[known], 0, "the written slot")
+    _line(axes, lags, share.others[known], 1, "same slot, other sequences")
+    _chance(axes, share.uniform)
+    axes.axvspan(lags[0] - 0.5, 0.5, color="0.93", linewidth=0, zorder=0)
+    axes.text(
+        *(0.4, 0.03),
+        "not in memory yet ",
+        transform=axes.get_xaxis_transform(),
+        va="bottom",
+        ha="right",
+        fontsize=SMALL,
+        color="0.35",
+    )
+    axes.set_xlim(lags[0] - 0.5, lags[-1] + 0.5)
+
+
+def _draw_steps(axes: Axes, share: InputShare) -> None:
+    """One head's curves by step."""
+    steps = np.arange(1, len(share.shown) + 1)
+    curves = {
+        "m is shown": share.shown,
+        "m was seen before": share.after,
+        "m comes later": share.before,
+    }
+    for i, (name, values) in enumerate(curves.items()):
+        known = np.isfinite(values)
+        _line(axes, steps[known], values[known], i, name)
+    _chance(axes, share.uniform)
+    axes.set_xticks(steps)
+    axes.set_xlim(0.7, len(steps) + 0.3)
+
+
+def _figure(
+    shares: Mapping[str, Any],
+    title: str,
+    draw: Callable[[Axes, Any], None],
+    x_label: str,
+    y_label: str,
+) -> Figure:
+    """A panel for each head, drawn by ``draw(axes, share)``, with one legend below."""
     figure, panels = _panels(shares, title)
     for axes, share in zip(panels, shares.values(), strict=True):
-        steps = np.arange(1, len(share.shown) + 1)
-        for i, (name, values) in enumerate(
-            {
-                "m is shown": share.shown,
-                "m was seen before": share.after,
-                "m comes later": share.before,
-            }.items()
-        ):
-            known = np.isfinite(values)
-            _line(axes, steps[known], values[known], i, name)
-        _chance(axes, share.uniform)
-        axes.set_xticks(steps)
-        axes.set_xlim(0.7, len(steps) + 0.3)
-    _finish(figure, panels, "step", "share of attention (%)")
+        draw(axes, share)
+    _finish(figure, panels, x_label, y_label)
     return figure
 
 
