@@ -205,12 +205,8 @@ class RNN(nn.Module):
         """Runs the sequence on the implementation that fits."""
         capturing = self.is_mutable_collection("intermediates")
         batch = step_shape[: len(step_shape) - self.cell.num_feature_axes]
-        implementation = resolve_implementation(
-            self.implementation,
-            self.cell,
-            batch_size=math.prod(batch),
-            steps=sequence.inputs.shape[time_axis],
-        )
+        sizes = {"batch_size": math.prod(batch), "steps": sequence.inputs.shape[time_axis]}
+        implementation = resolve_implementation(self.implementation, self.cell, **sizes)
         if implementation == "hoisted" and not capturing and not self.is_initializing():
             assert isinstance(self.cell, RelationalMemoryCell)
             self.cell.check_step(carry, step_shape)
@@ -221,7 +217,7 @@ class RNN(nn.Module):
                 carry,
                 reset_carry,
                 time_axis=time_axis,
-                plan=hoisted_plan(self.cell, self.unroll),
+                plan=hoisted_plan(self.cell, self.unroll, **sizes),
                 remat=self.remat,
                 all_carries=all_carries,
             )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step
-from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels
+from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels, forward_weights
 from rrnn_jax.scan.products import weight_gradient
 from rrnn_jax.scan.step import recurrent_step
 from rrnn_jax.scan.tape import Record, Replay, Weights
@@ -198,12 +198,13 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
     axis = plan.time_axis
     num_steps = terms.qkv[0].shape[axis]
     kernels = cast_kernels(weights, plan.dtype)
+    used = forward_weights(plan, weights)
 
     def forward(ops: Any, vectors: dict, carry: Carry, reset: Carry | None, terms: InputTerms):
         return recurrent_step(plan.cell, ops, vectors, carry, reset, terms, plan.dtype)
 
     def recorded(carry: Carry, terms: InputTerms) -> Record:
-        record = Record(Weights(kernels, weights.vectors), plan.dtype)
+        record = Record(used, plan.dtype, plan.turned)
         forward(record, weights.vectors, carry, reset_carry, terms)
         return record
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from rrnn_jax.scan.backward import backward
 from rrnn_jax.scan.input_terms import InputTerms, compute_dtype, input_terms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step, time_buffers
-from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels
+from rrnn_jax.scan.plan import Plan, Residuals, forward_weights
 from rrnn_jax.scan.step import recurrent_step
-from rrnn_jax.scan.tape import Record, Weights
+from rrnn_jax.scan.tape import Record
 from rrnn_jax.scan.weights import CoreWeights, core_weights
 from rrnn_jax.typing import Array, Carry
 
@@ -112,11 +112,11 @@ def _forward(
     save: bool,
 ) -> tuple[Carry, Carry, list[Any] | None]:
     """Final carry, all carries and, if asked for, what the backward pass wants of every step."""
-    used = Weights(cast_kernels(weights, plan.dtype), weights.vectors)
+    used = forward_weights(plan, weights)
 
     def step(carry: Carry, inputs: tuple[InputTerms], t: Array) -> tuple[Carry, tuple]:
         del t
-        record = Record(used, plan.dtype)
+        record = Record(used, plan.dtype, plan.turned)
         carry = recurrent_step(
             plan.cell, record, used.vectors, carry, reset_carry, *inputs, plan.dtype
         )

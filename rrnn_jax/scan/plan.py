@@ -2,9 +2,12 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.loop import Prefetch
+from rrnn_jax.scan.tape import Weights
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array, Carry, Dtype
 
@@ -21,6 +24,7 @@ class Plan(NamedTuple):
       rows_per_product: a weight gradient is taken over about this many rows at once.
       prefetch: see `loop_over_time`; forward and backward.
       transpose: see `products.weight_gradient`.
+      turned: whether the forward pass of a step multiplies with kernels turned over, ``[N, F]``.
       unroll: steps per iteration of a loop over time.
     """
 
@@ -31,6 +35,7 @@ class Plan(NamedTuple):
     rows_per_product: int
     prefetch: tuple[Prefetch, Prefetch]
     transpose: bool
+    turned: bool = False
     unroll: int = 1
 
 
@@ -47,6 +52,14 @@ class Residuals(NamedTuple):
     terms: InputTerms
     carries: Carry
     saved: list[Any] | None
+
+
+def forward_weights(plan: Plan, weights: CoreWeights) -> Weights:
+    """What a forward step of that plan uses: cast and turned over once, not in every step."""
+    kernels = cast_kernels(weights, plan.dtype)
+    if plan.turned:
+        kernels = {k: jax.lax.optimization_barrier(x.T) for k, x in kernels.items()}
+    return Weights(kernels, weights.vectors)
 
 
 def cast_kernels(weights: CoreWeights, dtype: Dtype) -> dict[str, Array]:

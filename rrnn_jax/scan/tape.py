@@ -42,10 +42,13 @@ class Weights(NamedTuple):
 
 
 class Record:
-    """Computes; `saved` is what a `Replay` needs, `names` and `shapes` tell of the products."""
+    """Computes; `saved` is what a `Replay` needs, `names` and `shapes` tell of the products.
 
-    def __init__(self, weights: Weights, dtype: Dtype) -> None:
-        self.weights, self.dtype = weights, dtype
+    With `turned` the kernels are turned over, ``[N, F]``.
+    """
+
+    def __init__(self, weights: Weights, dtype: Dtype, turned: bool = False) -> None:
+        self.weights, self.dtype, self.turned = weights, dtype, turned
         self.names: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.saved: list[Any] = []
@@ -53,7 +56,7 @@ class Record:
     def product(self, name: str, rows: Array, keep: bool = False) -> Array:
         """Rows ``[B, N, F]`` times the kernel of that name; `keep` if the values are looked at."""
         rows = rows.astype(self.dtype)
-        result = _multiply(rows, self.weights.kernels[name])
+        result = _multiply(rows, self.weights.kernels[name], self.turned)
         self.names.append(name)
         self.shapes.append(result.shape)
         self.saved.append(result if keep else None)
@@ -179,8 +182,9 @@ def _affine(normal: Array, vectors: Mapping[str, Array], name: str) -> Array:
     return normal * as_rows(scale, normal) + as_rows(bias, normal)
 
 
-def _multiply(rows: Array, kernel: Array) -> Array:
-    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (0,)), ((), ())))
+def _multiply(rows: Array, kernel: Array, turned: bool) -> Array:
+    contracting = (rows.ndim - 1,), (1 if turned else 0,)
+    return jax.lax.dot_general(rows, kernel, (contracting, ((), ())))
 
 
 @jax.custom_vjp

@@ -95,6 +95,37 @@ def test_any_number_of_rows_per_weight_gradient(rows, monkeypatch):
     assert_close(gradients({}, FLAGS, "hoisted"), gradients({}, FLAGS, "scan"))
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [({"num_blocks": 2, "output_gate": True}, FLAGS), ({}, {"remat": "full"})],
+)
+def test_kernels_turned_over(config, options, monkeypatch):
+    monkeypatch.setattr(dispatch, "_turns_kernels", lambda *sizes: True)
+    found = gradients(config, options, "hoisted")
+    plain = {k: v for k, v in options.items() if k != "remat"}
+    assert_close(found, gradients(config, plain, "scan"))
+
+
+def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    language = RelationalMemoryCell(mem_slots=1, head_size=500, num_heads=5, attention_mlp_layers=5)
+    small = RelationalMemoryCell(mem_slots=1, head_size=32, num_heads=8)
+
+    def found(cell, batch_size, steps):
+        sizes = {"batch_size": batch_size, "steps": steps}
+        turned = dispatch.hoisted_plan(cell, 1, **sizes).turned
+        return turned, dispatch.resolve_implementation("auto", cell, **sizes)
+
+    assert found(language, 4, 20) == (True, "hoisted")
+    assert found(language, 32, 20) == (True, "hoisted")
+    assert found(language, 64, 20) == (False, "hoisted")
+    assert found(language, 1, 20) == (False, "scan")
+    assert found(language, 4, 3) == (False, "scan")
+    assert found(small, 4, 20) == (False, "scan")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert found(language, 4, 20) == (False, "hoisted")
+
+
 @pytest.mark.parametrize("combine", [True, False])
 @pytest.mark.parametrize("config", [{}, {"matrix_inputs": True}])
 def test_combined_input_weights(config, combine, monkeypatch):
