@@ -7,57 +7,32 @@ copies of the whole sequence at once.
 """
 
 import math
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.scan.hoisted import explain_forward_mode, hoisted_scan
 from rrnn_jax.scan.loop import time_buffers
-from rrnn_jax.scan.plan import Plan
+from rrnn_jax.scan.plan import Arguments, Plan, Timewise
 from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 
-class _Sequence(NamedTuple):
-    """What has a time axis."""
-
-    inputs: Array
-    resets: Array | None
-    mask: Array | None
-
-
-class _Arguments(NamedTuple):
-    """What a run has gradients for, beside the inputs."""
-
-    params: Mapping[str, Any]
-    carry: Carry
-    reset_carry: Carry | None
-
-
-def chunked_scan(
-    plan: Plan,
-    params: Mapping[str, Any],
-    inputs: Array,
-    carry: Carry,
-    reset_carry: Carry | None,
-    resets: Array | None,
-    mask: Array | None,
-) -> tuple[Carry, Carry]:
+def chunked_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[Carry, Carry]:
     """Runs the cell over a sequence; arguments and results are those of `hoisted_scan`."""
     with explain_forward_mode():
-        return _run(plan, _Arguments(params, carry, reset_carry), _Sequence(inputs, resets, mask))
+        return _run(plan, arguments, sequence)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run(plan: Plan, arguments: _Arguments, sequence: _Sequence) -> tuple[Carry, Carry]:
+def _run(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[Carry, Carry]:
     final, carries, _ = _forward(plan, arguments, sequence)
     return final, carries
 
 
 def _run_fwd(
-    plan: Plan, arguments: _Arguments, sequence: _Sequence
+    plan: Plan, arguments: Arguments, sequence: Timewise
 ) -> tuple[tuple[Carry, Carry], tuple]:
     final, carries, between = _forward(plan, arguments, sequence)
     return (final, carries), (arguments, sequence, between)
@@ -80,8 +55,8 @@ def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> t
         d_carry, d_params, d_reset, d_inputs = state
         chunk, d_chunk = _cut(sequence, start, steps, axis), _cut(d_carries, start, steps, axis)
 
-        def run(arguments: _Arguments, inputs: Array) -> tuple[Carry, Carry]:
-            return _run_chunk(plan._replace(save=True), arguments, chunk._replace(inputs=inputs))
+        def run(arguments: Arguments, inputs: Array) -> tuple[Carry, Carry]:
+            return hoisted_scan(plan._replace(save=True), arguments, chunk._replace(inputs=inputs))
 
         _, vjp = jax.vjp(run, arguments._replace(carry=before), chunk.inputs)
         d_arguments, d_piece = vjp((d_carry, d_chunk))
@@ -103,14 +78,14 @@ def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> t
         reverse=True,
     )
     d_params = jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, arguments.params)
-    return _Arguments(d_params, d_carry, d_reset), _Sequence(d_inputs, None, None)
+    return Arguments(d_params, d_carry, d_reset), Timewise(d_inputs, None, None)
 
 
 _run.defvjp(_run_fwd, _run_bwd)
 
 
 def _forward(
-    plan: Plan, arguments: _Arguments, sequence: _Sequence
+    plan: Plan, arguments: Arguments, sequence: Timewise
 ) -> tuple[Carry, Carry, tuple[Carry, Carry]]:
     """Final carry, all carries, and the carries before each whole chunk and after the last one."""
     axis = plan.time_axis
@@ -124,7 +99,9 @@ def _forward(
     def one(state: tuple, start: Array | int, steps: int) -> tuple[tuple, Carry]:
         carry, carries = state
         chunk = _cut(sequence, start, steps, axis)
-        after, found = _run_chunk(plan._replace(save=False), arguments._replace(carry=carry), chunk)
+        after, found = hoisted_scan(
+            plan._replace(save=False), arguments._replace(carry=carry), chunk
+        )
         return (after, _paste(carries, found, start, axis)), carry
 
     starts = length * jnp.arange(whole // length, dtype=jnp.int32)
@@ -135,12 +112,6 @@ def _forward(
     if whole < steps:
         (carry, carries), _ = one((carry, carries), whole, steps - whole)
     return carry, carries, (between, last)
-
-
-def _run_chunk(plan: Plan, arguments: _Arguments, chunk: _Sequence) -> tuple[Carry, Carry]:
-    params, carry, reset_carry = arguments
-    inputs, resets, mask = chunk
-    return hoisted_scan(plan, params, inputs, carry, reset_carry, resets, mask)
 
 
 def _lengths(steps: int) -> tuple[int, int]:

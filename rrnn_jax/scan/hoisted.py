@@ -9,7 +9,7 @@ Two things make it faster than autodiff through the plain scan:
   steps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,36 +20,26 @@ import jax.numpy as jnp
 from rrnn_jax.scan.backward import backward
 from rrnn_jax.scan.input_terms import InputTerms, compute_dtype, input_terms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step, time_buffers
-from rrnn_jax.scan.plan import Plan, Residuals, forward_weights
+from rrnn_jax.scan.plan import Arguments, Plan, Residuals, Timewise, forward_weights
 from rrnn_jax.scan.step import recurrent_step
 from rrnn_jax.scan.tape import Record
 from rrnn_jax.scan.weights import CoreWeights, core_weights
 from rrnn_jax.typing import Array, Carry
 
 
-def hoisted_scan(
-    plan: Plan,
-    params: Mapping[str, Any],
-    inputs: Array,
-    carry: Carry,
-    reset_carry: Carry | None,
-    resets: Array | None,
-    mask: Array | None,
-) -> tuple[Carry, Carry]:
+def hoisted_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[Carry, Carry]:
     """Runs the cell over a sequence.
 
     Args:
       plan: how; its `dtype` is filled in here.
-      params: the cell's parameters.
-      inputs: ``[B, T, R, I]``, or ``[T, B, R, I]`` with ``plan.time_axis == 0``.
-      carry: ``[B, S, F]``, or a pair of such arrays with an output gate.
-      reset_carry: what a reset puts in place of the carry, shaped like it; None without resets.
-      resets: ``[B, T]`` or ``[T, B]`` bool, or None.
-      mask: the same.
+      arguments: parameters and carries.
+      sequence: inputs, resets and mask.
 
     Returns:
       The final carry, and the carry after every step with time at ``plan.time_axis``.
     """
+    params, carry, reset_carry = arguments
+    inputs, resets, mask = sequence
     with explain_forward_mode():
         if mask is not None:
             # What stands in a masked step must not reach the gradient, NaN included.

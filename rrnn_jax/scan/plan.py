@@ -1,5 +1,6 @@
 """How the hoisted scan is run, and what its forward pass hands to its backward pass."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,34 @@ class Plan(NamedTuple):
     transpose: bool
     turned: bool = False
     unroll: int = 1
+
+
+class Timewise(NamedTuple):
+    """What is read step by step.
+
+    Attributes:
+      inputs: ``[B, T, R, I]``, or ``[T, B, R, I]`` with ``plan.time_axis == 0``.
+      resets: ``[B, T]`` or ``[T, B]`` bool, or None.
+      mask: the same.
+    """
+
+    inputs: Array
+    resets: Array | None
+    mask: Array | None
+
+
+class Arguments(NamedTuple):
+    """What a run starts from; together with the inputs, what it has gradients for.
+
+    Attributes:
+      params: the cell's parameters.
+      carry: ``[B, S, F]``, or a pair of such arrays with an output gate.
+      reset_carry: what a reset puts in place of the carry, shaped like it; None without resets.
+    """
+
+    params: Mapping[str, Any]
+    carry: Carry
+    reset_carry: Carry | None
 
 
 class Residuals(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.chunked import chunked_scan
 from rrnn_jax.scan.hoisted import hoisted_scan
-from rrnn_jax.scan.plan import Plan
+from rrnn_jax.scan.plan import Arguments, Plan, Timewise
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, select
 from rrnn_jax.typing import Array, Carry, Remat
 
@@ -64,12 +64,12 @@ def relational_scan(
     run = chunked_scan if remat == "chunked" else hoisted_scan
     final, carries = run(
         plan,
-        params,
-        inputs.reshape(*lead, *rows),
-        merge_carry(carry),
-        None if reset_carry is None else merge_carry(reset_carry),
-        merge(resets),
-        merge(mask),
+        Arguments(
+            params,
+            merge_carry(carry),
+            None if reset_carry is None else merge_carry(reset_carry),
+        ),
+        Timewise(inputs.reshape(*lead, *rows), merge(resets), merge(mask)),
     )
     if valid is not None:
         final = _last_valid(carries, valid.reshape(lead), merge_carry(carry), axis)
