@@ -1,6 +1,6 @@
 """Options and presets of program evaluation.
 
-``quick``: ``python -m experiments.program_evaluation table``; an hour and a half on 2 CPU cores.
+``quick``: ``python -m experiments.program_evaluation table``; an hour on 2 CPU cores.
 ``paper``: ``python -m experiments.program_evaluation table --preset paper``; the paper's sizes, for
 a GPU. What to expect of both stands in README.md, with the hardware it was measured on.
 """
@@ -190,7 +190,7 @@ PRESETS: dict[str, Config] = {
         ),
         entnet=EntNetConfig(num_cells=4, cell_size=80),
         train=TrainConfig(
-            steps=4500,
+            steps=3000,
             batch_size=128,
             learning_rate=1e-3,
             schedule="cosine",
