@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax.baselines import EntNetCell, LSTMBankCell
+from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 B, I, F, S = 2, 3, 4, 3  # noqa: E741
@@ -13,6 +14,10 @@ B, I, F, S = 2, 3, 4, 3  # noqa: E741
 
 def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
+
+
+def apply(cell, variables, carry, x):
+    return quick_jit(cell.apply)(variables, carry, x)
 
 
 def setup(cell, seed=0):
@@ -63,7 +68,7 @@ def test_entnet_step_equals_numpy(output, fresh):
     if fresh:
         # One memory that was never written stands for its key.
         carry = carry.at[:, 1].set(0.0)
-    new_carry, y = cell.apply(variables, carry, x)
+    new_carry, y = apply(cell, variables, carry, x)
     for b in range(B):
         expected, expected_y = entnet_step(params, np.asarray(carry[b]), np.asarray(x[b]), output)
         np.testing.assert_allclose(new_carry[b], expected, atol=1e-5)
@@ -75,8 +80,8 @@ def test_entnet_starts_at_its_keys_and_keeps_unit_norm():
     variables, _, _, x = setup(cell)
     zeros = cell.initialize_carry(jax.random.key(0), (B, I))
     keys = jnp.broadcast_to(variables["params"]["keys"], (B, S, F))
-    from_zeros, _ = cell.apply(variables, zeros, x)
-    np.testing.assert_allclose(from_zeros, cell.apply(variables, keys, x)[0], atol=1e-6)
+    from_zeros, _ = apply(cell, variables, zeros, x)
+    np.testing.assert_allclose(from_zeros, apply(cell, variables, keys, x)[0], atol=1e-6)
     np.testing.assert_allclose(jnp.linalg.norm(from_zeros, axis=-1), 1.0, atol=1e-6)
 
 
@@ -85,9 +90,9 @@ def test_entnet_gate_closes():
     cell = EntNetCell(F, S, project_inputs=False)
     memory = jnp.eye(S, F)[None]
     shown = jnp.asarray([[-20.0, 20.0, 0.0, 0.0]])
-    variables = cell.init(jax.random.key(0), memory, shown)
+    variables = quick_jit(cell.init)(jax.random.key(0), memory, shown)
     keys = {"params": {**variables["params"], "keys": memory[0]}}
-    new, _ = cell.apply(keys, memory, shown)
+    new, _ = apply(cell, keys, memory, shown)
     np.testing.assert_allclose(new[0, 0], memory[0, 0], atol=1e-6)
     assert np.abs(new[0, 1:] - memory[0, 1:]).max(-1).min() > 0.1
 
@@ -114,7 +119,7 @@ def bank_step(params, carry, x, cell):
 def test_bank_step_equals_numpy(gated, forget_bias):
     cell = LSTMBankCell(F, S, gated=gated, forget_bias=forget_bias)
     variables, params, carry, x = setup(cell)
-    (c, h), y = cell.apply(variables, carry, x)
+    (c, h), y = apply(cell, variables, carry, x)
     for b in range(B):
         one = [np.asarray(leaf[b], np.float64) for leaf in carry]
         expected_c, expected_h, expected_y = bank_step(params, one, np.asarray(x[b]), cell)
@@ -127,11 +132,11 @@ def test_keys_tell_the_cells_of_a_bank_apart():
     cell = LSTMBankCell(F, S)
     x = normal(np.random.default_rng(0), (B, I))
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    variables = cell.init(jax.random.key(1), carry, x)
-    (_, h), _ = cell.apply(variables, carry, x)
+    variables = quick_jit(cell.init)(jax.random.key(1), carry, x)
+    (_, h), _ = apply(cell, variables, carry, x)
     assert np.abs(h[:, 0] - h[:, 1]).max() > 1e-3
     same = {"params": {**variables["params"], "keys": jnp.ones((S, F))}}
-    (_, h), _ = cell.apply(same, carry, x)
+    (_, h), _ = apply(cell, same, carry, x)
     np.testing.assert_allclose(h[:, 0], h[:, 1], atol=1e-7)
 
 
@@ -158,7 +163,7 @@ def test_parameter_counts():
 def test_keys_are_about_one_long():
     for cell in (EntNetCell(256, 8), LSTMBankCell(256, 8)):
         carry = cell.initialize_carry(jax.random.key(0), (I,))
-        keys = cell.init(jax.random.key(0), carry, jnp.zeros(I))["params"]["keys"]
+        keys = quick_jit(cell.init)(jax.random.key(0), carry, jnp.zeros(I))["params"]["keys"]
         np.testing.assert_allclose(jnp.linalg.norm(keys, axis=-1), 1.0, atol=0.2)
 
 

@@ -8,6 +8,8 @@ from flax import linen as nn
 
 from rrnn_jax import RNN
 from rrnn_jax.baselines import StackedLSTMCell
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import random_variables
 
 X = jax.random.normal(jax.random.key(0), (2, 5, 3))
 
@@ -23,50 +25,46 @@ def flax_lstm(params, layer, features, x):
             "kernel": hidden["kernel"][:, columns],
             "bias": from_input["bias"][columns],
         }
-    return nn.RNN(nn.OptimizedLSTMCell(features)).apply({"params": {"cell": gates}}, x)
+    return apply(nn.RNN(nn.OptimizedLSTMCell(features)), {"params": {"cell": gates}}, x)
 
 
-def random_variables(rnn):
-    """Variables with biases that are not zero."""
-    leaves, tree = jax.tree.flatten(rnn.init(jax.random.key(1), X))
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
+def apply(rnn, variables, x, **options):
+    return quick_jit(rnn.apply)(variables, x, **options)
 
 
 def test_two_layers_with_skip_connections_by_hand():
     rnn = nn.RNN(StackedLSTMCell(features=(4, 6), forget_bias=0.0))
-    variables = random_variables(rnn)
+    variables = random_variables(rnn, X)
     params = variables["params"]["cell"]
     first = flax_lstm(params, 0, 4, X)
     second = flax_lstm(params, 1, 6, jnp.concatenate([X, first], -1))
     expected = jnp.concatenate([first, second], -1)
-    np.testing.assert_allclose(rnn.apply(variables, X), expected, atol=1e-6)
+    np.testing.assert_allclose(apply(rnn, variables, X), expected, atol=1e-6)
 
 
 def test_two_layers_without_skip_connections_by_hand():
     cell = StackedLSTMCell(features=4, num_layers=2, skip_connections=False, forget_bias=0.0)
-    variables = random_variables(nn.RNN(cell))
+    variables = random_variables(nn.RNN(cell), X)
     y = X
     for layer in range(2):
         y = flax_lstm(variables["params"]["cell"], layer, 4, y)
-    np.testing.assert_allclose(nn.RNN(cell).apply(variables, X), y, atol=1e-6)
+    np.testing.assert_allclose(apply(nn.RNN(cell), variables, X), y, atol=1e-6)
 
 
 def test_forget_bias_is_added_to_the_forget_gate():
     rnn = RNN(StackedLSTMCell(4, forget_bias=0.7))
-    variables = random_variables(rnn)
+    variables = random_variables(rnn, X)
     params = dict(variables["params"]["cell"])
     bias = params["layer_0_input"]["bias"]
     shifted = dict(params["layer_0_input"], bias=bias.at[8:12].add(0.7))
     expected = flax_lstm(dict(params, layer_0_input=shifted), 0, 4, X)
-    np.testing.assert_allclose(rnn.apply(variables, X), expected, atol=1e-6)
+    np.testing.assert_allclose(apply(rnn, variables, X), expected, atol=1e-6)
     assert StackedLSTMCell(4).forget_bias == 1.0
 
 
 def test_initial_weights_have_flax_distributions():
-    params = RNN(StackedLSTMCell(64)).init(jax.random.key(3), jnp.ones((1, 1, 100)))["params"]
-    params = params["cell"]
+    init = quick_jit(RNN(StackedLSTMCell(64)).init)
+    params = init(jax.random.key(3), jnp.ones((1, 1, 100)))["params"]["cell"]
     gates = jnp.split(params["layer_0_hidden"]["kernel"], 4, axis=-1)
     for gate in gates:
         np.testing.assert_allclose(gate @ gate.T, np.eye(64), atol=1e-5)
@@ -78,14 +76,14 @@ def test_initial_weights_have_flax_distributions():
 
 def test_resets_and_mask_in_rnn():
     rnn = RNN(StackedLSTMCell(4, 2), return_carry=True)
-    variables = rnn.init(jax.random.key(1), X)
+    variables = random_variables(rnn, X)
     resets = jnp.zeros((2, 5), bool).at[:, 2].set(True)
-    _, packed = rnn.apply(variables, X, resets=resets)
-    _, apart = rnn.apply(variables, X[:, 2:])
+    _, packed = apply(rnn, variables, X, resets=resets)
+    _, apart = apply(rnn, variables, X[:, 2:])
     np.testing.assert_allclose(packed[:, 2:], apart, atol=1e-6)
     mask = jnp.ones((2, 5), bool).at[:, 0].set(False).at[:, 4].set(False)
-    carry, masked = rnn.apply(variables, X, mask=mask)
-    short_carry, short = rnn.apply(variables, X[:, 1:4])
+    carry, masked = apply(rnn, variables, X, mask=mask)
+    short_carry, short = apply(rnn, variables, X[:, 1:4])
     np.testing.assert_allclose(masked[:, 1:4], short, atol=1e-6)
     np.testing.assert_array_equal(masked[:, 0], jnp.zeros((2, 8)))
     np.testing.assert_array_equal(masked[:, 4], masked[:, 3])
@@ -96,21 +94,21 @@ def test_resets_and_mask_in_rnn():
 def test_bfloat16_keeps_the_carry_float32():
     rnn = RNN(StackedLSTMCell(4, 2, dtype=jnp.bfloat16), return_carry=True)
     exact = RNN(StackedLSTMCell(4, 2))
-    variables = rnn.init(jax.random.key(1), X)
-    carry, y = rnn.apply(variables, X)
+    variables = random_variables(rnn, X)
+    carry, y = apply(rnn, variables, X)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
-    np.testing.assert_allclose(y.astype(jnp.float32), exact.apply(variables, X), atol=2e-2)
+    np.testing.assert_allclose(y.astype(jnp.float32), apply(exact, variables, X), atol=2e-2)
 
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_bfloat16_inputs_are_not_rounded_between_layers():
     rnn = RNN(StackedLSTMCell(4, 2))
-    variables = random_variables(rnn)
+    variables = random_variables(rnn, X)
     x = X.astype(jnp.bfloat16)
-    y = rnn.apply(variables, x)
+    y = apply(rnn, variables, x)
     assert y.dtype == jnp.float32
-    np.testing.assert_allclose(y, rnn.apply(variables, x.astype(jnp.float32)), atol=1e-6)
+    np.testing.assert_allclose(y, apply(rnn, variables, x.astype(jnp.float32)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
