@@ -82,14 +82,7 @@ def parse(
       SystemExit: help was asked for, or (code 2) the options are not understood or do not fit; the
         message has been printed.
     """
-    try:
-        import tyro  # Here, so that experiments can be imported and run without it.
-    except ImportError as error:
-        raise SystemExit(
-            "error: the command line of experiments needs tyro: pip install -e '.[experiments]' "
-            f"(or call the experiment's `train` from Python, which does not): {error}"
-        ) from error
-
+    tyro = _import_tyro()
     args = list(sys.argv[1:] if args is None else args)
     first = next(iter(presets))
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -125,6 +118,18 @@ def parse(
         directory = Path("runs") / experiment.split()[0] / default_dir(config)
         run = dataclasses.replace(run, run_dir=directory)
     return config, run
+
+
+def _import_tyro() -> Any:
+    """Tyro; imported here, so that experiments can be imported and run without it."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise SystemExit(
+            "error: the command line of experiments needs tyro: pip install -e '.[experiments]' "
+            f"(or call the experiment's `train` from Python, which does not): {error}"
+        ) from error
+    return tyro
 
 
 def _fit_warmup(config: Any, args: Sequence[str]) -> Any:
