@@ -200,13 +200,14 @@ class _Clock:
     def add(self, step: int, num_steps: int, seconds: float) -> None:
         """Notes a chunk."""
         now = time.perf_counter()
-        self.seconds += seconds
-        self.wall_seconds += now - self._started
+        # As it is written: a run that is read back gives the same summary, to the last digit.
+        self.seconds = round(self.seconds + seconds, 3)
+        self.wall_seconds = round(self.wall_seconds + now - self._started, 3)
         self._started = now
         row = {
             "step": step,
-            "seconds": round(self.seconds, 3),
-            "wall_seconds": round(self.wall_seconds, 3),
+            "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
             "steps_per_second": round(num_steps / seconds, 3),
         }
         with self._path.open("a") as file:

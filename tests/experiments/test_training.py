@@ -132,6 +132,15 @@ def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrup
     assert_same(tmp_path, run(tmp_path), uninterrupted)
 
 
+def test_times_that_are_read_back_are_those_that_were_told(tmp_path):
+    clock = loop._Clock(tmp_path / "timings.jsonl", 0, time.perf_counter())
+    for step in range(1, 4):
+        clock.add(step, 1, 0.12349)
+    again = loop._Clock(tmp_path / "timings.jsonl", 3, time.perf_counter())
+    assert (again.seconds, again.wall_seconds) == (clock.seconds, clock.wall_seconds)
+    assert clock.seconds == pytest.approx(0.37, abs=2e-3)
+
+
 def test_finished_run_is_left_alone(tmp_path, uninterrupted):
     run(tmp_path)
     assert_same(tmp_path, run(tmp_path), uninterrupted)
