@@ -30,11 +30,19 @@ class _Chain(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What a step of the backward pass reads."""
+    """What a step of the backward pass reads.
+
+    Attributes:
+      terms: resets and mask; what has a cotangent is in `floats`.
+      d_carry: cotangent of the carry after the step, where that is an output.
+      saved: what the forward pass saved of the step.
+      floats: the other terms. Their cotangents take their place: there is no room for both.
+    """
 
     terms: InputTerms
     d_carry: Carry
     saved: list[Any] | None
+    floats: Any
 
 
 class _Operands(NamedTuple):
@@ -73,7 +81,7 @@ def backward(
         name: jnp.zeros(kernel.shape, accumulation_dtype(kernel.dtype))
         for name, kernel in kernels.items()
     }
-    d_floats = jax.tree.map(jnp.zeros_like, _floats(residuals.terms))
+    d_floats = _floats(residuals.terms)
     run = _run_stepwise if length == 1 else _run_in_chunks
     chain, d_kernels, d_floats = run(
         plan, residuals, step, d_carries, (chain, d_kernels, d_floats), length, num_chunks
@@ -84,7 +92,7 @@ def backward(
 
 
 State = tuple[_Chain, dict[str, Array], Any]
-"""Chain, gradients of the kernels so far, and buffers of the input terms' cotangents."""
+"""Chain, gradients of the kernels so far, and the input terms (where done, their cotangents)."""
 
 
 def _run_stepwise(
@@ -111,6 +119,7 @@ def _run_stepwise(
         start=length * num_chunks - 1,
         num_steps=length * num_chunks,
         buffers=[Timed(d_floats, plan.time_axis)],
+        in_place=True,
         reverse=True,
         prefetch=plan.prefetch[1],
         unroll=plan.unroll,
@@ -130,7 +139,7 @@ def _run_in_chunks(
     """Collects the operands of `length` steps for each weight gradient."""
     inputs = _timed_inputs(plan, residuals, d_carries)
     t = jnp.int32(0)
-    first = _Inputs(*(x.take(t) for x in inputs))
+    first = _Inputs(*(x.take(t) for x in [*inputs, Timed(state[2], plan.time_axis)]))
     shapes = jax.eval_shape(step.run, state[0], first, t)[2]
     collected = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -150,6 +159,7 @@ def _run_in_chunks(
             start=start,
             num_steps=length,
             buffers=[Timed(d_floats, plan.time_axis)],
+            in_place=True,
             reverse=True,
             prefetch=plan.prefetch[1],
             unroll=plan.unroll,
@@ -173,14 +183,20 @@ def _add_gradients(
 
 
 def _timed_inputs(plan: Plan, residuals: Residuals, d_carries: Carry) -> list[Timed]:
-    """The fields of `_Inputs` for all steps."""
+    """The fields of `_Inputs` for all steps, `floats` apart."""
     axis = plan.time_axis
-    return [Timed(residuals.terms, axis), Timed(d_carries, axis), Timed(residuals.saved, 0)]
+    flags = _with_floats(residuals.terms, ((), None, None))
+    return [Timed(flags, axis), Timed(d_carries, axis), Timed(residuals.saved, 0)]
 
 
 def _floats(terms: InputTerms) -> tuple[Any, Any, Any]:
     """The terms that have cotangents."""
     return terms.qkv, terms.rows, terms.gates
+
+
+def _with_floats(terms: InputTerms, floats: tuple[Any, Any, Any]) -> InputTerms:
+    qkv, rows, gates = floats
+    return terms._replace(qkv=qkv, rows=rows, gates=gates)
 
 
 def _chunks(plan: Plan, residuals: Residuals) -> tuple[int, int]:
@@ -211,12 +227,13 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
     def run(chain: _Chain, inputs: _Inputs, t: Array) -> tuple[_Chain, Any, _Operands]:
         before = take_step(carries, jnp.clip(t - 1, 0, num_steps - 1), axis)
         before = jax.tree.map(lambda m, first: jnp.where(t > 0, m, first), before, first_carry)
-        saved = recorded(before, inputs.terms).saved if inputs.saved is None else inputs.saved
+        saved = inputs.saved
+        if saved is None:
+            saved = recorded(before, _with_floats(inputs.terms, inputs.floats)).saved
 
         def replay(vectors, before, reset, floats, results) -> tuple[Carry, list[Array]]:
             ops = Replay(Weights(kernels, vectors), plan.dtype, saved, results)
-            qkv, rows, gates = floats
-            terms = inputs.terms._replace(qkv=qkv, rows=rows, gates=gates)
+            terms = _with_floats(inputs.terms, floats)
             return forward(ops, vectors, before, reset, terms), ops.operands
 
         results = [jnp.zeros(shape, plan.dtype) for shape in shapes]
@@ -225,7 +242,7 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
             weights.vectors,
             before,
             reset_carry,
-            _floats(inputs.terms),
+            inputs.floats,
             results,
             has_aux=True,
         )
@@ -235,8 +252,10 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
             d_carry = jax.tree.map(lambda x: jnp.where(exists, x, jnp.zeros_like(x)), d_carry)
         d_vectors, d_before, d_reset, d_floats, cotangents = vjp(d_carry)
         if padded:
-            d_before = jax.tree.map(
-                lambda new, old: jnp.where(exists, new, old), d_before, chain.carry
+            d_before, d_floats = jax.tree.map(
+                lambda new, old: jnp.where(exists, new, old),
+                (d_before, d_floats),
+                (chain.carry, inputs.floats),
             )
         chain = _Chain(
             d_before,

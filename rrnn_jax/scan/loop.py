@@ -53,6 +53,7 @@ def loop_over_time(
     start: Array | int,
     num_steps: int,
     buffers: Sequence[Timed],
+    in_place: bool = False,
     reverse: bool = False,
     prefetch: Prefetch = None,
     unroll: int = 1,
@@ -68,6 +69,7 @@ def loop_over_time(
         of the arrays: reads and writes are then clamped to the nearest step.
       num_steps: how many steps to run.
       buffers: into which the outputs of step t are written at t.
+      in_place: the step also gets, after its inputs, what stands in each buffer at t.
       reverse: count down.
       prefetch: how to keep XLA's CPU backend from fusing a read at a variable position into the
         arithmetic that uses it, which then is not vectorised. ``"ahead"``: read a step's inputs at
@@ -78,7 +80,8 @@ def loop_over_time(
     Returns:
       The final carry, and the arrays of the filled buffers.
     """
-    leaves = [(leaf, x.axis) for x in inputs for leaf in jax.tree.leaves(x.arrays)]
+    read_from = [*inputs, *(buffers if in_place else ())]
+    leaves = [(leaf, x.axis) for x in read_from for leaf in jax.tree.leaves(x.arrays)]
     last = leaves[0][0].shape[leaves[0][1]] - 1 if leaves else 0
     sign = -1 if reverse else 1
     axes = [buffer.axis for buffer in buffers]
@@ -86,25 +89,27 @@ def loop_over_time(
     def position(i: Array | int) -> Array:
         return jnp.asarray(start, jnp.int32) + sign * jnp.asarray(i, jnp.int32)
 
-    def read(i: Array | int) -> tuple:
+    def read(i: Array | int, arrays: list[Any]) -> tuple:
         t = jnp.clip(position(i), 0, last)
-        return tuple(x.take(t) for x in inputs)
+        written = map(Timed, arrays, axes) if in_place else ()
+        return tuple(x.take(t) for x in (*inputs, *written))
 
     def body(state: tuple, i: Array) -> tuple[tuple, None]:
         carry, arrays, ahead = state
         t = position(i)
         if prefetch is None:
-            ahead = read(i)
+            ahead = read(i, arrays)
         elif prefetch == "apart":
-            ahead = jax.lax.optimization_barrier(read(i))
+            ahead = jax.lax.optimization_barrier(read(i, arrays))
         carry, outputs = step(carry, ahead, t)
         arrays = [
             Timed(array, axis).put(t, values).arrays
             for array, axis, values in zip(arrays, axes, outputs, strict=True)
         ]
-        return (carry, arrays, read(i + 1) if prefetch == "ahead" else None), None
+        return (carry, arrays, read(i + 1, arrays) if prefetch == "ahead" else None), None
 
-    state = (carry, [buffer.arrays for buffer in buffers], read(0) if prefetch == "ahead" else None)
+    arrays = [buffer.arrays for buffer in buffers]
+    state = (carry, arrays, read(0, arrays) if prefetch == "ahead" else None)
     (carry, arrays, _), _ = jax.lax.scan(
         body, state, jnp.arange(num_steps, dtype=jnp.int32), unroll=unroll
     )
