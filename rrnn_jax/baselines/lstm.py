@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
-from rrnn_jax.checks import check_positive
+from rrnn_jax.checks import check_positive, check_shape
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
 LSTMCarry = tuple[tuple[Array, Array], ...]
@@ -71,7 +71,9 @@ class StackedLSTMCell(nn.RNNCellBase):
       bias_init: initialiser of b (default: zeros).
 
     Raises:
-      ValueError: a size below 1, or another number of widths than layers.
+      ValueError: a size below 1, another number of widths than layers, or a carry of the wrong
+        shape.
+      TypeError: a size that is not an integer.
     """
 
     features: int | Sequence[int]
@@ -126,13 +128,13 @@ class StackedLSTMCell(nn.RNNCellBase):
           input_shape: ``[*B, I]``.
 
         Returns:
-          For each layer (c, h), ``[*B, features]``.
+          For each layer (c, h), ``[*B, features]``, in float32 (wider if the parameters are).
         """
         del rng
-        batch = tuple(input_shape)[:-1]
+        batch, dtype = tuple(input_shape)[:-1], accumulation_dtype(self.param_dtype)
 
         def zeros(width: int) -> Array:
-            return jnp.zeros((*batch, width), self.param_dtype)
+            return jnp.zeros((*batch, width), dtype)
 
         return tuple((zeros(width), zeros(width)) for width in self.widths)
 
@@ -162,7 +164,9 @@ class StackedLSTMCell(nn.RNNCellBase):
         shown = inputs.astype(dtype)
         new_carry, below = [], shown
         for layer, (width, (c, h)) in enumerate(zip(self.widths, carry, strict=True)):
-            name = f"layer_{layer}"
+            name, shape = f"layer_{layer}", (*inputs.shape[:-1], width)
+            for part, array in (("c", c), ("h", h)):
+                check_shape(f"carry[{layer}] ({part})", array, shape, "[*B, features]")
             from_input = self._dense(f"{name}_input", width, dtype, self.kernel_init)(below)
             from_hidden = self._dense(
                 f"{name}_hidden", width, dtype, self.recurrent_kernel_init, use_bias=False

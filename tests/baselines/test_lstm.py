@@ -111,6 +111,12 @@ def test_bfloat16_inputs_are_not_rounded_between_layers():
     np.testing.assert_allclose(y, apply(rnn, variables, x.astype(jnp.float32)), atol=1e-6)
 
 
+def test_bfloat16_parameters_leave_the_carry_float32():
+    cell = StackedLSTMCell(4, 2, param_dtype=jnp.bfloat16)
+    carry = cell.initialize_carry(jax.random.key(0), (2, 3))
+    assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,3 +136,11 @@ def test_bad_carry():
     carry = cell.initialize_carry(jax.random.key(0), (2, 3))
     with pytest.raises(ValueError, match="each of 2 layers, got 1"):
         cell.init(jax.random.key(0), carry[:1], X[:, 0])
+    (c, h), above = carry
+    with pytest.raises(ValueError, match=r"carry\[1\] \(h\) must have shape .* = \(2, 4\), got"):
+        cell.init(jax.random.key(0), ((c, h), (above[0], h[:, :3])), X[:, 0])
+
+
+def test_a_width_that_is_no_integer():
+    with pytest.raises(TypeError, match=r"features must be an integer, got 2\.5"):
+        StackedLSTMCell(2.5)  # type: ignore[arg-type]
