@@ -6,6 +6,7 @@ LSTM, with one and with two batch axes, in outputs, carries and gradients.
 
 import math
 from collections.abc import Callable
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ class Run:
         self.rnn = RNN(case.cell, implementation=case.implementation, return_carry=True)
         keys = jax.random.split(jax.random.key(0), 3)
         self.x = jax.random.normal(keys[0], (*case.batch, T, FEATURES))
-        variables = self.rnn.init(keys[1], self.x)
+        variables = quick_jit(self.rnn.init)(keys[1], self.x)
         noise = jax.random.normal(keys[2], (2**14,))
         self.variables = jax.tree.map(
             lambda p: p + 0.1 * noise[: p.size].reshape(p.shape), variables
@@ -70,6 +71,15 @@ class Run:
         )
         return carry, jnp.moveaxis(y, 0, self.time)
 
+    def now(self, **options: Any) -> tuple[Any, jax.Array]:
+        """Carry and outputs of its own variables and inputs, compiled quickly."""
+        return quick_jit(lambda v, x: self(v, x, **options))(self.variables, self.x)
+
+    @cached_property
+    def plain(self) -> tuple[Any, jax.Array]:
+        """The same of the whole sequence, with nothing else asked for."""
+        return self.now()
+
     def steps(self, array: jax.Array, start: int, stop: int) -> jax.Array:
         return jax.lax.slice_in_dim(array, start, stop, axis=self.time)
 
@@ -85,25 +95,31 @@ def run(request) -> Run:
     return Run(CASES[request.param])
 
 
-def assert_same_function(run: Run, first: Callable, second: Callable) -> None:
-    """Equal results, and equal gradients in variables and inputs."""
+def value_and_gradient(run: Run, function: Callable) -> tuple:
+    """The result, and gradients in variables and inputs."""
 
+    def loss(variables, x):
+        result = function(variables, x)
+        leaves = jax.tree.leaves(result)
+        total = sum(
+            jnp.sum(jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)) * leaf.reshape(-1))
+            for leaf in leaves
+        )
+        return total / 10.0, result
+
+    return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(run.variables, run.x)
+
+
+def assert_close(first: tuple, second: tuple) -> None:
     def compare(a: jax.Array, b: jax.Array) -> None:
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4)
 
-    def value_and_gradient(function: Callable) -> tuple:
-        def loss(variables, x):
-            result = function(variables, x)
-            leaves = jax.tree.leaves(result)
-            total = sum(
-                jnp.sum(jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)) * leaf.reshape(-1))
-                for leaf in leaves
-            )
-            return total / 10.0, result
+    jax.tree.map(compare, first, second)
 
-        return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(run.variables, run.x)
 
-    jax.tree.map(compare, value_and_gradient(first), value_and_gradient(second))
+def assert_same_function(run: Run, first: Callable, second: Callable) -> None:
+    """Equal results, and equal gradients in variables and inputs."""
+    assert_close(value_and_gradient(run, first), value_and_gradient(run, second))
 
 
 def test_packed_with_resets_equals_apart(run):
@@ -118,7 +134,7 @@ def test_packed_with_resets_equals_apart(run):
 
 
 def test_resets_of_some_sequences_only(run):
-    carry = jax.tree.map(lambda m: m + 0.3, run(run.variables, run.x)[0])
+    carry = jax.tree.map(lambda m: m + 0.3, run.plain[0])
     first = jnp.zeros((*run.case.batch, T), bool).at[0, ..., 2].set(True)
 
     def packed(variables, x):
@@ -135,10 +151,10 @@ def test_resets_of_some_sequences_only(run):
 
 
 def test_reset_goes_to_the_cells_initial_memory(run):
-    carry = jax.tree.map(lambda m: m + 1.0, run(run.variables, run.x)[0])
-    _, fresh = run(run.variables, run.x)
-    _, reset = run(run.variables, run.x, initial_carry=carry, resets=run.flags(0))
-    _, carried = run(run.variables, run.x, initial_carry=carry)
+    carry, fresh = run.plain
+    carry = jax.tree.map(lambda m: m + 1.0, carry)
+    _, reset = run.now(initial_carry=carry, resets=run.flags(0))
+    _, carried = run.now(initial_carry=carry)
     np.testing.assert_allclose(reset, fresh, atol=1e-6)
     assert np.abs(carried - fresh).max() > 1e-2
 
@@ -159,8 +175,8 @@ def test_padded_with_mask_equals_unpadded(run):
 
 
 def test_masked_output_is_that_of_the_last_valid_step(run):
-    carry, _ = run(run.variables, run.x)
-    _, y = run(run.variables, run.x, initial_carry=carry, mask=~run.flags(0, 3, 4))
+    carry, _ = run.plain
+    _, y = run.now(initial_carry=carry, mask=~run.flags(0, 3, 4))
     before = carry[1] if isinstance(carry, tuple) else carry
     before = before.reshape(*run.case.batch, -1)
     np.testing.assert_array_equal(jnp.take(y, 0, axis=run.time), before)
@@ -228,12 +244,8 @@ def test_all_carries_are_those_after_every_step(run):
         return run.rnn.apply(variables, x, return_all_carries=True)
 
     if run.case.time_major:
-        carry, carries, y = run.rnn.apply(
-            run.variables,
-            jnp.moveaxis(run.x, run.time, 0),
-            return_all_carries=True,
-            time_major=True,
-        )
+        apply = quick_jit(partial(run.rnn.apply, return_all_carries=True, time_major=True))
+        carry, carries, y = apply(run.variables, jnp.moveaxis(run.x, run.time, 0))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[-1], atol=1e-6), carry, carries)
         assert y.shape[0] == T
     else:
@@ -257,37 +269,39 @@ def test_reverse_with_resets_runs_the_same_episodes_backwards(run):
 def test_flax_rnn_gives_the_same(run):
     plain = nn.RNN(run.case.cell, return_carry=True)
     x = run.x
-    same = plain.init(jax.random.split(jax.random.key(0), 3)[1], x)
-    ours = run.rnn.init(jax.random.split(jax.random.key(0), 3)[1], x)
+    key = jax.random.key(1)
+    same, ours = quick_jit(plain.init)(key, x), quick_jit(run.rnn.init)(key, x)
     jax.tree.map(np.testing.assert_array_equal, same, ours)
     assert_same_function(run, run, lambda variables, x: plain.apply(variables, x))
+
+
+@cache
+def of_flagged_run(implementation: str, remat: str) -> tuple:
+    run = Run(Case(RMC, implementation, (2,)))
+    run.rnn = run.rnn.clone(remat=remat)
+    options = {"resets": run.flags(2, 5), "mask": ~run.flags(3)}
+    return value_and_gradient(run, lambda v, x: run(v, x, **options))
 
 
 @pytest.mark.parametrize("remat", ["full", "save_products", "chunked"])
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])
 def test_remat_changes_no_number(implementation, remat):
-    run = Run(Case(RMC, implementation, (2,)))
-    other = Run(Case(RMC, implementation, (2,)))
-    other.rnn = run.rnn.clone(remat=remat)
-    options = {"resets": run.flags(2, 5), "mask": ~run.flags(3)}
-    assert_same_function(
-        run, lambda v, x: run(v, x, **options), lambda v, x: other(v, x, **options)
-    )
+    assert_close(of_flagged_run(implementation, remat), of_flagged_run(implementation, "none"))
 
 
 @pytest.mark.parametrize("time_major", [False, True])
 def test_capture_keeps_the_time_axis_in_place(time_major):
     run = Run(Case(RMC.clone(num_blocks=2), "auto", (2,)))
     x = jnp.moveaxis(run.x, 1, 0) if time_major else run.x
-    (_, y), captured = run.rnn.apply(
-        run.variables, x, time_major=time_major, mutable=["intermediates"]
-    )
+    apply = partial(run.rnn.apply, time_major=time_major)
+    captured_too = quick_jit(partial(apply, mutable=["intermediates"]))
+    (_, y), captured = captured_too(run.variables, x)
     sown = captured["intermediates"]["cell"]
     lead = (T, 2) if time_major else (2, T)
     assert sown["attention_weights"][0].shape == (*lead, 2, 2, 3, 4)
     assert sown["input_gate"][0].shape == sown["forget_gate"][0].shape == (*lead, 3, 8)
     np.testing.assert_allclose(sown["attention_weights"][0].sum(-1), 1.0, rtol=1e-5)
-    _, plain = run.rnn.apply(run.variables, x, time_major=time_major)
+    _, plain = quick_jit(apply)(run.variables, x)
     np.testing.assert_allclose(y, plain, atol=1e-5)
 
 
