@@ -39,7 +39,7 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
     >>> list(rows)[:4]
     ['base', 'slots_1', 'slots_2', 'slots_8']
     >>> rows["heads_1"].config.core.head_size
-    32
+    64
 
     Args:
       config: the base.

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 
 from experiments.ablations.config import Config, CoreConfig
 from experiments.ablations.grid import RowConfig, make_rows
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.common.problem import Mean, Problem
+from experiments.nth_farthest import problem
 from experiments.nth_farthest.model import Model as NthFarthestModel
 from experiments.program_evaluation.config import Config as ProgramEvaluationConfig
 from experiments.program_evaluation.data import Task, make_task
@@ -89,24 +89,7 @@ def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
 
 def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
     task = nth_farthest.Config(config.nth_farthest.num_objects, config.nth_farthest.num_features)
-    model = NthFarthestModel(cell, task.num_objects)
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, task.num_objects, task.input_size), jnp.float32))
-
-    def loss(params: Any, batch: nth_farthest.Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        logits = jnp.asarray(model.apply(params, batch.inputs))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-        correct = jnp.argmax(logits, axis=-1) == batch.targets
-        return jnp.mean(losses), {"accuracy": Mean.of(correct)}
-
-    return Problem(
-        init=init,
-        sample=lambda key, level, batch_size: nth_farthest.sample(key, task, batch_size),
-        loss=loss,
-        sample_eval=lambda key, batch_size: nth_farthest.sample(key, task, batch_size),
-        trivial_accuracy=task.trivial_accuracy,
-    )
+    return problem.make_problem(task, NthFarthestModel(cell, task.num_objects))
 
 
 def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:

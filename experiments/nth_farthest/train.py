@@ -4,15 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from experiments.common import loop
 from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.plots import plot_curves
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Problem
 from experiments.common.run_directory import open_run, write_json
+from experiments.nth_farthest import problem
 from experiments.nth_farthest.config import Config
 from experiments.nth_farthest.model import make_model
 from rrnn_jax.tasks import nth_farthest
@@ -24,24 +21,7 @@ TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
 def make_problem(config: Config) -> Problem:
     """Task and model of a config as the training loop wants them."""
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
-    model = make_model(config)
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, task.num_objects, task.input_size), jnp.float32))
-
-    def loss(params: Any, batch: nth_farthest.Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        logits = jnp.asarray(model.apply(params, batch.inputs))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-        correct = jnp.argmax(logits, axis=-1) == batch.targets
-        return jnp.mean(losses), {"accuracy": Mean.of(correct)}
-
-    return Problem(
-        init=init,
-        sample=lambda key, level, batch_size: nth_farthest.sample(key, task, batch_size),
-        loss=loss,
-        sample_eval=lambda key, batch_size: nth_farthest.sample(key, task, batch_size),
-        trivial_accuracy=task.trivial_accuracy,
-    )
+    return problem.make_problem(task, make_model(config))
 
 
 def train(
