@@ -1,5 +1,7 @@
 """The hoisted scan against autodiff of the plain scan: loss, outputs and every gradient."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,17 @@ def gradients(config: dict, options: dict, implementation: str) -> tuple:
     return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, x, carry)
 
 
+@cache
+def _plain_gradients(config: tuple, options: tuple) -> tuple:
+    return gradients(dict(config), dict(options), "scan")
+
+
+def plain_gradients(config: dict, options: dict) -> tuple:
+    """Those of the plain scan without `remat`; once for all tests that compare with them."""
+    kept = {name: value for name, value in options.items() if name != "remat"}
+    return _plain_gradients(tuple(config.items()), tuple(kept.items()))
+
+
 def assert_close(actual, expected) -> None:
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
@@ -86,15 +99,14 @@ def assert_close(actual, expected) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_plain_autodiff(name):
     config, options = CONFIGS[name]
-    plain = {k: v for k, v in options.items() if k != "remat"}
-    assert_close(gradients(config, options, "hoisted"), gradients(config, plain, "scan"))
+    assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
 @pytest.mark.parametrize("rows", [1, 2 * B * 3, 4 * B * 3, 10**6])
 def test_any_number_of_rows_per_weight_gradient(rows, monkeypatch):
     """One step, several, a number that does not divide T, and all steps at once."""
     monkeypatch.setattr(dispatch, "ROWS_PER_PRODUCT", rows)
-    assert_close(gradients({}, FLAGS, "hoisted"), gradients({}, FLAGS, "scan"))
+    assert_close(gradients({}, FLAGS, "hoisted"), plain_gradients({}, FLAGS))
 
 
 @pytest.mark.parametrize(
@@ -103,9 +115,7 @@ def test_any_number_of_rows_per_weight_gradient(rows, monkeypatch):
 )
 def test_kernels_turned_over(config, options, monkeypatch):
     monkeypatch.setattr(dispatch, "_turns_kernels", lambda *sizes: True)
-    found = gradients(config, options, "hoisted")
-    plain = {k: v for k, v in options.items() if k != "remat"}
-    assert_close(found, gradients(config, plain, "scan"))
+    assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
 def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
@@ -132,7 +142,7 @@ def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
 @pytest.mark.parametrize("config", [{}, {"matrix_inputs": True}])
 def test_combined_input_weights(config, combine, monkeypatch):
     monkeypatch.setattr(input_terms, "_pays_to_combine", lambda *args: combine)
-    assert_close(gradients(config, {}, "hoisted"), gradients(config, {}, "scan"))
+    assert_close(gradients(config, {}, "hoisted"), plain_gradients(config, {}))
 
 
 def test_weights_are_combined_where_that_saves_operations():

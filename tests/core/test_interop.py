@@ -9,6 +9,7 @@ from flax.core import freeze
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.interop import from_sonnet, load_sonnet, to_sonnet
 from tests.core import golden
+from tests.core.random_variables import random_variables
 
 
 def sonnet_arrays(
@@ -110,7 +111,7 @@ def test_results_do_not_share_memory_with_the_arguments():
 
 def test_to_sonnet_unwraps_variables_of_cell_and_rnn():
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
-    variables = RNN(cell).init(jax.random.key(0), jnp.ones((1, 2, 3)))
+    variables = random_variables(RNN(cell), jnp.ones((1, 2, 3)))
     expected = to_sonnet(variables["params"]["cell"])
     assert_same_arrays(to_sonnet(variables), expected)
     assert_same_arrays(to_sonnet(freeze(variables)), expected)
@@ -226,6 +227,6 @@ def test_output_gate_has_no_counterpart(gate_style):
         mem_slots=2, head_size=2, num_heads=2, gate_style=gate_style, output_gate=True
     )
     x = jnp.ones((1, 5))
-    variables = cell.init(jax.random.key(0), cell.initialize_carry(jax.random.key(0), x.shape), x)
+    variables = random_variables(cell, cell.initialize_carry(jax.random.key(0), x.shape), x)
     with pytest.raises(ValueError, match=r"'gates/input/kernel' .* has no output gate"):
         to_sonnet(variables)
