@@ -25,6 +25,7 @@ def sample(key, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")  # Optax promotes dtypes on its own.
 @pytest.mark.parametrize(("controller", "num_steps"), [("feedforward", 3000), ("lstm", 3000)])
 def test_learns_to_copy(controller, num_steps):
     rnn = RNN(
