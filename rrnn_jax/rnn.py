@@ -19,7 +19,6 @@ from rrnn_jax.scan.dispatch import (
     resolve_implementation,
 )
 from rrnn_jax.scan.plain import Lifting, plain_scan
-from rrnn_jax.scan.relational import relational_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs
 from rrnn_jax.typing import Array, Carry, Remat
 
@@ -208,6 +207,8 @@ class RNN(nn.Module):
         sizes = {"batch_size": math.prod(batch), "steps": sequence.inputs.shape[time_axis]}
         implementation = resolve_implementation(self.implementation, self.cell, **sizes)
         if implementation == "hoisted" and not capturing and not self.is_initializing():
+            from rrnn_jax.scan.relational import relational_scan  # See dispatch.py.
+
             assert isinstance(self.cell, RelationalMemoryCell)
             self.cell.check_step(carry, step_shape)
             return relational_scan(

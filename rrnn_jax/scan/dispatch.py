@@ -1,11 +1,21 @@
-"""Which implementation runs a sequence, and how: decided here and nowhere else."""
+"""Which implementation runs a sequence, and how: decided here and nowhere else.
+
+The modules of the hoisted scan are imported once it is to run: they are a third of what importing
+the package costs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import jax
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.scan.input_terms import query_key_sizes
-from rrnn_jax.scan.plan import Plan
+from rrnn_jax.scan.weights import query_key_sizes
+
+if TYPE_CHECKING:
+    from rrnn_jax.scan.plan import Plan
 
 REMATS = ("none", "full", "save_products", "chunked")
 IMPLEMENTATIONS = ("auto", "scan", "hoisted")
@@ -86,6 +96,8 @@ def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps
     Returns:
       The plan; `time_axis`, `dtype` and `save` are for the caller to fill in.
     """
+    from rrnn_jax.scan.plan import Plan
+
     on_cpu = jax.default_backend() == "cpu"
     return Plan(
         cell=cell.clone(parent=None),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.products import multiply_rows
 from rrnn_jax.scan.tape import as_rows, layer_norm
-from rrnn_jax.scan.weights import packed_by_kind
+from rrnn_jax.scan.weights import packed_by_kind, query_key_sizes
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
 
@@ -107,12 +107,6 @@ def input_terms(
         resets=resets,
         mask=mask,
     )
-
-
-def query_key_sizes(cell: RelationalMemoryCell) -> tuple[int, int, int]:
-    """Widths of the packed queries, keys and values of all heads."""
-    key_size = cell.head_size if cell.key_size is None else cell.key_size
-    return cell.num_heads * key_size, cell.num_heads * key_size, cell.mem_size
 
 
 def compute_dtype(

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import Gates, gate_memory
-from rrnn_jax.scan.input_terms import InputTerms, query_key_sizes
+from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.tape import Operations, as_rows
+from rrnn_jax.scan.weights import query_key_sizes
 from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
 
 

@@ -51,6 +51,12 @@ def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreW
     return CoreWeights(kernels, vectors)
 
 
+def query_key_sizes(cell: RelationalMemoryCell) -> tuple[int, int, int]:
+    """Widths of the packed queries, keys and values of all heads."""
+    key_size = cell.head_size if cell.key_size is None else cell.key_size
+    return cell.num_heads * key_size, cell.num_heads * key_size, cell.mem_size
+
+
 def packed_by_kind(
     cell: RelationalMemoryCell, attention: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, dict[str, Array]]:
