@@ -128,10 +128,10 @@ PRESETS: dict[str, Config] = {
     "quick_program": Config(
         preset="quick_program",
         task="program_evaluation",
-        program=ProgramConfig(length=2, nesting=1),
+        program=ProgramConfig(program_task="reverse"),
         core=CoreConfig(num_heads=4, gate_style="memory"),
         lstm=LSTMConfig(lstm_features=64, lstm_layers=2),
-        train=dataclasses.replace(QUICK_TRAIN, batch_size=128),
+        train=dataclasses.replace(QUICK_TRAIN, steps=1000, batch_size=128),
     ),
     # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
     "paper": Config(
