@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.records import Row, describe_sizes, read_rows
+from benchmarks.records import Row, describe_sizes, key, read_rows
 from benchmarks.variants import IMPLEMENTATIONS, REFERENCE
 
 EPILOG = """A point counts as slower if the median of the paired ratios is below 1 - TOLERANCE and
@@ -76,13 +76,11 @@ def fault(row: Row, rows: Sequence[Row], tolerance: float, against_best: bool = 
 
 def _is_rival(other: Row, row: Row) -> bool:
     """Whether it is another implementation of the same thing, at the same point and place."""
-    same = ("setting", "mode", "threads")
     return (
         other["status"] == "ok"
         and other["variant"] in IMPLEMENTATIONS
         and other["variant"] != row["variant"]
-        and all(other[name] == row[name] for name in same)
-        and other["environment"]["device"] == row["environment"]["device"]
+        and key(other | {"variant": row["variant"]}) == key(row)
     )
 
 

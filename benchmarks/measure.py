@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -168,9 +169,15 @@ def _other_length(setting: Setting) -> Setting:
 def _build_other_length(
     setting: Setting, mode: str, programs: Mapping[str, Program]
 ) -> dict[str, Program]:
-    """The same variants for a sequence of another length."""
+    """The same variants for a sequence of another length; one that fails there has no slope."""
     problem = make_problem(setting)
-    return {name: variants.build(name, problem, mode) for name in programs}
+    built = {}
+    for name in programs:
+        try:
+            built[name] = variants.build(name, problem, mode)
+        except Exception as error:
+            print(f"{name} of {setting.steps} steps: {_describe(error)}", file=sys.stderr)
+    return built
 
 
 _best_limits: dict[str, Limits] = {}
@@ -212,7 +219,12 @@ def _check_all(
         name, error = agreement.worst(agreement.errors(results[variants.REFERENCE], wanted))
         tolerance = max(tolerance, agreement.FACTOR * error)
     for name, found in results.items():
-        array, error = agreement.worst(agreement.errors(found, wanted))
+        try:
+            array, error = agreement.worst(agreement.errors(found, wanted))
+        except ValueError as mismatch:
+            rows[name] |= {"status": "failed", "reason": _describe(mismatch)}
+            del programs[name]
+            continue
         rows[name]["agreement"] = {"error": error, "array": array, "tolerance": tolerance}
         if not error <= tolerance:
             reason = f"{array} is off by {error:.2e} of its size (at most {tolerance:.2e})"

@@ -99,6 +99,16 @@ def details(rows: Iterable[Row]) -> str:
     return markdown(head, lines)
 
 
+def _short(commit: str) -> str:
+    """A commit to read, still with what follows it.
+
+    >>> _short("0123456789abcdef-dirty")
+    '0123456-dirty'
+    """
+    head, dash, rest = commit.partition("-")
+    return head[:7] + dash + rest
+
+
 def caption(rows: Sequence[Row]) -> str:
     """Where, with what and how often the rows were measured."""
     environment = rows[0]["environment"]
@@ -108,7 +118,7 @@ def caption(rows: Sequence[Row]) -> str:
     versions["Python"] = environment["python"]
     counts = sorted({row["seconds"]["n"] for row in rows if row["status"] == "ok"})
     rounds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    commits = sorted({str(row["environment"]["git_commit"])[:7] for row in rows})
+    commits = sorted({_short(str(row["environment"]["git_commit"])) for row in rows})
     commands = dict.fromkeys(row["environment"]["command"] for row in rows)
     lines = [
         f"{_device(environment)}, {rows[0]['threads']} threads; "

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 _PACKAGES = ("rrnn_jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "orbax-checkpoint")
+_NO_RESULTS = (":(exclude)benchmarks/results", ":(exclude)experiments/results")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -53,11 +54,16 @@ def trained_at(environment: Mapping[str, Any]) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with ``-dirty`` after it if files differ; None outside git."""
+    """The commit of this checkout, with ``-dirty`` after it if files differ; None outside git.
+
+    Results do not count: a measurement writes into them while it goes on.
+    """
     root = Path(__file__).parents[2]
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(
+            root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_RESULTS
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("-dirty" if changed else "")

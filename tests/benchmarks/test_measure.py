@@ -97,6 +97,13 @@ def test_what_cannot_run(build):
     assert rows["torch"]["reason"] == "not here"
 
 
+def test_results_of_another_shape_fail_that_variant_only(build):
+    build(plain=program(), auto=program((1.0, 2.0, 3.0)), scan=program())
+    rows = rows_of(["auto", "scan"])
+    assert (rows["auto"]["status"], rows["scan"]["status"]) == ("failed", "ok")
+    assert "outputs must have shape (2,), got (3,)" in rows["auto"]["reason"]
+
+
 def test_nothing_is_timed_unchecked(build):
     build(plain=RuntimeError("out of memory"), auto=program(), gru_width=program(comparable=False))
     rows = rows_of(["auto", "gru_width"])

@@ -165,6 +165,12 @@ def test_check_against_the_best(write, capsys):
     assert "0.750 times as fast as scan" in capsys.readouterr().out
 
 
+def test_check_compares_under_the_same_flags_only(write):
+    flagged = {"environment": row()["environment"] | {"glibc_tunables": "glibc.malloc.hugetlb=1"}}
+    path = write(row("auto", speedup=1.5), row("scan", speedup=2.0) | flagged)
+    assert check.main([path, "--against-best"]) == 0
+
+
 def commands():
     blocks = re.findall(r"<!-- ci: commands -->\n```bash\n(.*?)```", README.read_text(), re.S)
     lines = [line.split() for block in blocks for line in block.splitlines()]
