@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.ablations.config import PRESETS, Config
-from experiments.ablations.grid import RowConfig, make_rows
+from experiments.ablations.grid import BASE, RowConfig, make_rows
 from experiments.ablations.problems import check
 from experiments.ablations.report import write_report
 from experiments.ablations.train import is_done, train_row
@@ -37,7 +37,8 @@ class GridOptions(DirectoryOptions):
     jobs: int = 2
     """Rows at once, each a process with one thread. 1: in this process, one after the other."""
     only: tuple[str, ...] = ()
-    """Names of rows to train; the report is of all that are done. Default: all."""
+    """Names of rows to train; the report is of all that are done, once the base is. Default:
+    all."""
     list: bool = False
     """Print the rows, and do nothing."""
     train: bool = True
@@ -68,9 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
     rows = make_rows(config)
     if options.list:
         for row in rows.values():
-            print(
-                f"{row.row}: {row.factor or 'the base'} {row.value if row.factor else ''}".strip()
-            )
+            what = f"{row.factor} {row.label}" if row.factor else "the base"
+            print(f"{row.row}: {what}")
         return 0
     unknown = [name for name in options.only if name not in rows]
     if unknown:
@@ -85,8 +85,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if options.train:
             print(f"{len(chosen) - len(todo)} of {len(chosen)} rows are done", flush=True)
             codes.extend(_train(config, todo, run_dir, options))
-        if options.report:
-            print(write_report(config, rows, run_dir, options.results))
+        if not options.report:
+            return
+        is_partial = options.train and options.only and BASE not in options.only
+        if is_partial and not is_done(rows[BASE], run_dir / BASE):
+            print("no report yet: the base is missing (--only base)")
+            return
+        print(write_report(config, rows, run_dir, options.results))
 
     return exit_code(action) or next(filter(None, codes), 0)
 

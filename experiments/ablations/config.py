@@ -1,7 +1,8 @@
 """Options and presets of the ablations: the task, and the base that every row departs from.
 
-``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on a program task; each
-an hour or so on 2 CPU cores. ``paper`` and ``paper_program``: the paper's sizes, for a GPU.
+``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on reverse, one of the
+memorization tasks of program evaluation; each an hour or so on 2 CPU cores. ``paper`` and
+``paper_program``: the paper's sizes, for a GPU.
 What to expect stands in README.md, with the hardware it was measured on.
 """
 
@@ -47,7 +48,8 @@ class CoreConfig:
     forget_bias: float = 1.0
     """Constant added to the forget gate."""
     output_gate: bool = False
-    """The paper's equations 6 and 8."""
+    """The paper's equations 3 to 9 in place of the authors' code: an output gate (6 and 8), gates
+    that see h instead of tanh(M), and no tanh of what comes into the memory."""
     qkv_norm: bool = True
     """LayerNorm of queries, keys and values."""
     input_queries: bool = True
@@ -65,11 +67,26 @@ class CoreConfig:
         )
         if self.key_size is not None:
             check_positive(key_size=self.key_size)
+        if problem := misfit(self.gate_style, self.output_gate, self.initial_memory):
+            raise ValueError(problem)
 
     @property
     def slot_size(self) -> int:
         """F, the width of a slot."""
         return self.num_heads * self.head_size
+
+
+def misfit(gate_style: str, output_gate: bool, initial_memory: str) -> str | None:
+    """Why settings of a core do not go together; None if they do.
+
+    >>> misfit("none", True, "identity")
+    "gate_style must be 'unit' or 'memory' with output_gate=True, got 'none'"
+    """
+    if output_gate and gate_style == "none":
+        return "gate_style must be 'unit' or 'memory' with output_gate=True, got 'none'"
+    if output_gate and initial_memory == "learned":
+        return "initial_memory must not be 'learned' with output_gate=True, got 'learned'"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +107,8 @@ class Config:
     """The base of a grid: all that the numbers of its rows depend on."""
 
     preset: Literal["quick", "quick_program", "paper", "paper_program"] = "quick"
-    """Which defaults: Nth Farthest ("quick", "paper") or a program task ("..._program"); on 2 CPU
-    cores ("quick...") or at the paper's sizes."""
+    """Which defaults: Nth Farthest ("quick", "paper") or a task of program evaluation
+    ("..._program"); on 2 CPU cores ("quick...") or at the paper's sizes."""
     task: Literal["nth_farthest", "program_evaluation"] = "nth_farthest"
     """Which experiment's task."""
     nth_farthest: NthFarthestConfig = dataclasses.field(default_factory=NthFarthestConfig)

@@ -3,21 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 from experiments.ablations.collect import RowNumbers
 from experiments.ablations.config import Config
-from experiments.ablations.grid import BASE
+from experiments.ablations.grid import BASE, base_values
 from experiments.ablations.problems import describe_task
 
 NEAR_TRIVIAL = 0.02
 """A row none of whose seeds is further above the trivial score has not learned."""
 
+Verdict = Literal["better", "worse", "not told apart"]
+
 
 def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequence[str]) -> str:
     """The findings of a grid.
 
-    A row counts as better or worse than the base only if their seeds' ranges do not overlap; how
-    often chance alone does that is said beside it, see `chance_of_apart`.
+    A row counts as better or worse than the base only if their seeds' ranges do not overlap, see
+    `verdict`; how often chance alone does that is said beside it, see `chance_of_below`.
 
     Args:
       config: the grid's config.
@@ -29,9 +32,11 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
     """
     base = numbers[BASE]
     others = [row for name, row in numbers.items() if name != BASE and row.accuracy]
-    worse = sorted((row for row in others if is_below(row, base)), key=lambda row: row.mean)
-    better = sorted((row for row in others if is_below(base, row)), key=lambda row: -row.mean)
-    same = [row for row in others if row not in worse and row not in better]
+    found: dict[Verdict, list[RowNumbers]] = {"worse": [], "better": [], "not told apart": []}
+    for row in others:
+        found[verdict(row.accuracy, base.accuracy)].append(row)
+    found["worse"].sort(key=lambda row: row.mean)
+    found["better"].sort(key=lambda row: -row.mean)
     failed = [row for row in numbers.values() if not row.accuracy]
     train = config.train
     trivial = float(base.trivial_accuracy or 0)
@@ -40,52 +45,94 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
         f"row; {train.num_seeds} seeds per row. Not learning scores {trivial:.1%}; the base "
         f"scores {_score(base)}.",
         "",
-        "Better or worse is said only where the ranges of the seeds do not overlap. "
-        f"{_caveat(train.num_seeds)}",
+        describe_base(config),
         "",
-        f"- Worse than the base: {_list(worse, base)}.",
-        f"- Better than the base: {_list(better, base)}.",
-        f"- Not told apart from it: {_list(same, base)}.",
+        "Better or worse is said only where the ranges of the seeds do not overlap. "
+        f"{_caveat(train.num_seeds, len(others))}",
+        "",
+        f"- Worse than the base: {_list(found['worse'])}.",
+        f"- Better than the base: {_list(found['better'])}.",
+        f"- Not told apart from it: {_list(found['not told apart'])}.",
     ]
     stuck = [row for row in others if max(row.accuracy) <= trivial + NEAR_TRIVIAL]
     if stuck:
         lines.append(
             f"- Within {100 * NEAR_TRIVIAL:.0f} points of not learning, with every seed: "
-            f"{', '.join(_name(row) for row in stuck)}."
+            f"{_list(stuck)}."
         )
     lines += _initial_memory(numbers)
     lines += _largest(numbers)
     if failed:
-        lines.append(f"- The loss became NaN: {', '.join(_name(row) for row in failed)}.")
+        lines.append(f"- The loss became NaN: {_list(failed)}.")
     if missing:
         lines.append(f"- Not run: {', '.join(missing)}.")
+    lines += ["", "Row by row:", ""]
+    lines += [_sentence(row, base) for name, row in numbers.items() if name != BASE]
     return "\n".join(lines) + "\n"
 
 
-def is_below(row: RowNumbers, other: RowNumbers) -> bool:
-    """Whether every seed of a row scores less than every seed of another."""
-    return max(row.accuracy) < min(other.accuracy)
+def describe_base(config: Config) -> str:
+    """The base's value of every factor, in a line."""
+    values = [f"{factor} {value}" for factor, value in base_values(config).items()]
+    return f"Base: {'; '.join(values)}."
 
 
-def chance_of_apart(num_seeds: int) -> Fraction:
-    r"""How often the ranges of two rows that do not differ do not overlap.
+def verdict(accuracy: Sequence[float], base: Sequence[float]) -> Verdict:
+    """What the seeds' scores of a row say of it, against those of the base.
 
-    The scores of n seeds of each, sorted, may be mixed in :math:`\binom{2n}{n}` ways; in two of
-    them all of one row's come first.
+    >>> verdict([0.7, 0.8], [0.9, 0.95]), verdict([0.7, 0.92], [0.9, 0.95])
+    ('worse', 'not told apart')
 
-    >>> [str(chance_of_apart(seeds)) for seeds in (1, 2, 3, 5)]
-    ['1', '1/3', '1/10', '1/126']
+    Args:
+      accuracy: of a row, by seed.
+      base: of the base, by seed.
+
+    Returns:
+      Better or worse only where the ranges of the seeds do not overlap.
     """
-    return Fraction(2, math.comb(2 * num_seeds, num_seeds))
+    if min(accuracy) > max(base):
+        return "better"
+    return "worse" if max(accuracy) < min(base) else "not told apart"
 
 
-def _caveat(num_seeds: int) -> str:
+def chance_of_below(num_seeds: int) -> Fraction:
+    r"""How often all of a row's scores lie below another's, if the rows do not differ.
+
+    The scores of n independent seeds of each, sorted, may be mixed in :math:`\binom{2n}{n}` ways;
+    in one of them all of the row's come first.
+
+    >>> [str(chance_of_below(seeds)) for seeds in (1, 2, 3, 5)]
+    ['1/2', '1/6', '1/20', '1/252']
+    """
+    return Fraction(1, math.comb(2 * num_seeds, num_seeds))
+
+
+def _caveat(num_seeds: int, num_rows: int) -> str:
     if num_seeds == 1:
         return "With one seed per row that is so of any two rows, whether they differ or not."
-    chance = chance_of_apart(num_seeds)
+    chance = chance_of_below(num_seeds)
     return (
-        f"With {num_seeds} seeds per row that happens by chance in {chance.numerator} of "
-        f"{chance.denominator} rows that do not differ from the base."
+        f"With {num_seeds} seeds per row, were they independent from row to row, a row that does "
+        f"not differ from the base would be called worse in {chance.numerator} of "
+        f"{chance.denominator} cases, and better as often: were none of {num_rows} rows different, "
+        f"{float(num_rows * chance):.1f} would be called worse by chance. They are not "
+        "independent: rows share their seeds, and with them the samples and the initial weights "
+        "of equal shapes; and one base stands against them all. Chance may call fewer rows worse, "
+        "or more."
+    )
+
+
+def _sentence(row: RowNumbers, base: RowNumbers) -> str:
+    """What the numbers of a row support, as a bullet."""
+    if not row.accuracy:
+        return f"- {row.row.name}: the loss became NaN."
+    points = round(100 * (row.mean - base.mean), 1)
+    where = f"{abs(points):.1f} points {'below' if points < 0 else 'above'} the base"
+    said = verdict(row.accuracy, base.accuracy)
+    ranges = "overlap" if said == "not told apart" else "do not overlap"
+    return (
+        f"- {row.row.name}: {_score(row)}, {where if points else 'level with the base'}, ranges "
+        f"{ranges}: {said}."
     )
 
 
@@ -95,7 +142,7 @@ def _initial_memory(numbers: Mapping[str, RowNumbers]) -> list[str]:
     if zeros is None or not zeros.accuracy:
         return []
     base = numbers[BASE]
-    if not is_below(zeros, base):
+    if verdict(zeros.accuracy, base.accuracy) != "worse":
         return [
             "- Slots that all start as zeros, and so stay equal, are not told apart from slots "
             f"that start different here: {_score(zeros)} against {_score(base)}."
@@ -124,16 +171,9 @@ def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:
     return [f"- Points between the best and the worst mean of a factor: {', '.join(parts)}."]
 
 
-def _list(rows: Sequence[RowNumbers], base: RowNumbers) -> str:
-    if not rows:
-        return "none"
-    return "; ".join(
-        f"{_name(row)} ({_score(row)}, {100 * (row.mean - base.mean):+.1f} points)" for row in rows
-    )
-
-
-def _name(row: RowNumbers) -> str:
-    return row.row.value if row.row.factor == "model" else f"{row.row.factor} {row.row.value}"
+def _list(rows: Sequence[RowNumbers]) -> str:
+    """Names, apart by semicolons: some have commas."""
+    return "; ".join(row.row.name for row in rows) or "none"
 
 
 def _score(row: RowNumbers) -> str:

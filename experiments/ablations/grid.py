@@ -3,9 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments.ablations.config import Config, CoreConfig
+from experiments.ablations.config import Config, CoreConfig, misfit
 
 BASE = "base"
+GATES = {"unit": "per unit", "memory": "per slot", "none": "none"}
+LABELS = {"output_gate": "on (eq. 3 to 9)"}
+"""What is written of a row where its `value` says too little; a run's config holds `value`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,16 @@ class RowConfig:
     model: Literal["rmc", "lstm"]
     config: Config
 
+    @property
+    def label(self) -> str:
+        """Its value for people; numbers do not depend on it."""
+        return LABELS.get(self.row, self.value)
+
+    @property
+    def name(self) -> str:
+        """Factor and value for people."""
+        return self.label if self.factor in ("", "model") else f"{self.factor} {self.label}"
+
 
 def make_rows(config: Config) -> dict[str, RowConfig]:
     """All rows by name, the base first.
@@ -45,11 +58,15 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
       config: the base.
 
     Returns:
-      The rows. A departure that is no departure (one slot from a base of one) is left out.
+      The rows. A departure that is no departure (one slot from a base of one) is left out, and so
+      is one that does not go with the base, see `misfit` (no gates, from a base with output gate).
     """
     core = config.core
     rows = {BASE: RowConfig(BASE, "", BASE, "rmc", config)}
     for name, factor, value, changes in _departures(core):
+        settings = vars(core) | changes
+        if misfit(*(settings[n] for n in ("gate_style", "output_gate", "initial_memory"))):
+            continue
         changed = dataclasses.replace(core, **changes)
         if changed != core and name not in rows:
             departed = dataclasses.replace(config, core=changed)
@@ -58,6 +75,30 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
     units = f"LSTM, {lstm.lstm_layers} x {lstm.lstm_features}"
     rows["lstm"] = RowConfig("lstm", "model", units, "lstm", config)
     return rows
+
+
+def base_values(config: Config) -> dict[str, str]:
+    """The base's value of each factor.
+
+    >>> from experiments.ablations.config import PRESETS
+    >>> list(base_values(PRESETS["quick"]).items())[:2]
+    [('memory slots', '4'), ('heads', '2 of 32')]
+    """
+    core = config.core
+    return {
+        "memory slots": str(core.mem_slots),
+        "heads": f"{core.num_heads} of {core.head_size}",
+        "attention blocks": str(core.num_blocks),
+        "gates": GATES[core.gate_style],
+        "forget bias": f"{core.forget_bias:g}",
+        "output gate": LABELS["output_gate"] if core.output_gate else "off",
+        "MLP layers": str(core.mlp_layers),
+        "key size": str(core.head_size if core.key_size is None else core.key_size),
+        "LayerNorm of q, k, v": "on" if core.qkv_norm else "off",
+        "input row attends": "yes" if core.input_queries else "no (eq. 2)",
+        "initial memory": core.initial_memory,
+        "model": "RMC",
+    }
 
 
 def _departures(core: CoreConfig) -> list[tuple[str, str, str, dict[str, Any]]]:
@@ -83,7 +124,7 @@ def _departures(core: CoreConfig) -> list[tuple[str, str, str, dict[str, Any]]]:
             add(f"heads_{heads}", "heads", str(heads), num_heads=heads, head_size=width // heads)
     for blocks in (1, 2, 3):
         add(f"blocks_{blocks}", "attention blocks", str(blocks), num_blocks=blocks)
-    for style, value in (("unit", "per unit"), ("memory", "per slot"), ("none", "none")):
+    for style, value in GATES.items():
         add(f"gates_{style}", "gates", value, gate_style=style)
     for bias in (0.0, 1.0, 2.0):
         add(f"forget_bias_{bias:g}", "forget bias", f"{bias:g}", forget_bias=bias)

@@ -46,9 +46,17 @@ class LearnedStartCell(nn.RNNCellBase):
 
     Attributes:
       cell: the memory core, without an output gate.
+
+    Raises:
+      ValueError: the core has an output gate, and so a carry of two parts.
     """
 
     cell: RelationalMemoryCell
+
+    def __post_init__(self) -> None:
+        if self.cell.output_gate:
+            raise ValueError("cell must have output_gate=False, got output_gate=True")
+        super().__post_init__()
 
     @property
     def num_feature_axes(self) -> int:

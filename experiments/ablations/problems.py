@@ -13,6 +13,7 @@ from experiments.ablations.initial_memory import LearnedStartCell, random_rows, 
 from experiments.common.problem import Mean, Problem
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.model import Model as NthFarthestModel
+from experiments.program_evaluation.config import MEMORIZATION
 from experiments.program_evaluation.config import Config as ProgramEvaluationConfig
 from experiments.program_evaluation.data import Task, make_task
 from experiments.program_evaluation.metrics import answer_loss
@@ -65,7 +66,7 @@ def describe_task(config: Config) -> str:
         features = "1 feature" if task.num_features == 1 else f"{task.num_features} features"
         return f"Nth Farthest, {task.num_objects} objects of {features}"
     program = config.program
-    if program.program_task in ("copy", "reverse", "double"):
+    if program.program_task in MEMORIZATION:
         return f"{program.program_task}, {program.memorization_length} digits"
     return f"{program.program_task}, length {program.length}, nesting {program.nesting}"
 

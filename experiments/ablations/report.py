@@ -3,19 +3,20 @@
 import csv
 import dataclasses
 import io
-import re
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.ablations.collect import RowNumbers, collect, threshold_of
-from experiments.ablations.config import Config
-from experiments.ablations.findings import describe
-from experiments.ablations.grid import BASE, RowConfig
+from experiments.ablations.config import PRESETS, Config
+from experiments.ablations.findings import describe, describe_base, verdict
+from experiments.ablations.grid import BASE, RowConfig, base_values
 from experiments.ablations.problems import describe_task
 from experiments.common.environment import trained_at
-from experiments.common.results import without_place
+from experiments.common.loop import NonFiniteError
+from experiments.common.options import changed_options
 from experiments.common.run_directory import write_json
 from rrnn_jax.visualize import bars_figure
 
@@ -46,26 +47,31 @@ def write_report(
 
     Raises:
       FileNotFoundError: the base is not done.
+      NonFiniteError: the base's loss became NaN or infinite.
     """
     numbers = collect(rows, run_dir)
-    if BASE not in numbers or not numbers[BASE].accuracy:
+    if BASE not in numbers:
         raise FileNotFoundError(f"the base is not trained in {run_dir}: nothing to compare with")
+    if not numbers[BASE].accuracy:
+        raise NonFiniteError(f"the base's loss became NaN in {run_dir}: nothing to compare with")
     missing = [name for name in rows if name not in numbers]
     findings = describe(config, numbers, missing)
     table = to_markdown(numbers)
-    (run_dir / "table.md").write_text(table)
+    (run_dir / "table.md").write_text(f"{describe_base(config)}\n\n{table}")
     (run_dir / "table.csv").write_text(to_csv(numbers))
     (run_dir / "findings.md").write_text(findings)
     content = {
+        "task": describe_task(config),
+        "base": base_values(config),
         "config": dataclasses.asdict(config),
-        "environment": _environment(numbers[BASE]),
+        "environment": numbers[BASE].environment | {"command": grid_command(config, rows, numbers)},
         "commits": sorted({c for n in numbers.values() for c in trained_at(n.environment)}),
         "not_run": missing,
-        "rows": {name: _numbers(row) for name, row in numbers.items()},
+        "rows": {name: _numbers(row, numbers[BASE]) for name, row in numbers.items()},
     }
     write_json(run_dir / "numbers.json", content)
     figure = bars_figure(
-        _groups(numbers),
+        _groups(numbers, base_values(config)),
         title=f"Ablations: {describe_task(config)}, {config.train.steps:,} updates",
         reference=("", BASE),
         trivial=100 * float(numbers[BASE].trivial_accuracy or 0),
@@ -80,10 +86,21 @@ def write_report(
     return f"{findings}\n{table}"
 
 
-def _environment(base: RowNumbers) -> dict[str, Any]:
-    """That of the base, with the grid's command in place of its own."""
-    command = without_place(str(base.environment.get("command")))
-    return base.environment | {"command": re.sub(r" --(only \S+|jobs \d+|no-report)", "", command)}
+def grid_command(config: Config, rows: Mapping[str, RowConfig], done: Iterable[str]) -> str:
+    """The command that makes a grid, as far as it is done, wherever and in how many pieces it was.
+
+    >>> config = PRESETS["quick"]
+    >>> rows = dict.fromkeys(("base", "slots_1", "lstm"))
+    >>> grid_command(config, rows, rows)
+    'python -m experiments.ablations --preset quick'
+    >>> grid_command(config, rows, ["base", "lstm"])
+    'python -m experiments.ablations --preset quick --only base lstm'
+    """
+    done = set(done)
+    only = [] if done == set(rows) else ["--only", *(name for name in rows if name in done)]
+    changes = changed_options(config, PRESETS[config.preset])
+    start = ["python", "-m", "experiments.ablations", "--preset", config.preset]
+    return shlex.join([*start, *changes, *only])
 
 
 def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
@@ -101,7 +118,7 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in numbers.values():
-        cells = [row.row.factor or "base", "" if row.row.row == BASE else row.row.value]
+        cells = [row.row.factor or "base", "" if row.row.row == BASE else row.row.label]
         if not row.accuracy:
             cells += ["NaN", MISSING, MISSING, MISSING, MISSING, MISSING]
         else:
@@ -130,7 +147,7 @@ def to_csv(numbers: Mapping[str, RowNumbers]) -> str:
     writer.writerow([*row_names, "seed", "accuracy", "updates_to_threshold", *run_names])
     for name, row in numbers.items():
         seeds = row.row.config.train.seeds
-        start = [name, row.row.factor, row.row.value]
+        start = [name, row.row.factor, row.row.label]
         if not row.accuracy:
             writer.writerow([*start, "", "nan", "", "", "", ""])
         for seed, accuracy, updates in zip(seeds, row.accuracy, row.updates_to, strict=False):
@@ -140,12 +157,14 @@ def to_csv(numbers: Mapping[str, RowNumbers]) -> str:
     return buffer.getvalue()
 
 
-def _numbers(row: RowNumbers) -> dict[str, Any]:
+def _numbers(row: RowNumbers, base: RowNumbers) -> dict[str, Any]:
     """A row's numbers for JSON."""
     fields = row._asdict()
     config = fields.pop("row")
     fields.pop("environment")
-    return {"factor": config.factor, "value": config.value, **fields}
+    has_verdict = row is not base and row.accuracy
+    said = verdict(row.accuracy, base.accuracy) if has_verdict else None
+    return {"factor": config.factor, "value": config.label, "verdict": said, **fields}
 
 
 def _updates(updates: list[int | None]) -> str:
@@ -157,13 +176,17 @@ def _updates(updates: list[int | None]) -> str:
     return mean if len(arrived) == len(updates) else f"{mean} ({len(arrived)} of {len(updates)})"
 
 
-def _groups(numbers: Mapping[str, RowNumbers]) -> dict[str, dict[str, list[float]]]:
-    """Accuracies in percent by factor and value, for the figure."""
+def _groups(
+    numbers: Mapping[str, RowNumbers], base: Mapping[str, str]
+) -> dict[str, dict[str, list[float]]]:
+    """Accuracies in percent by factor, with the base's value of it, and value; for the figure."""
     groups: dict[str, dict[str, list[float]]] = {}
     for row in numbers.values():
         if row.accuracy:
             values = [100 * accuracy for accuracy in row.accuracy]
-            groups.setdefault(row.row.factor, {})[row.row.value] = values
+            factor = row.row.factor
+            heading = f"{factor} (base: {base[factor]})" if factor else ""
+            groups.setdefault(heading, {})[row.row.label] = values
     return groups
 
 

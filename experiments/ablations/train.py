@@ -1,6 +1,5 @@
 """Training of one row, in a run directory of its own."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,3 @@ def is_done(row: RowConfig, run_dir: Path) -> bool:
         return False
     open_run(run_dir, row)
     return (run_dir / "summary.json").exists() or (run_dir / FAILURE_FILE).exists()
-
-
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """A finished row's summary; None if it is not finished."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None

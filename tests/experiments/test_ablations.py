@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import shlex
 from fractions import Fraction
 
 import jax
@@ -14,10 +15,11 @@ import pytest
 
 from experiments.ablations import PRESETS, make_rows
 from experiments.ablations.__main__ import main
-from experiments.ablations.findings import chance_of_apart
+from experiments.ablations.findings import chance_of_below, verdict
+from experiments.ablations.grid import base_values
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.ablations.problems import make_cell, make_problem
-from experiments.ablations.report import FILES, write_report
+from experiments.ablations.report import FILES, grid_command, write_report
 from experiments.ablations.train import train_row
 from experiments.common import loop
 from experiments.common.run_directory import ConfigMismatchError, open_run
@@ -84,6 +86,52 @@ def test_rows_of_the_quick_grid():
         *("output_gate", "mlp_1", "mlp_4", "key_8", "key_128", "no_qkv_norm", "no_input_queries"),
         *("initial_random", "initial_learned", "initial_zeros", "lstm"),
     ]
+
+
+BASE_LINE = (
+    "Base: memory slots 2; heads 2 of 4; attention blocks 1; gates per unit; forget bias 1; output "
+    "gate off; MLP layers 2; key size 4; LayerNorm of q, k, v on; input row attends yes; initial "
+    "memory identity; model RMC."
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_base_has_a_value_of_every_factor(preset):
+    rows = make_rows(PRESETS[preset])
+    assert list(base_values(PRESETS[preset])) == list(
+        dict.fromkeys(row.factor for row in rows.values() if row.factor)
+    )
+    for row in rows.values():
+        if row.factor and row.model == "rmc":
+            assert base_values(row.config)[row.factor].startswith(row.label.split(",")[0])
+
+
+def test_rows_that_cannot_be_made_are_left_out(tmp_path, capsys):
+    """Of a base with an output gate, and of one without gates."""
+    usual = set(make_rows(CONFIG))
+    for changes, missing in (
+        ({"output_gate": True}, {"output_gate", "gates_none", "initial_learned"}),
+        ({"gate_style": "none"}, {"output_gate", "gates_none"}),
+        ({"initial_memory": "learned"}, {"output_gate", "initial_learned"}),
+    ):
+        config = dataclasses.replace(CONFIG, core=dataclasses.replace(CONFIG.core, **changes))
+        rows = make_rows(config)
+        assert usual - set(rows) == missing
+        for row in rows.values():
+            make_cell(row)
+    for options in ("--output-gate", "--gate-style none"):
+        assert main(["--list", *options.split()]) == 0
+    capsys.readouterr()
+    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=1, output_gate=True)
+    with pytest.raises(ValueError, match="cell must have output_gate=False, got output_gate=True"):
+        LearnedStartCell(cell)
+
+
+def test_a_label_is_no_part_of_what_is_compared():
+    """Runs that were made before there were labels go on."""
+    row = ROWS["output_gate"]
+    assert (row.value, row.label) == ("on", "on (eq. 3 to 9)")
+    assert set(dataclasses.asdict(row)) == {"row", "factor", "value", "model", "config"}
 
 
 def parameters(row) -> int:
@@ -195,6 +243,7 @@ def grid(tmp_path):
 def test_table_has_means_ranges_and_differences(grid):
     write_report(CONFIG, ROWS, grid)
     assert (grid / "table.md").read_text() == (
+        f"{BASE_LINE}\n\n"
         "| factor | value | accuracy (%), mean (lowest to highest seed) | against base (points) |"
         " updates to 83%, mean | parameters | updates/s | seconds |\n"
         "|---|---|---|---|---|---|---|---|\n"
@@ -219,20 +268,18 @@ def test_findings_are_made_of_the_numbers(grid):
         "Nth Farthest, 3 objects of 2 features; 4 updates of 4 samples for every row; 2 seeds per "
         "row. Not learning scores 66.7%; the base scores 94.0% (92.0 to 96.0)."
     )
-    assert (
-        "- Worse than the base: initial memory zeros (66.5% (66.0 to 67.0), -27.5 points); memory "
-        "slots 1 (70.0% (69.0 to 71.0), -24.0 points); LSTM, 1 x 8 (85.0% (80.0 to 90.0), -9.0 "
-        "points)."
-    ) in findings
-    assert (
-        "- Better than the base: attention blocks 2 (97.5% (97.0 to 98.0), +3.5 points)."
-    ) in findings
-    assert (
+    assert findings[2] == BASE_LINE
+    assert findings[4] == (
         "Better or worse is said only where the ranges of the seeds do not overlap. With 2 seeds "
-        "per row that happens by chance in 1 of 3 rows that do not differ from the base."
-    ) in findings
-    # Its range overlaps the base's.
-    assert "- Not told apart from it: heads 1 (96.0% (93.0 to 99.0), +2.0 points)." in findings
+        "per row, were they independent from row to row, a row that does not differ from the base "
+        "would be called worse in 1 of 6 cases, and better as often: were none of 5 rows "
+        "different, 0.8 would be called worse by chance. They are not independent: rows share "
+        "their seeds, and with them the samples and the initial weights of equal shapes; and one "
+        "base stands against them all. Chance may call fewer rows worse, or more."
+    )
+    assert "- Worse than the base: initial memory zeros; memory slots 1; LSTM, 1 x 8." in findings
+    assert "- Better than the base: attention blocks 2." in findings
+    assert "- Not told apart from it: heads 1." in findings
     assert ("- Within 2 points of not learning, with every seed: initial memory zeros.") in findings
     assert (
         "- Slots must start different: all zeros, they stay equal for ever and score 66.5% (66.0 "
@@ -247,13 +294,38 @@ def test_findings_are_made_of_the_numbers(grid):
     assert any(line.startswith("- Not run: slots_4, ") for line in findings)
 
 
-def test_chance_that_ranges_lie_apart_by_counting():
+def test_findings_have_a_sentence_for_each_row(grid):
+    findings = write_report(CONFIG, ROWS, grid).split("\nRow by row:\n\n")[1].split("\n\n")[0]
+    assert findings.splitlines() == [
+        "- memory slots 1: 70.0% (69.0 to 71.0), 24.0 points below the base, ranges do not "
+        "overlap: worse.",
+        "- heads 1: 96.0% (93.0 to 99.0), 2.0 points above the base, ranges overlap: not told "
+        "apart.",
+        "- attention blocks 2: 97.5% (97.0 to 98.0), 3.5 points above the base, ranges do not "
+        "overlap: better.",
+        "- gates none: the loss became NaN.",
+        "- initial memory zeros: 66.5% (66.0 to 67.0), 27.5 points below the base, ranges do not "
+        "overlap: worse.",
+        "- LSTM, 1 x 8: 85.0% (80.0 to 90.0), 9.0 points below the base, ranges do not overlap: "
+        "worse.",
+    ]
+
+
+def test_verdict_is_that_of_the_ranges():
+    base = [0.6, 0.8]
+    assert verdict([0.81, 0.9], base) == "better"
+    assert verdict([0.1, 0.59], base) == "worse"
+    for overlapping in ([0.5, 0.6], [0.8, 0.9], [0.7, 0.7], [0.5, 0.9], base):
+        assert verdict(overlapping, base) == "not told apart"
+
+
+def test_chance_that_a_range_lies_below_by_counting():
     """Of scores in any order: every set of places that the first row's may take."""
     for seeds in (1, 2, 3, 4):
         places = list(itertools.combinations(range(2 * seeds), seeds))
-        apart = sum(p in (places[0], places[-1]) for p in places)
-        assert chance_of_apart(seeds) == Fraction(apart, len(places))
-    assert chance_of_apart(3) == Fraction(1, 10)
+        below = sum(max(p) < seeds for p in places)
+        assert chance_of_below(seeds) == Fraction(below, len(places))
+    assert chance_of_below(3) == Fraction(1, 20)
 
 
 def test_findings_of_one_seed_say_that_they_show_nothing(tmp_path):
@@ -271,6 +343,36 @@ def test_findings_do_not_claim_what_the_numbers_do_not_show(tmp_path):
     assert "must start different" not in findings
     assert "are not told apart from slots that start different here: 69.5%" in findings
     assert "- Worse than the base: none." in findings
+
+
+def test_a_grid_of_a_memorization_task_says_so(tmp_path):
+    config = dataclasses.replace(PRESETS["quick_program"], train=CONFIG.train)
+    rows = make_rows(config)
+    make_run(tmp_path, "base", [0.8, 0.9], rows=rows)
+    make_run(tmp_path, "output_gate", [0.5, 0.6], rows=rows)
+    findings = write_report(config, rows, tmp_path)
+    assert findings.startswith("reverse, 5 digits; 4 updates of 4 samples")
+    assert "- output gate on (eq. 3 to 9): 55.0% (50.0 to 60.0), 30.0 points below" in findings
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["task"] == "reverse, 5 digits"
+    assert numbers["base"]["gates"] == "per slot"
+    assert numbers["rows"]["output_gate"]["value"] == "on (eq. 3 to 9)"
+    assert [row["verdict"] for row in numbers["rows"].values()] == [None, "worse"]
+
+
+def test_the_command_is_made_of_the_config(grid):
+    config = dataclasses.replace(CONFIG, core=dataclasses.replace(CONFIG.core, qkv_norm=False))
+    command = grid_command(config, ROWS, ["lstm", "base", "heads_1"])
+    assert command.startswith("python -m experiments.ablations --preset quick --mem-slots 2 ")
+    assert "--head-size 4 --no-qkv-norm --lstm-features 8 --steps 4 " in command
+    assert command.endswith(" --checkpoint-every 2 --only base heads_1 lstm")
+    write_report(CONFIG, ROWS, grid)
+    environment = json.loads((grid / "numbers.json").read_text())["environment"]
+    assert environment["command"].endswith(
+        " --only base slots_1 heads_1 blocks_2 gates_none initial_zeros lstm"
+    )
+    parsed = shlex.split(environment["command"])[3:]
+    assert main(["--run-dir", str(grid), "--no-train", *parsed]) == 0
 
 
 def test_report_command_copies_the_results(grid, tmp_path, capsys):
@@ -333,6 +435,25 @@ def test_nan_is_a_result(tmp_path, monkeypatch):
     assert main(arguments) == 0
     assert "| gates | none | NaN |" in (tmp_path / "table.md").read_text()
     assert "became nan" in (tmp_path / "gates_none" / "failure.json").read_text()
+
+
+def test_a_base_that_failed_is_told_from_one_that_is_missing(tmp_path, monkeypatch, capsys):
+    """Rows may be trained before the base; of a base whose loss was NaN there is no report."""
+
+    def train(row, run_dir, progress):
+        make_run(tmp_path, row.row, [0.9, 0.9])
+        return json.loads((run_dir / "summary.json").read_text())
+
+    monkeypatch.setattr("experiments.ablations.__main__.train_row", train)
+    arguments = ["--run-dir", str(tmp_path), "--jobs", "1", *TINY]
+    for _ in range(2):  # Trained, and skipped.
+        assert main([*arguments, "--only", "heads_1", "mlp_1"]) == 0
+        assert "no report yet: the base is missing (--only base)" in capsys.readouterr().out
+    assert not (tmp_path / "numbers.json").exists()
+    open_run(tmp_path / "base", ROWS["base"])
+    (tmp_path / "base" / "failure.json").write_text('{"error": "loss became nan"}')
+    assert main([*arguments, "--only", "heads_1"]) == 3
+    assert "error: the base's loss became NaN in" in capsys.readouterr().err
 
 
 def test_trains_rows_in_processes_of_their_own(tmp_path, capsys):

@@ -43,8 +43,15 @@ CASES = {
         "--task copy --model dnc --num-writes 0": "--num-writes must be at least 1, got 0",
     },
     "program_evaluation table": {**REFUSED, **PROGRAMS, **JOBS},
-    "ablations": {**REFUSED, **JOBS, "--key-size 0": "--key-size must be at least 1, got 0"},
-    "ablations --preset quick_program": PROGRAMS,
+    "ablations": {
+        **(REFUSED | JOBS),
+        "--key-size 0": "--key-size must be at least 1, got 0",
+        "--output-gate --gate-style none": "--gate-style must be 'unit' or 'memory' with "
+        "--output-gate=True, got 'none'",
+        "--output-gate --initial-memory learned": "--initial-memory must not be 'learned' with "
+        "--output-gate=True, got 'learned'",
+    },
+    "ablations --preset quick_program --program-task addition": PROGRAMS,
 }
 PRESETS = {
     "nth_farthest": nth_farthest.PRESETS,
