@@ -4,6 +4,14 @@ Functions return figures (or animations) and neither show nor save them; the sam
 same picture, to the byte. The numbers behind a figure are functions of their own, in NumPy alone.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("matplotlib") is None:
+    raise ImportError(
+        "rrnn_jax.visualize needs matplotlib, which comes with the extra `experiments`: "
+        "pip install 'rrnn_jax[experiments]'"
+    )
+
 from rrnn_jax.visualize.animation import attention_animation as attention_animation
 from rrnn_jax.visualize.animation import save_gif as save_gif
 from rrnn_jax.visualize.attention import attention_figure as attention_figure

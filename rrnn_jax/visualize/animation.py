@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 from rrnn_jax.visualize.attention import draw_attention, label_attention
-from rrnn_jax.visualize.style import ACCENT, SMALL, add_colour_bar, new_figure
+from rrnn_jax.visualize.style import ACCENT, SMALL, add_colour_bar, check_marked, new_figure
 
 
 def attention_animation(
@@ -39,7 +39,8 @@ def attention_animation(
       An animation for `save_gif`. (Matplotlib warns of one that is thrown away undrawn.)
 
     Raises:
-      ValueError: `weights` of other axes, or titles that are not as many as steps.
+      ValueError: `weights` of other axes, titles that are not as many as steps, or no such step to
+        mark.
     """
     weights = np.asarray(weights)
     if weights.ndim != 3 or weights.shape[-1] <= weights.shape[-2]:
@@ -48,6 +49,7 @@ def attention_animation(
     titles = list(step_titles) or [f"step {i + 1}" for i in range(steps)]
     if len(titles) != steps:
         raise ValueError(f"step_titles must have {steps} entries, got {len(titles)}")
+    check_marked(marked, steps)
     figure = new_figure(3.4, 2.95)
     axes = figure.add_subplot()
     images = draw_attention(axes, weights[0], float(weights.max()), titles[0])

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from rrnn_jax.checks import check_positive
 from rrnn_jax.visualize.style import (
     ACCENT,
     AMOUNTS,
@@ -61,8 +62,10 @@ def attention_figure(
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: `weights` of other axes, or labels that are not as many as rows and steps.
+      ValueError: `weights` of other axes, labels that are not as many as rows and steps, no such
+        step to mark, or no columns.
     """
+    check_positive(columns=columns)
     weights = np.asarray(weights)
     _check(weights, row_labels, panel_titles, marked)
     rows, steps = weights.shape[:2]

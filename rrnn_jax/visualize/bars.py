@@ -89,12 +89,12 @@ def _places(groups: Sequence[str]) -> tuple[list[int], dict[str, int], int]:
 
 
 def _draw_bar(axes: Axes, position: int, values: Sequence[float], colour: str) -> None:
-    """The seeds' mean as a bar with a firm end, and a dot for each seed."""
+    """The seeds' mean as a bar with a firm end, and a dot for each seed, through which one sees."""
     mean = float(np.mean(values))
     axes.barh(position, mean, height=0.72, color=colour, alpha=0.4, linewidth=0)
     axes.plot([mean, mean], [position - 0.36, position + 0.36], color=colour, linewidth=1.5)
     dots = [position] * len(values)
-    axes.plot(values, dots, "o", color=colour, markersize=4, mec="white", mew=0.5)
+    axes.plot(values, dots, "o", color=colour, markersize=4, mec="white", mew=0.5, alpha=0.6)
 
 
 def _mark_trivial(axes: Axes, trivial: float) -> None:

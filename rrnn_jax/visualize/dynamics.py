@@ -15,6 +15,7 @@ from rrnn_jax.visualize.style import (
     SMALL,
     WIDTH,
     add_colour_bar,
+    check_marked,
     count_ticks,
     new_figure,
     small_ticks,
@@ -51,7 +52,7 @@ def dynamics_figure(
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: shapes that do not fit each other.
+      ValueError: shapes that do not fit each other, or no such step to mark.
     """
     moved = slot_movement(memories, initial)
     if moved.ndim != 2:
@@ -63,6 +64,7 @@ def dynamics_figure(
     steps, slots = moved.shape
     if step_labels and len(step_labels) != steps:
         raise ValueError(f"step_labels must have {steps} entries, got {len(step_labels)}")
+    check_marked(marked, steps)
 
     figure = new_figure(WIDTH, 0.75 + len(maps) * (0.35 + min(max(0.13 * slots, 0.75), 1.6)))
     panels = figure.subplots(len(maps), 1, squeeze=False, sharex=True)[:, 0]

@@ -23,6 +23,27 @@ class InputShare(NamedTuple):
     after: np.ndarray
     uniform: float
 
+    def in_common(self) -> tuple[float, float, float]:
+        """Means of `before`, `shown` and `after` over the steps that have all three.
+
+        The first step has no sequence that saw the object before, and the last none in which it
+        comes later: means over whatever is there would compare different steps.
+
+        >>> nan = np.nan
+        >>> share = InputShare(*np.array([[0.1, 0.2, nan], [0.9, 0.8, 0.7], [nan, 0.3, 0.4]]), 0.5)
+        >>> share.in_common()
+        (0.2, 0.8, 0.3)
+
+        Returns:
+          Three shares; NaN if no step has all three.
+        """
+        values = np.array(self[:3], np.float64)
+        chosen = np.isfinite(values).all(axis=0)
+        if not chosen.any():
+            return (np.nan, np.nan, np.nan)
+        before, shown, after = values[:, chosen].mean(axis=1).tolist()
+        return before, shown, after
+
 
 def input_share(weights: np.ndarray, steps: np.ndarray) -> InputShare:
     """The share of attention that goes to the input, by step and by whether an object was seen.

@@ -97,7 +97,8 @@ def nth_farthest_figure(
     Raises:
       ValueError: `weights` and `question` are of different sequences.
     """
-    labels, steps = np.asarray(question.labels), reference_steps(question)
+    weights, labels = np.asarray(weights), np.asarray(question.labels)
+    steps = reference_steps(question)
     if weights.shape[:2] != labels.shape:
         raise ValueError(
             f"weights must be of the question's [B, T] = {labels.shape}, got shape {weights.shape}"
@@ -108,7 +109,7 @@ def nth_farthest_figure(
     else:
         row_labels = [f"seen at step {steps[b] + 1}" for b in sequences]
     return attention_figure(
-        np.asarray(weights)[list(sequences)],
+        weights[list(sequences)],
         title=f"{title}\n(framed: the step that shows m, to which distances are asked)",
         row_labels=row_labels,
         panel_titles=[object_titles(labels[b], int(steps[b])) for b in sequences],

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from rrnn_jax.visualize.memory_numbers import project_slots
-from rrnn_jax.visualize.style import SMALL, line_look, new_figure, small_ticks
+from rrnn_jax.visualize.style import SMALL, check_marked, line_look, new_figure, small_ticks
 
 
 def projection_figure(
@@ -39,8 +39,7 @@ def projection_figure(
     if memories.ndim != 3:
         raise ValueError(f"memories must be [T, S, F], got shape {memories.shape}")
     steps, slots, _ = memories.shape
-    if marked is not None and not 0 <= marked < steps:
-        raise ValueError(f"marked must lie in 0..{steps - 1} or be None, got {marked}")
+    check_marked(marked, steps)
     points, explained = project_slots(memories)
     figure = new_figure(height=3.6)
     axes = figure.add_subplot()

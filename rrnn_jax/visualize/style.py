@@ -58,6 +58,12 @@ def small_ticks(axes: Axes) -> None:
     axes.tick_params(labelsize=SMALL, length=2, pad=1.5)
 
 
+def check_marked(marked: int | None, steps: int) -> None:
+    """Raises ValueError unless `marked` is one of the steps, or None."""
+    if marked is not None and not 0 <= marked < steps:
+        raise ValueError(f"marked must lie in 0..{steps - 1} or be None, got {marked}")
+
+
 def count_ticks(count: int, most: int = 8) -> list[int]:
     """Numbers 0..count-1 to write at an axis: all, or evenly spaced ones if there are many.
 

@@ -1,12 +1,15 @@
 """Attention figures: panels, labels, marks, colour bars, nothing cut, the same bytes twice."""
 
+import importlib
 import io
+import sys
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
+from rrnn_jax import visualize
 from rrnn_jax.tasks.nth_farthest import Question
 from rrnn_jax.visualize import (
     attention_animation,
@@ -92,7 +95,8 @@ def test_nth_farthest_shows_the_three_cases():
 
 
 def test_sequences_of_choice():
-    figure = nth_farthest_figure(random_attention(64, 4, 3, 4), question(4), sequences=[5])
+    weights = random_attention(64, 4, 3, 4).tolist()  # Whatever NumPy makes an array of.
+    figure = nth_farthest_figure(weights, question(4), sequences=[5])
     step = reference_steps(question(4))[5]
     assert panels(figure)[0].get_ylabel() == f"seen at step {step + 1}"
     assert len(panels(figure)) == 4
@@ -142,6 +146,12 @@ def test_animation_has_a_frame_for_each_step(tmp_path):
         save_gif(animation, path, frame_seconds=0)
 
 
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib, .*'rrnn_jax\[experiments\]'"):
+        importlib.reload(visualize)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -162,6 +172,11 @@ def test_animation_has_a_frame_for_each_step(tmp_path):
         (
             lambda w: nth_farthest_figure(w, question(4)),
             r"weights must be of the question's \[B, T\] = \(64, 4\), got shape \(2, 3",
+        ),
+        (lambda w: attention_figure(w, columns=0), "columns must be at least 1, got 0"),
+        (
+            lambda w: attention_animation(w[0], marked=3),
+            r"marked must lie in 0..2 or be None, got 3",
         ),
         (lambda w: attention_animation(w), r"weights must be \[T, S, S\+R\], got shape"),
         (

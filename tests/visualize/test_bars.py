@@ -29,6 +29,8 @@ def test_a_bar_and_dots_for_each_variant():
     dots = [line.get_xydata() for line in axes.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(dots[0], [[90, 0], [92, 0], [94, 0]])
     np.testing.assert_allclose(dots[2], [[93, 3], [95, 3]])
+    # Dots that lie on each other are seen.
+    assert all(0 < line.get_alpha() < 1 for line in axes.lines if line.get_marker() == "o")
     headings = {text.get_text(): text.xy[1] for text in axes.texts}
     assert headings == {"trivial 50": 1.0, "memory slots": 1, "initial memory": 4}
     assert axes.get_xlabel() == "accuracy (%)"

@@ -135,6 +135,8 @@ def test_same_twice(name):
         (lambda: dynamics_figure(MEMORIES[None], INITIAL[None]), r"memories must be \[T, S, F\]"),
         (lambda: dynamics(input_gate=GATE[:5]), r"input_gate must be .* = \(6, 4\), got shape \(5"),
         (lambda: dynamics(step_labels=["a"]), "step_labels must have 6 entries, got 1"),
+        (lambda: dynamics(marked=6), r"marked must lie in 0..5 or be None, got 6"),
+        (lambda: dynamics(marked=-1), r"marked must lie in 0..5 or be None, got -1"),
         (lambda: similarity_figure(MEMORIES), r"memories must be \[P, S, F\] with P in 1..5"),
         (
             lambda: similarity_figure(MEMORIES[:2], panel_titles=["a"]),
