@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,9 +76,11 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
     """Directories of finished runs of one model, below those given.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is none, or no such directory.
     """
     directories = list(directories)
+    if absent := [str(directory) for directory in directories if not directory.is_dir()]:
+        raise FileNotFoundError(f"no such directory: {', '.join(absent)}")
     summaries = {path for directory in directories for path in directory.rglob("summary.json")}
     runs = sorted(path.parent for path in summaries if (path.parent / METRICS_FILE).exists())
     if not runs:
@@ -89,7 +92,7 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
     """Reads runs, and puts seeds of the same config together.
 
     Args:
-      runs: directories of finished runs; those of ablations are left out, with a note.
+      runs: directories of finished runs; those of ablations are left out, with a note on stderr.
 
     Returns:
       The entries, sorted by task.
@@ -99,10 +102,11 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
     """
     entries: dict[str, Entry] = {}
     places: dict[tuple[str, int], Path] = {}
+    left_out: list[str] = []
     for run_dir in runs:
         config = json.loads((run_dir / "config.json").read_text())
         if "model" not in config or "train" not in config:
-            print(f"{run_dir} is left out: not a run of one model on one task")
+            left_out.append(str(run_dir))
             continue
         entry = _read(run_dir, config)
         key = json.dumps([entry.task, entry.model, entry.config], sort_keys=True)
@@ -120,6 +124,9 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
             )
         places |= {(key, seed): run_dir for seed in entry.seeds if (key, seed) not in places}
         entries[key] = entry
+    if left_out:
+        what = "not runs of one model on one task"
+        print(f"left out, {what}: {', '.join(left_out)}", file=sys.stderr)
     return sorted(entries.values(), key=lambda entry: entry.task)
 
 

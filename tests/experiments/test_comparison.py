@@ -133,14 +133,16 @@ def test_tasks_have_tables_of_their_own(tmp_path):
 
 def test_command_writes_the_files_and_leaves_out_what_is_not_a_run(tmp_path, capsys):
     make_run(tmp_path / "runs" / "a")
-    other = make_run(tmp_path / "runs" / "row")
-    (other / "config.json").write_text('{"row": "base", "config": {}}')
+    others = [make_run(tmp_path / "runs" / name) for name in ("row", "row2")]
+    for other in others:
+        (other / "config.json").write_text('{"row": "base", "config": {}}')
     (tmp_path / "runs" / "summary.json").write_text("{}")  # Of several models: no metrics.
     out = tmp_path / "out"
     assert main([str(tmp_path / "runs"), "--out-dir", str(out), "--at-step", "0"]) == 0
-    printed = capsys.readouterr().out
-    assert "row is left out: not a run of one model on one task" in printed
-    assert (out / "comparison.md").read_text() in printed
+    printed = capsys.readouterr()
+    names = ", ".join(map(str, others))
+    assert printed.err == f"left out, not runs of one model on one task: {names}\n"
+    assert printed.out == (out / "comparison.md").read_text()
     (row,) = json.loads((out / "comparison.json").read_text())
     assert (row["update"], row["threshold"], row["mean"]) == (0, 0.9, 0.5)
     (line,) = csv.DictReader(io.StringIO((out / "comparison.csv").read_text()))
@@ -150,6 +152,8 @@ def test_command_writes_the_files_and_leaves_out_what_is_not_a_run(tmp_path, cap
 def test_nothing_to_compare_exits_with_2(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no finished run in" in capsys.readouterr().err
+    assert main([str(tmp_path), str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: no such directory: {tmp_path / 'none'}\n"
     make_run(tmp_path / "a")
     assert main([str(tmp_path), "--at-step", "15"]) == 2
     assert "error: --at-step must be one of 0, 10, 20 for nth_f" in capsys.readouterr().err
