@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations.findings import NEAR_TRIVIAL
+import numpy as np
+
+from experiments.ablations.config import PRESETS, Config
+from experiments.ablations.findings import NEAR_TRIVIAL, verdict
+from experiments.ablations.problems import describe_task
+from experiments.common.restore import config_from
+from experiments.program_evaluation.config import MEMORIZATION
+from rrnn_jax.visualize import InputShare
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
@@ -81,15 +88,13 @@ def index() -> str:
     ]
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
-        time = "an hour or so"
-        if grid is not None:
-            time = f"{sum(row['seconds'] or 0 for row in grid['rows'].values()) / 3600 / 2:.1f} h"
+        task = describe_task(_config(name, grid))
         rows.append(
             (
                 f"experiments.ablations{option}",
-                "[ablations](ablations/README.md) on "
-                + ("a program task" if option else "Nth Farthest: slots, heads, gates (figure 4)"),
-                time,
+                f"[ablations](ablations/README.md) on {task}: slots, heads, gates"
+                + ("" if option else " (figure 4)"),
+                "an hour or so" if grid is None else _hours(grid),
                 "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)",
             )
         )
@@ -122,7 +127,21 @@ def nth_farthest() -> str:
 **{"The order holds" if ahead else "The order does not hold"}** at equal updates and about equal \
 parameters ({quick["rmc"]["summary"]["parameters"]:,} and \
 {quick["lstm"]["summary"]["parameters"]:,}), with {_seeds(train["num_seeds"])} \
-([numbers](results/nth_farthest/quick.json), `python -m experiments.nth_farthest`)."""
+([numbers](results/nth_farthest/quick.json), `python -m experiments.nth_farthest`).{_elsewhere()}"""
+
+
+def _elsewhere() -> str:
+    """The same two models on the task of the ablations, with seeds enough to tell them apart."""
+    grid = read("ablations/quick")
+    if grid is None or not grid["rows"].get("lstm", {}).get("accuracy"):
+        return ""
+    base, lstm = grid["rows"]["base"], grid["rows"]["lstm"]
+    said = {"better": "ahead of", "worse": "behind", "not told apart": "not told apart from"}
+    return (
+        f" On the ablations' task ({_task(_config('quick', grid))}) the LSTM is "
+        f"{said[_verdict(lstm, base)]} the RMC: {_range(lstm)} against {_range(base)} "
+        "([numbers](results/ablations/quick.json))."
+    )
 
 
 def programs() -> str:
@@ -183,9 +202,9 @@ def attention() -> str:
         "|---|---|---|---|---|",
     ]
     for name in heads:
-        by_step = zip(*(inputs[name][key] for key in ("before", "shown", "after")), strict=True)
-        whole = [values for values in by_step if None not in values]
-        cells = [*map(_mean, zip(*whole, strict=True)), inputs[name]["uniform"]]
+        by_step = (np.array(inputs[name][k], float) for k in ("before", "shown", "after"))
+        share = InputShare(*by_step, uniform=inputs[name]["uniform"])
+        cells = [*share.in_common(), share.uniform]
         lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
     ratio = written["change_by_reference"] / written["change_by_other_object"]
     return (
@@ -211,6 +230,7 @@ def _grid(name: str) -> str:
     command = f"`python -m experiments.ablations{GRIDS[name]}`"
     if grid is None:
         return f"{command} was not run yet: `results/ablations/{name}.json` is not there."
+    config = _config(name, grid)
     rows = {key: row for key, row in grid["rows"].items() if row["accuracy"]}
     base = rows["base"]
     claims = {
@@ -221,8 +241,8 @@ def _grid(name: str) -> str:
         "model": "RMC better than LSTM",
     }
     lines = [
-        f"**{_task(grid['config'])}**; base {_range(base)}, trivial score "
-        f"{_percent(base['trivial_accuracy'])}:",
+        f"**{_task(config)}**; base {_range(base)}, trivial score "
+        f"{_percent(base['trivial_accuracy'])}{_why(config)}:",
         "",
         "| paper | here, mean (lowest to highest seed), against the base |",
         "|---|---|",
@@ -236,9 +256,9 @@ def _grid(name: str) -> str:
         lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
     others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
     lines.append("")
-    for verdict in ("better", "worse", "not told apart"):
-        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == verdict]
-        lines.append(f"- Of the other rows, {verdict}: {'; '.join(found) or 'none'}.")
+    for said in ("better", "worse", "not told apart"):
+        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == said]
+        lines.append(f"- Of the other rows, {said}: {'; '.join(found) or 'none'}.")
     stuck = [
         _label(row)
         for row in rows.values()
@@ -253,23 +273,39 @@ def _grid(name: str) -> str:
     return "\n".join(lines) + f"\n\n[All of its numbers](results/ablations/{name}.json), {command}."
 
 
-def _task(config: dict[str, Any]) -> str:
-    train = config["train"]
-    if config["task"] == "nth_farthest":
-        sizes = config["nth_farthest"]
-        what = f"Nth Farthest, {sizes['num_objects']} objects of {sizes['num_features']} features"
-    else:
-        sizes = config["program"]
-        what = f"Program task {sizes['program_task']}, length {sizes['length']}, nesting "
-        what += str(sizes["nesting"])
-    return f"{what}, {train['steps']:,} updates, {_seeds(train['num_seeds'])} a row"
+def _config(name: str, grid: dict[str, Any] | None) -> Config:
+    """The config of a grid that was run, or else the one that would be."""
+    if grid is None:
+        return PRESETS[name]
+    return config_from(Config(), grid["config"], f"ablations/{name}.json")
+
+
+def _hours(grid: dict[str, Any]) -> str:
+    """How long a grid took, two rows at a time, and of how many rows that is."""
+    seconds = sum(row["seconds"] or 0 for row in grid["rows"].values())
+    done, missing = len(grid["rows"]), len(grid["not_run"])
+    hours = f"{seconds / 3600 / 2:.1f} h"
+    return f"{hours} for {done} of {done + missing} rows" if missing else hours
+
+
+def _task(config: Config) -> str:
+    train = config.train
+    return f"{describe_task(config)}, {train.steps:,} updates, {_seeds(train.num_seeds)} a row"
+
+
+def _why(config: Config) -> str:
+    """What kind of task it is, where the name does not say it."""
+    task = config.program.program_task
+    if config.task == "nth_farthest" or task not in MEMORIZATION:
+        return ""
+    return (
+        f" ({task} is one of the memorization tasks of program evaluation, chosen because few "
+        "updates tell rows apart there, which they do not on addition)"
+    )
 
 
 def _verdict(row: dict[str, Any], base: dict[str, Any]) -> str:
-    """Better or worse only where the ranges of the seeds do not overlap."""
-    if min(row["accuracy"]) > max(base["accuracy"]):
-        return "better"
-    return "worse" if max(row["accuracy"]) < min(base["accuracy"]) else "not told apart"
+    return verdict(row["accuracy"], base["accuracy"])
 
 
 def _label(row: dict[str, Any]) -> str:

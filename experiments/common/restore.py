@@ -34,7 +34,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
     path = run_dir / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"no run in {run_dir}")
-    return _fill(default, json.loads(path.read_text()), str(path))
+    return config_from(default, json.loads(path.read_text()), str(path))
 
 
 def restore_params(
@@ -70,8 +70,24 @@ def restore_params(
     return step, jax.tree.map(lambda leaf: leaf[index], state.params)
 
 
-def _fill(default: Any, values: Mapping[str, Any], path: str) -> Any:
-    """`default` with the values of a JSON file; lists were tuples."""
+def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:
+    """A config with the values of a JSON file; lists were tuples.
+
+    >>> from experiments.common.train_config import TrainConfig
+    >>> config_from(TrainConfig(), {"steps": 5}, "config.json").steps
+    5
+
+    Args:
+      default: what the values are put into, section by section.
+      values: from the file.
+      path: names the file in errors.
+
+    Returns:
+      A config of the type of `default`.
+
+    Raises:
+      RefusedError: there is a field that the experiment does not know.
+    """
     known = {field.name for field in dataclasses.fields(default)}
     if not known >= values.keys():
         unknown = ", ".join(sorted(values.keys() - known))
@@ -79,6 +95,6 @@ def _fill(default: Any, values: Mapping[str, Any], path: str) -> Any:
     changes = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(getattr(default, name)):
-            value = _fill(getattr(default, name), value, path)
+            value = config_from(getattr(default, name), value, path)
         changes[name] = tuple(value) if isinstance(value, list) else value
     return dataclasses.replace(default, **changes)

@@ -63,6 +63,10 @@ def test_another_result_is_another_text(results):
     results("nth_farthest/quick", other)
     assert "| 98.8 % | 50.0 % |" in conclusions.nth_farthest()
     assert "**The order does not hold**" in conclusions.nth_farthest()
+    assert "On the ablations' task" not in conclusions.nth_farthest()
+    for lstm, said in (([0.8, 0.91], "not told apart from"), ([0.8, 0.81], "behind")):
+        results("ablations/quick", grid(base=[0.9, 0.94], lstm=lstm))
+        assert f"2 seeds a row) the LSTM is {said} the RMC: 8" in conclusions.nth_farthest()
 
 
 def test_first_level_and_behind_are_told_by_what_is_written(results):
@@ -110,9 +114,41 @@ def test_ablations_by_hand(results):
     assert "| heads 1: 90.0 % (89.0 to 91.0), not told apart |" in text
     assert "worse: initial memory zeros: 50.5 % (50.0 to 51.0)" in text
     assert "Did not learn at all, with any seed: initial memory zeros." in text
+    assert "**Nth Farthest, 3 objects of 2 features, 1,500 updates, 2 seeds a row**" in text
     assert "The loss became NaN: lstm." in text
     assert "Not run: mlp_4." in text
     assert "quick_program.json` is not there" in text
+
+
+def test_a_memorization_task_is_named_as_one(results):
+    reverse = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82])
+    reverse["config"] |= {"task": "program_evaluation", "program": {"program_task": "reverse"}}
+    results("ablations/quick_program", reverse)
+    text = conclusions.ablations()
+    assert "**reverse, 5 digits, 1,500 updates, 2 seeds a row**; base 92.0 %" in text
+    assert "(reverse is one of the memorization tasks of program evaluation, chosen" in text
+    reverse["config"]["program"] = {"program_task": "addition", "length": 2, "nesting": 1}
+    results("ablations/quick_program", reverse)
+    text = conclusions.ablations()
+    assert "**addition, length 2, nesting 1, 1,500 updates, 2 seeds a row**; base 92.0 %" in text
+    assert "memorization tasks" not in text
+
+
+def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results):
+    results("nth_farthest/quick", QUICK)
+    results("program_evaluation/quick", PROGRAMS)
+    part = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82])
+    for row in part["rows"].values():
+        row["seconds"] = 3600
+    results("ablations/quick", part)
+    lines = conclusions.index().splitlines()
+    assert any(
+        "3 objects of 2 features" in line and "| 1.0 h for 2 of 3 rows |" in line for line in lines
+    )
+    # Of a grid that was not run, the task is the preset's.
+    assert any("on reverse, 5 digits" in line and "| an hour or so |" in line for line in lines)
+    results("ablations/quick", part | {"not_run": []})
+    assert "| 1.0 h |" in conclusions.index()
 
 
 def test_marks_and_blocks_must_agree():
@@ -125,10 +161,11 @@ def test_marks_and_blocks_must_agree():
 
 
 def test_check_tells_what_is_out_of_date(tmp_path, monkeypatch, capsys):
+    fresh = conclusions.fill(README, conclusions.blocks())
     stale = tmp_path / "README.md"
-    stale.write_text(README.replace("begin: nth_farthest -->", "begin: nth_farthest -->\n1.0 %"))
+    stale.write_text(fresh.replace("begin: nth_farthest -->", "begin: nth_farthest -->\n1.0 %"))
     monkeypatch.setattr(conclusions, "README", stale)
     assert conclusions.main(["--check"]) == 1
     assert "out of date" in capsys.readouterr().out
     assert conclusions.main([]) == 0
-    assert stale.read_text() == README
+    assert stale.read_text() == fresh
