@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError:
         print("The tour needs its extra: pip install -e '.[tour]'", file=sys.stderr)
         return 2
+    start = time.perf_counter()
     nbformat.write(execute(), given.out)
-    print(f"wrote {given.out}")
+    print(f"wrote {given.out} after {time.perf_counter() - start:.0f} s")
     return 0
 
 

@@ -21,8 +21,8 @@ from experiments.common.launch import run_commands
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
 
-DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that differ from it in
-one thing each. Trains the rows that are not done, several at once, and writes the table (CSV,
+DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that depart from it in
+one place each. Trains the rows that are not done, several at once, and writes the table (CSV,
 Markdown), the figure and the findings. Options override the preset's base and hold for all rows."""
 
 
