@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
+from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params
 from experiments.common.run_directory import write_json
 from experiments.nth_farthest.config import PRESETS
@@ -123,7 +124,10 @@ def make_figures(run_dir: Path, out_dir: Path, seed: int | None = None, count: i
 
     Raises:
       FileNotFoundError: there is no run of the memory core with a checkpoint of that seed.
+      RefusedError: too few sequences to show the three cases that are drawn.
     """
+    if count < 1:
+        raise RefusedError(f"--sequences must be at least 1, got {count}")
     if (run_dir / "rmc" / "config.json").exists():
         run_dir = run_dir / "rmc"
     config = read_config(run_dir, PRESETS["quick"])
@@ -132,6 +136,10 @@ def make_figures(run_dir: Path, out_dir: Path, seed: int | None = None, count: i
     seed = config.train.seed if seed is None else seed
     step, params = restore_params(make_problem(config), config.train, run_dir, seed)
     run = run_model(config, params, seed, count)
+    try:
+        reference_cases(run.question)
+    except ValueError as error:
+        raise RefusedError(f"--sequences {count} is too few: {error}") from error
     out_dir.mkdir(parents=True, exist_ok=True)
     numbers = {
         "environment": describe_environment(),

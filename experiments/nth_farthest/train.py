@@ -90,7 +90,7 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
             title=f"Nth Farthest, {task}",
             y_label="accuracy on fresh sequences",
             trivial=trivial,
-            y_limits=(0.0, 1.0),
+            y_limits=(0.0, 1.02),  # A curve at 1 would lie on the frame.
         ),
         plot_curves(
             run_dir / "plots" / "loss.png",

@@ -202,7 +202,7 @@ def plot(
             title=f"Program evaluation: {task}",
             y_label="characters right, at full difficulty",
             trivial=trivial,
-            y_limits=(0.0, 1.0),
+            y_limits=(0.0, 1.02),  # A curve at 1 would lie on the frame.
         ),
         plot_curves(
             run_dir / "plots" / f"{prefix}loss.png",

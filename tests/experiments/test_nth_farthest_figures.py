@@ -83,6 +83,22 @@ def test_what_is_not_there_exits_with_2(run_dir, tmp_path, capsys):
         make_figures(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "--sequences must be at least 1, got 0"),
+        (1, "--sequences 1 is too few: question must hold a sequence that shows the reference"),
+    ],
+)
+def test_too_few_sequences_are_refused_before_anything_is_written(
+    count, message, run_dir, tmp_path, capsys
+):
+    out = tmp_path / "figures"
+    assert main([str(run_dir), "--out-dir", str(out), "--sequences", str(count)]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_parameters_are_those_that_were_trained(run_dir):
     problem = make_problem(CONFIG)
     found = [restore_params(problem, CONFIG.train, run_dir / "rmc", seed)[1] for seed in (5, 6)]
