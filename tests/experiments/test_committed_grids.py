@@ -26,8 +26,8 @@ def shown(row):
     return f"{mean:.1f}", f"({low:.1f} to {high:.1f})"
 
 
-def test_both_grids_are_kept():
-    assert set(GRIDS) == {"quick", "quick_program"}
+def test_grids_are_kept():
+    assert set(GRIDS) == {"quick", "quick_program", "quick_addition"}
 
 
 def test_figures_are_kept():
@@ -71,7 +71,7 @@ def test_table_and_findings_have_the_numbers(name):
         assert f"{mean}% {span}" in findings
 
 
-@pytest.mark.parametrize("name", ["quick"])
+@pytest.mark.parametrize("name", ["quick", "quick_program"])
 def test_the_same_command_makes_the_same_grid(name):
     """What was run is what the preset is by now."""
     assert config_from(Config(), GRIDS[name]["config"], name) == PRESETS[name]
