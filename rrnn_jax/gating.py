@@ -124,7 +124,8 @@ class MemoryGates(nn.Module):
                 name=name,
             )
 
-        flat_input = input_rows.reshape(*input_rows.shape[:-2], -1)
+        *batch, rows, features = input_rows.shape
+        flat_input = input_rows.reshape(*batch, rows * features)
         from_input = dense("input")(flat_input)[..., None, :]
         from_memory = dense("memory")(hidden)
         dtype = accumulation_dtype(from_memory.dtype)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.scan import sums
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step
 from rrnn_jax.scan.plan import Plan, Residuals, cast_kernels, forward_weights
@@ -71,24 +72,22 @@ def backward(
     num_steps = residuals.terms.qkv[0].shape[plan.time_axis]
     length, num_chunks = _chunks(plan, residuals)
     step = _step_backward(plan, residuals, padded=length * num_chunks > num_steps)
-    kernels = residuals.weights.kernels
+    kernels, vectors = residuals.weights
     chain = _Chain(
         d_final,
-        jax.tree.map(jnp.zeros_like, residuals.weights.vectors),
-        jax.tree.map(jnp.zeros_like, residuals.reset_carry),
+        sums.zeros_for(vectors),
+        sums.zeros_for(residuals.reset_carry),
     )
-    d_kernels = {
-        name: jnp.zeros(kernel.shape, accumulation_dtype(kernel.dtype))
-        for name, kernel in kernels.items()
-    }
+    d_kernels = sums.zeros_for(kernels)
     d_floats = _floats(residuals.terms)
     run = _run_stepwise if length == 1 else _run_in_chunks
     chain, d_kernels, d_floats = run(
         plan, residuals, step, d_carries, (chain, d_kernels, d_floats), length, num_chunks
     )
-    d_kernels = {name: d_kernels[name].astype(kernels[name].dtype) for name in kernels}
+    d_weights = sums.cast_like(CoreWeights(d_kernels, chain.vectors), residuals.weights)
+    d_reset = sums.cast_like(chain.reset_carry, residuals.reset_carry)
     d_terms = InputTerms(*d_floats, resets=None, mask=None)
-    return CoreWeights(d_kernels, chain.vectors), chain.carry, chain.reset_carry, d_terms
+    return d_weights, chain.carry, d_reset, d_terms
 
 
 State = tuple[_Chain, dict[str, Array], Any]
@@ -214,6 +213,8 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
     axis = plan.time_axis
     num_steps = terms.qkv[0].shape[axis]
     kernels = cast_kernels(weights, plan.dtype)
+    # Wide, so that a step's gradient is rounded no more than their sum.
+    vectors = {k: x.astype(accumulation_dtype(x.dtype)) for k, x in weights.vectors.items()}
     used = forward_weights(plan, weights)
 
     def forward(ops: Any, vectors: dict, carry: Carry, reset: Carry | None, terms: InputTerms):
@@ -221,8 +222,10 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
 
     def recorded(carry: Carry, terms: InputTerms) -> Record:
         record = Record(used, plan.dtype, plan.turned)
-        forward(record, weights.vectors, carry, reset_carry, terms)
+        forward(record, vectors, carry, reset_carry, terms)
         return record
+
+    names, shapes = _products(recorded, first_carry, take_step(terms, jnp.int32(0), axis))
 
     def run(chain: _Chain, inputs: _Inputs, t: Array) -> tuple[_Chain, Any, _Operands]:
         before = take_step(carries, jnp.clip(t - 1, 0, num_steps - 1), axis)
@@ -239,7 +242,7 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
         results = [jnp.zeros(shape, plan.dtype) for shape in shapes]
         _, vjp, rows = jax.vjp(
             replay,
-            weights.vectors,
+            vectors,
             before,
             reset_carry,
             inputs.floats,
@@ -259,18 +262,23 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
             )
         chain = _Chain(
             d_before,
-            jax.tree.map(jnp.add, chain.vectors, d_vectors),
-            jax.tree.map(jnp.add, chain.reset_carry, d_reset),
+            sums.add(chain.vectors, d_vectors),
+            sums.add(chain.reset_carry, d_reset),
         )
         return chain, d_floats, _Operands(rows, cotangents)
 
-    names: list[str] = []
-    shapes: list[tuple[int, ...]] = []
+    return _Step(run, names)
+
+
+def _products(
+    recorded: Callable[[Carry, InputTerms], Record], carry: Carry, terms: InputTerms
+) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Kernels and shapes of a step's products, in order."""
+    found: list[tuple[list[str], list[tuple[int, ...]]]] = []
 
     def look(carry: Carry, terms: InputTerms) -> None:
         record = recorded(carry, terms)
-        names.extend(record.names)
-        shapes.extend(record.shapes)
+        found.append((record.names, record.shapes))
 
-    jax.eval_shape(look, first_carry, take_step(terms, jnp.int32(0), axis))
-    return _Step(run, names)
+    jax.eval_shape(look, carry, terms)
+    return found[0]

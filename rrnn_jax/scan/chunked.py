@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.scan import sums
 from rrnn_jax.scan.hoisted import explain_forward_mode, hoisted_scan
 from rrnn_jax.scan.loop import time_buffers
 from rrnn_jax.scan.plan import Arguments, Plan, Timewise
-from rrnn_jax.typing import Array, Carry, accumulation_dtype
+from rrnn_jax.typing import Array, Carry
 
 
 def chunked_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[Carry, Carry]:
@@ -43,12 +44,13 @@ def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> t
     d_final, d_carries = cotangents
     axis = plan.time_axis
     length, whole = _lengths(sequence.inputs.shape[axis])
-    wide = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulation_dtype(x.dtype)), arguments.params)
-    state = (
+    # Of integers and bools there is no gradient.
+    floating = jnp.issubdtype(sequence.inputs.dtype, jnp.inexact)
+    state: tuple[Any, ...] = (
         d_final,
-        wide,
-        jax.tree.map(jnp.zeros_like, arguments.reset_carry),
-        jnp.zeros_like(sequence.inputs),
+        sums.zeros_for(arguments.params),
+        sums.zeros_for(arguments.reset_carry),
+        jnp.zeros_like(sequence.inputs) if floating else None,
     )
 
     def one(state: tuple, before: Carry, start: Array | int, steps: int) -> tuple:
@@ -62,9 +64,9 @@ def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> t
         d_arguments, d_piece = vjp((d_carry, d_chunk))
         return (
             d_arguments.carry,
-            jax.tree.map(lambda a, b: a + b.astype(a.dtype), d_params, d_arguments.params),
-            jax.tree.map(jnp.add, d_reset, d_arguments.reset_carry),
-            _paste(d_inputs, d_piece, start, axis),
+            sums.add(d_params, d_arguments.params),
+            sums.add(d_reset, d_arguments.reset_carry),
+            _paste(d_inputs, d_piece, start, axis) if floating else None,
         )
 
     carries_between, last = between
@@ -77,7 +79,8 @@ def _run_bwd(plan: Plan, residuals: tuple, cotangents: tuple[Carry, Carry]) -> t
         (carries_between, starts),
         reverse=True,
     )
-    d_params = jax.tree.map(lambda d, p: d.astype(p.dtype), d_params, arguments.params)
+    d_params = sums.cast_like(d_params, arguments.params)
+    d_reset = sums.cast_like(d_reset, arguments.reset_carry)
     return Arguments(d_params, d_carry, d_reset), Timewise(d_inputs, None, None)
 
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 import jax
 from flax import linen as nn
+from flax.core.scope import in_filter
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.gating import gate_width
+from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.weights import query_key_sizes
 
 if TYPE_CHECKING:
@@ -32,13 +35,14 @@ TURNED_NUMBERS, TURNED_ROWS, TURNED_STEPS = 1 << 23, (2, 32), 4
 
 
 def resolve_implementation(
-    implementation: str, cell: nn.RNNCellBase, batch_size: int, steps: int
+    implementation: str, cell: nn.RNNCellBase, lifting: Lifting, batch_size: int, steps: int
 ) -> str:
     """The implementation that runs `cell`.
 
     Args:
       implementation: what the user asked for.
       cell: the cell to run.
+      lifting: what the steps share.
       batch_size: B, the product of all batch axes.
       steps: T.
 
@@ -46,21 +50,39 @@ def resolve_implementation(
       ``"scan"`` or ``"hoisted"``.
 
     Raises:
-      ValueError: ``"hoisted"`` for a cell that is not a plain `RelationalMemoryCell`.
+      ValueError: ``"hoisted"`` for a cell that is not a plain `RelationalMemoryCell`, or for one
+        whose steps do not share their parameters.
     """
     # A subclass, or a class made by a Flax transform, may compute something else.
     fits = type(cell) is RelationalMemoryCell
-    if implementation == "auto":
+    parting = _untied_by(lifting)
+    if implementation == "hoisted":
+        if not fits:
+            raise ValueError(
+                "implementation='hoisted' runs a RelationalMemoryCell only, got "
+                f"{type(cell).__name__}; use implementation='scan' (or 'auto')"
+            )
+        if parting is not None:
+            raise ValueError(
+                "implementation='hoisted' needs the same params in all steps, got "
+                f"{parting}={getattr(lifting, parting)!r}; use implementation='scan' (or 'auto')"
+            )
+        # Of no numbers at all there is nothing to compute, and nothing to cut into pieces.
+        return "hoisted" if batch_size * steps > 0 else "scan"
+    if implementation == "auto" and fits and parting is None:
         # Of a single step there is nothing to hoist.
-        pays = fits and steps > 1 and batch_size * cell.mem_slots >= _least_rows()
-        turns = fits and _turns_kernels(cell, batch_size, steps)
-        return "hoisted" if pays or turns else "scan"
-    if implementation == "hoisted" and not fits:
-        raise ValueError(
-            "implementation='hoisted' runs a RelationalMemoryCell only, got "
-            f"{type(cell).__name__}; use implementation='scan' (or 'auto')"
-        )
-    return implementation
+        pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
+        return "hoisted" if pays or _turns_kernels(cell, batch_size, steps) else "scan"
+    return "scan"
+
+
+def _untied_by(lifting: Lifting) -> str | None:
+    """The argument by which steps have parameters of their own; None if they share them."""
+    if any(in_filter(collections, "params") for collections in lifting.variable_axes):
+        return "variable_axes"
+    if in_filter(lifting.variable_carry, "params"):
+        return "variable_carry"
+    return None if in_filter(lifting.variable_broadcast, "params") else "variable_broadcast"
 
 
 def _least_rows() -> int:
@@ -78,7 +100,8 @@ def _turns_kernels(cell: RelationalMemoryCell, batch_size: int, steps: int) -> b
         return False
     width, (least, most) = cell.mem_size, TURNED_ROWS
     packed = sum(query_key_sizes(cell))
-    gates = 0 if cell.gate_style is None else 2 * (width if cell.gate_style == "unit" else 1)
+    gates = 3 if cell.output_gate else 2
+    gates *= 0 if cell.gate_style is None else gate_width(cell.gate_style, width)
     outputs = cell.num_blocks * packed + cell.attention_mlp_layers * width + gates
     fits = least <= batch_size * cell.mem_slots <= most and steps >= TURNED_STEPS
     return fits and width * outputs >= TURNED_NUMBERS

@@ -21,6 +21,7 @@ from rrnn_jax.scan.backward import backward
 from rrnn_jax.scan.input_terms import InputTerms, compute_dtype, input_terms
 from rrnn_jax.scan.loop import Timed, loop_over_time, take_step, time_buffers
 from rrnn_jax.scan.plan import Arguments, Plan, Residuals, Timewise, forward_weights
+from rrnn_jax.scan.sequence import without_masked
 from rrnn_jax.scan.step import recurrent_step
 from rrnn_jax.scan.tape import Record
 from rrnn_jax.scan.weights import CoreWeights, core_weights
@@ -42,9 +43,7 @@ def hoisted_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[
     inputs, resets, mask = sequence
     with explain_forward_mode():
         if mask is not None:
-            # What stands in a masked step must not reach the gradient, NaN included.
-            inputs = jnp.where(mask[..., None, None], inputs, jnp.zeros_like(inputs))
-            resets = None if resets is None else resets & mask
+            inputs, resets = without_masked(inputs, resets, mask)
         plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
         terms = input_terms(plan.cell, params, inputs, resets, mask, plan.transpose)
         weights = core_weights(plan.cell, params)

@@ -70,7 +70,9 @@ def input_terms(
         readers = [*readers, params["gates"]["input"]]
 
     def dense(kernel: Array, bias: Array, x: Array) -> Array:
-        return _dense(kernel, bias, x, dtype, stream, transpose)
+        product: Array = multiply_rows(x, kernel, dtype, transpose)
+        product = product.astype(stream)
+        return product + as_rows(bias, product)
 
     source, rows = inputs.astype(dtype), None
     combines = not attending and _pays_to_combine(inputs.shape, projection["kernel"], readers)
@@ -98,7 +100,8 @@ def input_terms(
     )
     gates = None
     if cell.gate_style is not None:
-        gates = dense(*weights[-1], source)[..., 0, :]
+        # They want all R rows side by side.
+        gates = dense(*weights[-1], source.reshape(*source.shape[:-2], 1, -1))[..., 0, :]
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
     return InputTerms(
         qkv=packed,
@@ -116,20 +119,6 @@ def compute_dtype(
     if cell.dtype is not None:
         return jnp.dtype(cell.dtype)
     return jnp.promote_types(input_dtype, params["input_projection"]["kernel"].dtype)
-
-
-def _dense(
-    kernel: Array, bias: Array, x: Array, dtype: Dtype, stream: Dtype, transpose: bool
-) -> Array:
-    """``x @ kernel + bias`` for every row of ``x [..., R, X]``.
-
-    Where the kernel wants all R rows side by side, the result has one row.
-    """
-    if kernel.shape[0] != x.shape[-1]:
-        x = x.reshape(*x.shape[:-2], 1, -1)
-    product: Array = multiply_rows(x, kernel, dtype, transpose)
-    product = product.astype(stream)
-    return product + as_rows(bias, product)
 
 
 def _combine(

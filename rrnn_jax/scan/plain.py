@@ -14,6 +14,7 @@ from rrnn_jax.scan.sequence import (
     hold_last_valid,
     output_before_first_step,
     select,
+    without_masked,
 )
 from rrnn_jax.typing import Array, Carry, Remat
 
@@ -55,9 +56,7 @@ def plain_scan(
       `SequenceOutputs`.
     """
     if sequence.mask is not None:
-        # What stands in a masked step must not reach the gradient, NaN included.
-        inputs = select(sequence.mask, sequence.inputs, jnp.zeros_like(sequence.inputs))
-        resets = None if sequence.resets is None else sequence.resets & sequence.mask
+        inputs, resets = without_masked(sequence.inputs, sequence.resets, sequence.mask)
         sequence = sequence._replace(inputs=inputs, resets=resets)
 
     def step(cell: nn.RNNCellBase, state: tuple[Carry, Carry], x: SequenceInputs):
@@ -74,7 +73,7 @@ def plain_scan(
     run = _scan_with_remat(step, time_axis, lifting, remat)
     state = (initial_carry, None if sequence.valid is None else initial_carry)
     (carry, last_valid), (outputs, carries) = run(cell, state, sequence)
-    if sequence.mask is not None:
+    if sequence.mask is not None and sequence.mask.size > 0:
         before = output_before_first_step(
             cell, initial_carry, jax.lax.index_in_dim(outputs, 0, time_axis, keepdims=False)
         )

@@ -36,8 +36,8 @@ class Plan(NamedTuple):
     rows_per_product: int
     prefetch: tuple[Prefetch, Prefetch]
     transpose: bool
-    turned: bool = False
-    unroll: int = 1
+    turned: bool
+    unroll: int
 
 
 class Timewise(NamedTuple):

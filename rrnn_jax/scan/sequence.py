@@ -50,6 +50,18 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(leaf, on_true, on_false)
 
 
+def without_masked(inputs: Array, resets: Array | None, mask: Array) -> tuple[Array, Array | None]:
+    """Inputs and resets of which nothing in a masked step can reach a gradient, NaN included.
+
+    Args:
+      inputs: the axes of `mask`, then any.
+      resets: shaped like `mask`, or None.
+      mask: bool.
+    """
+    inputs = select(mask, inputs, jnp.zeros_like(inputs))
+    return inputs, None if resets is None else resets & mask
+
+
 def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) -> Array:
     """Replaces the output of masked steps by that of the last unmasked step.
 

@@ -11,14 +11,13 @@ elementwise operations keeps XLA's CPU backend from vectorising the loop that fu
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import Gates, gate_memory
 from rrnn_jax.scan.input_terms import InputTerms
+from rrnn_jax.scan.sequence import select
 from rrnn_jax.scan.tape import Operations, as_rows
 from rrnn_jax.scan.weights import query_key_sizes
 from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
@@ -48,7 +47,7 @@ def recurrent_step(
       The next carry.
     """
     if terms.resets is not None:
-        carry = _select(terms.resets, reset_carry, carry)
+        carry = select(terms.resets, reset_carry, carry)
     memory, hidden = carry if cell.output_gate else (carry, None)
     stream = accumulation_dtype(dtype, memory.dtype)
 
@@ -77,7 +76,7 @@ def recurrent_step(
         rows = ops.norm(f"block_{k}/mlp_norm", rows + hidden_rows)
 
     new_carry = _gate(cell, ops, memory, hidden, rows, terms.gates)
-    return new_carry if terms.mask is None else _select(terms.mask, new_carry, carry)
+    return new_carry if terms.mask is None else select(terms.mask, new_carry, carry)
 
 
 def _attend(
@@ -134,7 +133,3 @@ def _gate(
     new_memory = gate_memory(gates, candidate, memory)
     output = ops.sigmoid(parts[2]) * jnp.tanh(new_memory.astype(packed.dtype))
     return new_memory, output.astype(memory.dtype)
-
-
-def _select(condition: Array, on_true: Any, on_false: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition[:, None, None], a, b), on_true, on_false)

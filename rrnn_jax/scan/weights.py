@@ -1,12 +1,15 @@
 """The cell's parameters as the fast path wants them: kernels apart from vectors, by name."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.typing import Array
+from rrnn_jax.typing import Array, Carry
 
 
 class CoreWeights(NamedTuple):
@@ -19,6 +22,55 @@ class CoreWeights(NamedTuple):
 
     kernels: dict[str, Array]
     vectors: dict[str, Array]
+
+
+def checked_params(
+    cell: RelationalMemoryCell,
+    variables: Mapping[str, Any],
+    carry: Carry,
+    inputs: jax.ShapeDtypeStruct,
+) -> Mapping[str, Any]:
+    """The cell's parameters out of its variables, boxes of metadata opened.
+
+    Args:
+      cell: the cell.
+      variables: its collections.
+      carry: of a step.
+      inputs: those of a step.
+
+    Raises:
+      flax.errors.FlaxError: what the cell itself raises of parameters that are missing, or of other
+        shapes than it would make.
+    """
+    cell = cell.clone(parent=None, name=None)
+    hashable: Any = cell  # A Flax module is, though its dataclass does not say so.
+    features = inputs.shape[len(inputs.shape) - cell.num_feature_axes :]
+    params = {"params": variables["params"]} if "params" in variables else {}
+    if not _own_shapes(hashable, features).items() <= _shapes_by_path(params).items():
+        jax.eval_shape(cell.apply, params, carry, inputs)
+    return nn.meta.unbox(params["params"])
+
+
+@lru_cache(maxsize=64)
+def _own_shapes(
+    cell: RelationalMemoryCell, features: tuple[int, ...]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shapes of the parameters that the cell makes for inputs of that shape."""
+
+    def init() -> Any:
+        key = jax.random.key(0)
+        carry = cell.initialize_carry(key, features)
+        return cell.init(key, carry, jnp.zeros(features, cell.param_dtype))
+
+    return _shapes_by_path(jax.eval_shape(init))
+
+
+def _shapes_by_path(variables: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return {
+        # What is not a key of a dictionary leads into a box.
+        tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey)): jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
 
 
 def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreWeights:

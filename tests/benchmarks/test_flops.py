@@ -79,7 +79,8 @@ def test_relational_memory(setting, mode):
     work = flops.core_work(setting, mode)
     assert counted(jax_programs.plain(problem), problem, mode) == work.flops
     if mode == "forward":
-        assert counted(jax_programs.ours(problem, "auto"), problem, mode) == work.flops
+        # Named: "auto" takes the plain scan for so few rows.
+        assert counted(jax_programs.ours(problem, "hoisted"), problem, mode) == work.flops
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

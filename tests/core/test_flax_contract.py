@@ -1,6 +1,7 @@
 """The cell as Flax uses it: its transformations, and the known traps of the RNN contract."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ from tests.core.random_variables import normal, random_variables
 
 SIZES: dict[str, Any] = {"mem_slots": 2, "head_size": 2, "num_heads": 2}
 B, T, I = 3, 4, 5  # noqa: E741
+
+# Named: "auto" takes the plain scan for so few rows.
+both_layers = pytest.mark.parametrize(
+    "layer", [nn.RNN, partial(RNN, implementation="hoisted")], ids=["flax", "hoisted"]
+)
 
 
 def sequence(shape=(B, T, I), seed=0):
@@ -91,7 +97,7 @@ def test_remat_of_the_cell():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [nn.RNN, RNN])
+@both_layers
 def test_bidirectional(layer):
     x = sequence()
     both = nn.Bidirectional(layer(make_cell()), layer(make_cell()))
@@ -157,10 +163,14 @@ class NaiveCell(nn.RNNCellBase):
 
 
 @pytest.mark.parametrize("layer", [nn.RNN, RNN])
+def test_trap_1_a_carry_that_changes_its_dtype(layer):
+    with pytest.raises(TypeError, match="equal types"):
+        layer(NaiveCell()).init(jax.random.key(0), sequence())
+
+
+@both_layers
 def test_trap_1_carry_dtype_under_bfloat16(layer):
     x = sequence()
-    with pytest.raises(TypeError, match="equal types"):
-        layer(NaiveCell()).init(jax.random.key(0), x)
     exact, low = layer(make_cell()), layer(make_cell(dtype=jnp.bfloat16))
     variables = random_variables(exact, x)
     expected = quick_jit(exact.apply)(variables, x)
@@ -172,7 +182,7 @@ def test_trap_1_carry_dtype_under_bfloat16(layer):
         assert 0 < np.abs(y.astype(jnp.float32) - expected).max() < 2e-2
 
 
-@pytest.mark.parametrize("layer", [nn.RNN, RNN])
+@both_layers
 def test_trap_2_matrix_inputs_have_two_feature_axes(layer):
     x = sequence((B, T, 2, I))
     cell = make_cell(matrix_inputs=True)

@@ -9,6 +9,7 @@ import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import dispatch, input_terms
+from rrnn_jax.scan.plain import Lifting
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
@@ -126,7 +127,8 @@ def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
     def found(cell, batch_size, steps):
         sizes = {"batch_size": batch_size, "steps": steps}
         turned = dispatch.hoisted_plan(cell, 1, **sizes).turned
-        return turned, dispatch.resolve_implementation("auto", cell, **sizes)
+        lifting = Lifting(1, {}, "params", False, {})
+        return turned, dispatch.resolve_implementation("auto", cell, lifting, **sizes)
 
     assert found(language, 4, 20) == (True, "hoisted")
     assert found(language, 32, 20) == (True, "hoisted")
@@ -198,8 +200,20 @@ def test_forward_mode_says_what_to_use():
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
     variables = random_variables(RNN(cell), x)
     fast = RNN(cell, implementation="hoisted")
-    with pytest.raises(TypeError, match="use implementation='scan'"):
-        jax.jvp(lambda x: fast.apply(variables, x), (x,), (x,))
+
+    def f(x):
+        return jnp.sum(fast.apply(variables, x))
+
+    for differentiate in (lambda: jax.jvp(f, (x,), (x,)), lambda: jax.hessian(f)(x)):
+        with pytest.raises(TypeError, match="use implementation='scan'"):
+            differentiate()
+    # Of what is compiled the error comes too late to explain it.
+    for differentiate in (
+        lambda: jax.jit(lambda x: jax.jvp(f, (x,), (x,))).lower(x),
+        lambda: jax.linearize(f, x)[1](x),
+    ):
+        with pytest.raises(TypeError, match="custom_vjp"):
+            differentiate()
     plain = RNN(cell, implementation="scan")
     _, tangent = jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
     assert float(jnp.max(jnp.abs(tangent))) > 0

@@ -1,0 +1,155 @@
+"""Which implementation runs, and that both take and refuse the same things."""
+
+from typing import Any
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+B, T, I = 4, 3, 5  # noqa: E741 - axis letters
+CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=2, dtype=jnp.float32)
+X = normal(np.random.default_rng(0), (B, T, I))
+UNTIED = {"variable_axes": {"params": 0}, "variable_broadcast": False}
+SPLIT = {"split_rngs": {"params": True}}
+
+
+def is_hoisted(rnn: RNN, *args: Any) -> bool:
+    return "name=_recurrence" in str(jax.make_jaxpr(rnn.apply)(*args))
+
+
+def test_steps_with_weights_of_their_own():
+    ours, theirs = RNN(CELL, **UNTIED, **SPLIT), nn.RNN(CELL, **UNTIED, **SPLIT)
+    variables = random_variables(ours, X)
+    assert variables["params"]["cell"]["input_projection"]["kernel"].shape == (T, I, 4)
+    actual, expected = (quick_jit(rnn.apply)(variables, X) for rnn in (ours, theirs))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("variable_axes", UNTIED),
+        ("variable_axes", {"variable_axes": {("params", "other"): 0}}),
+        ("variable_carry", {"variable_carry": "params", "variable_broadcast": False}),
+        ("variable_broadcast", {"variable_broadcast": "other"}),
+    ],
+)
+def test_hoisted_needs_weights_that_all_steps_share(name, options):
+    with pytest.raises(ValueError, match=f"same params in all steps, got {name}="):
+        RNN(CELL, implementation="hoisted", **options, **SPLIT).init(jax.random.key(0), X)
+
+
+def test_what_else_is_lifted_does_not_matter():
+    variables = random_variables(RNN(CELL), X)
+    for options in ({"variable_broadcast": True}, {"variable_axes": {"intermediates": 1}}):
+        assert is_hoisted(RNN(CELL, **options), variables, X)
+
+
+def without(params: dict, name: str) -> dict:
+    """The parameters without what has that name, wherever it is."""
+    return {
+        key: without(value, name) if isinstance(value, dict) else value
+        for key, value in params.items()
+        if key != name
+    }
+
+
+MATRIX = CELL.clone(matrix_inputs=True)
+# Cell, what is done to its parameters, and inputs that they are not for.
+WRONG = {
+    "nothing": (CELL, lambda params: None, X),
+    "empty": (CELL, lambda params: {}, X),
+    "no bias": (CELL, lambda params: without(params, "bias"), X),
+    "no MLP": (CELL, lambda params: without(params, "mlp"), X),
+    "width": (CELL, lambda params: params, X[..., :4]),
+    "heads": (CELL.clone(head_size=3), lambda params: params, X),
+    "rows": (MATRIX, lambda params: params, jnp.ones((B, T, 5, 1))),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_parameters_raise_what_flax_raises(name):
+    cell, change, x = WRONG[name]
+    made_for = X[..., None, :] if cell.matrix_inputs else X
+    params = change(random_variables(RNN(CELL.clone(matrix_inputs=cell.matrix_inputs)), made_for))
+    errors = []
+    for implementation in ("scan", "hoisted"):
+        with pytest.raises(flax.errors.FlaxError) as caught:
+            RNN(cell, implementation=implementation).apply(params or {}, x)
+        errors.append(caught.value)
+    assert type(errors[0]) is type(errors[1])
+    assert "input_projection" in str(errors[1]) or name in ("nothing", "empty", "no MLP")
+
+
+def test_boxes_and_needless_parameters_are_no_obstacle():
+    boxed = CELL.clone(kernel_init=nn.with_partitioning(CELL.kernel_init, (None, None)))
+    variables = random_variables(RNN(boxed), X)
+    variables["params"]["cell"]["more"] = jnp.ones(3)
+    rnn = RNN(boxed, implementation="hoisted")
+    assert is_hoisted(rnn, variables, X)
+    plain = RNN(CELL, implementation="scan")
+    expected = quick_jit(plain.apply)(nn.meta.unbox(variables), X)
+    np.testing.assert_allclose(quick_jit(rnn.apply)(variables, X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_chunks_of_integers(implementation, dtype):
+    x = (X > 0).astype(dtype)
+
+    def gradient(implementation: str, remat: Any) -> Any:
+        rnn = RNN(CELL, implementation=implementation, remat=remat)
+        return quick_jit(jax.grad(lambda v: jnp.sum(jnp.square(rnn.apply(v, x)))))(variables)
+
+    variables = random_variables(RNN(CELL), X)
+    actual, expected = gradient(implementation, "chunked"), gradient("scan", "none")
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(0, T, I), (B, 0, I), (0, 0, I), (2, 0, T, I)])
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_of_nothing_comes_nothing(implementation, shape):
+    rnn = RNN(CELL, implementation=implementation, return_carry=True)
+    variables = random_variables(RNN(CELL), X)
+    x, flags = jnp.zeros(shape), jnp.ones(shape[:-1], bool)
+    first = normal(np.random.default_rng(1), (*shape[:-2], 2, 4))
+    for options in (
+        {},
+        {"mask": flags, "resets": flags, "return_all_carries": True},
+        {"resets": flags, "reverse": True, "keep_order": True},
+        {"seq_lengths": jnp.zeros(shape[:-2], jnp.int32), "reverse": True},
+    ):
+        carry, *_, y = rnn.apply(variables, x, initial_carry=first, **options)
+        assert y.shape == (*shape[:-1], 8)
+        np.testing.assert_array_equal(carry, first)
+    gradient = jax.grad(lambda v: jnp.sum(rnn.clone(remat="chunked").apply(v, x)[1]))(variables)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_vmapped_members():
+    """Weights and inputs of each member its own, as when several seeds are trained at once."""
+    members = [random_variables(RNN(CELL), X, seed=seed) for seed in (0, 1)]
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    x = jnp.stack([X, X[::-1]])
+
+    def value_and_gradient(implementation: str) -> Any:
+        rnn = RNN(CELL, implementation=implementation)
+
+        def loss(variables: Any, x: Any) -> Any:
+            y = rnn.apply(variables, x)
+            return jnp.sum(jnp.square(y)), y
+
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        return quick_jit(jax.vmap(differentiate))(variables, x)
+
+    actual, expected = value_and_gradient("hoisted"), value_and_gradient("scan")
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
