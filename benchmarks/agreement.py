@@ -7,8 +7,8 @@ import numpy as np
 from benchmarks.program import Results
 
 TOLERANCE = 1e-3
-"""Largest error in float32. Rounding alone makes 1e-7 to 1e-4; where it turns the sign of a number
-before a ReLU, all that follows differs by that number: up to 7e-4 of a gradient was seen."""
+"""Largest error in float32. Rounding alone makes 1e-7 to 1e-4 of it; up to 7e-4 was seen, in single
+draws, as when a number before a ReLU comes to have the other sign."""
 
 FACTOR = 2.0
 """In shorter dtypes a variant may be this many times as far from float32 as the reference is."""
