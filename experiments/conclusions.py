@@ -99,7 +99,12 @@ def index() -> str:
             )
         )
     rows += [
-        ("experiments.comparison runs", "a table of finished runs", "seconds", ""),
+        (
+            "experiments.comparison runs",
+            "a table of finished runs, here of the first and the third line's",
+            "seconds",
+            "[table](results/comparison.md), [numbers](results/comparison.json)",
+        ),
         ("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""),
     ]
     lines = ["| `python -m` | what | time | results |", "|---|---|---|---|"]
