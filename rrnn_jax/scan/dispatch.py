@@ -29,8 +29,8 @@ ROWS_PER_PRODUCT = 512
 # Kernels that no cache holds are read from memory at every step. XLA's CPU backend goes through a
 # kernel [F, N] in narrow columns, each row of them on another page; turned over, [N, F], it
 # multiplies a few rows 1.5 to 2.5 times as fast (by hand, F 2500, N 7500: 12 ms against 24 for 4
-# rows, 19 against 33 for 32). From 64 rows on it makes no difference, for a single row little, and with
-# kernels in a cache it is slower. To turn one over costs what two steps save.
+# rows, 19 against 33 for 32). From 64 rows on it makes no difference, for a single row little, and
+# with kernels in a cache it is slower. To turn one over costs what two steps save.
 TURNED_NUMBERS, TURNED_ROWS, TURNED_STEPS = 1 << 23, (2, 32), 4
 
 
