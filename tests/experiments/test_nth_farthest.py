@@ -14,9 +14,6 @@ from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskC
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
 
-# One worker trains what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("nth_farthest")
-
 FAST = [
     *("--steps", "6", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
     *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),

@@ -17,9 +17,6 @@ from experiments.nth_farthest.insides import Run, measure, run_model
 from experiments.nth_farthest.train import make_problem
 from rrnn_jax.tasks.nth_farthest import Question
 
-# One worker trains what the tests of this file share.
-pytestmark = pytest.mark.xdist_group("nth_farthest_figures")
-
 CONFIG = dataclasses.replace(
     PRESETS["quick"],
     model="rmc",

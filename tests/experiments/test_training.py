@@ -298,7 +298,6 @@ def command(run_dir: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.xdist_group("killed")  # One worker trains the run that both are compared with.
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
     run_dir = tmp_path / "killed"
