@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 _PACKAGES = ("rrnn_jax", "jax", "jaxlib", "flax", "optax", "chex", "numpy", "orbax-checkpoint")
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
 _NO_RESULTS = (":(exclude)benchmarks/results", ":(exclude)experiments/results")
 
 
@@ -91,8 +92,24 @@ def _cores() -> int:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return describe_processor(Path("/proc/cpuinfo").read_text()) or platform.processor()
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+
+
+def describe_processor(cpuinfo: str) -> str:
+    r"""Name and widest vector instructions of a processor; empty where it does not say its name.
+
+    Unlike processors of one make may have one name; what they multiply with tells them apart.
+
+    Args:
+      cpuinfo: Linux's description.
+
+    >>> describe_processor("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2 avx512f\n")
+    'AMD EPYC, AVX-512'
+    """
+    parts = (line.partition(":") for line in cpuinfo.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in parts}
+    name, flags = fields.get("model name", ""), fields.get("flags", "").split()
+    widest = next((shown for flag, shown in _VECTORS.items() if flag in flags), None)
+    return f"{name}, {widest}" if name and widest else name
