@@ -89,28 +89,36 @@ def loop_over_time(
     def position(i: Array | int) -> Array:
         return jnp.asarray(start, jnp.int32) + sign * jnp.asarray(i, jnp.int32)
 
-    def read(i: Array | int, arrays: list[Any]) -> tuple:
-        t = jnp.clip(position(i), 0, last)
-        written = map(Timed, arrays, axes) if in_place else ()
-        return tuple(x.take(t) for x in (*inputs, *written))
+    def index(i: Array | int) -> Array:
+        return jnp.clip(position(i), 0, last)
+
+    def read(i: Array | int) -> tuple:
+        return tuple(x.take(index(i)) for x in inputs)
+
+    def read_buffers(i: Array | int, arrays: list[Any]) -> tuple:
+        if not in_place:
+            return ()
+        return tuple(Timed(x, axis).take(index(i)) for x, axis in zip(arrays, axes, strict=True))
 
     def body(state: tuple, i: Array) -> tuple[tuple, None]:
-        carry, arrays, ahead = state
+        carry, arrays, ahead, standing = state
         t = position(i)
         if prefetch is None:
-            ahead = read(i, arrays)
+            ahead = read(i)
         elif prefetch == "apart":
-            ahead = jax.lax.optimization_barrier(read(i, arrays))
-        carry, outputs = step(carry, ahead, t)
+            ahead = jax.lax.optimization_barrier(read(i))
+        carry, outputs = step(carry, (*ahead, *standing), t)
         arrays = [
             Timed(array, axis).put(t, values).arrays
             for array, axis, values in zip(arrays, axes, outputs, strict=True)
         ]
-        return (carry, arrays, read(i + 1, arrays) if prefetch == "ahead" else None), None
+        ahead = read(i + 1) if prefetch == "ahead" else None
+        # A buffer that is read before it is written in the same step is copied whole, by XLA.
+        return (carry, arrays, ahead, read_buffers(i + 1, arrays)), None
 
     arrays = [buffer.arrays for buffer in buffers]
-    state = (carry, arrays, read(0, arrays) if prefetch == "ahead" else None)
-    (carry, arrays, _), _ = jax.lax.scan(
+    state = (carry, arrays, read(0) if prefetch == "ahead" else None, read_buffers(0, arrays))
+    (carry, arrays, *_), _ = jax.lax.scan(
         body, state, jnp.arange(num_steps, dtype=jnp.int32), unroll=unroll
     )
     return carry, arrays
@@ -126,7 +134,7 @@ def time_buffers(shapes: Any, num_steps: int, time_axis: int, after: Any = ()) -
       after: arrays; the room is taken once the first of them is there. What only its computation
         needs can then be in the same memory.
     """
-    first = [leaf.ravel()[0] for leaf in jax.tree.leaves(after)[:1] if leaf.size > 0]
+    first = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(after)[:1] if leaf.size > 0]
 
     def buffer(x: jax.ShapeDtypeStruct) -> Array:
         shape = (*x.shape[:time_axis], num_steps, *x.shape[time_axis:])
