@@ -120,7 +120,6 @@ def _run_stepwise(
         buffers=[Timed(d_floats, plan.time_axis)],
         in_place=True,
         reverse=True,
-        prefetch=plan.prefetch[1],
         unroll=plan.unroll,
     )
     return chain, d_kernels, d_floats
@@ -160,7 +159,6 @@ def _run_in_chunks(
             buffers=[Timed(d_floats, plan.time_axis)],
             in_place=True,
             reverse=True,
-            prefetch=plan.prefetch[1],
             unroll=plan.unroll,
         )
         d_kernels = _add_gradients(plan, step, d_kernels, collected)
@@ -217,12 +215,12 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
     vectors = {k: x.astype(accumulation_dtype(x.dtype)) for k, x in weights.vectors.items()}
     used = forward_weights(plan, weights)
 
-    def forward(ops: Any, vectors: dict, carry: Carry, reset: Carry | None, terms: InputTerms):
-        return recurrent_step(plan.cell, ops, vectors, carry, reset, terms, plan.dtype)
+    def forward(ops: Any, carry: Carry, reset: Carry | None, terms: InputTerms) -> Carry:
+        return recurrent_step(plan.cell, ops, carry, reset, terms, plan.dtype)
 
     def recorded(carry: Carry, terms: InputTerms) -> Record:
         record = Record(used, plan.dtype, plan.turned)
-        forward(record, vectors, carry, reset_carry, terms)
+        forward(record, carry, reset_carry, terms)
         return record
 
     names, shapes = _products(recorded, first_carry, take_step(terms, jnp.int32(0), axis))
@@ -235,9 +233,10 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
             saved = recorded(before, _with_floats(inputs.terms, inputs.floats)).saved
 
         def replay(vectors, before, reset, floats, results) -> tuple[Carry, list[Array]]:
-            ops = Replay(Weights(kernels, vectors), plan.dtype, saved, results)
+            wide = Weights(kernels, vectors)
+            ops = Replay(wide, plan.dtype, saved, results, plan.vector_products)
             terms = _with_floats(inputs.terms, floats)
-            return forward(ops, vectors, before, reset, terms), ops.operands
+            return forward(ops, before, reset, terms), ops.operands
 
         results = [jnp.zeros(shape, plan.dtype) for shape in shapes]
         _, vjp, rows = jax.vjp(

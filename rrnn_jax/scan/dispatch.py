@@ -128,8 +128,9 @@ def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps
         time_axis=1,
         save=True,
         rows_per_product=ROWS_PER_PRODUCT,
-        prefetch=("ahead", "apart") if on_cpu else (None, None),
+        prefetch=on_cpu,
         transpose=on_cpu,
+        vector_products=on_cpu,
         turned=_turns_kernels(cell, batch_size, steps),
         unroll=unroll,
     )

@@ -45,7 +45,7 @@ def hoisted_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[
         if mask is not None:
             inputs, resets = without_masked(inputs, resets, mask)
         plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
-        terms = input_terms(plan.cell, params, inputs, resets, mask, plan.transpose)
+        terms = input_terms(plan, params, inputs, resets, mask)
         weights = core_weights(plan.cell, params)
         reset_carry = None if resets is None else reset_carry
         return _recurrence(plan, weights, carry, reset_carry, terms)
@@ -106,9 +106,7 @@ def _forward(
     def step(carry: Carry, inputs: tuple[InputTerms], t: Array) -> tuple[Carry, tuple]:
         del t
         record = Record(used, plan.dtype, plan.turned)
-        carry = recurrent_step(
-            plan.cell, record, used.vectors, carry, reset_carry, *inputs, plan.dtype
-        )
+        carry = recurrent_step(plan.cell, record, carry, reset_carry, *inputs, plan.dtype)
         return carry, (carry, record.saved) if save else (carry,)
 
     axis, num_steps = plan.time_axis, terms.qkv[0].shape[plan.time_axis]
@@ -126,7 +124,7 @@ def _forward(
         start=0,
         num_steps=num_steps,
         buffers=buffers,
-        prefetch=plan.prefetch[0],
+        prefetch=plan.prefetch,
         unroll=plan.unroll,
     )
     return final, filled[0], filled[1] if save else None

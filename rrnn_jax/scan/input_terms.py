@@ -1,17 +1,22 @@
 """What a step takes from its input, computed for all steps at once: it needs no memory."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.products import multiply_rows
-from rrnn_jax.scan.tape import as_rows, layer_norm
+from rrnn_jax.scan.tape import add_bias, as_rows, layer_norm
 from rrnn_jax.scan.weights import packed_by_kind, query_key_sizes
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+
+if TYPE_CHECKING:
+    from rrnn_jax.scan.plan import Plan
 
 
 class InputTerms(NamedTuple):
@@ -36,27 +41,25 @@ class InputTerms(NamedTuple):
 
 
 def input_terms(
-    cell: RelationalMemoryCell,
+    plan: Plan,
     params: Mapping[str, Any],
     inputs: Array,
     resets: Array | None,
     mask: Array | None,
-    transpose: bool,
 ) -> InputTerms:
     """Computes the input terms of all steps, one product each.
 
     Args:
-      cell: the cell.
-      params: its parameters.
+      plan: how.
+      params: the cell's parameters.
       inputs: ``[..., R, I]``, any leading axes.
       resets: bool with the leading axes, or None.
       mask: the same.
-      transpose: see `products.weight_gradient`.
 
     Returns:
       `InputTerms` with the leading axes of `inputs`.
     """
-    dtype = compute_dtype(cell, params, inputs.dtype)
+    cell, dtype = plan.cell, plan.dtype
     stream = accumulation_dtype(dtype)
     attending = cell.num_blocks > 1 and cell.input_queries
     projection = params["input_projection"]
@@ -70,9 +73,8 @@ def input_terms(
         readers = [*readers, params["gates"]["input"]]
 
     def dense(kernel: Array, bias: Array, x: Array) -> Array:
-        product: Array = multiply_rows(x, kernel, dtype, transpose)
-        product = product.astype(stream)
-        return product + as_rows(bias, product)
+        product: Any = multiply_rows(x, kernel, dtype, plan.transpose)
+        return add_bias(product.astype(stream), bias, plan.vector_products)
 
     source, rows = inputs.astype(dtype), None
     combines = not attending and _pays_to_combine(inputs.shape, projection["kernel"], readers)
@@ -87,9 +89,10 @@ def input_terms(
     queries = 0 if attending else query_key_sizes(cell)[0]
 
     def pack(kernel: Array, bias: Array, norm: Mapping[str, Array] | None, source: Array) -> Array:
-        qkv = dense(kernel, bias, source)
+        qkv: Array = dense(kernel, bias, source)
         if norm is not None:
-            qkv = layer_norm(qkv.astype(dtype).astype(stream), norm["scale"], norm["bias"])
+            qkv = qkv.astype(dtype).astype(stream)
+            qkv = layer_norm(qkv, norm["scale"], norm["bias"], plan.vector_products)
         return qkv.astype(dtype)[..., queries:]
 
     if combines:  # Narrow inputs: to multiply again costs less than to keep the result.

@@ -1,14 +1,12 @@
 """A loop over time that reads and writes arrays where their time axis is, without transposing."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.typing import Array
-
-Prefetch: TypeAlias = Literal["ahead", "apart"] | None
 
 
 class Timed(NamedTuple):
@@ -55,7 +53,7 @@ def loop_over_time(
     buffers: Sequence[Timed],
     in_place: bool = False,
     reverse: bool = False,
-    prefetch: Prefetch = None,
+    prefetch: bool = False,
     unroll: int = 1,
 ) -> tuple[Any, list[Any]]:
     """Runs ``carry, outputs = step(carry, inputs[t], t)`` for `num_steps` values of t.
@@ -71,10 +69,9 @@ def loop_over_time(
       buffers: into which the outputs of step t are written at t.
       in_place: the step also gets, after its inputs, what stands in each buffer at t.
       reverse: count down.
-      prefetch: how to keep XLA's CPU backend from fusing a read at a variable position into the
-        arithmetic that uses it, which then is not vectorised. ``"ahead"``: read a step's inputs at
-        the end of the step before; what comes with the carry has been read already. ``"apart"``:
-        put a barrier behind the read. ``None``: do nothing about it.
+      prefetch: read a step's inputs at the end of the step before. XLA's CPU backend fuses a read
+        at a variable position into the arithmetic that uses it, which then is not vectorised; what
+        comes with the carry has been read already.
       unroll: steps per iteration.
 
     Returns:
@@ -103,21 +100,17 @@ def loop_over_time(
     def body(state: tuple, i: Array) -> tuple[tuple, None]:
         carry, arrays, ahead, standing = state
         t = position(i)
-        if prefetch is None:
-            ahead = read(i)
-        elif prefetch == "apart":
-            ahead = jax.lax.optimization_barrier(read(i))
-        carry, outputs = step(carry, (*ahead, *standing), t)
+        carry, outputs = step(carry, (*(ahead if prefetch else read(i)), *standing), t)
         arrays = [
             Timed(array, axis).put(t, values).arrays
             for array, axis, values in zip(arrays, axes, outputs, strict=True)
         ]
-        ahead = read(i + 1) if prefetch == "ahead" else None
-        # A buffer that is read before it is written in the same step is copied whole, by XLA.
+        ahead = read(i + 1) if prefetch else None
+        # Always ahead: XLA copies a buffer, all of it, that is read and then written in one step.
         return (carry, arrays, ahead, read_buffers(i + 1, arrays)), None
 
     arrays = [buffer.arrays for buffer in buffers]
-    state = (carry, arrays, read(0) if prefetch == "ahead" else None, read_buffers(0, arrays))
+    state = (carry, arrays, read(0) if prefetch else None, read_buffers(0, arrays))
     (carry, arrays, *_), _ = jax.lax.scan(
         body, state, jnp.arange(num_steps, dtype=jnp.int32), unroll=unroll
     )

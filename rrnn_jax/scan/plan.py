@@ -7,7 +7,6 @@ import jax
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.input_terms import InputTerms
-from rrnn_jax.scan.loop import Prefetch
 from rrnn_jax.scan.tape import Weights
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array, Carry, Dtype
@@ -23,8 +22,9 @@ class Plan(NamedTuple):
       save: whether the forward pass saves what the backward pass wants of a step; else the backward
         pass runs each step again.
       rows_per_product: a weight gradient is taken over about this many rows at once.
-      prefetch: see `loop_over_time`; forward and backward.
+      prefetch: see `loop_over_time`; of the forward pass.
       transpose: see `products.weight_gradient`.
+      vector_products: see `reductions`.
       turned: whether the forward pass of a step multiplies with kernels turned over, ``[N, F]``.
       unroll: steps per iteration of a loop over time.
     """
@@ -34,8 +34,9 @@ class Plan(NamedTuple):
     time_axis: int
     save: bool
     rows_per_product: int
-    prefetch: tuple[Prefetch, Prefetch]
+    prefetch: bool
     transpose: bool
+    vector_products: bool
     turned: bool
     unroll: int
 

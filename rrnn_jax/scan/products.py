@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
@@ -49,11 +50,13 @@ def weight_gradient(operand: Array, cotangent: Array, dtype: Dtype, transpose: b
       transpose: turn the operand over first. XLA's CPU backend has its fast product for a left
         side whose rows are contiguous; to transpose costs less than to do without.
     """
-    operand = operand.reshape(-1, operand.shape[-1])
-    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    # Not made flat first: of axes in another order than they are sharded in, that would gather
+    # the rows of all devices on each.
+    leading = tuple(range(operand.ndim - 1))
+    contracting = leading
     if transpose:
-        operand = jax.lax.optimization_barrier(operand.T)
-        return jax.lax.dot(operand, cotangent, preferred_element_type=dtype)
+        operand = jax.lax.optimization_barrier(jnp.moveaxis(operand, -1, 0))
+        contracting = tuple(axis + 1 for axis in leading)
     return jax.lax.dot_general(
-        operand, cotangent, (((0,), (0,)), ((), ())), preferred_element_type=dtype
+        operand, cotangent, ((contracting, leading), ((), ())), preferred_element_type=dtype
     )

@@ -10,15 +10,13 @@ Elementwise work stays in ``[B, rows, F]``, the products' own shape: a reshape b
 elementwise operations keeps XLA's CPU backend from vectorising the loop that fuses them.
 """
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import Gates, gate_memory
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.sequence import select
-from rrnn_jax.scan.tape import Operations, as_rows
+from rrnn_jax.scan.tape import Operations
 from rrnn_jax.scan.weights import query_key_sizes
 from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
 
@@ -26,7 +24,6 @@ from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
 def recurrent_step(
     cell: RelationalMemoryCell,
     ops: Operations,
-    vectors: Mapping[str, Array],
     carry: Carry,
     reset_carry: Carry | None,
     terms: InputTerms,
@@ -37,7 +34,6 @@ def recurrent_step(
     Args:
       cell: the cell's configuration.
       ops: how to compute: for the first time, or again for the gradient.
-      vectors: biases.
       carry: the memory ``[B, S, F]`` or, with an output gate, (m, h).
       reset_carry: what a reset puts in its place; None where there are no resets.
       terms: of this step.
@@ -52,8 +48,7 @@ def recurrent_step(
     stream = accumulation_dtype(dtype, memory.dtype)
 
     def dense(name: str, rows: Array, keep: bool = False) -> Array:
-        product = ops.product(name, rows, keep).astype(stream)
-        return product + as_rows(vectors[f"{name}/bias"], product)
+        return ops.bias(name, ops.product(name, rows, keep).astype(stream))
 
     rows = memory.astype(stream)
     for k in range(cell.num_blocks):

@@ -10,12 +10,14 @@ Both offer the same operations (`Operations`), and a step is written once in ter
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.scan.reductions import sum_rows, weighted_mean
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
 
@@ -23,6 +25,7 @@ class Operations(Protocol):
     """What a step is made of; see `Record` for the meaning of each."""
 
     def product(self, name: str, rows: Array, keep: bool = False) -> Array: ...  # noqa: D102
+    def bias(self, name: str, rows: Array) -> Array: ...  # noqa: D102
     def norm(self, name: str, rows: Array) -> Array: ...  # noqa: D102
     def relu(self, rows: Array) -> Array: ...  # noqa: D102
     def sigmoid(self, x: Array) -> Array: ...  # noqa: D102
@@ -62,6 +65,10 @@ class Record:
         self.saved.append(result if keep else None)
         return result
 
+    def bias(self, name: str, rows: Array) -> Array:
+        """Rows with the bias of that name added."""
+        return rows + as_rows(self.weights.vectors[f"{name}/bias"], rows)
+
     def norm(self, name: str, rows: Array) -> Array:
         """LayerNorm over the last axis with the scale and bias of that name."""
         normal, rstd = normalise(rows)
@@ -98,13 +105,19 @@ class Replay:
 
     The cotangents of `slots`, one for each product, are those of the products' results: with the
     operands they make the kernels' gradients (`weight_gradient`). What is returned by a product
-    that was not kept, or by an attention, has the right shape and no meaning.
+    that was not kept, or by an attention, has the right shape and no meaning. `by_products`: see
+    `reductions`.
     """
 
     def __init__(
-        self, weights: Weights, dtype: Dtype, saved: list[Any], slots: list[Array]
+        self,
+        weights: Weights,
+        dtype: Dtype,
+        saved: list[Any],
+        slots: list[Array],
+        by_products: bool,
     ) -> None:
-        self.weights, self.dtype = weights, dtype
+        self.weights, self.dtype, self.by_products = weights, dtype, by_products
         self._saved, self._slots = iter(saved), iter(slots)
         self.operands: list[Array] = []
 
@@ -117,12 +130,16 @@ class Replay:
         value = known if keep else slot
         return _known_product(rows, self.weights.kernels[name], slot, value)
 
+    def bias(self, name: str, rows: Array) -> Array:
+        """See `Record`."""
+        return add_bias(rows, self.weights.vectors[f"{name}/bias"], self.by_products)
+
     def norm(self, name: str, rows: Array) -> Array:
         """See `Record`."""
         normal, rstd = next(self._saved)
         vectors = self.weights.vectors
         scale, bias = vectors[f"{name}/scale"], vectors[f"{name}/bias"]
-        return _known_norm(rows, scale, bias, normal.astype(rows.dtype), rstd)
+        return _known_norm(rows, scale, bias, normal.astype(rows.dtype), rstd, self.by_products)
 
     def relu(self, rows: Array) -> Array:
         """See `Record`."""
@@ -145,28 +162,52 @@ def normalise(x: Array) -> tuple[Array, Array]:
     return centred * rstd, rstd
 
 
-@jax.custom_vjp
-def layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    """LayerNorm over the last axis in the dtype of `x`, with a backward pass of two row sums."""
-    return _layer_norm_fwd(x, scale, bias)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(rows: Array, bias: Array, by_products: bool) -> Array:
+    """Rows ``[..., N]`` with a bias ``[N]`` added; `by_products`: see `reductions`."""
+    del by_products
+    return rows + as_rows(bias, rows)
 
 
-def _layer_norm_fwd(x: Array, scale: Array, bias: Array) -> tuple[Array, tuple]:
+def _add_bias_fwd(rows: Array, bias: Array, by_products: bool) -> tuple[Array, Array]:
+    return add_bias(rows, bias, by_products), bias
+
+
+def _add_bias_bwd(by_products: bool, bias: Array, g: Array) -> tuple[Array, Array]:
+    return g, sum_rows(g, by_products).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, by_products: bool) -> Array:
+    """LayerNorm over the last axis in the dtype of `x`, with a backward pass of two row sums.
+
+    `by_products`: see `reductions`.
+    """
+    return _layer_norm_fwd(x, scale, bias, by_products)[0]
+
+
+def _layer_norm_fwd(x: Array, scale: Array, bias: Array, by_products: bool) -> tuple[Array, tuple]:
+    del by_products
     # One array for what comes next and for the backward pass: else XLA makes it twice, and keeps
     # `x` as well until then.
     normal, rstd = jax.lax.optimization_barrier(normalise(x))
     return normal * as_rows(scale, x) + as_rows(bias, x), (normal, rstd, scale, bias)
 
 
-def _layer_norm_bwd(residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
+def _layer_norm_bwd(by_products: bool, residuals: tuple, g: Array) -> tuple[Array, Array, Array]:
     normal, rstd, scale, bias = residuals
-    axes = tuple(range(g.ndim - 1))
-    d_scale = jnp.sum(g * normal, axis=axes).astype(scale.dtype)
-    d_bias = jnp.sum(g, axis=axes).astype(bias.dtype)
-    g = g * as_rows(scale, g)
-    mean = jnp.mean(g, axis=-1, keepdims=True)
-    projection = jnp.mean(g * normal, axis=-1, keepdims=True)
-    return rstd * (g - mean - normal * projection), d_scale, d_bias
+    projected = g * normal
+    if by_products:
+        projected = jax.lax.optimization_barrier(projected)
+    d_scale = sum_rows(projected, by_products=False).astype(scale.dtype)
+    d_bias = sum_rows(g, by_products=False).astype(bias.dtype)
+    wide = scale.astype(g.dtype)
+    mean = weighted_mean(g, wide, by_products)
+    projection = weighted_mean(projected, wide, by_products)
+    return rstd * (g * as_rows(wide, g) - mean - normal * projection), d_scale, d_bias
 
 
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
@@ -206,19 +247,23 @@ def _known_product_bwd(kernel: Array, g: Array) -> tuple:
 _known_product.defvjp(_known_product_fwd, _known_product_bwd)
 
 
-@jax.custom_vjp
-def _known_norm(x: Array, scale: Array, bias: Array, normal: Array, rstd: Array) -> Array:
-    return _known_norm_fwd(x, scale, bias, normal, rstd)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _known_norm(
+    x: Array, scale: Array, bias: Array, normal: Array, rstd: Array, by_products: bool
+) -> Array:
+    return _known_norm_fwd(x, scale, bias, normal, rstd, by_products)[0]
 
 
-def _known_norm_fwd(x: Array, scale: Array, bias: Array, normal: Array, rstd: Array) -> tuple:
-    del x
+def _known_norm_fwd(
+    x: Array, scale: Array, bias: Array, normal: Array, rstd: Array, by_products: bool
+) -> tuple:
+    del x, by_products
     result = normal * as_rows(scale, normal) + as_rows(bias, normal)
     return result, (normal, rstd, scale, bias)
 
 
-def _known_norm_bwd(residuals: tuple, g: Array) -> tuple:
-    return *_layer_norm_bwd(residuals, g), None, None
+def _known_norm_bwd(by_products: bool, residuals: tuple, g: Array) -> tuple:
+    return *_layer_norm_bwd(by_products, residuals, g), None, None
 
 
 _known_norm.defvjp(_known_norm_fwd, _known_norm_bwd)
@@ -280,16 +325,27 @@ def _known_attention_bwd(residuals: tuple, g: Array) -> tuple:
     d_weights = product("bhqd,bhmd->bhqm", g, value)
     d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
-    # Turned over first: a small batched product that contracts the rows of both sides is slow.
-    turned = _swap(d_logits)
     d_query = product("bhqm,bhmk->bhqk", d_logits, key)
-    d_key = product("bhmq,bhqk->bhmk", turned, query)
-    d_value = product("bhmq,bhqd->bhmd", _swap(weights.astype(g.dtype)), g)
+    d_key = _turned_product(d_logits, query, dtype)
+    d_value = _turned_product(weights.astype(g.dtype), g, dtype)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 
-def _swap(x: Array) -> Array:
-    return jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+def _turned_product(x: Array, rows: Array, dtype: Dtype) -> Array:
+    """The products ``[B, H, M, D]`` of ``[B, H, Q, M]``, turned over, and rows ``[B, H, Q, D]``."""
+    # Turned over first: a small batched product that contracts the rows of both sides is slow.
+    turned = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+    # The memory's rows and the others in one each: they go different ways, and to take a part of
+    # the rows while heads and rows are swapped is slow, too.
+    parts = jnp.split(turned, (rows.shape[2],), axis=2)
+    return jnp.concatenate(
+        [
+            jnp.einsum("bhmq,bhqd->bhmd", part, rows, preferred_element_type=dtype)
+            for part in parts
+            if part.size > 0
+        ],
+        axis=2,
+    )
 
 
 _known_attention.defvjp(_known_attention_fwd, _known_attention_bwd)
