@@ -168,7 +168,7 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "rl_cpu": {
         "batch": (1, 8, 32, 128),
-        "steps": (10, 40, 80),
+        "steps": (10, 40, 80, 320),
         "slots": (1, 4, 8),
         "head_size": (16, 32, 64),
     },

@@ -39,6 +39,10 @@ class RNN(nn.Module):
       same numbers sooner;
     - ``mutable=["intermediates"]`` captures what the cell sows, with the time axis in place.
 
+    Under `jax.jit` batch axes may be sharded over devices: a training step then sends nothing but
+    sums of the weights' gradients. Within `jax.shard_map` give it ``check_vma=False``, as for any
+    loop that begins with a carry of its own.
+
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
     >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))

@@ -6,6 +6,8 @@ the package costs.
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -28,10 +30,12 @@ ROWS_PER_PRODUCT = 512
 
 # Kernels that no cache holds are read from memory at every step. XLA's CPU backend goes through a
 # kernel [F, N] in narrow columns, each row of them on another page; turned over, [N, F], it
-# multiplies a few rows 1.5 to 2.5 times as fast (by hand, F 2500, N 7500: 12 ms against 24 for 4
-# rows, 19 against 33 for 32). From 64 rows on it makes no difference, for a single row little, and
-# with kernels in a cache it is slower. To turn one over costs what two steps save.
-TURNED_NUMBERS, TURNED_ROWS, TURNED_STEPS = 1 << 23, (2, 32), 4
+# multiplies a few rows 1.5 to 2.5 times as fast with AVX2 (by hand, F 2500, N 7500: 12 ms against
+# 24 for 4 rows, 19 against 33 for 32), 1.4 times with AVX-512. From 64 rows on it makes no
+# difference, for a single row little, and with kernels in a cache it is slower. To turn one over
+# costs what two steps save with AVX2, with AVX-512 what forty do.
+LARGE_KERNELS, FEW_ROWS = 1 << 23, (2, 32)
+TURNED_STEPS, TURNED_STEPS_AVX512 = 4, 64
 
 
 def resolve_implementation(
@@ -72,7 +76,7 @@ def resolve_implementation(
     if implementation == "auto" and fits and parting is None:
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
-        return "hoisted" if pays or _turns_kernels(cell, batch_size, steps) else "scan"
+        return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
 
 
@@ -94,17 +98,32 @@ def _least_rows() -> int:
     return 8 if jax.default_backend() == "cpu" else 1
 
 
-def _turns_kernels(cell: RelationalMemoryCell, batch_size: int, steps: int) -> bool:
-    """Whether products with turned kernels are the faster ones; see above."""
+def _large_kernels(cell: RelationalMemoryCell, batch_size: int, steps: int) -> bool:
+    """Whether there are a few rows a step, and kernels that have to be read for them each time."""
     if jax.default_backend() != "cpu":
         return False
-    width, (least, most) = cell.mem_size, TURNED_ROWS
+    width, (least, most) = cell.mem_size, FEW_ROWS
     packed = sum(query_key_sizes(cell))
     gates = 3 if cell.output_gate else 2
     gates *= 0 if cell.gate_style is None else gate_width(cell.gate_style, width)
     outputs = cell.num_blocks * packed + cell.attention_mlp_layers * width + gates
     fits = least <= batch_size * cell.mem_slots <= most and steps >= TURNED_STEPS
-    return fits and width * outputs >= TURNED_NUMBERS
+    return fits and width * outputs >= LARGE_KERNELS
+
+
+def _turns_kernels(cell: RelationalMemoryCell, batch_size: int, steps: int) -> bool:
+    """Whether products with turned kernels are the faster ones; see above."""
+    enough = TURNED_STEPS_AVX512 if _has_avx512() else TURNED_STEPS
+    return steps >= enough and _large_kernels(cell, batch_size, steps)
+
+
+@cache
+def _has_avx512() -> bool:
+    """Whether the processor has AVX-512; False where the system does not say so."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps: int) -> Plan:

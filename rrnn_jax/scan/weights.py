@@ -121,6 +121,9 @@ def packed_by_kind(
     key_size = cell.head_size if cell.key_size is None else cell.key_size
 
     def reorder(x: Array) -> Array:
+        if key_size == cell.head_size:  # One copy; of large kernels the other way takes longer.
+            kinds = x.reshape(*x.shape[:-1], heads, 3, key_size)
+            return jnp.swapaxes(kinds, -3, -2).reshape(x.shape)
         x = x.reshape(*x.shape[:-1], heads, 2 * key_size + cell.head_size)
         kinds = jnp.split(x, (key_size, 2 * key_size), axis=-1)
         return jnp.concatenate([kind.reshape(*x.shape[:-2], -1) for kind in kinds], axis=-1)

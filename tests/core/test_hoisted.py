@@ -121,6 +121,7 @@ def test_kernels_turned_over(config, options, monkeypatch):
 
 def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(dispatch, "_has_avx512", lambda: False)
     language = RelationalMemoryCell(mem_slots=1, head_size=500, num_heads=5, attention_mlp_layers=5)
     small = RelationalMemoryCell(mem_slots=1, head_size=32, num_heads=8)
 
@@ -136,6 +137,9 @@ def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
     assert found(language, 1, 20) == (False, "scan")
     assert found(language, 4, 3) == (False, "scan")
     assert found(small, 4, 20) == (False, "scan")
+    monkeypatch.setattr(dispatch, "_has_avx512", lambda: True)
+    assert found(language, 4, 20) == (False, "hoisted")
+    assert found(language, 4, 100) == (True, "hoisted")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert found(language, 4, 20) == (False, "hoisted")
 

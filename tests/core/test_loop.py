@@ -56,7 +56,9 @@ def copies_in_loops(program: str, steps: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"time_major": True}, {"remat": "full"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"time_major": True}, {"remat": "full"}, {"remat": "chunked"}]
+)
 def test_a_step_copies_no_array_of_all_steps(options):
     """Else the time of a step grows with the number of steps."""
     steps, batch = 23, 16
