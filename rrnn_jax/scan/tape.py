@@ -151,7 +151,7 @@ class Replay:
 
     def attend(self, query: Array, key: Array, value: Array) -> Array:
         """See `Record`."""
-        return _known_attention(query, key, value, next(self._saved))
+        return _known_attention(query, key, value, next(self._saved), self.by_products)
 
 
 def normalise(x: Array) -> tuple[Array, Array]:
@@ -305,17 +305,22 @@ def _known_sigmoid_bwd(result: Array, g: Array) -> tuple:
 _known_sigmoid.defvjp(_known_sigmoid_fwd, _known_sigmoid_bwd)
 
 
-@jax.custom_vjp
-def _known_attention(query: Array, key: Array, value: Array, weights: Array) -> Array:
-    del key, weights
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _known_attention(
+    query: Array, key: Array, value: Array, weights: Array, by_products: bool
+) -> Array:
+    del key, weights, by_products
     return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
 
 
-def _known_attention_fwd(query: Array, key: Array, value: Array, weights: Array) -> tuple:
-    return _known_attention(query, key, value, weights), (query, key, value, weights)
+def _known_attention_fwd(
+    query: Array, key: Array, value: Array, weights: Array, by_products: bool
+) -> tuple:
+    result = _known_attention(query, key, value, weights, by_products)
+    return result, (query, key, value, weights)
 
 
-def _known_attention_bwd(residuals: tuple, g: Array) -> tuple:
+def _known_attention_bwd(by_products: bool, residuals: tuple, g: Array) -> tuple:
     query, key, value, weights = residuals
     dtype = weights.dtype
 
@@ -326,26 +331,26 @@ def _known_attention_bwd(residuals: tuple, g: Array) -> tuple:
     d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
     d_query = product("bhqm,bhmk->bhqk", d_logits, key)
-    d_key = _turned_product(d_logits, query, dtype)
-    d_value = _turned_product(weights.astype(g.dtype), g, dtype)
+    d_key = _turned_product(d_logits, query, dtype, by_products)
+    d_value = _turned_product(weights.astype(g.dtype), g, dtype, by_products)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 
-def _turned_product(x: Array, rows: Array, dtype: Dtype) -> Array:
-    """The products ``[B, H, M, D]`` of ``[B, H, Q, M]``, turned over, and rows ``[B, H, Q, D]``."""
+def _turned_product(x: Array, rows: Array, dtype: Dtype, in_parts: bool) -> Array:
+    """The products ``[B, H, M, D]`` of ``[B, H, Q, M]``, turned over, and rows ``[B, H, Q, D]``.
+
+    `in_parts`: one product for the memory's rows and one for the others, which go different ways.
+    XLA's CPU backend is slow to take a part of the rows while it swaps heads and rows.
+    """
     # Turned over first: a small batched product that contracts the rows of both sides is slow.
     turned = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
-    # The memory's rows and the others in one each: they go different ways, and to take a part of
-    # the rows while heads and rows are swapped is slow, too.
-    parts = jnp.split(turned, (rows.shape[2],), axis=2)
-    return jnp.concatenate(
-        [
-            jnp.einsum("bhmq,bhqd->bhmd", part, rows, preferred_element_type=dtype)
-            for part in parts
-            if part.size > 0
-        ],
-        axis=2,
-    )
+    parts = jnp.split(turned, (rows.shape[2],), axis=2) if in_parts else [turned]
+    products = [
+        jnp.einsum("bhmq,bhqd->bhmd", part, rows, preferred_element_type=dtype)
+        for part in parts
+        if part.size > 0
+    ]
+    return jnp.concatenate(products, axis=2)
 
 
 _known_attention.defvjp(_known_attention_fwd, _known_attention_bwd)

@@ -119,6 +119,13 @@ def test_kernels_turned_over(config, options, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
+@pytest.mark.parametrize("config", [{}, {"num_blocks": 2, "output_gate": True}])
+def test_as_other_backends_would_run_it(config, monkeypatch):
+    expected = plain_gradients(config, FLAGS)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_close(gradients(config, FLAGS, "hoisted"), expected)
+
+
 def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(dispatch, "_has_avx512", lambda: False)
