@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import pytest
@@ -22,10 +21,9 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     base = tmp_path_factory.getbasetemp()
     # Workers have directories of their own, side by side.
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-    options: dict[str, Any] = {
+    options = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
-        "jax_disable_most_optimizations": True,  # Programs that run for less than they compile.
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in options.items():
