@@ -219,7 +219,7 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
         return recurrent_step(plan.cell, ops, carry, reset, terms, plan.dtype)
 
     def recorded(carry: Carry, terms: InputTerms) -> Record:
-        record = Record(used, plan.dtype, plan.turned)
+        record = Record(used, plan)
         forward(record, carry, reset_carry, terms)
         return record
 
@@ -234,7 +234,7 @@ def _step_backward(plan: Plan, residuals: Residuals, padded: bool) -> _Step:
 
         def replay(vectors, before, reset, floats, results) -> tuple[Carry, list[Array]]:
             wide = Weights(kernels, vectors)
-            ops = Replay(wide, plan.dtype, saved, results, plan.vector_products)
+            ops = Replay(wide, plan, saved, results)
             terms = _with_floats(inputs.terms, floats)
             return forward(ops, before, reset, terms), ops.operands
 

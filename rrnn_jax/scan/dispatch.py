@@ -149,7 +149,7 @@ def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps
         rows_per_product=ROWS_PER_PRODUCT,
         prefetch=on_cpu,
         transpose=on_cpu,
-        vector_products=on_cpu,
+        for_cpu=on_cpu,
         turned=_turns_kernels(cell, batch_size, steps),
         unroll=unroll,
     )

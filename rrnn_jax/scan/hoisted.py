@@ -105,7 +105,7 @@ def _forward(
 
     def step(carry: Carry, inputs: tuple[InputTerms], t: Array) -> tuple[Carry, tuple]:
         del t
-        record = Record(used, plan.dtype, plan.turned)
+        record = Record(used, plan)
         carry = recurrent_step(plan.cell, record, carry, reset_carry, *inputs, plan.dtype)
         return carry, (carry, record.saved) if save else (carry,)
 

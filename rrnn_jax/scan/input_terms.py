@@ -74,7 +74,7 @@ def input_terms(
 
     def dense(kernel: Array, bias: Array, x: Array) -> Array:
         product: Any = multiply_rows(x, kernel, dtype, plan.transpose)
-        return add_bias(product.astype(stream), bias, plan.vector_products)
+        return add_bias(product.astype(stream), bias, plan.for_cpu)
 
     source, rows = inputs.astype(dtype), None
     combines = not attending and _pays_to_combine(inputs.shape, projection["kernel"], readers)
@@ -92,7 +92,7 @@ def input_terms(
         qkv: Array = dense(kernel, bias, source)
         if norm is not None:
             qkv = qkv.astype(dtype).astype(stream)
-            qkv = layer_norm(qkv, norm["scale"], norm["bias"], plan.vector_products)
+            qkv = layer_norm(qkv, norm["scale"], norm["bias"], plan.for_cpu)
         return qkv.astype(dtype)[..., queries:]
 
     if combines:  # Narrow inputs: to multiply again costs less than to keep the result.

@@ -24,7 +24,7 @@ class Plan(NamedTuple):
       rows_per_product: a weight gradient is taken over about this many rows at once.
       prefetch: see `loop_over_time`; of the forward pass.
       transpose: see `products.weight_gradient`.
-      vector_products: see `reductions`; also `tape._turned_product`.
+      for_cpu: whether to use what XLA's CPU backend is quick with; see `reductions`, `attending`.
       turned: whether the forward pass of a step multiplies with kernels turned over, ``[N, F]``.
       unroll: steps per iteration of a loop over time.
     """
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     rows_per_product: int
     prefetch: bool
     transpose: bool
-    vector_products: bool
+    for_cpu: bool
     turned: bool
     unroll: int
 

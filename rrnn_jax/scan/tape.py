@@ -9,16 +9,22 @@ pass one would write by hand.
 Both offer the same operations (`Operations`), and a step is written once in terms of them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.scan.attending import attend, known_attention
 from rrnn_jax.scan.reductions import sum_rows, weighted_mean
-from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+from rrnn_jax.typing import Array
+
+if TYPE_CHECKING:
+    from rrnn_jax.scan.plan import Plan
 
 
 class Operations(Protocol):
@@ -47,11 +53,11 @@ class Weights(NamedTuple):
 class Record:
     """Computes; `saved` is what a `Replay` needs, `names` and `shapes` tell of the products.
 
-    With `turned` the kernels are turned over, ``[N, F]``.
+    With ``plan.turned`` the kernels are turned over, ``[N, F]``.
     """
 
-    def __init__(self, weights: Weights, dtype: Dtype, turned: bool = False) -> None:
-        self.weights, self.dtype, self.turned = weights, dtype, turned
+    def __init__(self, weights: Weights, plan: Plan) -> None:
+        self.weights, self.plan, self.dtype = weights, plan, plan.dtype
         self.names: list[str] = []
         self.shapes: list[tuple[int, ...]] = []
         self.saved: list[Any] = []
@@ -59,7 +65,7 @@ class Record:
     def product(self, name: str, rows: Array, keep: bool = False) -> Array:
         """Rows ``[B, N, F]`` times the kernel of that name; `keep` if the values are looked at."""
         rows = rows.astype(self.dtype)
-        result = _multiply(rows, self.weights.kernels[name], self.turned)
+        result = _multiply(rows, self.weights.kernels[name], self.plan.turned)
         self.names.append(name)
         self.shapes.append(result.shape)
         self.saved.append(result if keep else None)
@@ -89,15 +95,9 @@ class Record:
 
     def attend(self, query: Array, key: Array, value: Array) -> Array:
         """Attention ``[B, H, Q, D]`` of queries ``[B, H, Q, K]`` to all M rows."""
-        dtype = accumulation_dtype(query.dtype)
-        query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-        logits = jnp.einsum("bhqk,bhmk->bhqm", query, key, preferred_element_type=dtype)
-        weights = jax.nn.softmax(logits, axis=-1)
+        attended, weights = attend(query, key, value, self.plan.for_cpu)
         self.saved.append(weights)
-        attended = jnp.einsum(
-            "bhqm,bhmd->bhqd", weights.astype(value.dtype), value, preferred_element_type=dtype
-        )
-        return attended.astype(value.dtype)
+        return attended
 
 
 class Replay:
@@ -105,19 +105,11 @@ class Replay:
 
     The cotangents of `slots`, one for each product, are those of the products' results: with the
     operands they make the kernels' gradients (`weight_gradient`). What is returned by a product
-    that was not kept, or by an attention, has the right shape and no meaning. `by_products`: see
-    `reductions`.
+    that was not kept, or by an attention, has the right shape and no meaning.
     """
 
-    def __init__(
-        self,
-        weights: Weights,
-        dtype: Dtype,
-        saved: list[Any],
-        slots: list[Array],
-        by_products: bool,
-    ) -> None:
-        self.weights, self.dtype, self.by_products = weights, dtype, by_products
+    def __init__(self, weights: Weights, plan: Plan, saved: list[Any], slots: list[Array]) -> None:
+        self.weights, self.dtype, self.for_cpu = weights, plan.dtype, plan.for_cpu
         self._saved, self._slots = iter(saved), iter(slots)
         self.operands: list[Array] = []
 
@@ -132,14 +124,14 @@ class Replay:
 
     def bias(self, name: str, rows: Array) -> Array:
         """See `Record`."""
-        return add_bias(rows, self.weights.vectors[f"{name}/bias"], self.by_products)
+        return add_bias(rows, self.weights.vectors[f"{name}/bias"], self.for_cpu)
 
     def norm(self, name: str, rows: Array) -> Array:
         """See `Record`."""
         normal, rstd = next(self._saved)
         vectors = self.weights.vectors
         scale, bias = vectors[f"{name}/scale"], vectors[f"{name}/bias"]
-        return _known_norm(rows, scale, bias, normal.astype(rows.dtype), rstd, self.by_products)
+        return _known_norm(rows, scale, bias, normal.astype(rows.dtype), rstd, self.for_cpu)
 
     def relu(self, rows: Array) -> Array:
         """See `Record`."""
@@ -151,7 +143,7 @@ class Replay:
 
     def attend(self, query: Array, key: Array, value: Array) -> Array:
         """See `Record`."""
-        return _known_attention(query, key, value, next(self._saved), self.by_products)
+        return known_attention(query, key, value, next(self._saved), self.for_cpu)
 
 
 def normalise(x: Array) -> tuple[Array, Array]:
@@ -303,54 +295,3 @@ def _known_sigmoid_bwd(result: Array, g: Array) -> tuple:
 
 
 _known_sigmoid.defvjp(_known_sigmoid_fwd, _known_sigmoid_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _known_attention(
-    query: Array, key: Array, value: Array, weights: Array, by_products: bool
-) -> Array:
-    del key, weights, by_products
-    return jnp.zeros((*query.shape[:-1], value.shape[-1]), value.dtype)
-
-
-def _known_attention_fwd(
-    query: Array, key: Array, value: Array, weights: Array, by_products: bool
-) -> tuple:
-    result = _known_attention(query, key, value, weights, by_products)
-    return result, (query, key, value, weights)
-
-
-def _known_attention_bwd(by_products: bool, residuals: tuple, g: Array) -> tuple:
-    query, key, value, weights = residuals
-    dtype = weights.dtype
-
-    def product(equation: str, a: Array, b: Array) -> Array:
-        return jnp.einsum(equation, a, b, preferred_element_type=dtype)
-
-    d_weights = product("bhqd,bhmd->bhqm", g, value)
-    d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
-    d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
-    d_query = product("bhqm,bhmk->bhqk", d_logits, key)
-    d_key = _turned_product(d_logits, query, dtype, by_products)
-    d_value = _turned_product(weights.astype(g.dtype), g, dtype, by_products)
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
-
-
-def _turned_product(x: Array, rows: Array, dtype: Dtype, in_parts: bool) -> Array:
-    """The products ``[B, H, M, D]`` of ``[B, H, Q, M]``, turned over, and rows ``[B, H, Q, D]``.
-
-    `in_parts`: one product for the memory's rows and one for the others, which go different ways.
-    XLA's CPU backend is slow to take a part of the rows while it swaps heads and rows.
-    """
-    # Turned over first: a small batched product that contracts the rows of both sides is slow.
-    turned = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
-    parts = jnp.split(turned, (rows.shape[2],), axis=2) if in_parts else [turned]
-    products = [
-        jnp.einsum("bhmq,bhqd->bhmd", part, rows, preferred_element_type=dtype)
-        for part in parts
-        if part.size > 0
-    ]
-    return jnp.concatenate(products, axis=2)
-
-
-_known_attention.defvjp(_known_attention_fwd, _known_attention_bwd)
