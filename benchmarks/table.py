@@ -14,6 +14,7 @@ TITLES = {
     "torch": "PyTorch",
     "torch_compile": "PyTorch, compiled",
     "torch_bmm": "PyTorch, bmm",
+    "torch_port": "PyTorch, as ports do",
     "lstm_width": "LSTM, same width",
     "lstm_params": "LSTM, same weights",
     "gru_width": "GRU, same width",

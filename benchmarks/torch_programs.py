@@ -15,7 +15,12 @@ from benchmarks.torch_rmc import AttentionKind, TorchRMC
 
 
 def build(
-    problem: Problem, mode: str, *, compiled: bool = False, attention: AttentionKind = "sdpa"
+    problem: Problem,
+    mode: str,
+    *,
+    compiled: bool = False,
+    attention: AttentionKind = "sdpa",
+    skip_input_row: bool = True,
 ) -> Program:
     """The relational memory in PyTorch, on the device that JAX uses, with as many threads.
 
@@ -24,6 +29,7 @@ def build(
       mode: one of `program.MODES`.
       compiled: whether `torch.compile` compiles the step; the loop over time stays Python's.
       attention: how attention is computed.
+      skip_input_row: see `TorchRMC`.
 
     Raises:
       UnavailableError: PyTorch cannot use the device.
@@ -35,6 +41,7 @@ def build(
     model = TorchRMC(
         problem.cell,
         attention=attention,
+        skip_input_row=skip_input_row,
         dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32,
     )
     model.load_flax(problem.params["cell"])

@@ -44,6 +44,7 @@ OTHERS: dict[str, Build] = {
     "cudnn_lstm_params": _jax(cudnn_lstm, "params"),
     "torch": _torch(),
     "torch_bmm": _torch(attention="bmm"),
+    "torch_port": _torch(attention="bmm", skip_input_row=False),
     "torch_compile": _torch(compiled=True),
 }
 """Variants other than `rrnn_jax.RNN`'s."""

@@ -23,7 +23,7 @@ SETTINGS = [
 def test_agrees(setting, mode):
     problem = make_problem(setting)
     wanted = variants.build("plain", problem, mode).results()
-    for name in ("torch", "torch_bmm"):
+    for name in ("torch", "torch_bmm", "torch_port"):
         program = variants.build(name, problem, mode)
         program.run()
         array, error = worst(errors(program.results(), wanted))
