@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -167,6 +168,7 @@ def compile_apart(
         argument_bytes=getattr(memory, "argument_size_in_bytes", None),
         output_bytes=getattr(memory, "output_size_in_bytes", None),
         peak_bytes=getattr(memory, "peak_memory_in_bytes", None),
+        program=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
     )
     return compiled, costs
 

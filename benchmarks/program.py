@@ -30,6 +30,7 @@ class Costs:
       argument_bytes: arguments.
       output_bytes: results.
       peak_bytes: the most memory that the compiler planned to hold at once.
+      program: digest of what the compiler was given; programs of the same digest are the same.
     """
 
     trace_seconds: float | None = None
@@ -38,6 +39,7 @@ class Costs:
     argument_bytes: int | None = None
     output_bytes: int | None = None
     peak_bytes: int | None = None
+    program: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,6 +155,18 @@ def test_check_lists_what_is_slower(write, capsys):
     assert check.main([path, "--variant", "auto", "--tolerance", "0.25"]) == 1
 
 
+@pytest.mark.parametrize("theirs", ["0a1b", "2c3d", None])
+def test_check_lets_the_reference_s_own_program_pass(write, capsys, theirs):
+    costs = row()["costs"]
+    reference = row("plain", speedup=1.0) | {"costs": costs | {"program": theirs}}
+    other_mode = row("plain", mode="train") | {"costs": costs | {"program": "0a1b"}}
+    slow = row("auto", speedup=0.8) | {"costs": costs | {"program": "0a1b"}}
+    same = theirs == "0a1b"
+    assert check.main([write(reference, other_mode, slow)]) == (0 if same else 1)
+    printed = capsys.readouterr().out
+    assert ("1 points, 0 of them at fault (1 run the reference's own program)" in printed) == same
+
+
 def test_check_against_the_best(write, capsys):
     path = write(
         row("auto", speedup=1.5), row("scan", speedup=2.0), row("torch", speedup=9.0),

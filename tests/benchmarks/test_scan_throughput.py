@@ -6,6 +6,7 @@ import os
 import pytest
 
 from benchmarks import jax_programs, machine, measure, scan_throughput, variants
+from benchmarks.problem import make_problem
 from benchmarks.records import read_rows
 from benchmarks.settings import SETTINGS, sweep
 
@@ -41,8 +42,15 @@ def test_rows(out):
     train = rows["train", "hoisted"]
     assert train["parameters"] == rows["train", "plain"]["parameters"] == 776
     assert train["agreement"]["array"] != "outputs"
+    assert train["costs"]["program"] != rows["train", "plain"]["costs"]["program"]
     sizes = rows["streaming", "hoisted"]["setting"]
     assert (sizes["batch"], sizes["steps"]) == (1, 1)
+
+
+def test_the_plain_scan_is_the_reference_s_own_program():
+    problem = make_problem(SETTINGS["toy"])
+    plain, scan = (variants.build(name, problem, "train") for name in ("plain", "scan"))
+    assert scan.costs.program == plain.costs.program is not None
 
 
 def test_finished_rows_are_not_measured_again(out, monkeypatch, capsys):
