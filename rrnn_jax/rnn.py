@@ -232,7 +232,7 @@ class RNN(nn.Module):
             self.split_rngs,
         )
         implementation = resolve_implementation(self.implementation, self.cell, lifting, **sizes)
-        if implementation == "hoisted" and not capturing and not self.is_initializing():
+        if implementation != "scan" and not capturing and not self.is_initializing():
             from rrnn_jax.scan.relational import relational_scan  # See dispatch.py.
 
             assert isinstance(self.cell, RelationalMemoryCell)
@@ -245,7 +245,7 @@ class RNN(nn.Module):
                 carry,
                 reset_carry,
                 time_axis=time_axis,
-                plan=hoisted_plan(self.cell, self.unroll, **sizes),
+                plan=hoisted_plan(self.cell, self.unroll, fused=implementation == "fused", **sizes),
                 remat=self.remat,
                 all_carries=all_carries,
             )

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from rrnn_jax.scan.plan import Plan
 
 REMATS = ("none", "full", "save_products", "chunked")
-IMPLEMENTATIONS = ("auto", "scan", "hoisted")
+IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused")
+
+# Of each pair of a sequence's memory slots, all products of queries and keys are in registers.
+FUSED_PAIRS = 1 << 15
 
 # A weight gradient of fewer rows than this is bound by reading and writing the accumulator.
 ROWS_PER_PRODUCT = 512
@@ -51,7 +54,7 @@ def resolve_implementation(
       steps: T.
 
     Returns:
-      ``"scan"`` or ``"hoisted"``.
+      ``"scan"``, ``"hoisted"`` or ``"fused"``.
 
     Raises:
       ValueError: ``"hoisted"`` for a cell that is not a plain `RelationalMemoryCell`, or for one
@@ -60,24 +63,54 @@ def resolve_implementation(
     # A subclass, or a class made by a Flax transform, may compute something else.
     fits = type(cell) is RelationalMemoryCell
     parting = _untied_by(lifting)
-    if implementation == "hoisted":
+    if implementation in ("hoisted", "fused"):
         if not fits:
             raise ValueError(
-                "implementation='hoisted' runs a RelationalMemoryCell only, got "
+                f"implementation={implementation!r} runs a RelationalMemoryCell only, got "
                 f"{type(cell).__name__}; use implementation='scan' (or 'auto')"
             )
         if parting is not None:
             raise ValueError(
-                "implementation='hoisted' needs the same params in all steps, got "
+                f"implementation={implementation!r} needs the same params in all steps, got "
                 f"{parting}={getattr(lifting, parting)!r}; use implementation='scan' (or 'auto')"
             )
+        fault = _unfusable(cell) if implementation == "fused" else None
+        if fault is not None:
+            raise ValueError(
+                f"implementation='fused' {fault}; use implementation='hoisted' (or 'auto')"
+            )
         # Of no numbers at all there is nothing to compute, and nothing to cut into pieces.
-        return "hoisted" if batch_size * steps > 0 else "scan"
+        return implementation if batch_size * steps > 0 else "scan"
     if implementation == "auto" and fits and parting is None:
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
+        if pays and jax.default_backend() == "gpu" and _unfusable(cell) is None:
+            return "fused"
         return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
+
+
+def _unfusable(cell: RelationalMemoryCell) -> str | None:
+    """What the kernels of `fused.py` want that this cell does not have; None if it has all."""
+    wanted = {
+        "num_blocks": (cell.num_blocks, 1),
+        "qkv_norm": (cell.qkv_norm, True),
+        "output_gate": (cell.output_gate, False),
+        "key_size": (cell.key_size or cell.head_size, cell.head_size),
+    }
+    for name, (found, needed) in wanted.items():
+        if found != needed:
+            return f"needs {name}={needed!r}, got {found!r}"
+    if cell.gate_style is None:
+        return "needs gates, got gate_style=None"
+    for name in ("mem_slots", "num_heads", "head_size"):
+        size = getattr(cell, name)
+        if size & (size - 1):
+            return f"needs a power of 2 for {name}, got {size}"
+    pairs = cell.mem_slots**2 * cell.mem_size
+    if pairs > FUSED_PAIRS:
+        return f"needs at most {FUSED_PAIRS} for mem_slots**2 * num_heads * head_size, got {pairs}"
+    return None
 
 
 def _untied_by(lifting: Lifting) -> str | None:
@@ -126,7 +159,9 @@ def _has_avx512() -> bool:
         return False
 
 
-def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps: int) -> Plan:
+def hoisted_plan(
+    cell: RelationalMemoryCell, unroll: int, batch_size: int, steps: int, fused: bool = False
+) -> Plan:
     """How the hoisted scan runs on the default backend.
 
     Args:
@@ -134,6 +169,7 @@ def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps
       unroll: steps per iteration of a loop over time.
       batch_size: B, the product of all batch axes.
       steps: T.
+      fused: whether the kernels for GPUs are to run it.
 
     Returns:
       The plan; `time_axis`, `dtype` and `save` are for the caller to fill in.
@@ -152,4 +188,5 @@ def hoisted_plan(cell: RelationalMemoryCell, unroll: int, batch_size: int, steps
         for_cpu=on_cpu,
         turned=_turns_kernels(cell, batch_size, steps),
         unroll=unroll,
+        fused=fused,
     )

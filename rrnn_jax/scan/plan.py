@@ -27,6 +27,8 @@ class Plan(NamedTuple):
       for_cpu: whether to use what XLA's CPU backend is quick with; see `reductions`, `attending`.
       turned: whether the forward pass of a step multiplies with kernels turned over, ``[N, F]``.
       unroll: steps per iteration of a loop over time.
+      fused: whether `fused.py` runs the recurrent part, where it has all that it keeps saved and
+        there are no resets and no mask.
     """
 
     cell: RelationalMemoryCell
@@ -39,6 +41,7 @@ class Plan(NamedTuple):
     for_cpu: bool
     turned: bool
     unroll: int
+    fused: bool
 
 
 class Timewise(NamedTuple):
