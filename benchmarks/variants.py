@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import cast
 
+import jax
+
 from benchmarks import jax_programs
 from benchmarks.gated_models import cudnn_lstm, gated
 from benchmarks.problem import Problem
 from benchmarks.program import Program, UnavailableError
-from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
+from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, unfusable
 from rrnn_jax.typing import Remat
 
 REFERENCE = "plain"
@@ -52,7 +54,7 @@ OTHERS: dict[str, Build] = {
 NAMES = (REFERENCE, *IMPLEMENTATIONS, *(name for name in OTHERS if name != REFERENCE))
 """All variants; an implementation takes a remat choice after a colon, as in ``hoisted:full``."""
 
-DEFAULT = (REFERENCE, *IMPLEMENTATIONS, "torch")
+DEFAULT = (REFERENCE, "auto", "scan", "hoisted", "torch")
 """Measured where nothing else is asked for."""
 
 
@@ -71,6 +73,14 @@ def check_name(name: str) -> str:
     )
 
 
+def _check_fused(problem: Problem) -> None:
+    if jax.default_backend() != "gpu":
+        raise UnavailableError(f"its kernels need a GPU, got {jax.default_backend()}")
+    fault = unfusable(problem.cell)
+    if fault is not None:
+        raise UnavailableError(f"it {fault}")
+
+
 def build(name: str, problem: Problem, mode: str) -> Program:
     """Builds a variant by name.
 
@@ -80,5 +90,7 @@ def build(name: str, problem: Problem, mode: str) -> Program:
     if name in OTHERS:
         return OTHERS[name](problem, mode)
     implementation, _, remat = check_name(name).partition(":")
+    if implementation == "fused":
+        _check_fused(problem)
     model = jax_programs.ours(problem, implementation, cast(Remat, remat or "none"))
     return jax_programs.build(model, problem, mode)

@@ -83,7 +83,13 @@ class RNN(nn.Module):
         plain scan, differentiable any number of times and in forward mode. ``"hoisted"`` computes
         all that depends on inputs alone before the loop and has a backward pass of its own: the
         same numbers sooner, for a :class:`RelationalMemoryCell` whose steps share their params.
-        It has no forward-mode derivative: `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
+        ``"fused"`` is the same with Pallas kernels for all that lies between the products of a
+        step, for one NVIDIA GPU and float32 memories: for one block with gates, no output gate, a
+        norm of queries, keys and values, and slots, heads and head size powers of 2. With resets,
+        a mask or another `remat` than ``"none"`` and ``"save_products"`` it is ``"hoisted"``. It
+        runs elsewhere, too, but slowly: interpreted. Arrays that are sharded over devices it
+        gathers on each; within `jax.shard_map` it runs on every device's own part.
+        Neither has a forward-mode derivative: `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
         `jax.hessian` (forward over reverse) raise TypeError. In eager code the message says to
         use ``"scan"``; of a function that is being compiled it is JAX's own, about forward mode
         and a custom_vjp function. `jax.grad`, `jax.jacrev` and reverse mode over these work.
@@ -92,8 +98,9 @@ class RNN(nn.Module):
 
     Raises:
       ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,
-        `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"`` for
-        another cell than a :class:`RelationalMemoryCell`, or for one with params for each step.
+        `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"`` and
+        ``"fused"`` for another cell than a :class:`RelationalMemoryCell`, or for one with params
+        for each step; ``"fused"`` for a cell that its kernels are not made for.
       TypeError: `resets` or `mask` not bool, `seq_lengths` not integer, inputs not an array,
         `initial_carry` not of the cell's structure.
       flax.errors.FlaxError: parameters that are missing, or of other shapes than the cell's.

@@ -76,7 +76,7 @@ class Config:
     """Which model; "all" trains one after the other and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of products. Parameters, norms, softmax and memory are float32 always."""
-    implementation: Literal["auto", "scan", "hoisted"] = "auto"
+    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)

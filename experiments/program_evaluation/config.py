@@ -143,7 +143,7 @@ class Config:
     evaluated, "teacher_forced" is fed its own as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of products. Parameters, norms, softmax and memory are float32 always."""
-    implementation: Literal["auto", "scan", "hoisted"] = "auto"
+    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
     rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)

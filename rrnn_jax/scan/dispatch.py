@@ -74,7 +74,7 @@ def resolve_implementation(
                 f"implementation={implementation!r} needs the same params in all steps, got "
                 f"{parting}={getattr(lifting, parting)!r}; use implementation='scan' (or 'auto')"
             )
-        fault = _unfusable(cell) if implementation == "fused" else None
+        fault = unfusable(cell) if implementation == "fused" else None
         if fault is not None:
             raise ValueError(
                 f"implementation='fused' {fault}; use implementation='hoisted' (or 'auto')"
@@ -84,13 +84,15 @@ def resolve_implementation(
     if implementation == "auto" and fits and parting is None:
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
-        if pays and jax.default_backend() == "gpu" and _unfusable(cell) is None:
+        # XLA does not divide a kernel among devices that share a batch.
+        alone = jax.default_backend() == "gpu" and jax.device_count() == 1
+        if pays and alone and unfusable(cell) is None:
             return "fused"
         return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
 
 
-def _unfusable(cell: RelationalMemoryCell) -> str | None:
+def unfusable(cell: RelationalMemoryCell) -> str | None:
     """What the kernels of `fused.py` want that this cell does not have; None if it has all."""
     wanted = {
         "num_blocks": (cell.num_blocks, 1),

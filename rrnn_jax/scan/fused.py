@@ -104,7 +104,11 @@ class _Sizes(NamedTuple):
     def spec(self) -> kernels.Spec:
         cell = self.plan.cell
         return kernels.Spec(
-            self.plan.time_axis, cell.gate_style, float(cell.input_bias), float(cell.forget_bias)
+            self.plan.time_axis,
+            cell.gate_style,
+            float(cell.input_bias),
+            float(cell.forget_bias),
+            self.steps - 1,
         )
 
     def split(self, x: Array, *inner: int) -> Array:
@@ -150,7 +154,7 @@ def _sizes(plan: Plan, terms: InputTerms) -> _Sizes:
     return _Sizes(plan, shape[1 - plan.time_axis], shape[plan.time_axis])
 
 
-def _empty(sizes: _Sizes, shapes: Sequence[Shape]) -> list[Array]:
+def _empty(shapes: Sequence[Shape]) -> list[Array]:
     """Buffers to be written in full; what they hold before has no meaning."""
 
     def nothing(*refs: Any) -> None:
@@ -164,7 +168,6 @@ def _empty(sizes: _Sizes, shapes: Sequence[Shape]) -> list[Array]:
         compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
         name="allocate",
     )()
-    del sizes
     return list(found)
 
 
@@ -191,7 +194,7 @@ def _vectors(sizes: _Sizes, weights: CoreWeights) -> _Vectors:
         sizes.split(jnp.stack(qkv), 3),
         sizes.split(jnp.stack(norm)),
         sizes.split(jnp.stack(last)),
-        [v[f"mlp/layer_{j}/bias"] for j in range(layers - 1)],
+        [sizes.split(v[f"mlp/layer_{j}/bias"])[None, None] for j in range(layers - 1)],
     )
 
 
@@ -216,7 +219,7 @@ def _forward(
     if save:
         kept = [qkv_row, row, row, gate, *[row] * (layers - 1)]
         shapes += [sizes.over_time(x) for x in kept]
-    memories, *buffers = _empty(sizes, shapes)
+    memories, *buffers = _empty(shapes)
     memories = memories.at[0].set(memory)
 
     def step(t: Array, state: tuple) -> tuple:
@@ -232,7 +235,7 @@ def _forward(
         )
         hidden, x = [], rows
         for j in range(layers - 1):
-            x = _multiply(x, w[f"mlp/layer_{j}"]).astype(jnp.float32) + sizes.split(v.hidden[j])
+            x = _multiply(x, w[f"mlp/layer_{j}"]).astype(jnp.float32) + v.hidden[j]
             x = jax.nn.relu(x).astype(plan.dtype)
             hidden.append(x)
         last = _multiply(x, w[f"mlp/layer_{layers - 1}"]).reshape(row.shape)
@@ -268,7 +271,6 @@ def _backward(
     sums = sizes.wide(2, *sizes.rows[1:])
     qkv_sums = sizes.wide(2, 3, *sizes.rows[1:])
     buffers = _empty(
-        sizes,
         [
             *(sizes.over_time(x) for x in (row, gate)),
             Shape(gate_terms.shape, gate_terms.dtype),
@@ -281,7 +283,7 @@ def _backward(
 
     def step(k: Array, state: tuple) -> tuple:
         d_memory, d_product, d_tanh, buffers = state
-        at = (sizes.steps - 1 - k)[None]
+        at = k[None]
         (d_memory, d_last, d_gates), buffers[:4] = sizes.call(
             partial(kernels.update_backward, sizes.spec),
             [
@@ -295,7 +297,10 @@ def _backward(
         for j in range(layers - 2, -1, -1):
             d = _multiply_back(d, w[f"mlp/layer_{j + 1}"], row.shape)
             (d,), buffers[8 + j : 9 + j] = sizes.call(
-                kernels.relu_backward, [at, d, kept.hidden[j]], [row], buffers[8 + j : 9 + j]
+                partial(kernels.relu_backward, sizes.spec),
+                [at, d, kept.hidden[j]],
+                [row],
+                buffers[8 + j : 9 + j],
             )
         d = _multiply_back(d, w["mlp/layer_0"], row.shape)
         (d_memory, d_qkv), buffers[4:8] = sizes.call(

@@ -28,12 +28,14 @@ class Spec(NamedTuple):
       time_axis: of the input terms and the outputs' cotangents: 0 or 1.
       gate_style: of the cell.
       input_bias, forget_bias: of the cell.
+      last: T - 1; going backward, ``t`` counts the steps from the end.
     """
 
     time_axis: int
     gate_style: GateStyle
     input_bias: float
     forget_bias: float
+    last: int
 
 
 def attend(
@@ -56,7 +58,7 @@ def attend(
     rows_out, *buffers = rest[len(rest) // 2 :]
     attention = _attention(spec, b, step, _three(qkv, b), vectors, terms)
     normal, _ = _normalise(memories[step, b] + attention.attended)
-    rows = (normal * norm[0] + norm[1]).astype(rows_out.dtype)
+    rows = (normal * norm[0][None] + norm[1][None]).astype(rows_out.dtype)
     rows_out[b] = rows
     if buffers:
         all_qkv, all_rows = buffers
@@ -83,10 +85,12 @@ def attend_backward(
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
-      d_product, d_rows: what comes back to the rows through the MLP and past it.
+      d_product: what comes back to the rows through the MLP.
+      d_rows: what comes back to them past it.
       all_qkv: the products of all steps ``[T, B, S, 3, H, D]``.
       memories: before each step ``[T+1, B, S, H, D]``.
-      vectors, norm: as in `attend`.
+      vectors: as in `attend`.
+      norm: as in `attend`.
       d_memory: float32.
       terms: as in `attend`.
       rest: buffers of all steps, for the cotangents of the product and of the terms, and for the
@@ -96,13 +100,13 @@ def attend_backward(
     """
     d_memory_out, d_qkv_out, *buffers = rest[(len(rest) - 2) // 2 :]
     all_d_qkv, all_d_terms, all_sums, all_norm_sums = buffers
-    b, step = pl.program_id(0), t[0]
+    b, step = pl.program_id(0), spec.last - t[0]
     attention = _attention(spec, b, step, _three(all_qkv, step, b), vectors, terms)
     normal, rstd = _normalise(memories[step, b] + attention.attended)
     d_normed = _wide(d_product[b]) + _wide(d_rows[b])
     all_norm_sums[step, b, 0] = jnp.sum(d_normed * normal, axis=0)
     all_norm_sums[step, b, 1] = jnp.sum(d_normed, axis=0)
-    d = _norm_backward(d_normed * norm[0], normal, rstd)
+    d = _norm_backward(d_normed * norm[0][None], normal, rstd)
     d_memory_out[b] = d_memory[b] + d
 
     query, key, value = attention.query, attention.key, attention.value
@@ -128,7 +132,7 @@ def attend_backward(
     for kind, (g, x) in enumerate(zip(cotangents, attention.normal, strict=True)):
         all_sums[step, b, 0, kind] = jnp.sum(g * x, axis=0)
         all_sums[step, b, 1, kind] = jnp.sum(g, axis=0)
-    scaled = [g * vectors[1, kind] for kind, g in enumerate(cotangents)]
+    scaled = [g * vectors[1, kind][None] for kind, g in enumerate(cotangents)]
     size = 3 * scaled[0].shape[1] * scaled[0].shape[2]
     mean = sum(_row_sums(g) for g in scaled) / size
     projection = sum(_row_sums(g * x) for g, x in zip(scaled, attention.normal, strict=True)) / size
@@ -201,11 +205,14 @@ def update_backward(
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
-      d_memory, d_product, d_tanh: what comes back to the next memory from the step after: past its
-        products, through that of queries, keys and values, and to its tanh.
+      d_memory: what comes back to the next memory from the step after, past its products.
+      d_product: the same through queries, keys and values.
+      d_tanh: the same to its tanh.
       d_outputs: cotangents of the memories after each step, laid out like the terms.
       memories: before each step ``[T+1, B, S, H, D]``.
-      all_last, all_rows, all_gates: what was kept of all steps.
+      all_last: the MLP's last products of all steps.
+      all_rows: what the MLP was given in all steps.
+      all_gates: the gates' products of all steps.
       vectors: as in `update`.
       terms: as in `update`.
       rest: buffers of all steps, for the cotangents of the last product, of the gates' and of the
@@ -215,7 +222,7 @@ def update_backward(
     """
     d_memory_out, d_last_out, d_gates_out, *buffers = rest[(len(rest) - 3) // 2 :]
     all_d_last, all_d_gates, all_d_terms, all_sums = buffers
-    b, step = pl.program_id(0), t[0]
+    b, step = pl.program_id(0), spec.last - t[0]
     before = memories[step, b]
     squashed = jnp.tanh(memories[step + 1, b])
     d = d_memory[b] + _wide(d_product[b]) + d_outputs[_place(spec, b, step)]
@@ -241,18 +248,17 @@ def update_backward(
     d_normed = d * i * (1 - candidate * candidate)
     all_sums[step, b, 0] = jnp.sum(d_normed * found.normal, axis=0)
     all_sums[step, b, 1] = jnp.sum(d_normed, axis=0)
-    d_last = _norm_backward(d_normed * vectors[1], found.normal, found.rstd)
+    d_last = _norm_backward(d_normed * vectors[1][None], found.normal, found.rstd)
     d_last = d_last.astype(d_last_out.dtype)
     d_last_out[b] = d_last
     all_d_last[step, b] = d_last
 
 
 def relu_backward(
-    t: Ref, d_hidden: Ref, all_hidden: Ref, all_d_hidden: Ref, out: Ref, all_out: Ref
+    spec: Spec, t: Ref, d_hidden: Ref, all_hidden: Ref, _: Ref, out: Ref, all_out: Ref
 ) -> None:
     """The cotangent of a hidden layer's product from that of its ReLU; kept for all steps, too."""
-    del all_d_hidden
-    b, step = pl.program_id(0), t[0]
+    b, step = pl.program_id(0), spec.last - t[0]
     g = d_hidden[b]
     g = jnp.where(all_hidden[step, b] > 0, g, jnp.zeros_like(g))
     out[b] = g
@@ -278,7 +284,7 @@ def _attention(
 ) -> _Attention:
     """Attention ``[S, H, D]`` of the memory's rows to themselves and to the input rows."""
     low = qkv[0].dtype
-    packed = [_wide(x) + vectors[0, kind] for kind, x in enumerate(qkv)]
+    packed = [_wide(x) + vectors[0, kind][None] for kind, x in enumerate(qkv)]
     size = 3 * packed[0].shape[1] * packed[0].shape[2]
     mean = sum(_row_sums(x) for x in packed) / size
     centred = [x - mean for x in packed]
@@ -286,7 +292,7 @@ def _attention(
     normal = [x * rstd for x in centred]
     # Rounded, as the products that the plain step makes of them would have them.
     query, key, value = (
-        _wide((x * vectors[1, kind] + vectors[2, kind]).astype(low))
+        _wide((x * vectors[1, kind][None] + vectors[2, kind][None]).astype(low))
         for kind, x in enumerate(normal)
     )
     place = _place(spec, b, step)
@@ -334,12 +340,12 @@ def _update(
     *lead: Array,
 ) -> _Update:
     """The next memory; `lead`: the step, where the gates are of all steps."""
-    normal, rstd = _normalise(_wide(rows) + (_wide(last) + vectors[0]))
-    candidate = jnp.tanh(normal * vectors[1] + vectors[2])
+    normal, rstd = _normalise(_wide(rows) + (_wide(last) + vectors[0][None]))
+    candidate = jnp.tanh(normal * vectors[1][None] + vectors[2][None])
     place = _place(spec, b, step)
 
     def gate(kind: int, bias: float) -> Array:
-        x = _wide(gates[(*lead, b, slice(None), kind)]) + _wide(terms[(*place, kind)])
+        x = _wide(gates[(*lead, b, slice(None), kind)]) + _wide(terms[(*place, kind)])[None]
         x = x[:, None, None] if spec.gate_style == "memory" else x
         return jax.nn.sigmoid(x + bias)
 

@@ -1,0 +1,168 @@
+"""The kernels for GPUs against the plain scan, interpreted; see also `benchmarks.accelerator`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan import dispatch
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+B, T, I = 3, 3, 5  # noqa: E741 - axis letters
+
+CASES = {
+    "unit": {},
+    "memory": {"gate_style": "memory", "forget_bias": 0.5, "input_bias": -0.25},
+    "one_slot": {"mem_slots": 1, "attention_mlp_layers": 1},
+    "one_head": {"num_heads": 1, "head_size": 4, "attention_mlp_layers": 3},
+}
+
+
+def make_cell(**options: Any) -> RelationalMemoryCell:
+    return RelationalMemoryCell(**{"mem_slots": 2, "head_size": 2, "num_heads": 2} | options)
+
+
+def value_and_gradients(rnn: Any, variables: Any, x: Any, carry: Any = None) -> Any:
+    """Loss of outputs and final carry, and its gradients for parameters, inputs and carry."""
+
+    def loss(params: Any, x: Any, carry: Any) -> Any:
+        final, outputs = rnn.apply({"params": params}, x, initial_carry=carry, return_carry=True)
+        outputs = outputs.astype(jnp.float32)
+        return jnp.sum(jnp.sin(outputs * 3)) + jnp.sum(jnp.cos(final)), outputs
+
+    if carry is None:
+        carry = 0.3 * normal(np.random.default_rng(1), (B, rnn.cell.mem_slots, rnn.cell.mem_size))
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    return quick_jit(gradient)(variables["params"], x, carry)
+
+
+def assert_agree(actual: Any, expected: Any, tolerance: float) -> None:
+    paths = jax.tree.leaves_with_path(expected)
+    for (path, wanted), found in zip(paths, jax.tree.leaves(actual), strict=True):
+        assert found.shape == wanted.shape
+        assert found.dtype == wanted.dtype
+        wanted, found = np.asarray(wanted, np.float32), np.asarray(found, np.float32)
+        error = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-6)
+        assert error < tolerance, f"{jax.tree_util.keystr(path)} is off by {error:.1e}"
+
+
+def is_fused(rnn: RNN, *args: Any, **kwargs: Any) -> bool:
+    return "name=fused_recurrence" in str(jax.make_jaxpr(rnn.apply)(*args, **kwargs))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_outputs_and_gradients(name):
+    time_major = name == "memory"
+    cell = make_cell(**CASES[name])
+    x = normal(np.random.default_rng(0), (T, B, I) if time_major else (B, T, I))
+    ours = RNN(cell, implementation="fused", time_major=time_major)
+    variables = random_variables(ours, x)
+    assert is_fused(ours, variables, x)
+    expected = value_and_gradients(nn.RNN(cell, time_major=time_major), variables, x)
+    assert_agree(value_and_gradients(ours, variables, x), expected, 1e-5)
+
+
+def test_several_input_rows():
+    cell = make_cell(matrix_inputs=True)
+    x = normal(np.random.default_rng(0), (B, T, 2, I))
+    ours = RNN(cell, implementation="fused")
+    variables = random_variables(ours, x)
+    assert is_fused(ours, variables, x)
+    expected = value_and_gradients(RNN(cell, implementation="scan"), variables, x)
+    assert_agree(value_and_gradients(ours, variables, x), expected, 1e-5)
+
+
+def test_bfloat16_is_as_exact_as_the_plain_scan():
+    x = normal(np.random.default_rng(0), (B, T, I))
+    wide, low = make_cell(), make_cell(dtype=jnp.bfloat16)
+    ours = RNN(low, implementation="fused")
+    variables = random_variables(ours, x)
+    assert is_fused(ours, variables, x)
+    exact, plain, fused = (
+        value_and_gradients(rnn, variables, x) for rnn in (nn.RNN(wide), nn.RNN(low), ours)
+    )
+
+    def error(found: Any) -> float:
+        pairs = zip(jax.tree.leaves(found[1]), jax.tree.leaves(exact[1]), strict=True)
+        return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+
+    assert 1e-4 < error(fused) < 2 * error(plain)
+
+
+def test_batched_by_vmap():
+    cell = make_cell()
+    x = normal(np.random.default_rng(0), (2, B, T, I))
+    ours, theirs = RNN(cell, implementation="fused"), nn.RNN(cell)
+    params = jax.vmap(lambda key: theirs.init(key, x[0])["params"])(
+        jax.random.split(jax.random.key(0), 2)
+    )
+
+    def gradients(rnn: Any) -> Any:
+        def loss(params: Any, x: Any) -> Any:
+            return jnp.sum(jnp.sin(rnn.apply({"params": params}, x)))
+
+        return quick_jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(params, x)
+
+    assert_agree(gradients(ours), gradients(theirs), 1e-5)
+
+
+def test_what_the_kernels_do_not_have_runs_hoisted():
+    x = normal(np.random.default_rng(0), (B, T, I))
+    ours = RNN(make_cell(), implementation="fused")
+    variables = random_variables(ours, x)
+    flags = jnp.zeros((B, T), bool).at[0, 1].set(True)
+    for options in ({"resets": flags}, {"mask": ~flags}):
+        assert not is_fused(ours, variables, x, **options)
+        expected = RNN(make_cell(), implementation="hoisted").apply(variables, x, **options)
+        np.testing.assert_array_equal(ours.apply(variables, x, **options), expected)
+    for remat in ("full", "chunked"):
+        fused = RNN(make_cell(), implementation="fused", remat=remat)
+        assert not is_fused(fused, variables, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_blocks": 2}, "needs num_blocks=1, got 2"),
+        ({"gate_style": None}, "needs gates, got gate_style=None"),
+        ({"output_gate": True}, "needs output_gate=False, got True"),
+        ({"qkv_norm": False}, "needs qkv_norm=True, got False"),
+        ({"key_size": 4}, "needs key_size=2, got 4"),
+        ({"mem_slots": 3}, "needs a power of 2 for mem_slots, got 3"),
+        ({"head_size": 64, "num_heads": 8, "mem_slots": 16}, "needs at most 32768"),
+    ],
+)
+def test_refused(options, message):
+    x = jnp.zeros((B, T, I))
+    with pytest.raises(ValueError, match=f"'fused' {message}"):
+        RNN(make_cell(**options), implementation="fused").init(jax.random.key(0), x)
+
+
+def test_auto_takes_it_on_one_gpu(monkeypatch):
+    x = normal(np.random.default_rng(0), (B, T, I))
+    sizes: Any = {"batch_size": B, "steps": T}
+    lifting = RNN(make_cell())
+    assert dispatch.resolve_implementation("auto", make_cell(), lifting, **sizes) == "scan"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    def chosen(**options: Any) -> str:
+        return dispatch.resolve_implementation("auto", make_cell(**options), lifting, **sizes)
+
+    assert chosen() == "fused"
+    assert chosen(num_blocks=2) == "hoisted"
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert chosen() == "hoisted"
+    assert x.shape == (B, T, I)
+
+
+def test_forward_mode_says_what_to_do():
+    x = normal(np.random.default_rng(0), (B, T, I))
+    ours = RNN(make_cell(), implementation="fused")
+    variables = random_variables(ours, x)
+    with pytest.raises(TypeError, match="implementation='scan'"):
+        jax.jvp(lambda x: ours.apply(variables, x), (x,), (x,))
