@@ -6,6 +6,7 @@ the package costs.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,10 +87,16 @@ def resolve_implementation(
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
         # XLA does not divide a kernel among devices that share a batch.
         alone = jax.default_backend() == "gpu" and jax.device_count() == 1
-        if pays and alone and unfusable(cell) is None:
+        if pays and alone and unfusable(cell) is None and _has_pallas_triton():
             return "fused"
         return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
+
+
+@cache
+def _has_pallas_triton() -> bool:
+    """Whether this JAX can compile the kernels; 0.11 says that a later one will not."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def unfusable(cell: RelationalMemoryCell) -> str | None:
