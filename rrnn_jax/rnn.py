@@ -85,10 +85,10 @@ class RNN(nn.Module):
         same numbers sooner, for a :class:`RelationalMemoryCell` whose steps share their params.
         ``"fused"`` is the same with Pallas kernels for all that lies between the products of a
         step, for one NVIDIA GPU and float32 memories: for one block with gates, no output gate, a
-        norm of queries, keys and values, and slots, heads and head size powers of 2. With resets,
-        a mask or another `remat` than ``"none"`` and ``"save_products"`` it is ``"hoisted"``. It
-        runs elsewhere, too, but slowly: interpreted. Arrays that are sharded over devices it
-        gathers on each; within `jax.shard_map` it runs on every device's own part.
+        norm of queries, keys and values, and slots, heads and head size powers of 2. With
+        another `remat` than ``"none"`` and ``"save_products"`` it is ``"hoisted"``. It runs
+        elsewhere, too, but slowly: interpreted. Arrays that are sharded over devices it gathers on
+        each; within `jax.shard_map` it runs on every device's own part.
         Neither has a forward-mode derivative: `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
         `jax.hessian` (forward over reverse) raise TypeError. In eager code the message says to
         use ``"scan"``; of a function that is being compiled it is JAX's own, about forward mode

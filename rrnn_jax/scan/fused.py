@@ -20,6 +20,7 @@ from rrnn_jax.scan import kernels
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.plan import Plan, cast_kernels
 from rrnn_jax.scan.products import weight_gradient
+from rrnn_jax.scan.sequence import select
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array
 
@@ -48,13 +49,14 @@ class _Kept(NamedTuple):
 
 class _Residuals(NamedTuple):
     weights: CoreWeights
+    reset_carry: Array | None
     terms: InputTerms
     kept: _Kept
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def fused_recurrence(
-    plan: Plan, weights: CoreWeights, carry: Array, terms: InputTerms
+    plan: Plan, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
 ) -> tuple[Array, Array]:
     """The final memory and the memory after every step, as `hoisted._recurrence` gives them.
 
@@ -62,17 +64,18 @@ def fused_recurrence(
       plan: how to run it; ``plan.fused``.
       weights: of the core.
       carry: ``[B, S, F]`` float32.
-      terms: of all steps, without resets and mask.
+      reset_carry: what a reset puts in its place; None without resets.
+      terms: of all steps.
     """
-    final, memories, _ = _forward(plan, weights, carry, terms, save=False)
+    final, memories, _ = _forward(plan, weights, carry, reset_carry, terms, save=False)
     return final, memories
 
 
 def _fused_fwd(
-    plan: Plan, weights: CoreWeights, carry: Array, terms: InputTerms
+    plan: Plan, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
 ) -> tuple[tuple[Array, Array], _Residuals]:
-    final, memories, kept = _forward(plan, weights, carry, terms, save=True)
-    return (final, memories), _Residuals(weights, terms, kept)
+    final, memories, kept = _forward(plan, weights, carry, reset_carry, terms, save=True)
+    return (final, memories), _Residuals(weights, reset_carry, terms, kept)
 
 
 def _fused_bwd(plan: Plan, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
@@ -88,6 +91,8 @@ class _Sizes(NamedTuple):
     plan: Plan
     batch: int
     steps: int
+    resets: bool
+    mask: bool
 
     @property
     def rows(self) -> tuple[int, int, int]:
@@ -104,11 +109,13 @@ class _Sizes(NamedTuple):
     def spec(self) -> kernels.Spec:
         cell = self.plan.cell
         return kernels.Spec(
-            self.plan.time_axis,
-            cell.gate_style,
-            float(cell.input_bias),
-            float(cell.forget_bias),
-            self.steps - 1,
+            time_axis=self.plan.time_axis,
+            gate_style=cell.gate_style,
+            input_bias=float(cell.input_bias),
+            forget_bias=float(cell.forget_bias),
+            last=self.steps - 1,
+            resets=self.resets,
+            mask=self.mask,
         )
 
     def split(self, x: Array, *inner: int) -> Array:
@@ -151,7 +158,8 @@ class _Sizes(NamedTuple):
 
 def _sizes(plan: Plan, terms: InputTerms) -> _Sizes:
     shape = terms.qkv[0].shape
-    return _Sizes(plan, shape[1 - plan.time_axis], shape[plan.time_axis])
+    flags = terms.resets is not None, terms.mask is not None
+    return _Sizes(plan, shape[1 - plan.time_axis], shape[plan.time_axis], *flags)
 
 
 def _empty(shapes: Sequence[Shape]) -> list[Array]:
@@ -198,6 +206,18 @@ def _vectors(sizes: _Sizes, weights: CoreWeights) -> _Vectors:
     )
 
 
+def _flags(sizes: _Sizes, reset_carry: Array | None, terms: InputTerms) -> tuple[Array, Array]:
+    """Flags and fresh memories as the kernels want them; of no meaning where there are none."""
+    some = terms.mask if terms.resets is None else terms.resets
+    if some is None:
+        return jnp.zeros((1,), jnp.int32), jnp.zeros((1,), jnp.float32)
+    pair = [some if x is None else x for x in (terms.resets, terms.mask)]
+    flags = jnp.stack(pair, axis=-1).astype(jnp.int32)
+    if reset_carry is None:
+        return flags, jnp.zeros((1,), jnp.float32)
+    return flags, sizes.split(reset_carry)
+
+
 def _terms(sizes: _Sizes, terms: InputTerms) -> tuple[Array, Array]:
     """Keys and values of input rows, and the gates' input terms, split as the kernels want them."""
     assert terms.gates is not None
@@ -206,11 +226,17 @@ def _terms(sizes: _Sizes, terms: InputTerms) -> tuple[Array, Array]:
 
 
 def _forward(
-    plan: Plan, weights: CoreWeights, carry: Array, terms: InputTerms, save: bool
+    plan: Plan,
+    weights: CoreWeights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: InputTerms,
+    save: bool,
 ) -> tuple[Array, Array, _Kept]:
     sizes = _sizes(plan, terms)
     w, v = cast_kernels(weights, plan.dtype), _vectors(sizes, weights)
     qkv_terms, gate_terms = _terms(sizes, terms)
+    flags, fresh = _flags(sizes, reset_carry, terms)
     layers = plan.cell.attention_mlp_layers
     row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
@@ -229,7 +255,7 @@ def _forward(
         gates = _multiply(squashed, w["gates"]).reshape(gate.shape)
         (rows,), buffers[:2] = sizes.call(
             partial(kernels.attend, sizes.spec),
-            [at, qkv, v.qkv, v.norm, memories, qkv_terms],
+            [at, flags, fresh, qkv, v.qkv, v.norm, memories, qkv_terms],
             [row],
             buffers[:2],
         )
@@ -242,12 +268,13 @@ def _forward(
         shown = hidden if save else []
         (low, squashed), (memories, *buffers[2:]) = sizes.call(
             partial(kernels.update, sizes.spec, len(shown)),
-            [at, last, rows, v.last, gates, gate_terms, *shown],
+            [at, flags, fresh, last, rows, v.last, gates, gate_terms, *shown],
             [row, row],
             [memories, *buffers[2:]],
         )
         return low, squashed, memories, buffers
 
+    memory = _started(plan, memory[None], fresh, terms)[0]
     first = memory.astype(plan.dtype), jnp.tanh(memory).astype(plan.dtype)
     _, _, memories, buffers = jax.lax.fori_loop(0, sizes.steps, step, (*first, memories, buffers))
     outputs = memories[1:] if plan.time_axis == 0 else jnp.swapaxes(memories[1:], 0, 1)
@@ -258,11 +285,12 @@ def _forward(
 
 def _backward(
     plan: Plan, residuals: _Residuals, d_final: Array, d_outputs: Array
-) -> tuple[CoreWeights, Array, InputTerms]:
-    weights, terms, kept = residuals
+) -> tuple[CoreWeights, Array, Array | None, InputTerms]:
+    weights, reset_carry, terms, kept = residuals
     sizes = _sizes(plan, terms)
     w, v = cast_kernels(weights, plan.dtype), _vectors(sizes, weights)
     qkv_terms, gate_terms = _terms(sizes, terms)
+    flags, fresh = _flags(sizes, reset_carry, terms)
     layers = plan.cell.attention_mlp_layers
     d_outputs = sizes.split(d_outputs)
     row, wide = sizes.low(*sizes.rows), sizes.wide(*sizes.rows)
@@ -282,17 +310,18 @@ def _backward(
     )
 
     def step(k: Array, state: tuple) -> tuple:
-        d_memory, d_product, d_tanh, buffers = state
+        d_fresh, d_memory, d_product, d_tanh, buffers = state
         at = k[None]
-        (d_memory, d_last, d_gates), buffers[:4] = sizes.call(
+        (found, d_memory, d_last, d_gates), buffers[:4] = sizes.call(
             partial(kernels.update_backward, sizes.spec),
             [
-                *(at, d_memory, d_product, d_tanh, d_outputs),
+                *(at, flags, fresh, d_fresh, d_memory, d_product, d_tanh, d_outputs),
                 *(kept.memories, kept.last, kept.rows, kept.gates, v.last, gate_terms),
             ],
-            [wide, row, gate],
+            [Shape(fresh.shape, fresh.dtype), wide, row, gate],
             buffers[:4],
         )
+        d_fresh = found if sizes.resets else d_fresh  # Else it would be copied for nothing.
         d = d_last
         for j in range(layers - 2, -1, -1):
             d = _multiply_back(d, w[f"mlp/layer_{j + 1}"], row.shape)
@@ -305,23 +334,31 @@ def _backward(
         d = _multiply_back(d, w["mlp/layer_0"], row.shape)
         (d_memory, d_qkv), buffers[4:8] = sizes.call(
             partial(kernels.attend_backward, sizes.spec),
-            [at, d, d_last, kept.qkv, kept.memories, v.qkv, v.norm, d_memory, qkv_terms],
+            [
+                *(at, flags, fresh, d, d_last, kept.qkv, kept.memories),
+                *(v.qkv, v.norm, d_memory, qkv_terms),
+            ],
             [wide, qkv_row],
             buffers[4:8],
         )
         d_product = _multiply_back(d_qkv, w["block_0/qkv"], row.shape)
         d_tanh = _multiply_back(d_gates, w["gates"], row.shape)
-        return d_memory, d_product, d_tanh, buffers
+        return d_fresh, d_memory, d_product, d_tanh, buffers
 
     nothing = jnp.zeros(row.shape, row.dtype)
-    d_memory, d_product, d_tanh, buffers = jax.lax.fori_loop(
-        0, sizes.steps, step, (sizes.split(d_final), nothing, nothing, buffers)
-    )
+    state = jnp.zeros_like(fresh), sizes.split(d_final), nothing, nothing, buffers
+    d_fresh, d_memory, d_product, d_tanh, buffers = jax.lax.fori_loop(0, sizes.steps, step, state)
     d_last, d_gates, d_gate_terms, last_sums, d_qkv, d_qkv_terms, qkv_sums, norm_sums = buffers[:8]
-    before = kept.memories[:-1]
+    before = _started(plan, kept.memories[:-1], fresh, terms)
     squashed = jnp.tanh(before[0])
     d_carry = d_memory + d_product.astype(jnp.float32)
     d_carry = d_carry + d_tanh.astype(jnp.float32) * (1 - squashed * squashed)
+    d_reset = None
+    if terms.resets is not None:
+        reset = jax.lax.index_in_dim(terms.resets, 0, plan.time_axis, keepdims=False)
+        d_reset = d_fresh + select(reset, d_carry, jnp.zeros_like(d_carry))
+        d_reset = d_reset.reshape(d_final.shape)
+        d_carry = select(reset, jnp.zeros_like(d_carry), d_carry)
 
     operands = [kept.rows, *kept.hidden]
     cotangents = [*buffers[8:], d_last]
@@ -350,7 +387,16 @@ def _backward(
         None,
         None,
     )
-    return CoreWeights(d_kernels, d_vectors), d_carry.reshape(d_final.shape), d_terms
+    return CoreWeights(d_kernels, d_vectors), d_carry.reshape(d_final.shape), d_reset, d_terms
+
+
+def _started(plan: Plan, memories: Array, fresh: Array, terms: InputTerms) -> Array:
+    """What steps started from, ``[T, B, S, H, D]``, of the memories before them."""
+    if terms.resets is None:
+        return memories
+    resets = terms.resets if plan.time_axis == 0 else terms.resets.T
+    resets = resets[: memories.shape[0]]
+    return select(resets, jnp.broadcast_to(fresh[None], memories.shape), memories)
 
 
 def _flat(x: Array) -> Array:

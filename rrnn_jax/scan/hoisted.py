@@ -48,18 +48,17 @@ def hoisted_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[
         terms = input_terms(plan, params, inputs, resets, mask)
         weights = core_weights(plan.cell, params)
         reset_carry = None if resets is None else reset_carry
-        if plan.fused and runs_fused(plan, carry, resets, mask):
+        if plan.fused and runs_fused(plan, carry, reset_carry):
             from rrnn_jax.scan.fused import fused_recurrence  # Imports Pallas.
 
-            return fused_recurrence(plan, weights, carry, terms)
+            return fused_recurrence(plan, weights, carry, reset_carry, terms)
         return _recurrence(plan, weights, carry, reset_carry, terms)
 
 
-def runs_fused(plan: Plan, carry: Carry, resets: Array | None, mask: Array | None) -> bool:
+def runs_fused(plan: Plan, *carries: Carry | None) -> bool:
     """Whether the kernels have what these arguments ask for."""
-    dtypes = (jnp.float32, jnp.bfloat16)
-    wide = all(x.dtype == jnp.float32 for x in jax.tree.leaves(carry))
-    return plan.save and resets is None and mask is None and wide and plan.dtype in dtypes
+    wide = all(x.dtype == jnp.float32 for x in jax.tree.leaves(carries))
+    return plan.save and wide and plan.dtype in (jnp.float32, jnp.bfloat16)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class Spec(NamedTuple):
       gate_style: of the cell.
       input_bias, forget_bias: of the cell.
       last: T - 1; going backward, ``t`` counts the steps from the end.
+      resets: whether the first flag says that a memory starts anew before a step.
+      mask: whether the second flag says that a step is to be done, else left out.
     """
 
     time_axis: int
@@ -36,16 +38,29 @@ class Spec(NamedTuple):
     input_bias: float
     forget_bias: float
     last: int
+    resets: bool
+    mask: bool
 
 
 def attend(
-    spec: Spec, t: Ref, qkv: Ref, vectors: Ref, norm: Ref, memories: Ref, terms: Ref, *rest: Ref
+    spec: Spec,
+    t: Ref,
+    flags: Ref,
+    fresh: Ref,
+    qkv: Ref,
+    vectors: Ref,
+    norm: Ref,
+    memories: Ref,
+    terms: Ref,
+    *rest: Ref,
 ) -> None:
     """From the packed product to the normalised sum of the memory and what it attended to.
 
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
+      flags: int32 ``[B, T, 2]`` or time first, see `Spec`; not looked at where there are none.
+      fresh: what a reset puts in a memory's place, ``[B, S, H, D]``; the same holds.
       qkv: the product ``[B, S, 3, H, D]``.
       vectors: ``[3, 3, H, D]``: bias of the product, scale and bias of the norm.
       norm: ``[2, H, D]``: scale and bias of the norm of the rows.
@@ -57,7 +72,7 @@ def attend(
     b, step = pl.program_id(0), t[0]
     rows_out, *buffers = rest[len(rest) // 2 :]
     attention = _attention(spec, b, step, _three(qkv, b), vectors, terms)
-    normal, _ = _normalise(memories[step, b] + attention.attended)
+    normal, _ = _normalise(_before(spec, b, step, flags, fresh, memories) + attention.attended)
     rows = (normal * norm[0][None] + norm[1][None]).astype(rows_out.dtype)
     rows_out[b] = rows
     if buffers:
@@ -70,6 +85,8 @@ def attend(
 def attend_backward(
     spec: Spec,
     t: Ref,
+    flags: Ref,
+    fresh: Ref,
     d_product: Ref,
     d_rows: Ref,
     all_qkv: Ref,
@@ -85,6 +102,8 @@ def attend_backward(
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
+      flags: as in `attend`.
+      fresh: as in `attend`.
       d_product: what comes back to the rows through the MLP.
       d_rows: what comes back to them past it.
       all_qkv: the products of all steps ``[T, B, S, 3, H, D]``.
@@ -102,7 +121,7 @@ def attend_backward(
     all_d_qkv, all_d_terms, all_sums, all_norm_sums = buffers
     b, step = pl.program_id(0), spec.last - t[0]
     attention = _attention(spec, b, step, _three(all_qkv, step, b), vectors, terms)
-    normal, rstd = _normalise(memories[step, b] + attention.attended)
+    normal, rstd = _normalise(_before(spec, b, step, flags, fresh, memories) + attention.attended)
     d_normed = _wide(d_product[b]) + _wide(d_rows[b])
     all_norm_sums[step, b, 0] = jnp.sum(d_normed * normal, axis=0)
     all_norm_sums[step, b, 1] = jnp.sum(d_normed, axis=0)
@@ -146,6 +165,8 @@ def update(
     spec: Spec,
     num_hidden: int,
     t: Ref,
+    flags: Ref,
+    fresh: Ref,
     last: Ref,
     rows: Ref,
     vectors: Ref,
@@ -159,6 +180,8 @@ def update(
       spec: see `Spec`.
       num_hidden: how many hidden layers of the MLP there are among `rest`.
       t: int32 ``[1]``.
+      flags: as in `attend`.
+      fresh: as in `attend`.
       last: the MLP's last product ``[B, S, H, D]``.
       rows: what the MLP was given.
       vectors: ``[3, H, D]``: bias of the product, scale and bias of the norm.
@@ -166,14 +189,19 @@ def update(
       terms: the input's share, ``[B, T, 2, H, D]`` or ``[B, T, 2]``, or time first.
       rest: hidden layers, then buffers of all steps: the memories ``[T+1, B, S, H, D]`` and, where
         the backward pass is to follow, the last products, the gates' and the hidden layers. After
-        them results: memory and its tanh in the dtype of products, and the buffers again.
+        them results: what the next step starts from and its tanh, in the dtype of products, and the
+        buffers again.
     """
     b, step = pl.program_id(0), t[0]
     hidden, rest = rest[:num_hidden], rest[num_hidden:]
-    before = rest[0][step, b]
+    before = _before(spec, b, step, flags, fresh, rest[0])
     low_out, tanh_out, memories, *saved = rest[(len(rest) - 2) // 2 :]
     updated = _update(spec, b, step, last[b], rows[b], vectors, gates, terms, before).memory
+    if spec.mask:
+        updated = jnp.where(_flag(spec, b, step, flags, 1, updated), updated, before)
     memories[step + 1, b] = updated
+    if spec.resets:
+        updated = jnp.where(_next_reset(spec, b, step, flags, updated), fresh[b], updated)
     low_out[b] = updated.astype(low_out.dtype)
     tanh_out[b] = jnp.tanh(updated).astype(tanh_out.dtype)
     if saved:
@@ -188,6 +216,9 @@ def update(
 def update_backward(
     spec: Spec,
     t: Ref,
+    flags: Ref,
+    fresh: Ref,
+    d_fresh: Ref,
     d_memory: Ref,
     d_product: Ref,
     d_tanh: Ref,
@@ -205,6 +236,9 @@ def update_backward(
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
+      flags: as in `attend`.
+      fresh: as in `attend`.
+      d_fresh: what comes back to `fresh` from the steps after, where there are resets.
       d_memory: what comes back to the next memory from the step after, past its products.
       d_product: the same through queries, keys and values.
       d_tanh: the same to its tanh.
@@ -217,22 +251,34 @@ def update_backward(
       terms: as in `update`.
       rest: buffers of all steps, for the cotangents of the last product, of the gates' and of the
         terms, and for the gradients of ``vectors[1:]`` by sequence, ``[T, B, 2, H, D]``. After them
-        results: what comes back to the memory before, so far, the cotangents of both products, and
-        the buffers again.
+        results: what comes back to `fresh`, to the memory before, so far, the cotangents of both
+        products, and the buffers again.
     """
-    d_memory_out, d_last_out, d_gates_out, *buffers = rest[(len(rest) - 3) // 2 :]
+    d_fresh_out, d_memory_out, d_last_out, d_gates_out, *buffers = rest[(len(rest) - 4) // 2 :]
     all_d_last, all_d_gates, all_d_terms, all_sums = buffers
     b, step = pl.program_id(0), spec.last - t[0]
-    before = memories[step, b]
-    squashed = jnp.tanh(memories[step + 1, b])
-    d = d_memory[b] + _wide(d_product[b]) + d_outputs[_place(spec, b, step)]
-    d = d + _wide(d_tanh[b]) * (1 - squashed * squashed)
+    before = _before(spec, b, step, flags, fresh, memories)
+    shown = memories[step + 1, b]
+    if spec.resets:
+        reset = _next_reset(spec, b, step, flags, shown)
+        shown = jnp.where(reset, fresh[b], shown)
+    squashed = jnp.tanh(shown)
+    d = d_memory[b] + _wide(d_product[b]) + _wide(d_tanh[b]) * (1 - squashed * squashed)
+    if spec.resets:
+        nothing = jnp.zeros_like(d)
+        d_fresh_out[b] = d_fresh[b] + jnp.where(reset, d, nothing)
+        d = jnp.where(reset, nothing, d)
+    d = d + d_outputs[_place(spec, b, step)]
+    left_out = jnp.zeros_like(d)
+    if spec.mask:
+        done = _flag(spec, b, step, flags, 1, d)
+        left_out, d = jnp.where(done, left_out, d), jnp.where(done, d, left_out)
     found = _update(
         spec, b, step, all_last[step, b], all_rows[step, b], vectors, all_gates, terms,
         before, step,
     )  # fmt: skip
     candidate, i, f = found.candidate, found.input, found.forget
-    d_memory_out[b] = d * f
+    d_memory_out[b] = d * f + left_out
     d_i, d_f = d * candidate, d * before
     if spec.gate_style == "memory":
         d_i, d_f = _row_sums(d_i), _row_sums(d_f)
@@ -351,6 +397,24 @@ def _update(
 
     i, f = gate(0, spec.input_bias), gate(1, spec.forget_bias)
     return _Update(normal, rstd, candidate, i, f, i * candidate + f * memory)
+
+
+def _before(spec: Spec, b: Array, step: Array, flags: Ref, fresh: Ref, memories: Ref) -> Array:
+    """The memory that a step starts from."""
+    memory = memories[step, b]
+    if not spec.resets:
+        return memory
+    return jnp.where(_flag(spec, b, step, flags, 0, memory), fresh[b], memory)
+
+
+def _next_reset(spec: Spec, b: Array, step: Array, flags: Ref, like: Array) -> Array:
+    """Whether there is a reset before the step after."""
+    after = jnp.minimum(step + 1, spec.last)
+    return _flag(spec, b, after, flags, 0, like) & jnp.broadcast_to(step < spec.last, like.shape)
+
+
+def _flag(spec: Spec, b: Array, step: Array, flags: Ref, which: int, like: Array) -> Array:
+    return jnp.broadcast_to(flags[(*_place(spec, b, step), which)] > 0, like.shape)
 
 
 def _place(spec: Spec, b: Array, step: Array) -> tuple[Array, Array]:

@@ -27,8 +27,7 @@ class Plan(NamedTuple):
       for_cpu: whether to use what XLA's CPU backend is quick with; see `reductions`, `attending`.
       turned: whether the forward pass of a step multiplies with kernels turned over, ``[N, F]``.
       unroll: steps per iteration of a loop over time.
-      fused: whether `fused.py` runs the recurrent part, where it has all that it keeps saved and
-        there are no resets and no mask.
+      fused: whether `fused.py` runs the recurrent part, if `save`.
     """
 
     cell: RelationalMemoryCell

@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import dispatch
+from rrnn_jax.scan.hoisted import hoisted_scan
+from rrnn_jax.scan.plan import Arguments, Timewise
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
@@ -27,16 +29,17 @@ def make_cell(**options: Any) -> RelationalMemoryCell:
     return RelationalMemoryCell(**{"mem_slots": 2, "head_size": 2, "num_heads": 2} | options)
 
 
-def value_and_gradients(rnn: Any, variables: Any, x: Any, carry: Any = None) -> Any:
+def value_and_gradients(rnn: Any, variables: Any, x: Any, **flags: Any) -> Any:
     """Loss of outputs and final carry, and its gradients for parameters, inputs and carry."""
 
     def loss(params: Any, x: Any, carry: Any) -> Any:
-        final, outputs = rnn.apply({"params": params}, x, initial_carry=carry, return_carry=True)
+        final, outputs = rnn.apply(
+            {"params": params}, x, initial_carry=carry, return_carry=True, **flags
+        )
         outputs = outputs.astype(jnp.float32)
         return jnp.sum(jnp.sin(outputs * 3)) + jnp.sum(jnp.cos(final)), outputs
 
-    if carry is None:
-        carry = 0.3 * normal(np.random.default_rng(1), (B, rnn.cell.mem_slots, rnn.cell.mem_size))
+    carry = 0.3 * normal(np.random.default_rng(1), (B, rnn.cell.mem_slots, rnn.cell.mem_size))
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     return quick_jit(gradient)(variables["params"], x, carry)
 
@@ -111,18 +114,52 @@ def test_batched_by_vmap():
     assert_agree(gradients(ours), gradients(theirs), 1e-5)
 
 
-def test_what_the_kernels_do_not_have_runs_hoisted():
+@pytest.mark.parametrize("names", ["resets", "mask", "resets mask"])
+def test_resets_and_mask(names):
+    cell = make_cell(gate_style="memory" if names == "resets" else "unit")
     x = normal(np.random.default_rng(0), (B, T, I))
-    ours = RNN(make_cell(), implementation="fused")
+    # A reset before the first step, in the middle, and none; a step left out first and last.
+    flags = {
+        "resets": jnp.asarray([[True, False, False], [False, True, True], [False] * 3]),
+        "mask": jnp.asarray([[True] * 3, [False, True, False], [True, False, True]]),
+    }
+    options = {name: flags[name] for name in names.split()}
+    ours = RNN(cell, implementation="fused", time_major=names == "mask")
+    theirs = RNN(cell, implementation="scan", time_major=names == "mask")
+    if names == "mask":
+        x, options = jnp.swapaxes(x, 0, 1), {"mask": flags["mask"].T}
     variables = random_variables(ours, x)
-    flags = jnp.zeros((B, T), bool).at[0, 1].set(True)
-    for options in ({"resets": flags}, {"mask": ~flags}):
-        assert not is_fused(ours, variables, x, **options)
-        expected = RNN(make_cell(), implementation="hoisted").apply(variables, x, **options)
-        np.testing.assert_array_equal(ours.apply(variables, x, **options), expected)
-    for remat in ("full", "chunked"):
-        fused = RNN(make_cell(), implementation="fused", remat=remat)
-        assert not is_fused(fused, variables, x)
+    assert is_fused(ours, variables, x, **options)
+    expected = value_and_gradients(theirs, variables, x, **options)
+    assert_agree(value_and_gradients(ours, variables, x, **options), expected, 1e-5)
+
+
+def test_gradient_of_what_a_reset_starts_from():
+    cell = make_cell()
+    x = normal(np.random.default_rng(0), (B, T, I))
+    resets = jnp.asarray([[True, False, True], [False, True, True], [False] * 3])
+    variables = random_variables(RNN(cell), x)
+    plan = dispatch.hoisted_plan(cell, 1, batch_size=B, steps=T, fused=True)
+    first, fresh = 0.5 * normal(np.random.default_rng(1), (2, B, 2, 4))
+    params = nn.meta.unbox(variables["params"]["cell"])
+
+    def gradient(plan: Any) -> Any:
+        def loss(first: Any, fresh: Any) -> Any:
+            arguments = Arguments(params, first, fresh)
+            final, carries = hoisted_scan(plan, arguments, Timewise(x[:, :, None], resets, None))
+            return jnp.sum(jnp.sin(carries * 3)) + jnp.sum(jnp.cos(final))
+
+        return quick_jit(jax.grad(loss, argnums=(0, 1)))(first, fresh)
+
+    assert_agree(gradient(plan), gradient(plan._replace(fused=False)), 1e-5)
+
+
+def test_other_remats_run_hoisted():
+    x = normal(np.random.default_rng(0), (B, T, I))
+    variables = random_variables(RNN(make_cell()), x)
+    for remat, fused in (("save_products", True), ("full", False), ("chunked", False)):
+        rnn = RNN(make_cell(), implementation="fused", remat=remat)
+        assert is_fused(rnn, variables, x) == fused
 
 
 @pytest.mark.parametrize(
