@@ -5,6 +5,7 @@
 2. ``agreement``: `rrnn_jax.RNN` against `flax.linen.RNN` at the sizes of the benchmarks, float32 at
    highest precision: outputs, loss and all gradients.
 3. ``short``: both in bfloat16 and TF32 against `flax.linen.RNN` in float32.
+4. ``flags``: the kernels with resets and a mask against the plain scan, in float32.
 
 Limits are those of the tests and of the benchmarks: a golden case's own tolerances (share 1 of
 them), `agreement.TOLERANCE` in float32, and in shorter dtypes `agreement.FACTOR` times the error
@@ -24,19 +25,20 @@ from flax import linen as nn
 from benchmarks import agreement, variants
 from benchmarks.accelerator.deadline import Deadline, Pace, alarm
 from benchmarks.accelerator.files import read_json_lines
-from benchmarks.jax_programs import matmul_precision
+from benchmarks.jax_programs import matmul_precision, named_leaves
 from benchmarks.machine import describe_machine
 from benchmarks.measure import float32_results
-from benchmarks.problem import make_problem
+from benchmarks.problem import make_cell, make_problem
 from benchmarks.program import UnavailableError
 from benchmarks.records import append_rows
-from benchmarks.settings import SETTINGS
-from rrnn_jax import RNN
+from benchmarks.settings import SETTINGS, Setting
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan.dispatch import unfusable
 
 FILE = "correctness.jsonl"
 
-FAST = "hoisted"
-"""The variant of `rrnn_jax.RNN` that is checked: what "auto" is on an accelerator."""
+FAST = ("hoisted", "fused")
+"""The variants of `rrnn_jax.RNN` that are checked, where they can run."""
 
 Check = dict[str, Any]
 """A row: ``name``, ``error`` (the largest), ``limit``, ``where`` and ``ok``; or ``skipped``."""
@@ -125,19 +127,38 @@ def _checks(
     def of_golden(case: str, runner: str) -> tuple[str, str, Callable[[], Check]]:
         return "golden", f"golden {case} {runner}", lambda: golden_check(golden, case, runner)
 
-    def of_setting(setting: str, dtype: str, mode: str) -> tuple[str, str, Callable[[], Check]]:
-        return dtype, f"{setting} {mode} {dtype}", lambda: setting_check(setting, dtype, mode)
+    def of_setting(
+        setting: str, dtype: str, mode: str, runner: str
+    ) -> tuple[str, str, Callable[[], Check]]:
+        name = f"{setting} {mode} {dtype} {runner}"
+        return dtype, name, lambda: setting_check(setting, dtype, mode, runner)
 
+    def of_flags(setting: str) -> tuple[str, str, Callable[[], Check]]:
+        return "flags", f"{setting} flags", lambda: flags_check(SETTINGS[setting])
+
+    cells = {setting: make_cell(SETTINGS[setting]) for setting in settings}
+    fused = [setting for setting, cell in cells.items() if "fused" in runners(cell)]
     for case in names:
-        yield of_golden(case, FAST)
+        for runner in runners(golden.load(case).cell):
+            yield of_golden(case, runner)
     for dtype in ("float32", "bfloat16", "tf32"):
-        for setting in settings:
-            yield of_setting(setting, dtype, "train")
+        for setting, cell in cells.items():
+            for runner in runners(cell):
+                yield of_setting(setting, dtype, "train", runner)
+    for setting in fused:
+        yield of_flags(setting)
     for case in names:
         yield of_golden(case, variants.REFERENCE)
     for dtype in ("float32", "bfloat16", "tf32"):
-        for setting in settings:
-            yield of_setting(setting, dtype, "forward")
+        for setting, cell in cells.items():
+            for runner in runners(cell):
+                yield of_setting(setting, dtype, "forward", runner)
+
+
+def runners(cell: RelationalMemoryCell) -> tuple[str, ...]:
+    """What of `FAST` runs a cell on this device."""
+    kernels = jax.default_backend() == "gpu" and unfusable(cell) is None
+    return FAST if kernels else FAST[:1]
 
 
 def golden_check(golden: Any, name: str, runner: str) -> Check:
@@ -146,7 +167,7 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
     Args:
       golden: the module `tests.core.golden`.
       name: of the case.
-      runner: "plain" or "hoisted".
+      runner: "plain" or one of `FAST`.
     """
     case = golden.load(name)
     return judge_golden(golden, case, *golden_results(case, runner))
@@ -192,8 +213,8 @@ def judge_golden(golden: Any, case: Any, outputs: jax.Array, gradients: Any) -> 
     }
 
 
-def setting_check(name: str, dtype: str, mode: str) -> Check:
-    """The fast variant of a setting, as the benchmarks check it before they time it.
+def setting_check(name: str, dtype: str, mode: str, runner: str) -> Check:
+    """A fast variant of a setting, as the benchmarks check it before they time it.
 
     Raises:
       UnavailableError: the device has no such products.
@@ -202,7 +223,7 @@ def setting_check(name: str, dtype: str, mode: str) -> Check:
     with matmul_precision(dtype):
         pass  # Raises here, before anything is compiled.
     plain = variants.build(variants.REFERENCE, problem, mode).results()
-    fast = variants.build(FAST, problem, mode).results()
+    fast = variants.build(runner, problem, mode).results()
     if dtype == "float32":
         where, error = agreement.worst(agreement.errors(fast, plain))
         return _judged(error, where, agreement.TOLERANCE)
@@ -211,6 +232,29 @@ def setting_check(name: str, dtype: str, mode: str) -> Check:
     where, error = agreement.worst(agreement.errors(fast, exact))
     limit = max(agreement.TOLERANCE, agreement.FACTOR * own)
     return _judged(error, where, limit) | {"error_of_reference": own}
+
+
+def flags_check(setting: Setting, implementation: str = "fused") -> Check:
+    """Outputs and gradients with a tenth of all steps reset, and a tenth left out."""
+    problem = make_problem(setting.replace(dtype="float32"))
+    rng = np.random.default_rng(0)
+    resets, left_out = jnp.asarray(rng.random((2, *problem.inputs.shape[:2])) < 0.1)
+
+    def results(implementation: str) -> dict[str, np.ndarray]:
+        rnn = RNN(problem.cell, implementation=implementation)
+
+        def loss(params: Any, inputs: jax.Array) -> tuple[jax.Array, Any]:
+            outputs: Any = rnn.apply({"params": params}, inputs, resets=resets, mask=~left_out)
+            return jnp.mean(outputs * problem.loss_weights), outputs
+
+        with matmul_precision("float32"):
+            gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+            (_, outputs), gradients = gradient(problem.params, problem.inputs)
+        return named_leaves({"outputs": outputs, "gradients": gradients})
+
+    errors = agreement.errors(results(implementation), results("scan"))
+    where, error = agreement.worst(errors)
+    return _judged(error, where, agreement.TOLERANCE)
 
 
 def _judged(error: float, where: str, limit: float) -> Check:

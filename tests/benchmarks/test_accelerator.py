@@ -22,6 +22,7 @@ from benchmarks.accelerator.deadline import Deadline, alarm
 from benchmarks.accelerator.files import read_json_lines
 from benchmarks.problem import make_problem
 from benchmarks.program import UnavailableError
+from benchmarks.settings import SETTINGS
 from experiments.common import cli
 from experiments.common.loop import NonFiniteError
 from experiments.nth_farthest.__main__ import main as nth_farthest
@@ -63,6 +64,18 @@ def fakes(monkeypatch):
     return use
 
 
+def test_resets_and_mask_of_the_kernels_are_checked_where_they_run(monkeypatch):
+    check = correctness.flags_check(SETTINGS["toy"], "hoisted")
+    assert check["ok"]
+    assert check["error"] < 1e-5
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    names = [name for _, name, _ in correctness._checks(["toy", "language"], 1)]
+    assert "toy flags" in names
+    assert "language flags" not in names
+    assert "toy train tf32 fused" in names
+    assert "language train tf32 fused" not in names
+
+
 def test_correctness_of_a_recorded_case_and_of_all_that_is_asked(
     tmp_path, fakes, capsys, monkeypatch
 ):
@@ -73,9 +86,9 @@ def test_correctness_of_a_recorded_case_and_of_all_that_is_asked(
     rows = read_json_lines(tmp_path / correctness.FILE)
     assert [row["name"] for row in rows] == [
         "golden rmc_00_unit_h1 hoisted",
-        *("toy train float32", "toy train bfloat16", "toy train tf32"),
+        *(f"toy train {dtype} hoisted" for dtype in ("float32", "bfloat16", "tf32")),
         "golden rmc_00_unit_h1 plain",
-        *("toy forward float32", "toy forward bfloat16", "toy forward tf32"),
+        *(f"toy forward {dtype} hoisted" for dtype in ("float32", "bfloat16", "tf32")),
     ]
     assert rows[0]["ok"]
     assert 0 < rows[0]["error"] < 1
@@ -93,19 +106,21 @@ def test_an_error_over_its_limit_fails_the_command(tmp_path, fakes, capsys, monk
     monkeypatch.setattr(correctness, "golden_check", lambda *_: {"skipped": "here"})
     assert command.main(["--toy", "--parts", "correctness", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert "toy train float32: largest error 4.47e-03 (outputs), at most 1.00e-03" in printed
+    assert (
+        "toy train float32 hoisted: largest error 4.47e-03 (outputs), at most 1.00e-03" in printed
+    )
     assert "TOO LARGE" in printed
 
 
 def test_short_dtypes_may_be_off_as_far_as_the_reference_twice(fakes):
     fakes(fast=(1.0, 2.19), plain=(1.0, 2.1))
-    check = correctness.setting_check("toy", "bfloat16", "forward")
+    check = correctness.setting_check("toy", "bfloat16", "forward", "hoisted")
     assert check["ok"]
     assert check["limit"] == pytest.approx(2 * check["error_of_reference"])
     fakes(fast=(1.0, 2.21), plain=(1.0, 2.1))
-    assert not correctness.setting_check("toy", "bfloat16", "forward")["ok"]
+    assert not correctness.setting_check("toy", "bfloat16", "forward", "hoisted")["ok"]
     fakes(fast=(1.0, np.nan), plain=(1.0, np.nan))
-    assert not correctness.setting_check("toy", "bfloat16", "forward")["ok"]
+    assert not correctness.setting_check("toy", "bfloat16", "forward", "hoisted")["ok"]
 
 
 @pytest.mark.parametrize("change", ["none", "outputs", "grads/inputs"])
