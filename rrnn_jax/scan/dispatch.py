@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import linen as nn
@@ -86,11 +86,18 @@ def resolve_implementation(
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
         # XLA does not divide a kernel among devices that share a batch.
-        alone = jax.default_backend() == "gpu" and jax.device_count() == 1
+        alone = _on_gpu() and jax.device_count() == 1
         if pays and alone and unfusable(cell) is None and _has_pallas_triton():
             return "fused"
         return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
+
+
+def _on_gpu() -> bool:
+    """Whether what is traced now is likely to run on a GPU."""
+    device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    platform = jax.default_backend() if device is None else getattr(device, "platform", device)
+    return platform in ("gpu", "cuda")
 
 
 @cache

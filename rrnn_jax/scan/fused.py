@@ -7,24 +7,20 @@ product over the rows of all steps. Buffers of all steps are written in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from rrnn_jax.scan import kernels
+from rrnn_jax.scan.fused_layout import Shape, empty, flags_of, sizes_of, split_terms, vectors_of
 from rrnn_jax.scan.input_terms import InputTerms
 from rrnn_jax.scan.plan import Plan, cast_kernels
 from rrnn_jax.scan.products import weight_gradient
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array
-
-Shape = jax.ShapeDtypeStruct
 
 
 class _Kept(NamedTuple):
@@ -85,146 +81,6 @@ def _fused_bwd(plan: Plan, residuals: _Residuals, cotangents: tuple[Array, Array
 fused_recurrence.defvjp(_fused_fwd, _fused_bwd)
 
 
-class _Sizes(NamedTuple):
-    """Shapes of arrays, and how kernels are called."""
-
-    plan: Plan
-    batch: int
-    steps: int
-    resets: bool
-    mask: bool
-
-    @property
-    def rows(self) -> tuple[int, int, int]:
-        cell = self.plan.cell
-        return cell.mem_slots, cell.num_heads, cell.head_size
-
-    @property
-    def gates(self) -> tuple[int, ...]:
-        cell = self.plan.cell
-        unit = (cell.num_heads, cell.head_size) if cell.gate_style == "unit" else ()
-        return (2, *unit)
-
-    @property
-    def spec(self) -> kernels.Spec:
-        cell = self.plan.cell
-        return kernels.Spec(
-            time_axis=self.plan.time_axis,
-            gate_style=cell.gate_style,
-            input_bias=float(cell.input_bias),
-            forget_bias=float(cell.forget_bias),
-            last=self.steps - 1,
-            resets=self.resets,
-            mask=self.mask,
-        )
-
-    def split(self, x: Array, *inner: int) -> Array:
-        """The last axis as ``[*inner, H, D]``; ``[..., F]`` as ``[..., H, D]``."""
-        _, heads, size = self.rows
-        return x.reshape(*x.shape[:-1], *inner, heads, size)
-
-    def low(self, *shape: int) -> Shape:
-        return Shape((self.batch, *shape), self.plan.dtype)
-
-    def wide(self, *shape: int) -> Shape:
-        return Shape((self.batch, *shape), jnp.float32)
-
-    def over_time(self, x: Shape, more: int = 0) -> Shape:
-        return Shape((self.steps + more, *x.shape), x.dtype)
-
-    def call(
-        self,
-        kernel: Callable[..., None],
-        inputs: Sequence[Array],
-        results: Sequence[Shape],
-        buffers: Sequence[Array] = (),
-    ) -> tuple[list[Array], list[Array]]:
-        """Runs a kernel for every sequence of the batch; buffers are updated in place."""
-        found = pl.pallas_call(
-            kernel,
-            grid=(self.batch,),
-            out_shape=[*results, *(Shape(x.shape, x.dtype) for x in buffers)],
-            input_output_aliases={len(inputs) + k: len(results) + k for k in range(len(buffers))},
-            interpret=jax.default_backend() != "gpu",
-            compiler_params=triton.CompilerParams(num_warps=self._warps(), num_stages=1),
-            name=getattr(kernel, "func", kernel).__name__,
-        )(*inputs, *buffers)
-        return list(found[: len(results)]), list(found[len(results) :])
-
-    def _warps(self) -> int:
-        slots, heads, size = self.rows
-        return min(max(slots * slots * heads * size // 2048, 4), 8)
-
-
-def _sizes(plan: Plan, terms: InputTerms) -> _Sizes:
-    shape = terms.qkv[0].shape
-    flags = terms.resets is not None, terms.mask is not None
-    return _Sizes(plan, shape[1 - plan.time_axis], shape[plan.time_axis], *flags)
-
-
-def _empty(shapes: Sequence[Shape]) -> list[Array]:
-    """Buffers to be written in full; what they hold before has no meaning."""
-
-    def nothing(*refs: Any) -> None:
-        del refs
-
-    found = pl.pallas_call(
-        nothing,
-        grid=(1,),
-        out_shape=list(shapes),
-        interpret=jax.default_backend() != "gpu",
-        compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
-        name="allocate",
-    )()
-    return list(found)
-
-
-class _Vectors(NamedTuple):
-    """Vectors in float32: of queries, keys and values, of both norms, biases of hidden layers."""
-
-    qkv: Array
-    norm: Array
-    last: Array
-    hidden: list[Array]
-
-
-def _vectors(sizes: _Sizes, weights: CoreWeights) -> _Vectors:
-    v = {name: x.astype(jnp.float32) for name, x in weights.vectors.items()}
-    layers = sizes.plan.cell.attention_mlp_layers
-    qkv = [v["block_0/qkv/bias"], v["block_0/qkv_norm/scale"], v["block_0/qkv_norm/bias"]]
-    norm = [v["block_0/attention_norm/scale"], v["block_0/attention_norm/bias"]]
-    last = [
-        v[f"mlp/layer_{layers - 1}/bias"],
-        v["block_0/mlp_norm/scale"],
-        v["block_0/mlp_norm/bias"],
-    ]
-    return _Vectors(
-        sizes.split(jnp.stack(qkv), 3),
-        sizes.split(jnp.stack(norm)),
-        sizes.split(jnp.stack(last)),
-        [sizes.split(v[f"mlp/layer_{j}/bias"])[None, None] for j in range(layers - 1)],
-    )
-
-
-def _flags(sizes: _Sizes, reset_carry: Array | None, terms: InputTerms) -> tuple[Array, Array]:
-    """Flags and fresh memories as the kernels want them; of no meaning where there are none."""
-    some = terms.mask if terms.resets is None else terms.resets
-    if some is None:
-        return jnp.zeros((1,), jnp.int32), jnp.zeros((1,), jnp.float32)
-    pair = [some if x is None else x for x in (terms.resets, terms.mask)]
-    flags = jnp.stack(pair, axis=-1).astype(jnp.int32)
-    if reset_carry is None:
-        return flags, jnp.zeros((1,), jnp.float32)
-    return flags, sizes.split(reset_carry)
-
-
-def _terms(sizes: _Sizes, terms: InputTerms) -> tuple[Array, Array]:
-    """Keys and values of input rows, and the gates' input terms, split as the kernels want them."""
-    assert terms.gates is not None
-    gates = terms.gates.reshape(*terms.gates.shape[:2], *sizes.gates)
-    return sizes.split(terms.qkv[0], 2), gates
-
-
 def _forward(
     plan: Plan,
     weights: CoreWeights,
@@ -233,10 +89,10 @@ def _forward(
     terms: InputTerms,
     save: bool,
 ) -> tuple[Array, Array, _Kept]:
-    sizes = _sizes(plan, terms)
-    w, v = cast_kernels(weights, plan.dtype), _vectors(sizes, weights)
-    qkv_terms, gate_terms = _terms(sizes, terms)
-    flags, fresh = _flags(sizes, reset_carry, terms)
+    sizes = sizes_of(plan, terms)
+    w, v = cast_kernels(weights, plan.dtype), vectors_of(sizes, weights)
+    qkv_terms, gate_terms = split_terms(sizes, terms)
+    flags, fresh = flags_of(sizes, reset_carry, terms)
     layers = plan.cell.attention_mlp_layers
     row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
@@ -245,7 +101,7 @@ def _forward(
     if save:
         kept = [qkv_row, row, row, gate, *[row] * (layers - 1)]
         shapes += [sizes.over_time(x) for x in kept]
-    memories, *buffers = _empty(shapes)
+    memories, *buffers = empty(shapes)
     memories = memories.at[0].set(memory)
 
     def step(t: Array, state: tuple) -> tuple:
@@ -287,10 +143,10 @@ def _backward(
     plan: Plan, residuals: _Residuals, d_final: Array, d_outputs: Array
 ) -> tuple[CoreWeights, Array, Array | None, InputTerms]:
     weights, reset_carry, terms, kept = residuals
-    sizes = _sizes(plan, terms)
-    w, v = cast_kernels(weights, plan.dtype), _vectors(sizes, weights)
-    qkv_terms, gate_terms = _terms(sizes, terms)
-    flags, fresh = _flags(sizes, reset_carry, terms)
+    sizes = sizes_of(plan, terms)
+    w, v = cast_kernels(weights, plan.dtype), vectors_of(sizes, weights)
+    qkv_terms, gate_terms = split_terms(sizes, terms)
+    flags, fresh = flags_of(sizes, reset_carry, terms)
     layers = plan.cell.attention_mlp_layers
     d_outputs = sizes.split(d_outputs)
     row, wide = sizes.low(*sizes.rows), sizes.wide(*sizes.rows)
@@ -298,7 +154,7 @@ def _backward(
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
     sums = sizes.wide(2, *sizes.rows[1:])
     qkv_sums = sizes.wide(2, 3, *sizes.rows[1:])
-    buffers = _empty(
+    buffers = empty(
         [
             *(sizes.over_time(x) for x in (row, gate)),
             Shape(gate_terms.shape, gate_terms.dtype),

@@ -203,3 +203,12 @@ def test_forward_mode_says_what_to_do():
     variables = random_variables(ours, x)
     with pytest.raises(TypeError, match="implementation='scan'"):
         jax.jvp(lambda x: ours.apply(variables, x), (x,), (x,))
+
+
+def test_auto_looks_at_the_default_device(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with jax.default_device(jax.devices("cpu")[0]):
+        chosen = dispatch.resolve_implementation(
+            "auto", make_cell(), RNN(make_cell()), batch_size=B, steps=T
+        )
+    assert chosen == "hoisted"
