@@ -92,5 +92,7 @@ def build(name: str, problem: Problem, mode: str) -> Program:
     implementation, _, remat = check_name(name).partition(":")
     if implementation == "fused":
         _check_fused(problem)
+        if remat in ("full", "chunked"):
+            raise UnavailableError(f"with remat={remat!r} it is hoisted")
     model = jax_programs.ours(problem, implementation, cast(Remat, remat or "none"))
     return jax_programs.build(model, problem, mode)

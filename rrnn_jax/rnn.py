@@ -15,6 +15,7 @@ from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.scan.dispatch import (
     IMPLEMENTATIONS,
     REMATS,
+    has_explicit_axes,
     hoisted_plan,
     resolve_implementation,
 )
@@ -77,22 +78,27 @@ class RNN(nn.Module):
         autodiff wants; ``"save_products"`` recomputes all but matrix products (on the hoisted path
         it is the same as ``"none"``); ``"full"`` stores the carries only; ``"chunked"`` stores one
         carry every sqrt(T) steps. Take ``"none"`` while it fits into memory; then ``"full"``, which
-        needs about half of it for a tenth of the speed; ``"chunked"``, a quarter or less for a
-        fifth of the speed, for thousands of steps (as measured on the hoisted path).
+        needs a third to a half of it for a tenth of the speed or less; ``"chunked"``, a fifth for
+        a seventh of the speed, for thousands of steps (as measured on the hoisted path of a CPU).
       implementation: ``"auto"`` (default) picks by cell, platform and shape. ``"scan"`` is the
         plain scan, differentiable any number of times and in forward mode. ``"hoisted"`` computes
         all that depends on inputs alone before the loop and has a backward pass of its own: the
         same numbers sooner, for a :class:`RelationalMemoryCell` whose steps share their params.
         ``"fused"`` is the same with Pallas kernels for all that lies between the products of a
-        step, for one NVIDIA GPU and float32 memories: for one block with gates, no output gate, a
-        norm of queries, keys and values, and slots, heads and head size powers of 2. With
-        another `remat` than ``"none"`` and ``"save_products"`` it is ``"hoisted"``. It runs
-        elsewhere, too, but slowly: interpreted. Arrays that are sharded over devices it gathers on
-        each; within `jax.shard_map` it runs on every device's own part.
-        Neither has a forward-mode derivative: `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
-        `jax.hessian` (forward over reverse) raise TypeError. In eager code the message says to
-        use ``"scan"``; of a function that is being compiled it is JAX's own, about forward mode
-        and a custom_vjp function. `jax.grad`, `jax.jacrev` and reverse mode over these work.
+        step, for NVIDIA GPUs: for one block with gates, no output gate, a norm of queries, keys
+        and values, and slots, heads and head size powers of 2. With memories that are not float32,
+        products in neither float32 nor bfloat16, or another `remat` than ``"none"`` and
+        ``"save_products"`` it is ``"hoisted"``. `unroll` is of no effect. Elsewhere than on an
+        NVIDIA GPU it is interpreted, which takes minutes. Arrays that are sharded over devices it
+        gathers on each. ``"auto"`` takes it on a single such GPU, without `unroll`, `resets` and
+        `mask`: with these it was tested interpreted only.
+        Neither ``"hoisted"`` nor ``"fused"`` has a forward-mode derivative: `jax.jvp`,
+        `jax.jacfwd` and `jax.hessian` (forward over reverse) raise TypeError. The message says to
+        use ``"scan"``, or is JAX's own, about forward mode and a custom_vjp function, where what
+        is differentiated is jitted itself; what `jax.linearize` returns raises it when called.
+        `jax.grad` and `jax.jacrev` work, and with ``"hoisted"`` reverse mode over these;
+        ``"fused"`` raises TypeError there. With axes of a mesh that are explicit ``"auto"`` is
+        ``"scan"``.
         Initialising, capturing and sequences without any numbers (B or T 0) run the plain scan
         always.
 
@@ -238,7 +244,14 @@ class RNN(nn.Module):
             self.variable_carry,
             self.split_rngs,
         )
-        implementation = resolve_implementation(self.implementation, self.cell, lifting, **sizes)
+        implementation = resolve_implementation(
+            self.implementation,
+            self.cell,
+            lifting,
+            flags=sequence.resets is not None or sequence.mask is not None,
+            explicit=has_explicit_axes(sequence.inputs),
+            **sizes,
+        )
         if implementation != "scan" and not capturing and not self.is_initializing():
             from rrnn_jax.scan.relational import relational_scan  # See dispatch.py.
 

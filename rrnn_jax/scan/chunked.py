@@ -22,7 +22,7 @@ from rrnn_jax.typing import Array, Carry
 
 def chunked_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[Carry, Carry]:
     """Runs the cell over a sequence; arguments and results are those of `hoisted_scan`."""
-    with explain_forward_mode():
+    with explain_forward_mode(plan):
         return _run(plan, arguments, sequence)
 
 

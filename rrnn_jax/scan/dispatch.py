@@ -27,6 +27,7 @@ REMATS = ("none", "full", "save_products", "chunked")
 IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused")
 
 # Of each pair of a sequence's memory slots, all products of queries and keys are in registers.
+# Twice what was measured (8 slots of 256 numbers).
 FUSED_PAIRS = 1 << 15
 
 # A weight gradient of fewer rows than this is bound by reading and writing the accumulator.
@@ -43,7 +44,13 @@ TURNED_STEPS, TURNED_STEPS_AVX512 = 4, 64
 
 
 def resolve_implementation(
-    implementation: str, cell: nn.RNNCellBase, lifting: Lifting, batch_size: int, steps: int
+    implementation: str,
+    cell: nn.RNNCellBase,
+    lifting: Lifting,
+    batch_size: int,
+    steps: int,
+    flags: bool = False,
+    explicit: bool = False,
 ) -> str:
     """The implementation that runs `cell`.
 
@@ -53,13 +60,17 @@ def resolve_implementation(
       lifting: what the steps share.
       batch_size: B, the product of all batch axes.
       steps: T.
+      flags: whether there are resets or a mask.
+      explicit: whether the inputs lie on a mesh whose axes are explicit, in whose types JAX has
+        each array's sharding.
 
     Returns:
       ``"scan"``, ``"hoisted"`` or ``"fused"``.
 
     Raises:
-      ValueError: ``"hoisted"`` for a cell that is not a plain `RelationalMemoryCell`, or for one
-        whose steps do not share their parameters.
+      ValueError: ``"hoisted"`` or ``"fused"`` for a cell that is not a plain
+        `RelationalMemoryCell`, or for one whose steps do not share their parameters; ``"fused"``
+        for one that its kernels are not made for, or where JAX cannot compile them.
     """
     # A subclass, or a class made by a Flax transform, may compute something else.
     fits = type(cell) is RelationalMemoryCell
@@ -75,29 +86,38 @@ def resolve_implementation(
                 f"implementation={implementation!r} needs the same params in all steps, got "
                 f"{parting}={getattr(lifting, parting)!r}; use implementation='scan' (or 'auto')"
             )
-        fault = unfusable(cell) if implementation == "fused" else None
+        fault = None
+        if implementation == "fused":
+            fault = unfusable(cell)
+            if not _has_pallas_triton():
+                fault = "needs jax.experimental.pallas.triton, which this JAX does not have"
         if fault is not None:
             raise ValueError(
                 f"implementation='fused' {fault}; use implementation='hoisted' (or 'auto')"
             )
         # Of no numbers at all there is nothing to compute, and nothing to cut into pieces.
         return implementation if batch_size * steps > 0 else "scan"
-    if implementation == "auto" and fits and parting is None:
+    if implementation == "auto" and fits and parting is None and not explicit:
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
-        # XLA does not divide a kernel among devices that share a batch.
-        alone = _on_gpu() and jax.device_count() == 1
-        if pays and alone and unfusable(cell) is None and _has_pallas_triton():
+        measured = not flags and lifting.unroll == 1 and unfusable(cell) is None
+        if pays and measured and _on_one_nvidia_gpu() and _has_pallas_triton():
             return "fused"
         return "hoisted" if pays or _large_kernels(cell, batch_size, steps) else "scan"
     return "scan"
 
 
-def _on_gpu() -> bool:
-    """Whether what is traced now is likely to run on a GPU."""
+def _on_one_nvidia_gpu() -> bool:
+    """Whether what is traced now is likely to run on the only device, of that kind.
+
+    XLA does not divide a kernel among devices that share a batch.
+    """
     device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
-    return platform in ("gpu", "cuda")
+    if platform not in ("gpu", "cuda") or jax.device_count() > 1:
+        return False
+    # AMD's are "gpu", too.
+    return platform == "cuda" or "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
 @cache
@@ -127,6 +147,12 @@ def unfusable(cell: RelationalMemoryCell) -> str | None:
     if pairs > FUSED_PAIRS:
         return f"needs at most {FUSED_PAIRS} for mem_slots**2 * num_heads * head_size, got {pairs}"
     return None
+
+
+def has_explicit_axes(inputs: jax.Array) -> bool:
+    """Whether inputs lie on a mesh with axes that are explicit."""
+    mesh = getattr(getattr(jax.typeof(inputs), "sharding", None), "mesh", None)
+    return jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())
 
 
 def _untied_by(lifting: Lifting) -> str | None:

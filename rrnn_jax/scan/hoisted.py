@@ -41,7 +41,7 @@ def hoisted_scan(plan: Plan, arguments: Arguments, sequence: Timewise) -> tuple[
     """
     params, carry, reset_carry = arguments
     inputs, resets, mask = sequence
-    with explain_forward_mode():
+    with explain_forward_mode(plan):
         if mask is not None:
             inputs, resets = without_masked(inputs, resets, mask)
         plan = plan._replace(dtype=compute_dtype(plan.cell, params, inputs.dtype))
@@ -62,15 +62,16 @@ def runs_fused(plan: Plan, *carries: Carry | None) -> bool:
 
 
 @contextmanager
-def explain_forward_mode() -> Iterator[None]:
+def explain_forward_mode(plan: Plan) -> Iterator[None]:
     """Adds to JAX's error what to do about it."""
     try:
         yield
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
+        name = "fused" if plan.fused else "hoisted"
         raise TypeError(
-            "implementation='hoisted' (which 'auto' chose, if you did not) has no forward-mode "
+            f"implementation={name!r} (which 'auto' chose, if you did not) has no forward-mode "
             "derivative; use implementation='scan' for jax.jvp, jax.jacfwd and jax.hessian"
         ) from error
 

@@ -88,12 +88,16 @@ def compare(mesh: Mesh, way: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Prints what was found as JSON."""
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    kinds = jax.sharding.AxisType
+    mesh, explicit = (
+        jax.make_mesh((2,), ("data",), axis_types=(kind,)) for kind in (kinds.Auto, kinds.Explicit)
+    )
     found = {
         f"{way}, {name}": compare(mesh, way, options)
         for way in WAYS
         for name, options in CASES.items()
     }
+    found["explicit"] = compare(explicit, "jit", {"implementation": "auto"})
     print(json.dumps(found))
 
 

@@ -1,5 +1,6 @@
 """The kernels for GPUs against the plain scan, interpreted; see also `benchmarks.accelerator`."""
 
+import types
 from typing import Any
 
 import jax
@@ -180,35 +181,57 @@ def test_refused(options, message):
         RNN(make_cell(**options), implementation="fused").init(jax.random.key(0), x)
 
 
-def test_auto_takes_it_on_one_gpu(monkeypatch):
-    x = normal(np.random.default_rng(0), (B, T, I))
-    sizes: Any = {"batch_size": B, "steps": T}
-    lifting = RNN(make_cell())
-    assert dispatch.resolve_implementation("auto", make_cell(), lifting, **sizes) == "scan"
+def choose(unroll: int = 1, flags: bool = False, **options: Any) -> str:
+    cell = make_cell(**options)
+    return dispatch.resolve_implementation(
+        "auto", cell, RNN(cell, unroll=unroll), batch_size=8, steps=T, flags=flags
+    )
+
+
+def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
+    assert choose() == "hoisted"
+    monkeypatch.setattr(dispatch, "_on_one_nvidia_gpu", lambda: True)
+    assert choose() == "fused"
+    assert choose(num_blocks=2) == "hoisted"
+    assert choose(flags=True) == "hoisted"
+    assert choose(unroll=2) == "hoisted"
+    monkeypatch.setattr(dispatch, "_has_pallas_triton", lambda: False)
+    assert choose() == "hoisted"
+    with pytest.raises(ValueError, match=r"'fused' needs jax\.experimental\.pallas\.triton"):
+        RNN(make_cell(), implementation="fused").init(jax.random.key(0), jnp.zeros((B, T, I)))
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "expected"),
+    [("PJRT C API\ncuda 13000", 1, True), ("cuda 13000", 2, False), ("rocm 70000", 1, False)],
+)
+def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
+    client = types.SimpleNamespace(platform_version=version)
+    device = types.SimpleNamespace(client=client)
+    cpu = jax.devices("cpu")[0]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-
-    def chosen(**options: Any) -> str:
-        return dispatch.resolve_implementation("auto", make_cell(**options), lifting, **sizes)
-
-    assert chosen() == "fused"
-    assert chosen(num_blocks=2) == "hoisted"
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert chosen() == "hoisted"
-    assert x.shape == (B, T, I)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "devices", lambda: [device] * devices)
+    assert dispatch._on_one_nvidia_gpu() is expected
+    with jax.default_device(cpu):
+        assert not dispatch._on_one_nvidia_gpu()
 
 
 def test_forward_mode_says_what_to_do():
     x = normal(np.random.default_rng(0), (B, T, I))
     ours = RNN(make_cell(), implementation="fused")
     variables = random_variables(ours, x)
-    with pytest.raises(TypeError, match="implementation='scan'"):
+    with pytest.raises(TypeError, match=r"'fused' .* no forward-mode .* implementation='scan'"):
         jax.jvp(lambda x: ours.apply(variables, x), (x,), (x,))
 
 
-def test_auto_looks_at_the_default_device(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    with jax.default_device(jax.devices("cpu")[0]):
-        chosen = dispatch.resolve_implementation(
-            "auto", make_cell(), RNN(make_cell()), batch_size=B, steps=T
-        )
-    assert chosen == "hoisted"
+def test_second_derivatives_say_what_to_do():
+    x = normal(np.random.default_rng(0), (B, T, I))
+    ours = RNN(make_cell(), implementation="fused")
+    variables = random_variables(ours, x)
+
+    def gradient(x: Any) -> Any:
+        return jax.grad(lambda x: jnp.sum(jnp.sin(ours.apply(variables, x))))(x)
+
+    with pytest.raises(TypeError, match="once only; use implementation='hoisted'"):
+        jax.make_jaxpr(jax.grad(lambda x: jnp.sum(gradient(x) ** 2)))(x)

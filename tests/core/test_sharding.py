@@ -38,6 +38,10 @@ def test_a_sharded_batch(found, way, case):
     assert numbers["collectives"]["all-reduce"] <= numbers["largest_weight"]
 
 
+def test_a_mesh_of_explicit_axes(found):
+    assert found["explicit"]["error"] < 1e-5
+
+
 def test_collectives_of_a_program():
     program = """
       %a = f32[] all-reduce(%x), channel_id=1
