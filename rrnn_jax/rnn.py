@@ -98,7 +98,7 @@ class RNN(nn.Module):
         is differentiated is jitted itself; what `jax.linearize` returns raises it when called.
         `jax.grad` and `jax.jacrev` work, and with ``"hoisted"`` reverse mode over these;
         ``"fused"`` raises TypeError there. With axes of a mesh that are explicit ``"auto"`` is
-        ``"scan"``.
+        ``"scan"``, and resets are not supported.
         Initialising, capturing and sequences without any numbers (B or T 0) run the plain scan
         always.
 
