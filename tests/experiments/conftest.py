@@ -17,18 +17,19 @@ def jax_defaults() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="package")
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles once what several processes run: half of the time of these tests is compiling."""
+    """Compiles once what several processes run, and quickly: these tests mostly compile."""
     base = tmp_path_factory.getbasetemp()
     # Workers have directories of their own, side by side.
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     options = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_disable_most_optimizations": True,  # Compiles in half of the time.
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in options.items():
             patch.setenv(name.upper(), str(value))
-            before = getattr(jax.config, name)
+            before = getattr(jax.config, name, False)  # The last one is no attribute.
             jax.config.update(name, value)
             options[name] = before
         cache.reset_cache()  # What has been compiled before now has settled that there is none.
