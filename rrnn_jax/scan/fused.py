@@ -168,7 +168,7 @@ def _backward(
     def step(k: Array, state: tuple) -> tuple:
         d_fresh, d_memory, d_product, d_tanh, buffers = state
         at = k[None]
-        (found, d_memory, d_last, d_gates), buffers[:4] = sizes.call(
+        (fresh_so_far, d_memory, d_last, d_gates), buffers[:4] = sizes.call(
             partial(kernels.update_backward, sizes.spec),
             [
                 *(at, flags, fresh, d_fresh, d_memory, d_product, d_tanh, d_outputs),
@@ -177,7 +177,8 @@ def _backward(
             [Shape(fresh.shape, fresh.dtype), wide, row, gate],
             buffers[:4],
         )
-        d_fresh = found if sizes.resets else d_fresh  # Else it would be copied for nothing.
+        if sizes.resets:  # Else it would be copied for nothing.
+            d_fresh = fresh_so_far
         d = d_last
         for j in range(layers - 2, -1, -1):
             d = _multiply_back(d, w[f"mlp/layer_{j + 1}"], row.shape)
@@ -204,7 +205,7 @@ def _backward(
     nothing = jnp.zeros(row.shape, row.dtype)
     state = jnp.zeros_like(fresh), sizes.split(d_final), nothing, nothing, buffers
     d_fresh, d_memory, d_product, d_tanh, buffers = jax.lax.fori_loop(0, sizes.steps, step, state)
-    d_last, d_gates, d_gate_terms, last_sums, d_qkv, d_qkv_terms, qkv_sums, norm_sums = buffers[:8]
+    found = _Found(*buffers[:8], hidden=buffers[8:])
     before = _started(plan, kept.memories[:-1], fresh, terms)
     squashed = jnp.tanh(before[0])
     d_carry = d_memory + d_product.astype(jnp.float32)
@@ -216,11 +217,47 @@ def _backward(
         d_reset = d_reset.reshape(d_final.shape)
         d_carry = select(reset, jnp.zeros_like(d_carry), d_carry)
 
-    operands = [kept.rows, *kept.hidden]
-    cotangents = [*buffers[8:], d_last]
+    d_terms = InputTerms(
+        (found.qkv_terms.reshape(terms.qkv[0].shape),),
+        None,
+        found.gate_terms.reshape(terms.gates.shape),  # type: ignore[union-attr]
+        None,
+        None,
+    )
+    d_weights = _weight_gradients(plan, weights, kept, before, found)
+    return d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms
+
+
+class _Found(NamedTuple):
+    """The buffers that the backward loop fills, of all steps.
+
+    Attributes:
+      last, gates, qkv: cotangents of the products.
+      gate_terms, qkv_terms: cotangents of the input terms.
+      last_sums, qkv_sums, norm_sums: gradients of the norms' scales and biases, by sequence: of the
+        MLP's norm, that of queries, keys and values, and that of the attention.
+      hidden: cotangents of the products of the MLP's hidden layers.
+    """
+
+    last: Array
+    gates: Array
+    gate_terms: Array
+    last_sums: Array
+    qkv: Array
+    qkv_terms: Array
+    qkv_sums: Array
+    norm_sums: Array
+    hidden: list[Array]
+
+
+def _weight_gradients(
+    plan: Plan, weights: CoreWeights, kept: _Kept, before: Array, found: _Found
+) -> CoreWeights:
+    """Gradients of kernels and vectors, over the rows of all steps; `before`: steps' memories."""
+    operands, cotangents = [kept.rows, *kept.hidden], [*found.hidden, found.last]
     pairs = {f"mlp/layer_{j}": x for j, x in enumerate(zip(operands, cotangents, strict=True))}
-    pairs["block_0/qkv"] = before.astype(plan.dtype), d_qkv
-    pairs["gates"] = jnp.tanh(before).astype(plan.dtype), d_gates
+    pairs["block_0/qkv"] = before.astype(plan.dtype), found.qkv
+    pairs["gates"] = jnp.tanh(before).astype(plan.dtype), found.gates
     d_kernels, d_vectors = {}, {}
     for name, (rows, d) in pairs.items():
         rows, d = _flat(rows), _flat(d)
@@ -228,22 +265,16 @@ def _backward(
         d_kernels[name] = gradient.astype(weights.kernels[name].dtype)
         if f"{name}/bias" in weights.vectors:
             d_vectors[f"{name}/bias"] = jnp.sum(d, axis=(0, 1, 2), dtype=jnp.float32)
-    for name, found in (
-        ("block_0/mlp_norm", last_sums),
-        ("block_0/qkv_norm", qkv_sums),
-        ("block_0/attention_norm", norm_sums),
+    for name, sums in (
+        ("block_0/mlp_norm", found.last_sums),
+        ("block_0/qkv_norm", found.qkv_sums),
+        ("block_0/attention_norm", found.norm_sums),
     ):
-        scale, bias = jnp.sum(found, axis=(0, 1)).reshape(2, -1)
+        scale, bias = jnp.sum(sums, axis=(0, 1)).reshape(2, -1)
         d_vectors |= {f"{name}/scale": scale, f"{name}/bias": bias}
-    d_vectors = {k: d_vectors[k].astype(x.dtype) for k, x in weights.vectors.items()}
-    d_terms = InputTerms(
-        (d_qkv_terms.reshape(terms.qkv[0].shape),),
-        None,
-        d_gate_terms.reshape(terms.gates.shape),  # type: ignore[union-attr]
-        None,
-        None,
+    return CoreWeights(
+        d_kernels, {name: d_vectors[name].astype(x.dtype) for name, x in weights.vectors.items()}
     )
-    return CoreWeights(d_kernels, d_vectors), d_carry.reshape(d_final.shape), d_reset, d_terms
 
 
 def _started(plan: Plan, memories: Array, fresh: Array, terms: InputTerms) -> Array:
