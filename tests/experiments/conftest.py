@@ -1,4 +1,4 @@
-"""Experiments are tested as they are run: with jax's defaults, in processes that share a cache."""
+"""Experiments are tested with jax's defaults for users, in processes that share a cache."""
 
 import os
 from collections.abc import Iterator
