@@ -8,6 +8,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
 from benchmarks import check, memory, plots, scan_throughput, table, task_throughput
+from benchmarks.accelerator import __main__ as accelerator
 from benchmarks.records import append_rows
 from benchmarks.settings import SETTINGS, sweep
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
@@ -207,11 +208,14 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
         monkeypatch.setattr(scan_throughput, "matmul_precision", lambda dtype: None)
         assert list(scan_throughput.plan(given))
         return
+    if module == "accelerator":
+        assert accelerator.parser().parse_args(command[3:]).parts
+        return
     if module in ("memory", "task_throughput"):
         given = {"memory": memory, "task_throughput": task_throughput}[module].parser()
         assert given.parse_args(command[3:]).out.parent == Path("benchmarks/results")
         return
-    with pytest.raises(FileNotFoundError, match=r"benchmarks/results/\w+\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"benchmarks/results/(\w+/)?\w+\.jsonl"):
         {"table": table, "plots": plots, "check": check}[module].main([
             word.replace("benchmarks/results/", "absent/benchmarks/results/")
             for word in command[3:]
