@@ -2,7 +2,7 @@
 
 On a GPU a step of a small core is bound by the number of its operations, and that of a large one
 by how often its arrays are read and written. XLA makes 32 operations of a step and 63 of its
-backward pass (Nth Farthest's size, by hand); with these kernels there are 7 and 9, products included.
+backward pass (counted by hand, Nth Farthest's size); with these kernels there are 7 and 9.
 
 Every program of a kernel has one sequence of the batch to itself. All arrays are whole; what is
 kept for all steps is read and written in place, at step ``t``. Rows are ``[S, H, D]`` throughout.
