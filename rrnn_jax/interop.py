@@ -16,38 +16,61 @@ array                                   shape
 ``gate_memory/{w,b}``                   ``[F, 2*g]``, ``[2*g]``; no gate arrays without gates
 ======================================  ====================================================
 
+In a TensorFlow 1 checkpoint the same arrays have the names that TensorFlow gave them, in the order
+in which Sonnet made them, under some scope:
+
+======================================  ====================================================
+TensorFlow 1, n blocks                  here
+======================================  ====================================================
+``linear/{w,b}``                        ``input_projection/{w,b}``
+``linear_{k+1}/{w,b}``                  ``block{k}/qkv/{w,b}``
+``layer_norm_{3k}/{gamma,beta}``        ``block{k}/qkv_norm/{scale,offset}``; ``layer_norm`` for 0
+``layer_norm_{3k+1}/{gamma,beta}``      ``block{k}/attention_norm/{scale,offset}``
+``layer_norm_{3k+2}/{gamma,beta}``      ``block{k}/mlp_norm/{scale,offset}``
+``mlp/linear_{j}/{w,b}``                ``mlp/layer{j}/{w,b}``
+``linear_{n+1}/{w,b}``                  ``gate_input/{w,b}``
+``linear_{n+2}/{w,b}``                  ``gate_memory/{w,b}``
+======================================  ====================================================
+
+They are read as they come, from any scope, with or without ``:0``; slots of an optimiser and what
+lies outside the scope are passed over. Without TensorFlow at hand, `tf.train.load_checkpoint` on
+another machine and `numpy.savez` make an ``.npz`` of a checkpoint.
+
+The PyTorch ports (L0SG's relational-rnn-pytorch, and TextGAN's copy of it) compute another
+function, so that their weights cannot be read:
+
+===========================  =====================================  ============================
+what                         Sonnet and here                        the ports
+===========================  =====================================  ============================
+LayerNorm                    each row by itself, scale ``[N]``      all S+1 rows at once, scale
+                                                                    ``[S+1, N]``
+projection and norms         of each block                          the same in every block
+layers of the MLP            one linear layer each                  one and the same linear
+                                                                    layer, repeated
+after the last MLP layer     nothing                                ReLU
+`forget_bias`, `input_bias`  constants                              learned
+===========================  =====================================  ============================
+
 `dnc_from_reference` and `load_dnc_reference` do the same for the Differentiable Neural Computer,
 see `rrnn_jax.interop_dnc`.
 """
 
 import os
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
 
 from rrnn_jax import interop_arrays
 from rrnn_jax.interop_dnc import dnc_from_reference as dnc_from_reference
 from rrnn_jax.interop_dnc import load_dnc_reference as load_dnc_reference
-
-_LINEAR = (("w", "kernel"), ("b", "bias"))
-_NORM = (("scale", "scale"), ("offset", "bias"))
-_AXES = {"I": "I", "F": "F", "P": "H*(2K+D)", "Q": "R*F", "G": "2*g"}
+from rrnn_jax.interop_names import check_arrays, complete_table, in_scope, refuse_pytorch
 
 
-class _Names(NamedTuple):
-    """One array: its name in Sonnet, its path in Flax, and its axes (keys of `_AXES`)."""
-
-    sonnet: str
-    flax: str
-    axes: str
-
-
-def from_sonnet(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
+def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) -> dict[str, Any]:
     """Parameters of a `RelationalMemoryCell` from the arrays of Sonnet's module.
 
     The cell must have the module's sizes, `gate_style` and biases: they are not among the weights.
@@ -64,59 +87,74 @@ def from_sonnet(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     Within an `RNN` the parameters belong to its cell: ``{"params": {"cell": params}}``.
 
     Args:
-      arrays: named as in the table at the head of this module.
+      arrays: named as in one of the two tables at the head of this module.
+      scope: where a TensorFlow checkpoint holds more than one module, the one to take.
 
     Returns:
       Nested dictionaries of NumPy arrays, values and dtypes as they came (copies).
 
     Raises:
       ValueError: an array is missing, unknown, given twice or of the wrong shape; numbers of
-        blocks or layers with a gap.
+        blocks or layers with a gap; no module, or more than one, of a TensorFlow checkpoint in
+        `scope`; the weights of a PyTorch port.
       TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
     named = interop_arrays.by_name(arrays)
-    table = _table(list(named), "sonnet", r"block(\d+)/", r"mlp/layer(\d+)/", "gate_")
-    _check(named, {names.sonnet: names.axes for names in table})
-    paths = {tuple(names.flax.split("/")): named[names.sonnet] for names in table}
+    refuse_pytorch(named)
+    within = in_scope(named, scope)
+    dialect = "sonnet" if within is None else "tensorflow"
+    named = named if within is None else within
+    table = complete_table(list(named), dialect)
+    check_arrays(named, {names.of(dialect): names.axes for names in table})
+    paths = {tuple(names.flax.split("/")): named[names.of(dialect)] for names in table}
     return unflatten_dict(paths)
 
 
-def to_sonnet(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_sonnet(
+    params: Mapping[str, Any], *, tensorflow_scope: str | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of Sonnet's module from the parameters of a `RelationalMemoryCell`.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
     >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2))
-    >>> arrays = to_sonnet(rnn.init(jax.random.key(0), jnp.ones((1, 6, 3))))
-    >>> arrays["block0/qkv/w"].shape
+    >>> variables = rnn.init(jax.random.key(0), jnp.ones((1, 6, 3)))
+    >>> to_sonnet(variables)["block0/qkv/w"].shape
+    (16, 48)
+    >>> to_sonnet(variables, tensorflow_scope="core/relational_memory")[
+    ...     "core/relational_memory/linear_1/w"
+    ... ].shape
     (16, 48)
 
     Args:
       params: the cell's parameters; they may be wrapped in ``{"params": ...}`` as `init` returns
-        them, and in ``{"cell": ...}`` as in an `RNN`.
+        them, and in ``{"cell": ...}`` as in an `RNN`, and boxed with metadata.
+      tensorflow_scope: name the arrays as a TensorFlow 1 checkpoint has them, in this scope ("" for
+        none), rather than by the first table at the head of this module.
 
     Returns:
-      Arrays named as in the table at the head of this module, without ``params/``; values and
-      dtypes as they came (copies).
+      Arrays by name, without ``params/``; values and dtypes as they came (copies).
 
     Raises:
-      ValueError: a parameter is missing, unknown or of the wrong shape, or there is an output gate,
-        which Sonnet's module does not have.
+      ValueError: a parameter is missing, unknown or of the wrong shape, or there is an output gate
+        or a learned initial memory, which Sonnet's module does not have.
       TypeError: `params` is not a mapping, or a parameter is not floating-point.
     """
+    params = nn.meta.unbox(params)
     while isinstance(params, Mapping) and set(params) in ({"params"}, {"cell"}):
         params = next(iter(params.values()))
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a mapping, got {type(params).__name__}")
     named = _flatten(params)
-    table = _table(
-        list(named), "flax", r"memory/block_(\d+)/", r"memory/mlp/layer_(\d+)/", "gates/"
-    )
-    _check(named, {names.flax: names.axes for names in table})
-    return {names.sonnet: named[names.flax] for names in table}
+    table = complete_table(list(named), "flax")
+    check_arrays(named, {names.flax: names.axes for names in table})
+    if tensorflow_scope is None:
+        return {names.sonnet: named[names.flax] for names in table}
+    prefix = f"{tensorflow_scope}/" if tensorflow_scope else ""
+    return {prefix + names.tensorflow: named[names.flax] for names in table}
 
 
-def load_sonnet(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_sonnet(path: str | os.PathLike[str], *, scope: str | None = None) -> dict[str, Any]:
     """Parameters of a `RelationalMemoryCell` from an ``.npz`` of Sonnet arrays.
 
     >>> import pathlib, tempfile
@@ -133,7 +171,8 @@ def load_sonnet(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
       path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
-        it is passed over.
+        it is passed over. bfloat16, which NumPy does not know by name, is read again as such.
+      scope: as in `from_sonnet`.
 
     Returns:
       The same as `from_sonnet`.
@@ -142,7 +181,7 @@ def load_sonnet(path: str | os.PathLike[str]) -> dict[str, Any]:
       ValueError: not an ``.npz``; what `from_sonnet` raises.
       TypeError: what `from_sonnet` raises.
     """
-    return from_sonnet(interop_arrays.read(path))
+    return from_sonnet(interop_arrays.read(path), scope=scope)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
@@ -154,95 +193,3 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarra
         else:
             flat[f"{prefix}{name}"] = np.array(value)
     return flat
-
-
-def _table(present: list[str], dialect: str, block: str, layer: str, gates: str) -> list[_Names]:
-    """All arrays of a module with as many blocks and layers, and gates or not, as are present.
-
-    Raises unless these very names are present.
-    """
-    num_blocks = _count(present, block, "block{}/..." if dialect == "sonnet" else "block_{}/...")
-    num_layers = _count(present, layer, "layer{}/..." if dialect == "sonnet" else "layer_{}/...")
-    modules = [("input_projection", "input_projection", _LINEAR, "IF")]
-    for k in range(num_blocks):
-        sonnet, flax = f"block{k}", f"memory/block_{k}"
-        modules += [
-            (f"{sonnet}/qkv", f"{flax}/attention/qkv", _LINEAR, "FP"),
-            (f"{sonnet}/qkv_norm", f"{flax}/attention/qkv_norm", _NORM, "P"),
-            (f"{sonnet}/attention_norm", f"{flax}/attention_norm", _NORM, "F"),
-            (f"{sonnet}/mlp_norm", f"{flax}/mlp_norm", _NORM, "F"),
-        ]
-    modules += [
-        (f"mlp/layer{j}", f"memory/mlp/layer_{j}", _LINEAR, "FF") for j in range(num_layers)
-    ]
-    if any(name.startswith(gates) for name in present):
-        modules += [("gate_input", "gates/input", _LINEAR, "QG")]
-        modules += [("gate_memory", "gates/memory", _LINEAR, "FG")]
-    table = [
-        _Names(f"{sonnet}/{leaf}", f"{flax}/{flax_leaf}", axes if leaf == "w" else axes[-1])
-        for sonnet, flax, leaves, axes in modules
-        for leaf, flax_leaf in leaves
-    ]
-    expected = [getattr(names, dialect) for names in table]
-    if missing := [name for name in expected if name not in present]:
-        raise ValueError(f"array {missing[0]!r} is missing; got {', '.join(sorted(present))}")
-    if unknown := [name for name in present if name not in expected]:
-        raise ValueError(f"array {unknown[0]!r} is unknown; expected {', '.join(expected)}")
-    return table
-
-
-def _count(present: list[str], pattern: str, form: str) -> int:
-    """How many blocks or layers there are; raises unless they are numbered 0, 1, 2, ..."""
-    found = {match[1] for name in present if (match := re.match(pattern, name))}
-    numbers = sorted(map(int, found))
-    first = form.format(0)
-    if not numbers:
-        raise ValueError(f"there must be arrays {first!r}, got none")
-    if numbers != list(range(len(found))):
-        raise ValueError(f"arrays {first!r} must be numbered from 0 without gaps, got {numbers}")
-    return len(numbers)
-
-
-def _check(arrays: dict[str, np.ndarray], axes: dict[str, str]) -> None:
-    """Raises unless all arrays are floating-point and their shapes fit each other."""
-    widths: dict[str, tuple[int, str]] = {}
-    for name, letters in axes.items():
-        array = arrays[name]
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"array {name!r} must be floating-point, got {array.dtype}")
-        layout = f"[{', '.join(_AXES[letter] for letter in letters)}]"
-        if array.ndim != len(letters) or array.size == 0:
-            raise ValueError(f"array {name!r} must have shape {layout}, got {array.shape}")
-        for letter, size in zip(letters, array.shape, strict=True):
-            width, origin = widths.setdefault(letter, (size, name))
-            if size != width:
-                raise ValueError(
-                    f"array {name!r} must have shape {layout} with {_AXES[letter]} = {width} as in "
-                    f"{origin!r}, got {array.shape}"
-                )
-    features, (packed, qkv) = widths["F"][0], widths["P"]
-    if packed <= features or (packed - features) % 2:
-        raise ValueError(
-            f"array {qkv!r} must be H*(2K+D) wide, which exceeds F = H*D = {features} by an even "
-            f"number, got {packed}"
-        )
-    if "Q" in widths:
-        _check_gates(features, widths["Q"], widths["G"])
-
-
-def _check_gates(features: int, inputs: tuple[int, str], gates: tuple[int, str]) -> None:
-    """Raises unless the gates are as wide as a module of width F = `features` has them."""
-    if inputs[0] % features or inputs[0] == 0:
-        raise ValueError(
-            f"array {inputs[1]!r} must have R*F rows, a multiple of F = {features}, got {inputs[0]}"
-        )
-    if gates[0] in (3, 3 * features):
-        raise ValueError(
-            f"array {gates[1]!r} must be 2*F = {2 * features} or 2 wide, got {gates[0]}: three "
-            "gates, but Sonnet's module has no output gate"
-        )
-    if gates[0] not in (2, 2 * features):
-        raise ValueError(
-            f"array {gates[1]!r} must be 2*F = {2 * features} ('unit') or 2 ('memory') wide, "
-            f"got {gates[0]}"
-        )

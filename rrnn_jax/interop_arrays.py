@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -20,11 +21,11 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
       arrays: named with or without `GROUP`.
 
     Returns:
-      NumPy arrays by name.
+      NumPy arrays by name; two bytes of no known dtype are bfloat16, as `numpy.savez` leaves it.
 
     Raises:
       ValueError: an array is given twice, with and without `GROUP`.
-      TypeError: `arrays` is not a mapping.
+      TypeError: `arrays` is not a mapping, or holds bytes of another dtype that NumPy lost.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
@@ -35,8 +36,20 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         short = name.removeprefix(GROUP)
         if short in named:
             raise ValueError(f"array {short!r} is given twice, with and without {GROUP!r}")
-        named[short] = np.array(value)
+        named[short] = _known_dtype(short, np.array(value))
     return named
+
+
+def _known_dtype(name: str, array: np.ndarray) -> np.ndarray:
+    """bfloat16 again, where NumPy's files have kept nothing of it but its two bytes."""
+    if array.dtype.kind != "V" or array.dtype.names is not None:
+        return array
+    if array.dtype.itemsize != 2:
+        raise TypeError(
+            f"array {name!r} must be floating-point, got {array.dtype}: bytes of a dtype that "
+            "NumPy does not know; view it as its own before"
+        )
+    return array.view(jnp.bfloat16)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
