@@ -37,3 +37,10 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) ->
         raise ValueError(
             f"{name} must have shape {layout} = {tuple(shape)}, got {tuple(array.shape)}"
         ) from None
+
+
+def check_rate(**rates: float) -> None:
+    """Raises unless every rate lies in [0, 1)."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")

@@ -1,0 +1,193 @@
+"""The adaptive softmax: rare words in clusters, of narrower vectors, that most tokens pass over."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.checks import check_positive
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
+from rrnn_jax.language.tied_embedding import make_projection, unit_rows
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+
+
+class AdaptiveSoftmax(nn.Module):
+    r"""A softmax over words sorted by falling frequency (Grave et al. 2017), tied or not.
+
+    With cut-offs :math:`c_0 < c_1 < \dots`, cluster j holds the words from :math:`c_j` up to
+    :math:`c_{j+1}` (or V); the words before :math:`c_0` and one entry for each cluster are the
+    head. With x the output of the network (projected, see `TiedEmbedding`), d wide,
+
+    .. math::
+
+        a &= \log\mathrm{softmax}([E_0 x; C x]) \\
+        \log p(w) &= a_w & w < c_0 \\
+        \log p(w) &= a_{c_0 + j}
+            + \log\mathrm{softmax}(E_{j+1} P_j x)_{w - c_j} & w \text{ in cluster } j
+
+    where :math:`P_j` projects to :math:`\max(1, \lfloor d / k^{j+1} \rfloor)` features for the
+    divisor k. `__call__` computes a cluster for the tokens that belong to it alone.
+
+    Tied for each cluster (Baevski & Auli 2019), word w is embedded as the row of its table, times
+    the transposed projection: :math:`x = E_{j+1,w-c_j} P_j` (rows), d wide.
+
+    >>> import jax, jax.numpy as jnp
+    >>> words = jnp.array([[3, 90, 11]])  # [B, T]
+    >>> output = AdaptiveSoftmax(vocab_size=100, features=16, cutoffs=(10, 40))
+    >>> variables = output.init(jax.random.key(0), jnp.ones((1, 3, 16)), words)
+    >>> output.apply(variables, jnp.ones((1, 3, 16)), words).shape  # log p(word) of each step
+    (1, 3)
+    >>> output.apply(variables, words, method="embed").shape
+    (1, 3, 16)
+    >>> p = jnp.exp(output.apply(variables, jnp.ones((1, 1, 16)), method="log_probs"))
+    >>> bool(jnp.allclose(p.sum(), 1.0, atol=1e-5))
+    True
+
+    Attributes:
+      vocab_size: V.
+      features: d, width of the head's vectors and of the embedding.
+      cutoffs: the first word of each cluster.
+      divisor: k, by which each cluster is narrower than the one before (default: 4).
+      hidden_features: width of what is scored; ``None`` (default) means `features`. Another width
+        than `features` brings a projection, as in `TiedEmbedding`.
+      use_bias: a bias for each entry of the head (default: False).
+      tokens_per_chunk: see `cluster_log_likelihood`.
+      dtype: dtype of the products; ``None`` (default) follows inputs and parameters.
+      param_dtype: dtype of the parameters (default: float32).
+      embedding_init: initialiser of the tables (default: normal, 1/sqrt(width)).
+      kernel_init: initialiser of the projections (default: truncated normal, 1/sqrt(fan-in)).
+
+    Raises:
+      ValueError: a size below 1, a divisor below 1, or cut-offs that do not rise from at least 1 to
+        below V.
+    """
+
+    vocab_size: int
+    features: int
+    cutoffs: tuple[int, ...]
+    divisor: float = 4.0
+    hidden_features: int | None = None
+    use_bias: bool = False
+    tokens_per_chunk: int = TOKENS_PER_CHUNK
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    embedding_init: Initializer = unit_rows
+    kernel_init: Initializer = fan_in_truncated_normal
+
+    def __post_init__(self) -> None:
+        check_positive(vocab_size=self.vocab_size, features=self.features)
+        if self.hidden_features is not None:
+            check_positive(hidden_features=self.hidden_features)
+        bounds = (0, *self.cutoffs, self.vocab_size)
+        if len(bounds) < 3 or any(a >= b for a, b in itertools.pairwise(bounds)):
+            raise ValueError(
+                f"cutoffs must rise from at least 1 to below vocab_size={self.vocab_size}, "
+                f"got {self.cutoffs}"
+            )
+        if self.divisor < 1:
+            raise ValueError(f"divisor must be at least 1, got {self.divisor}")
+        super().__post_init__()
+
+    @property
+    def clusters(self) -> tuple[tuple[int, int], ...]:
+        """First word and word after the last of each cluster."""
+        return tuple(itertools.pairwise((*self.cutoffs, self.vocab_size)))
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        dtype, shortlist = self.param_dtype, self.cutoffs[0]
+        self.head = self.param("head", self.embedding_init, (shortlist, self.features), dtype)
+        entries = (len(self.cutoffs), self.features)
+        self.entries = self.param("entries", self.embedding_init, entries, dtype)
+        self.bias = (
+            self.param("bias", nn.initializers.zeros, (shortlist + entries[0],), dtype)
+            if self.use_bias
+            else None
+        )
+        tails = []
+        for j, (start, stop) in enumerate(self.clusters):
+            width = max(1, int(self.features // self.divisor ** (j + 1)))
+            name = f"tail_{j}"
+            table = self.param(name, self.embedding_init, (stop - start, width), dtype)
+            shape = (self.features, width)
+            tails.append((table, self.param(f"{name}_projection", self.kernel_init, shape, dtype)))
+        self.tails = tails
+        self.projection = make_projection(
+            self.features, self.hidden_features, self.dtype, self.param_dtype, self.kernel_init
+        )
+
+    def embed(self, words: Array) -> Array:
+        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
+        head, shortlist = self._cast(self.head), self.cutoffs[0]
+        rows = jnp.take(head, jnp.minimum(words, shortlist - 1), axis=0)
+        embedded = jnp.where((words < shortlist)[..., None], rows, 0)
+        for (start, stop), (table, projection) in zip(self.clusters, self.tails, strict=True):
+            rows = jnp.take(self._cast(table), jnp.clip(words - start, 0, stop - start - 1), axis=0)
+            inside = (words >= start) & (words < stop)
+            embedded = jnp.where(inside[..., None], rows @ self._cast(projection).T, embedded)
+        return embedded
+
+    def log_probs(self, hidden: Array) -> Array:
+        """Log-probabilities of all words, ``[*B, T, V]`` in float32."""
+        hidden = self._project(hidden)
+        table, bias = self._head()
+        head = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
+        if bias is not None:
+            head = head + bias.astype(head.dtype).reshape((1,) * (head.ndim - 1) + bias.shape)
+        head = jax.nn.log_softmax(head)
+        shortlist = self.cutoffs[0]
+        parts = [head[..., :shortlist]]
+        for j, (table, projection) in enumerate(self.tails):
+            narrow = hidden @ self._cast(projection, hidden)
+            logits = jnp.matmul(
+                narrow,
+                self._cast(table, hidden).T,
+                preferred_element_type=accumulation_dtype(),
+            )
+            parts.append(head[..., shortlist + j, None] + jax.nn.log_softmax(logits))
+        return jnp.concatenate(parts, axis=-1)
+
+    def __call__(self, hidden: Array, targets: Array) -> Array:
+        """Log-likelihood of targets.
+
+        Args:
+          hidden: ``[*B, T, hidden_features]``.
+          targets: ``[*B, T]`` integers below V.
+
+        Returns:
+          ``[*B, T]`` in float32. It has no forward-mode derivative.
+        """
+        hidden = self._project(hidden)
+        table, bias = self._head()
+        shortlist = self.cutoffs[0]
+        entry, total = targets, jnp.float32(0)
+        for j, ((start, stop), (tail, projection)) in enumerate(
+            zip(self.clusters, self.tails, strict=True)
+        ):
+            inside = (targets >= start) & (targets < stop)
+            entry = jnp.where(inside, shortlist + j, entry)
+            total = total + cluster_log_likelihood(
+                hidden @ self._cast(projection, hidden),
+                self._cast(tail, hidden),
+                targets - start,
+                inside,
+                tokens_per_chunk=self.tokens_per_chunk,
+            )
+        everywhere = jnp.ones(targets.shape, bool)
+        return total + cluster_log_likelihood(
+            hidden, table.astype(hidden.dtype), entry, everywhere, bias, self.tokens_per_chunk
+        )
+
+    def _head(self) -> tuple[Array, Array | None]:
+        return self._cast(jnp.concatenate([self.head, self.entries])), self.bias
+
+    def _cast(self, array: Array, like: Array | None = None) -> Array:
+        dtype = self.dtype if like is None else like.dtype
+        return array if dtype is None else array.astype(dtype)
+
+    def _project(self, hidden: Array) -> Array:
+        hidden = hidden if self.projection is None else self.projection(hidden)
+        # Products are in the dtype given, or in that of the parameters.
+        return hidden.astype(self.param_dtype if self.dtype is None else self.dtype)

@@ -1,0 +1,193 @@
+"""The log-likelihood of targets under a softmax, for some of the tokens and a few at a time."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.typing import Array
+
+TOKENS_PER_CHUNK = 512
+
+
+class _Order(NamedTuple):
+    """The tokens of each row, those selected first.
+
+    Attributes:
+      forward: ``[B, T]``: the position each ordered token comes from.
+      inverse: ``[B, T]``: where each token went.
+      selected: ``[B, T]`` bool, ordered.
+      chunks: how many chunks hold a selected token, a scalar.
+    """
+
+    forward: Array
+    inverse: Array
+    selected: Array
+    chunks: Array
+
+
+def cluster_log_likelihood(
+    inputs: Array,
+    table: Array,
+    targets: Array,
+    selected: Array,
+    bias: Array | None = None,
+    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+) -> Array:
+    r"""The log-likelihood of the selected tokens' targets under a softmax over a table's rows.
+
+    .. math:: \ell_{b,t} = (W x_{b,t} + c)_{y_{b,t}} - \log \sum_v \exp (W x_{b,t} + c)_v
+
+    where selected, else 0. In each row of the batch the selected tokens are put first, and a loop
+    takes `tokens_per_chunk` of them at a time, for as many times as there are any: what it costs
+    depends on how many are selected, and logits of one chunk are all that is in memory. The
+    backward pass is written by hand and computes them again. Batch axes may be sharded over
+    devices.
+
+    >>> import jax.numpy as jnp
+    >>> inputs, table = jnp.ones((1, 2, 3)), jnp.zeros((4, 3))
+    >>> cluster_log_likelihood(inputs, table, jnp.array([[3, 0]]), jnp.array([[True, False]]))
+    Array([[-1.3862944,  0.       ]], dtype=float32)
+
+    Args:
+      inputs: ``[*B, T, I]``.
+      table: ``[V, I]``, of the dtype of the inputs.
+      targets: ``[*B, T]`` integers; where selected they must be below V.
+      selected: ``[*B, T]`` bool.
+      bias: ``[V]``, or None for none.
+      tokens_per_chunk: tokens of all rows together in one turn of the loop (default: 512).
+
+    Returns:
+      ``[*B, T]`` in float32. It has no forward-mode derivative.
+
+    Raises:
+      ValueError: arrays whose shapes do not fit, `tokens_per_chunk` below 1.
+    """
+    check_positive(tokens_per_chunk=tokens_per_chunk)
+    if inputs.ndim < 2:
+        raise ValueError(f"inputs must be [*B, T, I], got shape {inputs.shape}")
+    tokens = inputs.shape[:-1]
+    check_shape("table", table, (table.shape[0], inputs.shape[-1]), "[V, I]")
+    check_shape("targets", targets, tokens, "[*B, T]")
+    check_shape("selected", selected, tokens, "[*B, T]")
+    if bias is not None:
+        check_shape("bias", bias, table.shape[:1], "[V]")
+    steps = tokens[-1]
+    inputs = inputs.reshape(-1, *inputs.shape[-2:])
+    targets = jnp.clip(targets, 0, table.shape[0] - 1).reshape(-1, steps)
+    if inputs.size == 0:
+        return jnp.zeros(tokens, jnp.float32)
+    chunk = min(steps, max(1, tokens_per_chunk // inputs.shape[0]))
+    order = _order(selected.reshape(-1, steps), chunk)
+    return _log_likelihood(chunk, inputs, table, bias, targets, order).reshape(tokens)
+
+
+def _order(selected: Array, chunk: int) -> _Order:
+    forward = jnp.argsort(~selected, axis=-1, stable=True)
+    inverse = jnp.argsort(forward, axis=-1)
+    most = jnp.max(jnp.sum(selected, axis=-1, dtype=jnp.int32))
+    ordered = jnp.take_along_axis(selected, forward, axis=-1)
+    return _Order(forward, inverse, ordered, (most + chunk - 1) // chunk)
+
+
+def _arrange(array: Array, positions: Array) -> Array:
+    """Rows `array` ``[B, T, ...]`` in the order of `positions` ``[B, T]``."""
+    return jnp.take_along_axis(
+        array, positions.reshape(*positions.shape, *(1,) * (array.ndim - 2)), axis=1
+    )
+
+
+def _pad(array: Array, chunk: int) -> Array:
+    """Zeros after the last step, so that chunks divide the row."""
+    missing = -array.shape[1] % chunk
+    return jnp.pad(array, ((0, 0), (0, missing), *((0, 0),) * (array.ndim - 2)))
+
+
+def _logits(inputs: Array, table: Array, bias: Array | None) -> Array:
+    logits = jnp.einsum("bti,vi->btv", inputs, table, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias.astype(jnp.float32)[None, None]
+
+
+def _forward(
+    chunk: int, inputs: Array, table: Array, bias: Array | None, targets: Array, order: _Order
+) -> tuple[Array, Array]:
+    """The log-likelihood in the order of the tokens, and the log-normaliser in `order`."""
+    batch, steps = targets.shape
+    ordered_inputs = _pad(_arrange(inputs, order.forward), chunk)
+    ordered_targets = _pad(_arrange(targets, order.forward), chunk)
+
+    def body(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, y = (
+            jax.lax.dynamic_slice_in_dim(array, k * chunk, chunk, axis=1)
+            for array in (ordered_inputs, ordered_targets)
+        )
+        logits = _logits(x, table, bias)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        likelihood = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - normaliser
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, part, k * chunk, axis=1)
+            for whole, part in zip(state, (likelihood, normaliser), strict=True)
+        )
+
+    zeros = jnp.zeros((batch, ordered_targets.shape[1]), jnp.float32)
+    likelihood, normaliser = jax.lax.fori_loop(0, order.chunks, body, (zeros, zeros))
+    likelihood = jnp.where(order.selected, likelihood[:, :steps], 0.0)
+    return _arrange(likelihood, order.inverse), normaliser
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_likelihood(
+    chunk: int, inputs: Array, table: Array, bias: Array | None, targets: Array, order: _Order
+) -> Array:
+    return _forward(chunk, inputs, table, bias, targets, order)[0]
+
+
+def _log_likelihood_fwd(
+    chunk: int, inputs: Array, table: Array, bias: Array | None, targets: Array, order: _Order
+) -> tuple[Array, tuple]:
+    likelihood, normaliser = _forward(chunk, inputs, table, bias, targets, order)
+    return likelihood, (inputs, table, bias, targets, order, normaliser)
+
+
+def _log_likelihood_bwd(chunk: int, residuals: tuple, gradient: Array) -> tuple:
+    inputs, table, bias, targets, order, normaliser = residuals
+    ordered_inputs = _pad(_arrange(inputs, order.forward), chunk)
+    ordered_targets = _pad(_arrange(targets, order.forward), chunk)
+    weights = jnp.where(order.selected, _arrange(gradient, order.forward), 0.0)
+    weights = _pad(weights, chunk)
+
+    def body(k: Array, state: tuple[Array, Array, Array | None]) -> tuple:
+        d_inputs, d_table, d_bias = state
+        x, y, w, z = (
+            jax.lax.dynamic_slice_in_dim(array, k * chunk, chunk, axis=1)
+            for array in (ordered_inputs, ordered_targets, weights, normaliser)
+        )
+        probabilities = jnp.exp(_logits(x, table, bias) - z[..., None])
+        d_logits = (jax.nn.one_hot(y, table.shape[0]) - probabilities) * w[..., None]
+        if d_bias is not None:
+            d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1))
+        d_logits = d_logits.astype(x.dtype)
+        d_x = jnp.einsum("btv,vi->bti", d_logits, table, preferred_element_type=jnp.float32)
+        d_inputs = jax.lax.dynamic_update_slice_in_dim(
+            d_inputs, d_x.astype(x.dtype), k * chunk, axis=1
+        )
+        d_table = d_table + jnp.einsum(
+            "btv,bti->vi", d_logits, x, preferred_element_type=jnp.float32
+        )
+        return d_inputs, d_table, d_bias
+
+    start = (
+        jnp.zeros_like(ordered_inputs),
+        jnp.zeros(table.shape, jnp.float32),
+        None if bias is None else jnp.zeros(bias.shape, jnp.float32),
+    )
+    d_inputs, d_table, d_bias = jax.lax.fori_loop(0, order.chunks, body, start)
+    d_inputs = _arrange(d_inputs[:, : targets.shape[1]], order.inverse)
+    if bias is not None and d_bias is not None:
+        d_bias = d_bias.astype(bias.dtype)
+    return d_inputs, d_table.astype(table.dtype), d_bias, None, None
+
+
+_log_likelihood.defvjp(_log_likelihood_fwd, _log_likelihood_bwd)

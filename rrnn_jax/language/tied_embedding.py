@@ -1,0 +1,127 @@
+"""An embedding whose table is the output's too."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax.checks import check_positive
+from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+
+unit_rows = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
+r"""Initialiser of a table ``[V, I]``: normal of deviation :math:`1/\sqrt{I}`, rows of length 1."""
+
+
+class TiedEmbedding(nn.Module):
+    r"""A table of words that embeds the input and scores the output (Press & Wolf 2017).
+
+    .. math::
+
+        x_t &= E_{w_t} \\
+        \log p(\cdot \mid h_t) &= \log\mathrm{softmax}(E (P h_t) + b)
+
+    The projection P, without bias, is there where outputs of the network are not as wide as the
+    embedding: a memory of 2,500 units against words of 512 in section 4.4 of Santoro et al. 2018.
+
+    >>> import jax, jax.numpy as jnp
+    >>> words = jnp.array([[3, 1, 2]])  # [B, T]
+    >>> output = TiedEmbedding(vocab_size=5, features=4, hidden_features=6)
+    >>> variables = output.init(jax.random.key(0), jnp.ones((1, 3, 6)), words)
+    >>> output.apply(variables, words, method="embed").shape
+    (1, 3, 4)
+    >>> output.apply(variables, jnp.ones((1, 3, 6)), words).shape  # log p(word) of each step
+    (1, 3)
+
+    Used for outputs alone, without `embed`, it is an output layer like any other.
+
+    Attributes:
+      vocab_size: V.
+      features: width of the embedding.
+      hidden_features: width of what is scored; ``None`` (default) means `features`. Another width
+        than `features` brings the projection.
+      use_bias: a bias for each word (default: True).
+      dtype: dtype of the products; ``None`` (default) follows inputs and parameters.
+      param_dtype: dtype of the parameters (default: float32).
+      embedding_init: initialiser of the table (default: normal, 1/sqrt(features)).
+      kernel_init: initialiser of the projection (default: truncated normal, 1/sqrt(fan-in)).
+
+    Raises:
+      ValueError: a size below 1.
+    """
+
+    vocab_size: int
+    features: int
+    hidden_features: int | None = None
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    embedding_init: Initializer = unit_rows
+    kernel_init: Initializer = fan_in_truncated_normal
+
+    def __post_init__(self) -> None:
+        check_positive(vocab_size=self.vocab_size, features=self.features)
+        if self.hidden_features is not None:
+            check_positive(hidden_features=self.hidden_features)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Makes the parameters."""
+        shape = (self.vocab_size, self.features)
+        self.embedding = self.param("embedding", self.embedding_init, shape, self.param_dtype)
+        self.bias = (
+            self.param("bias", nn.initializers.zeros, (self.vocab_size,), self.param_dtype)
+            if self.use_bias
+            else None
+        )
+        self.projection = make_projection(
+            self.features, self.hidden_features, self.dtype, self.param_dtype, self.kernel_init
+        )
+
+    def embed(self, words: Array) -> Array:
+        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
+        embedded = jnp.take(self.embedding, words, axis=0)
+        return embedded if self.dtype is None else embedded.astype(self.dtype)
+
+    def logits(self, hidden: Array) -> Array:
+        """Logits ``[*B, T, V]`` in float32 of outputs ``[*B, T, hidden_features]``."""
+        if self.projection is not None:
+            hidden = self.projection(hidden)
+        hidden, table = nn.dtypes.promote_dtype(hidden, self.embedding, dtype=self.dtype)
+        logits = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
+        if self.bias is None:
+            return logits
+        bias = self.bias.astype(logits.dtype)
+        return logits + bias.reshape((1,) * (logits.ndim - 1) + bias.shape)
+
+    def log_probs(self, hidden: Array) -> Array:
+        """Log-probabilities of all words, ``[*B, T, V]`` in float32."""
+        return jax.nn.log_softmax(self.logits(hidden))
+
+    def __call__(self, hidden: Array, targets: Array) -> Array:
+        """Log-likelihood of targets.
+
+        Args:
+          hidden: ``[*B, T, hidden_features]``.
+          targets: ``[*B, T]`` integers below V.
+
+        Returns:
+          ``[*B, T]`` in float32.
+        """
+        logits = self.logits(hidden)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def make_projection(
+    features: int,
+    hidden_features: int | None,
+    dtype: Dtype | None,
+    param_dtype: Dtype,
+    kernel_init: Initializer,
+) -> nn.Dense | None:
+    """The projection from outputs to the embedding's width; None if the widths agree."""
+    if hidden_features is None or hidden_features == features:
+        return None
+    return nn.Dense(
+        features, use_bias=False, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init
+    )

@@ -1,0 +1,185 @@
+"""The adaptive softmax against recorded numbers, against brute force, and tied."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax.language import AdaptiveSoftmax, cluster_log_likelihood
+
+GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "adaptive_softmax.npz")
+CASES = range(int(GOLDEN["num_cases"]))
+VALUE, GRADIENT = 1e-5, 1e-4
+
+
+def load(case: int) -> tuple[dict[str, np.ndarray], AdaptiveSoftmax]:
+    prefix = f"case{case}/"
+    arrays = {name.removeprefix(prefix): GOLDEN[name] for name in GOLDEN if prefix in name}
+    module = AdaptiveSoftmax(
+        vocab_size=int(arrays["n_classes"]),
+        features=int(arrays["in_features"]),
+        cutoffs=tuple(int(c) for c in arrays["cutoffs"]),
+        divisor=float(arrays["div_value"]),
+        use_bias=bool(arrays["head_bias"]),
+        tokens_per_chunk=5,  # Several chunks, the last of them not full.
+    )
+    return arrays, module
+
+
+def as_params(arrays: dict[str, np.ndarray], prefix: str, shortlist: int) -> dict:
+    """The recorded weights (or their gradients) under our names: rows are words."""
+    head = arrays[f"{prefix}params/head/w"].T
+    params = {"head": head[:shortlist], "entries": head[shortlist:]}
+    if f"{prefix}params/head/b" in arrays:
+        params["bias"] = arrays[f"{prefix}params/head/b"]
+    for name, array in arrays.items():
+        if name.startswith(f"{prefix}params/tail"):
+            tail, part = name.removeprefix(f"{prefix}params/").split("/")
+            name = tail.replace("tail", "tail_")
+            params[name if part == "output" else f"{name}_projection"] = (
+                array.T if part == "output" else array
+            )
+    return {"params": jax.tree.map(jnp.asarray, params)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_recorded_values_and_gradients(case):
+    arrays, module = load(case)
+    variables = as_params(arrays, "", module.cutoffs[0])
+    hidden, targets = (jnp.asarray(arrays[name])[None] for name in ("inputs", "targets"))
+
+    def loss(variables, hidden):
+        likelihood = module.apply(variables, hidden, targets)
+        return -jnp.mean(likelihood), likelihood
+
+    (value, likelihood), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
+        variables, hidden
+    )
+    np.testing.assert_allclose(likelihood[0], arrays["output"], atol=VALUE, rtol=VALUE)
+    np.testing.assert_allclose(value, arrays["loss"], atol=VALUE)
+    expected = as_params(arrays, "grads/", module.cutoffs[0])
+    assert jax.tree.structure(grads[0]) == jax.tree.structure(expected)
+    for found, wanted in zip(jax.tree.leaves(grads[0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=GRADIENT * np.abs(wanted).max())
+    wanted = arrays["grads/inputs"]
+    np.testing.assert_allclose(grads[1][0], wanted, atol=GRADIENT * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_log_probabilities(case):
+    arrays, module = load(case)
+    variables = as_params(arrays, "", module.cutoffs[0])
+    log_probs = module.apply(variables, jnp.asarray(arrays["inputs"]), method="log_probs")
+    np.testing.assert_allclose(log_probs, arrays["log_prob"], atol=VALUE, rtol=VALUE)
+    np.testing.assert_array_equal(jnp.argmax(log_probs, axis=-1), arrays["predict"])
+
+
+def make(**options) -> tuple[AdaptiveSoftmax, dict, jax.Array, jax.Array]:
+    module = AdaptiveSoftmax(30, 8, (5, 12), divisor=2.0, tokens_per_chunk=6, **options)
+    width = options.get("hidden_features") or 8
+    hidden = jax.random.normal(jax.random.key(1), (3, 7, width))
+    words = jax.random.randint(jax.random.key(2), (3, 7), 0, 30)
+    return module, module.init(jax.random.key(0), hidden, words), hidden, words
+
+
+def test_embeds_a_word_as_its_row_through_the_projection():
+    module, variables, _, _ = make()
+    params = variables["params"]
+    embedded = module.apply(variables, jnp.arange(30)[None], method="embed")[0]
+    np.testing.assert_array_equal(embedded[:5], params["head"])
+    np.testing.assert_allclose(
+        embedded[5:12], params["tail_0"] @ params["tail_0_projection"].T, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embedded[12:], params["tail_1"] @ params["tail_1_projection"].T, atol=1e-6
+    )
+
+
+def test_tied_gradients_are_those_of_autodiff():
+    """Input and output in one loss, against the plain log-softmax over all words."""
+    module, variables, hidden, words = make(hidden_features=6, use_bias=True)
+
+    def loss(variables, hidden, plain):
+        embedded = module.apply(variables, words, method="embed")
+        hidden = hidden + jnp.tanh(embedded[..., :6])
+        if plain:
+            log_probs = module.apply(variables, hidden, method="log_probs")
+            likelihood = jnp.take_along_axis(log_probs, words[..., None], axis=-1)[..., 0]
+        else:
+            likelihood = module.apply(variables, hidden, words)
+        return jnp.sum(likelihood * jnp.cos(jnp.arange(21.0).reshape(3, 7)))
+
+    found = jax.value_and_grad(loss, (0, 1))(variables, hidden, False)
+    wanted = jax.value_and_grad(loss, (0, 1))(variables, hidden, True)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens_per_chunk", [1, 4, 1000])
+def test_cluster_is_a_softmax_where_selected(tokens_per_chunk):
+    inputs = jax.random.normal(jax.random.key(0), (2, 2, 5, 4))
+    table = jax.random.normal(jax.random.key(1), (6, 4))
+    targets = jax.random.randint(jax.random.key(2), (2, 2, 5), -3, 9)  # Out of range elsewhere.
+    selected = (targets >= 0) & (targets < 6)
+    assert 0 < selected.sum() < selected.size
+
+    def plain(inputs, table):
+        log_probs = jax.nn.log_softmax(inputs @ table.T)
+        chosen = jnp.take_along_axis(log_probs, jnp.clip(targets, 0, 5)[..., None], axis=-1)
+        return jnp.where(selected, chosen[..., 0], 0.0)
+
+    def chunked(inputs, table):
+        return cluster_log_likelihood(
+            inputs, table, targets, selected, tokens_per_chunk=tokens_per_chunk
+        )
+
+    found, pull = jax.vjp(chunked, inputs, table)
+    wanted, pull_plain = jax.vjp(plain, inputs, table)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    cotangent = jax.random.normal(jax.random.key(3), found.shape)
+    for a, b in zip(pull(cotangent), pull_plain(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_models_side_by_side():
+    """Over seeds by `vmap`, whose numbers of chunks differ."""
+    module, variables, hidden, words = make()
+    words = jnp.stack([words, jnp.zeros_like(words)])
+    hidden = jnp.stack([hidden, 2 * hidden])
+
+    def loss(hidden, words):
+        return jnp.sum(module.apply(variables, hidden, words))
+
+    together = jax.vmap(jax.value_and_grad(loss))(hidden, words)
+    for i in range(2):
+        apart = jax.value_and_grad(loss)(hidden[i], words[i])
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+            np.testing.assert_allclose(a[i], b, atol=1e-5)
+
+
+def test_low_precision_products_accumulate_in_float32():
+    module, variables, hidden, words = make()
+    low = module.clone(dtype=jnp.bfloat16)
+    found = low.apply(variables, hidden, words)
+    assert found.dtype == jnp.float32
+    assert low.apply(variables, words, method="embed").dtype == jnp.bfloat16
+    np.testing.assert_allclose(found, module.apply(variables, hidden, words), atol=0.1)
+    assert low.apply(variables, hidden, method="log_probs").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("cutoffs", [(), (0,), (5, 5), (30,), (12, 5)])
+def test_cutoffs_must_rise(cutoffs):
+    with pytest.raises(ValueError, match=r"cutoffs must rise .* vocab_size=30, got"):
+        AdaptiveSoftmax(30, 8, cutoffs)
+
+
+def test_divisor_and_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"divisor must be at least 1, got 0\.5"):
+        AdaptiveSoftmax(30, 8, (5,), divisor=0.5)
+    module, variables, hidden, words = make()
+    with pytest.raises(ValueError, match=r"targets must have shape \[\*B, T\] = \(3, 7\)"):
+        module.apply(variables, hidden, words[:, :-1])
+    with pytest.raises(ValueError, match="tokens_per_chunk must be at least 1"):
+        cluster_log_likelihood(hidden, jnp.ones((4, 8)), words, words > 0, tokens_per_chunk=0)
