@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import jax_programs
-from benchmarks.machine import describe_machine
 from benchmarks.problem import make_problem
-from benchmarks.records import append_rows
 from benchmarks.settings import SETTINGS, Setting
+from experiments.common.environment import describe_environment
+from experiments.common.records import append_rows
 from rrnn_jax.scan.dispatch import REMATS
 
 SCHEMA = 1
@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
     rows = [row for setting in settings for row in measure(setting)]
     print(table(rows))
     if given.out is not None:
-        common = {"schema": SCHEMA, "benchmark": "memory", "environment": describe_machine()}
+        common = {"schema": SCHEMA, "benchmark": "memory", "environment": describe_environment()}
         append_rows(given.out, [common | row for row in rows])
     return 0
 

@@ -1,17 +1,15 @@
-"""Rows of measurements as JSON lines."""
+"""Rows of measurements: which replace each other, and which belong to a setting or a sweep."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.settings import SETTINGS, Setting
+from experiments.common.records import Row, read_rows
 
 SCHEMA = 1
 """Of a row; raised whenever a field changes its meaning."""
-
-Row = dict[str, Any]
 
 
 def key(row: Mapping[str, Any]) -> str:
@@ -40,45 +38,24 @@ def is_finished(row: Mapping[str, Any], rounds: int, slope: bool = False) -> boo
     return not slope or row["slope"] is not None
 
 
-def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """The rows of JSON-lines files, the last one of each key; a torn last line is left out.
+def read_measurements(paths: Iterable[Path]) -> list[Row]:
+    """The rows of JSON-lines files, the last one of each key.
 
     Raises:
-      ValueError: a row has another schema.
+      FileNotFoundError: there is no such file.
+      ValueError: a row has another schema, or a line is no row.
     """
     rows: dict[str, Row] = {}
     for path in paths:
-        for line in path.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
-                continue
-            row = json.loads(line)
+        if not path.exists():
+            raise FileNotFoundError(f"no measurements in {path}")
+        for row in read_rows(path):
             if row.get("schema") != SCHEMA:
                 raise ValueError(
                     f"rows of {path} must have schema {SCHEMA}, got {row.get('schema')}"
                 )
             rows[key(row)] = row
     return list(rows.values())
-
-
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Adds rows at the end of a file, each in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        whole, newline, torn = path.read_text().rpartition("\n")
-        if torn:
-            path.write_text(whole + newline)
-    with path.open("a") as file:
-        for row in rows:
-            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_base(row: Mapping[str, Any]) -> bool:

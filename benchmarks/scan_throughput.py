@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from benchmarks import variants
 from benchmarks.jax_programs import matmul_precision
-from benchmarks.machine import count_threads, describe_machine, limit_threads
 from benchmarks.measure import Interrupted, Options, describe_row, measure
 from benchmarks.program import MODES, UnavailableError
-from benchmarks.records import Row, append_rows, is_finished, key, read_rows
+from benchmarks.records import Row, is_finished, key, read_measurements
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
+from benchmarks.timing import positive_minutes, time_limit
+from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.records import append_rows
 
 EPILOG = """Several variants of one point are timed in turns within one process, after each was
 checked against the reference. Run again with the same --out, finished rows are not measured anew;
@@ -65,6 +67,7 @@ def _how_options(add: Callable[..., Any]) -> None:
     add("--warmup", type=_positive, default=3, help="calls before the first sample")
     add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
     add("--threads", type=_positive, help="processors to keep to (default: all there are)")
+    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
     add("--seed", type=int, default=0, help="of arrays and order")
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
 
@@ -85,27 +88,28 @@ def main(args: Sequence[str] | None = None) -> int:
         points = list(plan(given))
     except (ValueError, UnavailableError) as error:
         arguments.error(str(error))
-    common = {"threads": count_threads(), "environment": describe_machine()}
+    common = {"threads": count_cores(), "environment": describe_environment()}
     options = Options(given.rounds, given.warmup, given.min_seconds, given.seed, given.slope)
     finished = _finished(given.out, options)
     print(f"{jax.devices()[0].device_kind}, {common['threads']} threads", file=sys.stderr)
     complete = True
-    for number, (setting, mode) in enumerate(points, 1):
-        left = [name for name in names if _probe(setting, mode, name, common) not in finished]
-        title = f"[{number}/{len(points)}] {setting.name}: {setting.describe()}, {mode}"
-        if not left:
-            print(f"{title}: done before", file=sys.stderr)
-            continue
-        print(title, file=sys.stderr)
-        try:
-            rows = measure(setting, mode, left, options, common, _rounds_bar)
-        except KeyboardInterrupt as interruption:
-            if isinstance(interruption, Interrupted):
-                _keep(interruption.rows, left, given.out)
-            print("Interrupted; the same command goes on from here.", file=sys.stderr)
-            return 130
-        _keep(rows, left, given.out)
-        complete &= all(row["status"] in ("ok", "skipped") for row in rows)
+    try:
+        with time_limit(given.minutes):
+            for number, (setting, mode) in enumerate(points, 1):
+                left = [
+                    name for name in names if _probe(setting, mode, name, common) not in finished
+                ]
+                title = f"[{number}/{len(points)}] {setting.name}: {setting.describe()}, {mode}"
+                print(f"{title}{'' if left else ': done before'}", file=sys.stderr)
+                if left:
+                    rows = measure(setting, mode, left, options, common, _rounds_bar)
+                    _keep(rows, left, given.out)
+                    complete &= all(row["status"] in ("ok", "skipped") for row in rows)
+    except KeyboardInterrupt as interruption:
+        if isinstance(interruption, Interrupted):
+            _keep(interruption.rows, left, given.out)
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
     return 0 if complete else 1
 
 
@@ -158,7 +162,9 @@ def _finished(path: Path | None, options: Options) -> set[str]:
     if path is None or not path.exists():
         return set()
     return {
-        key(row) for row in read_rows([path]) if is_finished(row, options.rounds, options.slope)
+        key(row)
+        for row in read_measurements([path])
+        if is_finished(row, options.rounds, options.slope)
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Row, flags, is_base, read_rows
+from benchmarks.records import Row, flags, is_base, read_measurements
 
 TITLES = {
     "plain": "`flax.linen.RNN`",
@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "--details", action="store_true", help="also compile time, memory and share of the limit"
     )
     given = parser.parse_args(args)
-    rows = [row for row in read_rows(given.files) if given.sweep or is_base(row)]
+    rows = [row for row in read_measurements(given.files) if given.sweep or is_base(row)]
     if given.variants:
         rows = [row for row in rows if row["variant"] in given.variants]
     if not rows:

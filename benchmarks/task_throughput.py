@@ -19,9 +19,9 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import python_programs, task_share
-from benchmarks.machine import count_threads, describe_machine, limit_threads
-from benchmarks.records import append_rows
 from benchmarks.timing import Rounds, Run, interleave
+from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.records import append_rows
 from rrnn_jax.tasks import learn_to_execute as lte
 
 SCHEMA = 1
@@ -75,8 +75,8 @@ def main(args: Sequence[str] | None = None) -> int:
     common = {
         "schema": SCHEMA,
         "benchmark": "task_throughput",
-        "threads": count_threads(),
-        "environment": describe_machine(),
+        "threads": count_cores(),
+        "environment": describe_environment(),
     }
     generators = ((describe, measure(config, batch, given)) for config, batch in configs)
     steps = (

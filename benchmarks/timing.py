@@ -1,11 +1,15 @@
 """Timing of several programs in turns, so that a change of the machine's speed meets them all."""
 
+import argparse
+import contextlib
 import dataclasses
 import gc
 import random
+import signal
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import FrameType
 
 Run = Callable[[], object]
 """Runs a program once and returns when it has finished."""
@@ -132,3 +136,37 @@ def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable
     for _ in range(max(warmup, 1)):
         fastest = min(fastest, _sample(run, 1, clock))
     return max(1, round(min_seconds / fastest)) if fastest > 0 else 1
+
+
+def positive_minutes(text: str) -> float:
+    """What is given as ``--minutes``."""
+    minutes = float(text)
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return minutes
+
+
+@contextlib.contextmanager
+def time_limit(minutes: float | None) -> Iterator[None]:
+    """Interrupts the work within, as Ctrl-C does, when the time is over; None: no limit.
+
+    What runs in compiled code, or is compiled, ends first. For the main thread.
+
+    Raises:
+      KeyboardInterrupt: the time is over.
+    """
+    if minutes is None:
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)

@@ -8,10 +8,10 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from benchmarks.flops import core_work
-from benchmarks.machine import count_threads
 from benchmarks.problem import Problem
 from benchmarks.program import Costs, Program, Results, UnavailableError
 from benchmarks.torch_rmc import AttentionKind, TorchRMC
+from experiments.common.environment import count_cores
 
 
 def build(
@@ -35,7 +35,7 @@ def build(
       UnavailableError: PyTorch cannot use the device.
     """
     device = _device()
-    torch.set_num_threads(count_threads())
+    torch.set_num_threads(count_cores())
     dtype = problem.setting.dtype
     torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
     model = TorchRMC(

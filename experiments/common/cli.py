@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from experiments.common.interrupts import EXIT_INTERRUPTED
 from experiments.common.loop import Interrupted, NonFiniteError
 from experiments.common.options import checked, is_given, name_options, option_of, without_checks
 from experiments.common.refused import RefusedError
@@ -16,9 +18,12 @@ OptionsT = TypeVar("OptionsT", bound="DirectoryOptions")
 
 EXIT_REFUSED = 2
 EXIT_NON_FINITE = 3
-EXIT_INTERRUPTED = 130
 
-_BAD_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+_PLACES = {
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
+}
+"""Errors of the system that are about the place: not there, not ours, full, broken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +155,18 @@ def exit_code(action: Callable[[], Any]) -> int:
     """Runs `action` and turns what users are to be told into a message and an exit code.
 
     Returns:
-      0; 2: refused (another config in the directory, nothing to resume, no such place); 3: NaN or
-      infinity; 130: stopped by Ctrl-C, after saving.
+      0; 2: refused (another config in the directory, nothing to resume, no such place, a full
+      disk); 3: NaN or infinity; 130: stopped by Ctrl-C, SIGTERM or a closed terminal, after saving.
     """
     try:
         action()
-    except (RefusedError, *_BAD_PLACES) as error:
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except OSError as error:
+        # Other libraries raise such errors with messages alone.
+        if error.errno is not None and error.errno not in _PLACES:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except NonFiniteError as error:

@@ -1,4 +1,4 @@
-"""Where and with what a run was made."""
+"""Where and with what a run or a measurement was made."""
 
 import json
 import os
@@ -18,7 +18,7 @@ _NO_RESULTS = (":(exclude)benchmarks/results", ":(exclude)experiments/results")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Command, versions, device and commit, for `environment.json` and results."""
+    """Command, versions, device, flags and commit, of runs and of rows of measurements."""
     device = jax.devices()[0]
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
@@ -26,10 +26,14 @@ def describe_environment() -> dict[str, Any]:
         "platform": device.platform,
         "num_devices": jax.device_count(),
         "processor": _processor(),
-        "cpu_cores": _cores(),
+        "cpu_cores": count_cores(),
         "python": platform.python_version(),
         "system": platform.system(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "torch": _version("torch"),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "device_memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "git_commit": git_commit(),
     }
 
@@ -84,10 +88,30 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cores() -> int:
+def count_cores() -> int:
+    """Processors that this process may use: as many threads are XLA's on a CPU, and PyTorch's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def limit_threads(threads: int) -> None:
+    """Keeps this process to that many processors; to be called before JAX makes its backends.
+
+    XLA and PyTorch make as many threads as there are processors they may run on.
+
+    Args:
+      threads: how many.
+
+    Raises:
+      ValueError: there are not that many, or the system cannot be asked for it.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("threads can only be limited on Linux; leave the option out")
+    available = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(available):
+        raise ValueError(f"threads must be from 1 to {len(available)}, got {threads}")
+    os.sched_setaffinity(0, available[:threads])
 
 
 def _processor() -> str:

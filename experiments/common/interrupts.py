@@ -1,13 +1,22 @@
-"""Ctrl-C (and SIGTERM) as a request to stop after the current chunk."""
+"""Ctrl-C, SIGTERM and a closed terminal: stop after the current chunk, or at once."""
 
+import os
 import signal
+import stat
+import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_INTERRUPTED = 130
+PARENT = "RRNN_JAX_PARENT"
+"""Environment variable with the process that started this one, and without which it ends."""
+
 
 class StopRequest:
-    """Within the context, the first signal asks to stop; a second one interrupts at once.
+    """Within the context, the first signal asks to stop; a second one does what it did before.
 
     >>> with StopRequest() as stop:
     ...     signal.raise_signal(signal.SIGINT)
@@ -21,8 +30,9 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # As nohup asks for.
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -30,7 +40,56 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self.requested:
-            raise KeyboardInterrupt
+            signal.signal(number, self._previous[number])
+            signal.raise_signal(number)
         self.requested = True
+
+
+def exit_at_once() -> None:
+    """From now on signals end this process at once: one line, exit code 130.
+
+    For command lines, before and beside training. Whatever is written then is written in one
+    piece, so there is nothing to wait for; and what would be waited for, a compiler or the thread
+    of a library, need not come to an end.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _exit)
+    parent = os.environ.get(PARENT)
+    if parent is not None:
+        threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
+
+
+def is_command(package: str) -> bool:
+    """Whether this process was started as ``python -m package...``, and imports it just now."""
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if "-m" in sys.orig_argv else []
+    return sys.argv[:1] == ["-m"] and module[:1] != [] and module[0].split(".")[0] == package
+
+
+def leave_terminal() -> None:
+    """Sends what is printed nowhere, where the terminal it went to is gone."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        # A terminal that is gone is no longer one to `isatty`.
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    try:
+        os.write(2, b"\nstopped at once; the same command goes on from the last checkpoint\n")
+    finally:
+        os._exit(EXIT_INTERRUPTED)
+
+
+def _follow(parent: int) -> None:
+    """Stops this process as Ctrl-C does once it has another parent: the first one has ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.common.interrupts import StopRequest
+from experiments.common.interrupts import PARENT, StopRequest
 from experiments.common.loop import Interrupted
 
 LOG_FILE = "log.txt"
@@ -32,6 +32,7 @@ def run_commands(
 
     With more than one at a time each has one thread, so that they do not get in each other's way.
     Commands ask for large memory pages (``GLIBC_TUNABLES``), unless the environment says otherwise.
+    Experiments end with this process, however it ends, after saving.
 
     Args:
       commands: by run directory, in the order to start them.
@@ -79,7 +80,10 @@ def _start(run_dir: Path, command: Sequence[str], is_alone: bool) -> subprocess.
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_LARGE_PAGES | os.environ | ({} if is_alone else _ONE_THREAD),
+            env=_LARGE_PAGES
+            | os.environ
+            | ({} if is_alone else _ONE_THREAD)
+            | {PARENT: str(os.getpid())},
             # Ctrl-C reaches the parent alone, which then asks each child once.
             process_group=0,
         )

@@ -7,14 +7,15 @@ import pytest
 
 from benchmarks import records
 from benchmarks.settings import SETTINGS
+from experiments.common.records import append_rows
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
 
 
 def test_the_last_row_of_a_key_counts(tmp_path):
     path = tmp_path / "results" / "rows.jsonl"
-    records.append_rows(path, [row(seconds=1.0), row("plain", seconds=2.0)])
-    records.append_rows(path, [row(seconds=3.0)])
-    found = records.read_rows([path])
+    append_rows(path, [row(seconds=1.0), row("plain", seconds=2.0)])
+    append_rows(path, [row(seconds=3.0)])
+    found = records.read_measurements([path])
     assert [(r["variant"], r["seconds"]["median"]) for r in found] == [
         ("auto", 3.0),
         ("plain", 2.0),
@@ -41,17 +42,17 @@ def test_other_measurements_have_other_keys(change):
 
 def test_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
-    records.append_rows(path, [row("plain"), row("auto")])
+    append_rows(path, [row("plain"), row("auto")])
     whole = path.read_text()
     path.write_text(whole[:-30])
-    assert [r["variant"] for r in records.read_rows([path])] == ["plain"]
-    records.append_rows(path, [row("auto")])
+    assert [r["variant"] for r in records.read_measurements([path])] == ["plain"]
+    append_rows(path, [row("auto")])
     assert path.read_text() == whole
 
 
 def test_numbers_that_json_lacks(tmp_path):
     path = tmp_path / "rows.jsonl"
-    records.append_rows(path, [row() | {"agreement": {"errors": [math.inf, math.nan, 1.0]}}])
+    append_rows(path, [row() | {"agreement": {"errors": [math.inf, math.nan, 1.0]}}])
     assert json.loads(path.read_text())["agreement"] == {"errors": [None, None, 1.0]}
 
 
@@ -59,7 +60,7 @@ def test_another_schema_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row() | {"schema": 0}) + "\n")
     with pytest.raises(ValueError, match="must have schema 1, got 0"):
-        records.read_rows([path])
+        records.read_measurements([path])
 
 
 def test_finished():

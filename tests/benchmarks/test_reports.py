@@ -7,10 +7,18 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from benchmarks import check, memory, plots, scan_throughput, table, task_throughput
-from benchmarks.accelerator import __main__ as accelerator
-from benchmarks.records import append_rows
+from benchmarks import (
+    check,
+    correctness,
+    memory,
+    plots,
+    profile,
+    scan_throughput,
+    table,
+    task_throughput,
+)
 from benchmarks.settings import SETTINGS, sweep
+from experiments.common.records import append_rows
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
@@ -208,12 +216,10 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
         monkeypatch.setattr(scan_throughput, "matmul_precision", lambda dtype: None)
         assert list(scan_throughput.plan(given))
         return
-    if module == "accelerator":
-        assert accelerator.parser().parse_args(command[3:]).parts
-        return
-    if module in ("memory", "task_throughput"):
-        given = {"memory": memory, "task_throughput": task_throughput}[module].parser()
-        assert given.parse_args(command[3:]).out.parent == Path("benchmarks/results")
+    makers = (correctness, memory, profile, task_throughput)
+    if module in (names := {maker.__name__.split(".")[1]: maker for maker in makers}):
+        out = names[module].parser().parse_args(command[3:]).out
+        assert out.is_relative_to("benchmarks/results")
         return
     with pytest.raises(FileNotFoundError, match=r"benchmarks/results/(\w+/)?\w+\.jsonl"):
         {"table": table, "plots": plots, "check": check}[module].main([

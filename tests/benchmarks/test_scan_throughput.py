@@ -5,10 +5,11 @@ import os
 
 import pytest
 
-from benchmarks import jax_programs, machine, measure, scan_throughput, variants
+from benchmarks import jax_programs, measure, scan_throughput, variants
 from benchmarks.problem import make_problem
-from benchmarks.records import read_rows
 from benchmarks.settings import SETTINGS, sweep
+from experiments.common import environment
+from experiments.common.records import read_rows
 
 TOY = ["--setting", "toy", "--rounds", "2", "--warmup", "1", "--min-seconds", "0"]
 
@@ -25,7 +26,7 @@ def out(tmp_path_factory):
 
 
 def test_rows(out):
-    rows = {(row["mode"], row["variant"]): row for row in read_rows([out])}
+    rows = {(row["mode"], row["variant"]): row for row in read_rows(out)}
     modes = ("forward", "train", "streaming")
     assert set(rows) == {(mode, name) for mode in modes for name in ("plain", "hoisted")}
     for (mode, name), row in rows.items():
@@ -36,7 +37,7 @@ def test_rows(out):
         assert row["costs"]["temporary_bytes"] > 0
         assert 0 <= row["agreement"]["error"] < 1e-5
         assert (row["agreement"]["error"] == 0) == (name == "plain")
-        assert row["threads"] == machine.count_threads()
+        assert row["threads"] == environment.count_cores()
         assert row["environment"]["packages"]["jax"]
         assert (row["slope"] is not None) == (mode != "streaming")
     train = rows["train", "hoisted"]
@@ -164,11 +165,11 @@ def test_threads(monkeypatch):
     monkeypatch.setattr(
         os, "sched_setaffinity", lambda _, processors: kept.append(processors), raising=False
     )
-    assert machine.count_threads() == 3
-    machine.limit_threads(2)
+    assert environment.count_cores() == 3
+    environment.limit_threads(2)
     assert kept == [[3, 5]]
     with pytest.raises(ValueError, match="threads must be from 1 to 3, got 4"):
-        machine.limit_threads(4)
+        environment.limit_threads(4)
 
 
 def test_caches_do_not_shorten_compiling():

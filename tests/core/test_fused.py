@@ -1,4 +1,4 @@
-"""The kernels for GPUs against the plain scan, interpreted; see also `benchmarks.accelerator`."""
+"""The kernels for GPUs against the plain scan, interpreted; see also `benchmarks.correctness`."""
 
 import types
 from typing import Any

@@ -1,10 +1,13 @@
-"""Where the time goes: the operations of a training step by their time on the device.
+"""Where the time goes, by operations of the device: ``python -m benchmarks.profile --help``.
 
 Command buffers are off while JAX profiles, so that time between operations is overstated here; the
 time within them is not.
 """
 
+import argparse
 import collections
+import itertools
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,60 +17,64 @@ from typing import Any
 import jax
 
 from benchmarks import variants
-from benchmarks.accelerator.deadline import Deadline, Pace, alarm
-from benchmarks.accelerator.files import read_json_lines
 from benchmarks.problem import make_problem
-from benchmarks.program import Program
-from benchmarks.records import append_rows
-from benchmarks.settings import SETTINGS
+from benchmarks.program import Program, UnavailableError
+from benchmarks.settings import DTYPES, SETTINGS
 from benchmarks.table import human_seconds, markdown
+from benchmarks.timing import positive_minutes, time_limit
+from experiments.common.environment import describe_environment
+from experiments.common.records import append_rows, read_rows
 
-FILE = "profile.jsonl"
 _CALLS = 5
 _LISTED = 40
 
 
-def profile_part(
-    settings: Sequence[str],
-    dtypes: Sequence[str],
-    names: Sequence[str],
-    out: Path,
-    deadline: Deadline,
-    *,
-    first_guess: float = 30.0,
-) -> list[dict[str, Any]]:
-    """Profiles what is not in ``profile.jsonl`` yet, as long as there is time.
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.profile",
+        description="Lists the longest operations of a training step.",
+    )
+    add = result.add_argument
+    add("--setting", nargs="+", choices=SETTINGS, default=["nth_farthest", "rl"], metavar="NAME",
+        help="sizes (default: nth_farthest rl)")  # fmt: skip
+    add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of products")
+    add("--variants", nargs="+", default=["auto"], metavar="VARIANT",
+        help="as in benchmarks.scan_throughput (default: auto)")  # fmt: skip
+    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
+    add("--out", type=Path, required=True, help="JSON-lines file; profiles that it has are skipped")
+    return result
 
-    Args:
-      settings: names of sizes.
-      dtypes: of products.
-      names: variants.
-      out: where ``profile.jsonl`` is.
-      deadline: when all must be done.
-      first_guess: seconds that one is taken to need before one was made.
 
-    Returns:
-      All rows there are.
-    """
-    rows = {_key(row): row for row in read_json_lines(out / FILE)}
-    pace = Pace(first_guess)
-    for dtype in dtypes:
-        for setting in settings:
-            for name in names:
-                wanted = {"setting": setting, "dtype": dtype, "variant": name}
-                if _key(wanted) in rows or not pace.fits("profile", deadline):
-                    continue
-                started = time.perf_counter()
-                try:
-                    with alarm(deadline):
-                        problem = make_problem(SETTINGS[setting].replace(dtype=dtype))
-                        program = variants.build(name, problem, "train")
-                        rows[_key(wanted)] = row = wanted | profile(program)
-                except KeyboardInterrupt:
-                    return list(rows.values())
-                pace.note("profile", time.perf_counter() - started)
-                append_rows(out / FILE, [row])
-    return list(rows.values())
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    given = parser().parse_args(args)
+    try:
+        names = [variants.check_name(name) for name in given.variants]
+        with time_limit(given.minutes):
+            make_profiles(given.setting, given.dtype, names, given.out)
+    except (UnavailableError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_profiles(
+    settings: Sequence[str], dtypes: Sequence[str], names: Sequence[str], out: Path
+) -> None:
+    """Makes the profiles that a file does not have yet, adds them to it, and prints all."""
+    device = jax.devices()[0].device_kind
+    rows = {_key(row): row for row in read_rows(out)}
+    for dtype, setting, name in itertools.product(dtypes, settings, names):
+        wanted = {"setting": setting, "dtype": dtype, "variant": name, "device": device}
+        if (row := rows.get(_key(wanted))) is None:
+            problem = make_problem(SETTINGS[setting].replace(dtype=dtype))
+            row = wanted | profile(variants.build(name, problem, "train"))
+            append_rows(out, [row | {"environment": describe_environment()}])
+        print(describe(row), flush=True)
 
 
 def profile(program: Program) -> dict[str, Any]:
@@ -96,7 +103,6 @@ def profile(program: Program) -> dict[str, Any]:
         for name, seconds in total.most_common(_LISTED)
     ]
     return {
-        "device": jax.devices()[0].device_kind,
         "seconds_per_call": wall / _CALLS,
         "busy_seconds_per_call": sum(total.values()) / _CALLS,
         "events_per_call": sum(count.values()) / _CALLS,
@@ -141,5 +147,9 @@ def _events(file: Path) -> list[tuple[str, float]]:
     return [(event.name, event.duration_ns) for line in chosen for event in line.events]
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["setting"], row["dtype"], row["variant"]
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return row["setting"], row["dtype"], row["variant"], row["device"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Does the device compute what it should? Errors of everything, and limits that they must keep.
+"""Does the device compute what it should?  ``python -m benchmarks.correctness --help``.
 
 1. ``golden``: `flax.linen.RNN` and `rrnn_jax.RNN` against arrays recorded from the authors' module,
    in float32 with products at highest precision: outputs and all gradients.
@@ -12,7 +12,8 @@ them), `agreement.TOLERANCE` in float32, and in shorter dtypes `agreement.FACTOR
 that `flax.linen.RNN` has itself.
 """
 
-import time
+import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,16 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks import agreement, variants
-from benchmarks.accelerator.deadline import Deadline, Pace, alarm
-from benchmarks.accelerator.files import read_json_lines
 from benchmarks.jax_programs import matmul_precision, named_leaves
-from benchmarks.machine import describe_machine
 from benchmarks.measure import float32_results
 from benchmarks.problem import make_cell, make_problem
 from benchmarks.program import UnavailableError
-from benchmarks.records import append_rows
 from benchmarks.settings import SETTINGS, Setting
+from benchmarks.timing import positive_minutes, time_limit
+from experiments.common.environment import describe_environment
+from experiments.common.records import append_rows, read_rows
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.dispatch import unfusable
-
-FILE = "correctness.jsonl"
 
 FAST = ("hoisted", "fused")
 """The variants of `rrnn_jax.RNN` that are checked, where they can run."""
@@ -44,56 +42,71 @@ Check = dict[str, Any]
 """A row: ``name``, ``error`` (the largest), ``limit``, ``where`` and ``ok``; or ``skipped``."""
 
 
-def correctness_part(
-    settings: Sequence[str],
-    out: Path,
-    deadline: Deadline,
-    *,
-    golden_cases: int | None = None,
-    first_guess: float = 40.0,
-) -> tuple[list[Check], bool]:
-    """Makes the checks that are not in ``correctness.jsonl`` yet, as long as there is time.
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.correctness",
+        description="Compares the fast paths with recorded cases and with flax.linen.RNN.",
+        epilog="Exit codes: 0 all well, 1 an error is over its limit, 2 refused, 130 interrupted "
+        "or out of time: the same command goes on from there.",
+    )
+    add = result.add_argument
+    add("--setting", nargs="+", choices=SETTINGS, default=["nth_farthest", "rl", "language"],
+        metavar="NAME", help="sizes (default: nth_farthest rl language)")  # fmt: skip
+    add("--golden-cases", type=int, help="how many of the recorded cases (default: all)")
+    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
+    add("--out", type=Path, required=True, help="JSON-lines file; checks that it has are skipped")
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    given = parser().parse_args(args)
+    environment = describe_environment()
+    place = {name: environment[name] for name in ("device", "platform", "packages", "git_commit")}
+    try:
+        with time_limit(given.minutes):
+            rows = make_checks(given.setting, given.golden_cases, given.out, place)
+    except (UnavailableError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    faults = [row["name"] for row in rows if not row.get("ok", True)]
+    print(f"{len(rows)} checks, {len(faults)} over their limits: {', '.join(faults) or 'none'}")
+    return 1 if faults else 0
+
+
+def make_checks(
+    settings: Sequence[str], golden_cases: int | None, out: Path, place: dict[str, Any]
+) -> list[Check]:
+    """Makes the checks that a file does not have yet, and adds each to it.
 
     Args:
-      settings: names of sizes for `agreement` and `short`.
-      out: where ``correctness.jsonl`` is.
-      deadline: when all must be done.
+      settings: names of sizes.
       golden_cases: how many of the recorded cases (default: all).
-      first_guess: seconds that a check is taken to need before one was made.
+      out: the file.
+      place: device, versions and commit: checks of others do not count.
 
     Returns:
-      All checks of this machine, and whether there are none left.
+      All checks of this place.
 
     Raises:
       UnavailableError: the recorded cases are not there.
     """
-    machine = describe_machine()
-    place = {name: machine[name] for name in ("device", "platform", "packages", "git_commit")}
-    done = {row["name"]: row for row in read_checks(out) if row["environment"] == place}
-    pace = Pace(first_guess)
-    for kind, name, check in _checks(settings, golden_cases):
+    done = {row["name"]: row for row in read_rows(out) if row["environment"] == place}
+    for name, check in _checks(settings, golden_cases):
         if name in done:
             continue
-        if not pace.fits(kind, deadline):
-            return list(done.values()), False
-        started = time.perf_counter()
         try:
-            with alarm(deadline):
-                found = check()
-        except KeyboardInterrupt:
-            return list(done.values()), False
+            found = check()
         except UnavailableError as error:
             found = {"skipped": str(error)}
-        pace.note(kind, time.perf_counter() - started)
         done[name] = {"name": name, **found, "environment": place}
-        append_rows(out / FILE, [done[name]])
+        append_rows(out, [done[name]])
         print(describe(done[name]), flush=True)
-    return list(done.values()), True
-
-
-def read_checks(out: Path) -> list[Check]:
-    """The checks of earlier calls."""
-    return read_json_lines(out / FILE)
+    return list(done.values())
 
 
 def describe(check: Check) -> str:
@@ -119,22 +132,22 @@ def describe(check: Check) -> str:
 
 def _checks(
     settings: Sequence[str], golden_cases: int | None
-) -> Iterator[tuple[str, str, Callable[[], Check]]]:
-    """Kind, name and function of every check, what is worth most first."""
+) -> Iterator[tuple[str, Callable[[], Check]]]:
+    """Name and function of every check, what is worth most first."""
     golden = _load_golden()
     names = golden.NAMES[:golden_cases]
 
-    def of_golden(case: str, runner: str) -> tuple[str, str, Callable[[], Check]]:
-        return "golden", f"golden {case} {runner}", lambda: golden_check(golden, case, runner)
+    def of_golden(case: str, runner: str) -> tuple[str, Callable[[], Check]]:
+        return f"golden {case} {runner}", lambda: golden_check(golden, case, runner)
 
     def of_setting(
         setting: str, dtype: str, mode: str, runner: str
-    ) -> tuple[str, str, Callable[[], Check]]:
+    ) -> tuple[str, Callable[[], Check]]:
         name = f"{setting} {mode} {dtype} {runner}"
-        return dtype, name, lambda: setting_check(setting, dtype, mode, runner)
+        return name, lambda: setting_check(setting, dtype, mode, runner)
 
-    def of_flags(setting: str) -> tuple[str, str, Callable[[], Check]]:
-        return "flags", f"{setting} flags", lambda: flags_check(SETTINGS[setting])
+    def of_flags(setting: str) -> tuple[str, Callable[[], Check]]:
+        return f"{setting} flags", lambda: flags_check(SETTINGS[setting])
 
     cells = {setting: make_cell(SETTINGS[setting]) for setting in settings}
     fused = [setting for setting, cell in cells.items() if "fused" in runners(cell)]
@@ -279,3 +292,7 @@ def _load_golden() -> Any:
     if not golden.NAMES:
         raise UnavailableError("there are no recorded cases in tests/golden of the repository")
     return golden
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Everything that an hour with an accelerator is to give: ``python -m benchmarks.accelerator``."""

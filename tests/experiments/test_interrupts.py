@@ -1,0 +1,157 @@
+"""Signals: at any time one line and exit code 130; children do not outlive their parent."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.common import launch
+
+ROOT = Path(__file__).parents[2]
+# As an experiment that has got so far: in its imports, in its compiler, in its chunks.
+COMMAND = """
+import pathlib, sys, time
+sys.argv, sys.orig_argv = ["-m"], [sys.executable, "-m", "experiments.it"]
+import experiments
+from experiments.common.interrupts import StopRequest
+where, ready = sys.argv_given
+if where == "importing":
+    ready.touch()
+    time.sleep(60)
+with StopRequest() as stop:
+    ready.touch()
+    try:
+        while not stop.requested:
+            time.sleep(0.01)
+        print("asked", flush=True)
+        if where == "saving":
+            time.sleep(60)
+    finally:
+        ready.with_name("finally").touch()
+        if where == "stuck":
+            time.sleep(60)  # As the thread of a library that is waited for.
+print("saved", flush=True)
+"""
+
+
+def code(where: str, ready: Path) -> str:
+    given = f"import sys, pathlib; sys.argv_given = ({where!r}, pathlib.Path({str(ready)!r}))"
+    return f"{given}\n{COMMAND}"
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    end = time.time() + seconds
+    while not path.exists():
+        assert time.time() < end, path
+        time.sleep(0.01)
+
+
+def start(where: str, ready: Path, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", code(where, ready)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+    wait_for(ready)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_before_training_a_signal_ends_it_with_one_line(tmp_path, number):
+    process = start("importing", tmp_path / "ready")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert err == "\nstopped at once; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_in_training_a_signal_lets_it_save(tmp_path, number):
+    process = start("training", tmp_path / "ready")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "asked\nsaved\n", "")
+
+
+@pytest.mark.parametrize("where", ["saving", "stuck"])
+def test_a_second_signal_ends_it_whatever_it_waits_for(tmp_path, where):
+    process = start(where, tmp_path / "ready")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_closed_terminal_lets_it_save(tmp_path):
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code("training", tmp_path / "ready")],
+        **{"cwd": ROOT, "stdin": slave, "stdout": slave, "stderr": slave},
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # Controls the session.
+    )
+    os.close(slave)
+    wait_for(tmp_path / "ready")
+    os.close(master)
+    assert process.wait(timeout=20) == 0
+    assert (tmp_path / "finally").exists()
+
+
+def test_nohup_is_heeded(tmp_path):
+    process = start(
+        "training",
+        tmp_path / "ready",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=20)[0] == "asked\nsaved\n"
+
+
+PARENT = """
+import pathlib, sys
+sys.path.insert(0, {root!r})
+from experiments.common.launch import run_commands
+directory = pathlib.Path({directory!r})
+run_commands({{directory: [sys.executable, "-c", {child!r}]}}, 2, progress=False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_children_save_and_end_with_their_parent(tmp_path, number):
+    child = code("training", tmp_path / "ready")
+    text = PARENT.format(root=str(ROOT), directory=str(tmp_path / "run"), child=child)
+    parent = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(tmp_path / "ready")
+    parent.send_signal(number)
+    parent.wait(timeout=20)
+    wait_for(tmp_path / "finally", seconds=10)
+    log = tmp_path / "run" / launch.LOG_FILE
+    end = time.time() + 10
+    while log.read_text() != "asked\nsaved\n":
+        assert time.time() < end, log.read_text()
+        time.sleep(0.05)
+
+
+def test_ctrl_c_while_an_experiment_starts(tmp_path):
+    """The real one: in its imports, then in its compiler."""
+    for seconds in (0.6, 4.0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.nth_farthest", "--run-dir", str(tmp_path / "run")],
+            **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        )
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.strip().splitlines()[-1].startswith("stopped at")
+        assert "Traceback" not in err
