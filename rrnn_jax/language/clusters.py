@@ -81,7 +81,8 @@ def cluster_log_likelihood(
         return jnp.zeros(tokens, jnp.float32)
     chunk = min(steps, max(1, tokens_per_chunk // inputs.shape[0]))
     order = _order(selected.reshape(-1, steps), chunk)
-    return _log_likelihood(chunk, inputs, table, bias, targets, order).reshape(tokens)
+    likelihood = _log_likelihood(chunk, inputs, table, bias, targets, order)
+    return jnp.asarray(likelihood).reshape(tokens)
 
 
 def _order(selected: Array, chunk: int) -> _Order:
@@ -126,9 +127,9 @@ def _forward(
         logits = _logits(x, table, bias)
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         likelihood = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - normaliser
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(whole, part, k * chunk, axis=1)
-            for whole, part in zip(state, (likelihood, normaliser), strict=True)
+        return (
+            jax.lax.dynamic_update_slice_in_dim(state[0], likelihood, k * chunk, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(state[1], normaliser, k * chunk, axis=1),
         )
 
     zeros = jnp.zeros((batch, ordered_targets.shape[1]), jnp.float32)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 from rrnn_jax.checks import check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal
@@ -86,7 +87,7 @@ class TiedEmbedding(nn.Module):
         """Logits ``[*B, T, V]`` in float32 of outputs ``[*B, T, hidden_features]``."""
         if self.projection is not None:
             hidden = self.projection(hidden)
-        hidden, table = nn.dtypes.promote_dtype(hidden, self.embedding, dtype=self.dtype)
+        hidden, table = promote_dtype(hidden, self.embedding, dtype=self.dtype)
         logits = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
         if self.bias is None:
             return logits

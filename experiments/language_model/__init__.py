@@ -1,0 +1,1 @@
+"""Language modelling: from a text file to samples (paper section 4.4)."""

@@ -1,0 +1,222 @@
+"""Readers: files on disk as a training, a validation and a test split of text."""
+
+import gzip
+import hashlib
+import html
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from experiments.common.refused import RefusedError
+
+Format = Literal["auto", "text", "books", "wikitext", "gigaword"]
+SPLITS = ("train", "valid", "test")
+BUNDLED = Path(__file__).with_name("tinyshakespeare.txt.gz")
+# PG-19's folders; the others are what people call them.
+_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+_WIKITEXT = ("wiki.{}.tokens", "wiki.{}.raw", "{}.txt")
+
+
+class Part(NamedTuple):
+    """A file, or a share of one, as text.
+
+    Attributes:
+      path: the file; ``.gz`` is unpacked.
+      start: where the share begins, between 0 and 1, in characters.
+      stop: where it ends.
+      clean: what is done to the file's text.
+    """
+
+    path: Path
+    start: float = 0.0
+    stop: float = 1.0
+    clean: Callable[[str], str] | None = None
+
+    def text(self) -> str:
+        """The text, with the line ends of the file."""
+        text = read_text(self.path)
+        if self.clean is not None:
+            text = self.clean(text)
+        return text[int(len(text) * self.start) : int(len(text) * self.stop)]
+
+
+Corpus = dict[str, tuple[Part, ...]]
+"""The parts of each split; "train" is there always."""
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+      RefusedError: there is no such file, it is empty, or it is not UTF-8.
+    """
+    if not path.is_file():
+        raise RefusedError(f"there is no file {path}")
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise RefusedError(f"{path} is not a gzip file: {error}") from None
+    if not content:
+        raise RefusedError(f"{path} is empty")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(
+            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}"
+        ) from None
+
+
+def read_corpus(
+    path: Path,
+    form: Format = "auto",
+    valid: Sequence[str] = (),
+    test: Sequence[str] = (),
+    fractions: Sequence[float] = (0.9, 0.1, 0.0),
+) -> Corpus:
+    """Finds the files of a corpus and the split each belongs to; reads none of them.
+
+    Args:
+      path: a text file, or a folder.
+      form: "text": one file, of which the first characters train, the next validate, the last test,
+        by `fractions`. "books": a folder of text files, one book each: in the folders ``train``,
+        ``validation`` and ``test`` as in PG-19, or split by `valid` and `test`. "wikitext": a
+        folder of ``wiki.{train,valid,test}.tokens`` (or ``.raw``, or ``{train,valid,test}.txt``).
+        "gigaword": as "books", of SGML files, of which the text of stories is taken. "auto"
+        (default): by what is there.
+      valid: names of the files that validate, in the folder or beside a file.
+      test: names of the files that test.
+      fractions: shares of one file, where it has no other files beside it.
+
+    Returns:
+      The parts of each split; splits without any are left out.
+
+    Raises:
+      RefusedError: nothing there, no training part, a name that is not there, or fractions that do
+        not add up to 1.
+    """
+    if not path.exists():
+        raise RefusedError(f"there is no file or folder {path}")
+    if form == "auto":
+        form = _recognise(path)
+    if form == "text":
+        return _one_file(path, valid, test, fractions)
+    if not path.is_dir():
+        raise RefusedError(f"a corpus of the format {form!r} is a folder, but {path} is a file")
+    if form == "wikitext":
+        return _wikitext(path)
+    return _folder(path, valid, test, stories if form == "gigaword" else None)
+
+
+def stories(sgml: str) -> str:
+    r"""The text of a Gigaword file: a line for each paragraph, and one between documents.
+
+    >>> stories('<DOC id="A" type="story"><TEXT><P>\nOne\ntwo.\n</P></TEXT></DOC>')
+    'One two.\n\n'
+    """
+    documents = []
+    for kind, body in re.findall(
+        r'<DOC\b[^>]*\btype="([^"]*)"[^>]*>(.*?)</DOC>', sgml, re.DOTALL | re.IGNORECASE
+    ):
+        found = re.search(r"<TEXT>(.*?)</TEXT>", body, re.DOTALL | re.IGNORECASE)
+        if kind.lower() != "story" or found is None:
+            continue
+        paragraphs = re.split(r"</?P>", found[1], flags=re.IGNORECASE)
+        lines = (" ".join(html.unescape(paragraph).split()) for paragraph in paragraphs)
+        documents.append("".join(f"{line}\n" for line in lines if line) + "\n")
+    return "".join(documents)
+
+
+def describe_source(path: Path) -> dict[str, str | int]:
+    """Name, size and sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def sources(corpus: Corpus) -> list[Path]:
+    """The files of a corpus, each once."""
+    return list(dict.fromkeys(part.path for split in SPLITS for part in corpus.get(split, ())))
+
+
+def _recognise(path: Path) -> Format:
+    if path.is_file():
+        return "text"
+    return "wikitext" if any(_wikitext_files(path)) else "books"
+
+
+def _one_file(
+    path: Path, valid: Sequence[str], test: Sequence[str], fractions: Sequence[float]
+) -> Corpus:
+    if valid or test:
+        parts = {"valid": valid, "test": test}
+        return {
+            "train": (Part(path),),
+            **{k: tuple(Part(_named(path.parent, n)) for n in v) for k, v in parts.items() if v},
+        }
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise RefusedError(
+            "fractions must be three shares (training, validation, test) that add up to 1, got "
+            f"{tuple(fractions)}"
+        )
+    bounds = [0.0, fractions[0], 1.0 - fractions[2], 1.0]
+    return {
+        name: (Part(path, bounds[i], bounds[i + 1]),)
+        for i, name in enumerate(SPLITS)
+        if fractions[i] > 0
+    }
+
+
+def _wikitext_files(path: Path) -> Iterator[tuple[str, Path]]:
+    for pattern in _WIKITEXT:
+        files = [(name, path / pattern.format(name)) for name in SPLITS]
+        if any(file.is_file() for _, file in files):
+            yield from ((name, file) for name, file in files if file.is_file())
+            return
+
+
+def _wikitext(path: Path) -> Corpus:
+    files = dict(_wikitext_files(path))
+    if "train" not in files:
+        names = " or ".join(pattern.format("train") for pattern in _WIKITEXT)
+        raise RefusedError(f"there is no {names} in {path}")
+    return {name: (Part(file),) for name, file in files.items()}
+
+
+def _folder(
+    path: Path,
+    valid: Sequence[str],
+    test: Sequence[str],
+    clean: Callable[[str], str] | None,
+) -> Corpus:
+    def parts(folder: Path) -> tuple[Part, ...]:
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        return tuple(Part(file, clean=clean) for file in files if clean or ".txt" in file.suffixes)
+
+    corpus: Corpus = {}
+    for name, folders in _FOLDERS.items():
+        for folder in folders:
+            if (path / folder).is_dir():
+                corpus[name] = parts(path / folder)
+    if not corpus:
+        held = {
+            name: tuple(Part(_named(path, file), clean=clean) for file in files)
+            for name, files in (("valid", valid), ("test", test))
+            if files
+        }
+        apart = {part.path for split in held.values() for part in split}
+        corpus = {"train": tuple(p for p in parts(path) if p.path not in apart), **held}
+    if not corpus.get("train"):
+        raise RefusedError(f"there is no text file to train on in {path}")
+    return {name: split for name, split in corpus.items() if split}
+
+
+def _named(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise RefusedError(f"there is no file {name} in {folder}")
+    return path

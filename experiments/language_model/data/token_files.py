@@ -1,0 +1,203 @@
+"""Token files: a corpus as numbers, made once and mapped into memory, with a manifest."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.common.refused import RefusedError
+from experiments.common.run_directory import write_json
+from experiments.language_model.data.bpe import BytePairs
+from experiments.language_model.data.corpus import (
+    BUNDLED,
+    SPLITS,
+    Corpus,
+    Format,
+    describe_source,
+    read_corpus,
+    sources,
+)
+from experiments.language_model.data.vocabulary import (
+    Bytes,
+    Characters,
+    Vocabulary,
+    Words,
+    count_words,
+    vocabulary_from,
+)
+
+MANIFEST_FILE, VOCABULARY_FILE, COUNTS_FILE = "manifest.json", "vocabulary.json", "counts.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text."""
+
+    path: Path | None = None
+    """A text file or a folder. None: the plays that come with this package (1.1 MB)."""
+    format: Format = "auto"
+    """One text file, a folder of books, a folder with WikiText's files, or of Gigaword's."""
+    valid: tuple[str, ...] = ()
+    """Names of the files that validate: in the folder, or beside the file."""
+    test: tuple[str, ...] = ()
+    """Names of the files that test."""
+    fractions: tuple[float, float, float] = (0.9, 0.1, 0.0)
+    """Shares of one file: training, validation, test."""
+    vocabulary: Literal["characters", "bytes", "words", "bpe"] = "characters"
+    """What a token is. "bpe" needs the extra `text`."""
+    min_count: int = 1
+    """Words that occur less often in training become <unk>."""
+    max_words: int | None = None
+    """Size of the vocabulary at most (words; None: any), or exactly (bpe; None: 4,096)."""
+    split_punctuation: bool = True
+    """Whether marks are words of their own. Off for texts that have been taken apart (WikiText)."""
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1:
+            raise ValueError(f"min_count must be at least 1, got {self.min_count}")
+        if self.max_words is not None and self.max_words < 1:
+            raise ValueError(f"max_words must be at least 1, got {self.max_words}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split's tokens.
+
+    Attributes:
+      name: of the split.
+      tokens: ``[n]``, mapped from the file.
+      bytes: of its text in UTF-8.
+      words: between spaces, and ends of lines (for a vocabulary of words: its own).
+    """
+
+    name: str
+    tokens: np.ndarray
+    bytes: int
+    words: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A corpus as numbers.
+
+    Attributes:
+      vocabulary: what they stand for.
+      splits: "train", and "valid" and "test" where there are such.
+      counts: ``[V]``, how often each occurs in training.
+      manifest: sources, splits and options, as in ``manifest.json``.
+    """
+
+    vocabulary: Vocabulary
+    splits: dict[str, Split]
+    counts: np.ndarray
+    manifest: dict[str, Any]
+
+
+def prepare(config: DataConfig, directory: Path) -> Tokens:
+    """Makes the token files of a corpus in a directory, or opens those that are there.
+
+    Args:
+      config: the text.
+      directory: the parent of one folder for each text and vocabulary.
+
+    Returns:
+      The tokens, mapped into memory: uint16 for vocabularies of 65,536 and less, else uint32.
+
+    Raises:
+      RefusedError: see `corpus` and `vocabulary`.
+    """
+    corpus = read_corpus(
+        BUNDLED if config.path is None else config.path,
+        config.format,
+        config.valid,
+        config.test,
+        config.fractions,
+    )
+    wanted = {
+        "options": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        "sources": [describe_source(path) for path in sources(corpus)],
+    }
+    wanted["options"].pop("path")  # The same text elsewhere is the same text.
+    digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    folder = directory / f"{config.vocabulary}-{digest[:12]}"
+    if not (folder / MANIFEST_FILE).exists():
+        _make(config, corpus, wanted, folder)
+    return open_tokens(folder)
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """Opens token files.
+
+    Raises:
+      RefusedError: they are not there, or not as long as the manifest says.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        raise RefusedError(f"there is no {MANIFEST_FILE} in {folder}")
+    manifest = json.loads(path.read_text())
+    splits = {}
+    for name, entry in manifest["splits"].items():
+        file = folder / f"{name}.bin"
+        dtype = np.dtype(entry["dtype"])
+        size = file.stat().st_size if file.exists() else 0
+        if size != entry["tokens"] * dtype.itemsize:
+            raise RefusedError(
+                f"{file} must hold {entry['tokens']} tokens of {dtype}, but has {size} bytes; "
+                f"remove {folder}, and it is made again"
+            )
+        tokens = np.memmap(file, dtype, mode="r")
+        splits[name] = Split(name, tokens, entry["bytes"], entry["words"])
+    vocabulary = vocabulary_from(json.loads((folder / VOCABULARY_FILE).read_text()))
+    return Tokens(vocabulary, splits, np.load(folder / COUNTS_FILE), manifest)
+
+
+def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:
+    """The vocabulary of a corpus: words and byte pairs of its training split, all characters."""
+
+    def texts(*splits: str) -> Iterator[str]:
+        return (part.text() for split in splits for part in corpus.get(split, ()))
+
+    if config.vocabulary == "bytes":
+        return Bytes()
+    if config.vocabulary == "characters":
+        # Of all splits, as usual: a text that is read must have no character without a number.
+        return Characters("".join("".join(sorted(set(text))) for text in texts(*SPLITS)))
+    if config.vocabulary == "words":
+        return Words.of(
+            texts("train"), config.min_count, config.max_words, config.split_punctuation
+        )
+    return BytePairs.of(texts("train"), config.max_words or 4096)
+
+
+def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: Path) -> None:
+    vocabulary = make_vocabulary(config, corpus)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
+    counts = np.zeros(vocabulary.size, np.int64)
+    entries = {}
+    for name, parts in corpus.items():
+        digest, total = hashlib.sha256(), {"tokens": 0, "bytes": 0, "characters": 0, "words": 0}
+        with (folder / f"{name}.bin").open("wb") as file:
+            for part in parts:
+                text = part.text()
+                tokens = vocabulary.encode(text)
+                if name == "train":
+                    counts += np.bincount(tokens, minlength=vocabulary.size)
+                content = tokens.astype(dtype).tobytes()
+                file.write(content)
+                digest.update(content)
+                words = len(tokens) if vocabulary.kind == "words" else count_words(text)
+                sizes = (len(tokens), len(text.encode()), len(text), words)
+                total = {key: total[key] + n for key, n in zip(total, sizes, strict=True)}
+        if total["tokens"] == 0:
+            raise RefusedError(f"the {name} split is empty")
+        entries[name] = {**total, "dtype": dtype.name, "sha256": digest.hexdigest()}
+    np.save(folder / COUNTS_FILE, counts)
+    write_json(folder / VOCABULARY_FILE, vocabulary.state())
+    # Last: a folder with a manifest is whole.
+    whole = {**manifest, "vocabulary_size": vocabulary.size, "splits": entries}
+    write_json(folder / MANIFEST_FILE, whole)
