@@ -1,0 +1,109 @@
+"""Small runs of every experiment give the metrics that were recorded, with fixed options.
+
+``python -m tests.experiments.test_recorded_metrics`` records them anew. Where the processor and the
+versions are those of the record the metrics agree to the last bit, elsewhere to rounding.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments.common.environment import describe_environment
+from experiments.common.metrics import read_metrics
+
+RECORD = Path(__file__).with_name("recorded_metrics.json")
+TRAIN = [
+    *("--steps", "6", "--batch-size", "8", "--chunk-steps", "3", "--warmup-steps", "2"),
+    *("--eval-every", "3", "--eval-samples", "16", "--checkpoint-every", "6", "--no-progress"),
+]
+RMC = ["--mem-slots", "2", "--num-heads", "2", "--head-size", "4"]
+PROGRAM = [
+    *("--memorization-length", "2", "--length", "1", "--nesting", "1", *RMC),
+    *("--lstm-features", "6", "--cell-size", "6", "--num-cells", "2"),
+    *("--memory-size", "4", "--word-size", "4", "--num-reads", "1", "--lstm-size", "5"),
+    *("--feedforward-size", "5", "--dnc-outputs", "6"),
+]
+CASES = {
+    "nth_farthest rmc": [
+        *("nth_farthest", "--model", "rmc", "--micro-batch-size", "4", *RMC),
+        *("--num-objects", "3", "--num-features", "2", "--num-seeds", "2", "--seed", "3"),
+    ],
+    "nth_farthest lstm": [
+        *("nth_farthest", "--model", "lstm", "--micro-batch-size", "None", "--clip-norm", "None"),
+        *("--lstm-features", "8", "--num-objects", "3", "--num-features", "2"),
+    ],
+    "copy lstm": [
+        *("program_evaluation", "--task", "copy", "--model", "lstm", "--curriculum", "combined"),
+        *("--curriculum-window", "2", "--decoding", "teacher_forced", "--num-seeds", "2", *PROGRAM),
+    ],
+    "reverse entnet": ["program_evaluation", "--task", "reverse", "--model", "entnet", *PROGRAM],
+    "double dnc": ["program_evaluation", "--task", "double", "--model", "dnc", *PROGRAM],
+    "addition rmc": [
+        *("program_evaluation", "--task", "addition", "--model", "rmc", "--curriculum", "naive"),
+        *("--curriculum-window", "2", *PROGRAM),
+    ],
+    "ablations initial_learned": [
+        *("ablations", "--only", "initial_learned", "--jobs", "1", "--no-report", *RMC),
+        *("--lstm-features", "8", "--num-seeds", "2"),
+    ],
+}
+"""Experiment and options by name."""
+
+
+def metrics_of(case: str, directory: Path) -> list[dict]:
+    """Trains a case and returns its rows."""
+    experiment, *options = CASES[case]
+    main = importlib.import_module(f"experiments.{experiment}.__main__").main
+    assert main([*options, *TRAIN, "--run-dir", str(directory)]) == 0
+    row = directory / "initial_learned"
+    return read_metrics(row if row.exists() else directory)
+
+
+def made_with() -> dict:
+    """What the last bits depend on."""
+    environment = describe_environment()
+    return {
+        "processor": environment["processor"],
+        "cpu_cores": environment["cpu_cores"],
+        "platform": environment["platform"],
+        "jaxlib": environment["packages"]["jaxlib"],
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_metrics_are_those_that_were_recorded(case, tmp_path):
+    record = json.loads(RECORD.read_text())
+    found, expected = metrics_of(case, tmp_path), record["metrics"][case]
+    assert [CASES[case], TRAIN] == [record["options"][case], record["train_options"]]
+    if record["made_with"] == made_with():
+        assert found == expected
+    assert [set(row) for row in found] == [set(row) for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        for name, value in row.items():
+            close = value if name == "split" else pytest.approx(value, rel=1e-3, abs=0.13)
+            assert other[name] == (close if name.endswith("accuracy") else close), (name, row)
+
+
+def main() -> None:
+    """Records the metrics."""
+    jax.config.update("jax_disable_most_optimizations", True)  # As the tests do.
+    metrics = {}
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as directory:
+            metrics[case] = metrics_of(case, Path(directory))
+    content = {
+        "made_with": made_with(),
+        "train_options": TRAIN,
+        "options": CASES,
+        "metrics": metrics,
+    }
+    RECORD.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
