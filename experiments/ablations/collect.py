@@ -63,7 +63,7 @@ def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
     if (run_dir / FAILURE_FILE).exists():
         return RowNumbers(row, [], [], None, None, None, None, environment)
     summary = json.loads((run_dir / "summary.json").read_text())
-    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     seeds = row.config.train.seeds
     threshold = threshold_of(summary["trivial_accuracy"])
     speed = summary["steps"] * len(seeds) / max(summary["train_seconds"], 1e-9)

@@ -10,7 +10,8 @@ from flax import linen as nn
 from experiments.ablations.config import Config, CoreConfig
 from experiments.ablations.grid import RowConfig, make_rows
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Mean, Problem, accuracy
+from experiments.common.supervised import Curriculum, supervised
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.model import Model as NthFarthestModel
 from experiments.program_evaluation.config import MEMORIZATION
@@ -90,7 +91,7 @@ def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
 
 def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
     task = nth_farthest.Config(config.nth_farthest.num_objects, config.nth_farthest.num_features)
-    return problem.make_problem(task, NthFarthestModel(cell, task.num_objects))
+    return problem.make_problem(task, NthFarthestModel(cell, task.num_objects), config.train)
 
 
 def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
@@ -104,15 +105,16 @@ def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
         logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
         return answer_loss(logits, batch.targets, batch.target_mask)
 
-    return Problem(
+    return supervised(
+        config.train,
         init=init,
         sample=task.sample,
         loss=loss,
         sample_eval=task.sample_hardest,
-        trivial_accuracy=task.trivial_accuracy(),
-        initial_level=curriculum.initial_state(task.config),
-        next_level=lambda level, metrics: curriculum.advance(
-            level, metrics["loss"].value(), task.config
+        score=accuracy(task.trivial_accuracy()),
+        curriculum=Curriculum(
+            curriculum.initial_state(task.config),
+            lambda level, metrics: curriculum.advance(level, metrics["loss"].value(), task.config),
         ),
     )
 

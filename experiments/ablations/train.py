@@ -35,7 +35,7 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
         write_json(run_dir / FAILURE_FILE, {"error": str(error)})
         raise
     summary = loop.summarise(outcome, row.config.train)
-    summary["trivial_accuracy"] = problem.trivial_accuracy
+    summary["trivial_accuracy"] = problem.score.trivial
     write_json(run_dir / "summary.json", summary)
     return summary
 

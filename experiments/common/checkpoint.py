@@ -1,6 +1,7 @@
 """Checkpoints: the one place that knows orbax."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,19 @@ class Checkpoints:
     of it, so that damage of a later date is noticed too.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, keep: int = KEPT) -> None:
         # Orbax refuses relative paths.
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT,
+                max_to_keep=keep,
                 create=True,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
             ),
         )
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
         """Saves a state; does nothing if there is a checkpoint of that step."""
         if step in self._manager.all_steps():
             return
@@ -41,7 +42,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
-                digest=ocp.args.JsonSave({"sha256": _digest(state)}),
+                digest=ocp.args.JsonSave({"sha256": _digest(state), **(notes or {})}),
             ),
         )
 
@@ -77,6 +78,14 @@ class Checkpoints:
             )
         return None
 
+    def note(self, name: str) -> Any:
+        """A note of the newest checkpoint; None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        found = self._manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))
+        return found["digest"].get(name)
+
     def close(self) -> None:
         """Releases orbax's threads."""
         self._manager.close()
@@ -93,7 +102,7 @@ class Checkpoints:
         shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
         if shapes != [(x.shape, x.dtype) for x in jax.tree.leaves(like)]:
             raise ValueError("shapes or dtypes differ from those of the model")
-        if restored["digest"] != {"sha256": _digest(state)}:
+        if restored["digest"]["sha256"] != _digest(state):
             raise ValueError("the digest does not match the content")
         return state
 

@@ -3,29 +3,26 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
+from experiments.common import parallel
 from experiments.common.checkpoint import Checkpoints
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import MetricsWriter
 from experiments.common.problem import Problem
 from experiments.common.run_directory import note_session
 from experiments.common.samples import SamplesWriter
-from experiments.common.steps import Programs, TrainState, make_programs
+from experiments.common.steps import Programs, TrainState, Values, make_programs, to_values
 from experiments.common.train_config import TrainConfig
 
-Values = Mapping[str, np.ndarray]
-
-Enough = Callable[[int, Values], bool]
-"""``enough(step, evaluation)``: whether to save and end after this chunk; see `train`."""
-
 TIMINGS_FILE = "timings.jsonl"
+BEST = "best"
+"""The directory of the best checkpoint, beside ``checkpoints``."""
 
 
 class NonFiniteError(FloatingPointError):
@@ -42,13 +39,15 @@ class Outcome(NamedTuple):
     Attributes:
       state: the final state, on the host.
       metrics: the last evaluation's means by name, one value per seed.
+      test: likewise of "test"; None without such an evaluation.
       seconds: time spent in training chunks, all sessions together; without compilation,
         evaluation and saving.
       wall_seconds: all time from the start of training to its last step, all sessions together.
     """
 
     state: TrainState
-    metrics: dict[str, list[float]]
+    metrics: Values
+    test: Values | None
     seconds: float
     wall_seconds: float
 
@@ -59,44 +58,47 @@ def train(
     run_dir: Path,
     name: str = "",
     progress: bool = True,
-    enough: Enough | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in `run_dir`, or from the start, to the last step.
 
+    With several processes all of them call it; the first one writes.
+
     Args:
       problem: task and model.
-      config: how to train.
+      config: how to train, and when to end: at `config.steps`, at `config.target`.
       run_dir: an open run directory (`run_directory.open_run`).
       name: stands before the progress bar.
       progress: whether to draw one.
-      enough: asked after every chunk with the step and the newest evaluation, one value per seed
-        of each metric; True saves and ends there, and another call goes on.
 
     Returns:
       The `Outcome`.
 
     Raises:
       NonFiniteError: NaN or infinity; the last good checkpoint stays.
-      Interrupted: Ctrl-C or SIGTERM; the state has been saved.
+      Interrupted: Ctrl-C, SIGTERM, or `config.minutes` are over; the state has been saved.
     """
     started = time.perf_counter()
     programs = make_programs(problem, config)
     checkpoints = Checkpoints(run_dir / "checkpoints")
+    best = Checkpoints(run_dir / BEST, keep=1)
     try:
-        restored = checkpoints.restore_latest(jax.eval_shape(programs.init))
+        restored = checkpoints.restore_latest(programs.shapes)
         if restored is None:
             state = programs.init()
         else:
-            state = jax.device_put(restored[1])
+            state = programs.place(restored[1])
             if restored[0] < config.steps:
                 print(f"{name}: resumes at step {restored[0]}")
-        clock = _Clock(run_dir / TIMINGS_FILE, int(state.step), started)
-        return _run(programs, config, run_dir, checkpoints, state, clock, name, progress, enough)
+        session = _Session(programs, run_dir, int(state.step), checkpoints, best, name, started)
+        return session.run(state, progress)
     finally:
         checkpoints.close()
+        best.close()
 
 
-def evaluate_run(problem: Problem, config: TrainConfig, run_dir: Path) -> tuple[int, Values]:
+def evaluate_run(
+    problem: Problem, config: TrainConfig, run_dir: Path, name: str = "valid"
+) -> tuple[int, Values]:
     """Evaluates the newest checkpoint of a run.
 
     Returns:
@@ -108,79 +110,147 @@ def evaluate_run(problem: Problem, config: TrainConfig, run_dir: Path) -> tuple[
     programs = make_programs(problem, config)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     try:
-        restored = checkpoints.restore_latest(jax.eval_shape(programs.init))
+        restored = checkpoints.restore_latest(programs.shapes)
     finally:
         checkpoints.close()
     if restored is None:
         raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
-    step, state = restored
-    return step, jax.device_get(programs.evaluate(state.params))
+    return restored[0], programs.evaluate(programs.place(restored[1]), name)
 
 
-def _run(
-    programs: Programs,
-    config: TrainConfig,
-    run_dir: Path,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    clock: "_Clock",
-    name: str,
-    progress: bool,
-    enough: Enough | None,
-) -> Outcome:
-    step = int(state.step)
-    if step < config.steps:
-        note_session(run_dir)
-        # Compile before the bar starts: its estimate would count compilation.
-        started = time.perf_counter()
-        train_chunk = programs.train_chunk.lower(state, config.chunk_steps).compile()
-        print(f"{name}: compiled in {time.perf_counter() - started:.1f} s")
-    else:
-        train_chunk = None
-    evaluation: Values = jax.device_get(programs.evaluate(state.params))
-    writer = MetricsWriter(run_dir, step)
-    samples = None if programs.show is None else SamplesWriter(run_dir, step, programs.show)
-    bar = tqdm(total=config.steps, initial=step, desc=name, disable=not progress, unit="step")
-    try:
-        with bar, StopRequest() as stop:
-            if step == 0:
-                writer.write(0, "eval", config.seeds, evaluation)
-                if samples is not None:
-                    samples.write(0, state.params)
-            while step < config.steps:
-                num_steps = min(config.chunk_steps, config.steps - step)
-                started = time.perf_counter()
-                if num_steps == config.chunk_steps and train_chunk is not None:
-                    state, metrics = train_chunk(state)
-                else:  # The last chunk may be shorter.
-                    state, metrics = programs.train_chunk(state, num_steps)
-                metrics = jax.device_get(metrics)
-                step += num_steps
-                clock.add(step, num_steps, time.perf_counter() - started)
-                _check_finite(metrics, config, step)
-                writer.write(step, "train", config.seeds, metrics)
-                if _due(step, num_steps, config.eval_every, config.steps):
-                    evaluation = jax.device_get(programs.evaluate(state.params))
-                    writer.write(step, "eval", config.seeds, evaluation)
-                    if samples is not None:
-                        samples.write(step, state.params)
-                ends = stop.requested or (enough is not None and enough(step, evaluation))
-                if ends or _due(step, num_steps, config.checkpoint_every, config.steps):
-                    writer.flush()
-                    checkpoints.save(step, state)
-                bar.update(num_steps)
-                bar.set_postfix_str(_describe(metrics, evaluation))
-                if stop.requested and step < config.steps:
-                    raise Interrupted(
-                        f"stopped at step {step}; the same command goes on from there"
-                    )
-                if ends:
-                    break
-    finally:
-        writer.close()
-    final = jax.device_get(state)
-    means = {key: [float(v) for v in values] for key, values in evaluation.items()}
-    return Outcome(final, means, clock.seconds, clock.wall_seconds)
+class _Session:
+    """What one process does of a run, from a checkpoint to the end or the next one."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        run_dir: Path,
+        step: int,
+        checkpoints: Checkpoints,
+        best: Checkpoints,
+        name: str,
+        started: float,
+    ) -> None:
+        self.programs, self.config, self.step = programs, programs.config, step
+        self.score = programs.problem.score
+        self.run_dir, self.name = run_dir, name
+        self.checkpoints, self.best = checkpoints, best
+        self.best_score = best.note("score")
+        self.started = self.saved = started
+        self.clock = _Clock(run_dir / TIMINGS_FILE, step, started)
+        self.evaluation: Values = {}
+        self.test: Values | None = None
+
+    def run(self, state: TrainState, progress: bool) -> Outcome:
+        """Trains to the end."""
+        config, programs = self.config, self.programs
+        train_chunk, batches = None, None
+        if self.step < config.steps:
+            note_session(self.run_dir)
+            # Compile before the bar starts: its estimate would count compilation.
+            started = time.perf_counter()
+            batches = programs.batches(self.step, self._next_steps())
+            train_chunk = programs.compile(state, self._next_steps(), batches)
+            print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s")
+        self.writer = MetricsWriter(self.run_dir, self.step)
+        has_samples = programs.problem.show is not None
+        self.samples = SamplesWriter(self.run_dir, self.step) if has_samples else None
+        bar = tqdm(
+            total=config.steps, initial=self.step, desc=self.name, disable=not progress, unit="step"
+        )
+        compiled_steps = self._next_steps()
+        try:
+            with bar, StopRequest() as stop:
+                self._evaluate(state, write=self.step == 0)
+                is_done = self._is_done()
+                if is_done:
+                    self._evaluate_test(state, write=False)
+                while not is_done:
+                    num_steps = self._next_steps()
+                    started = time.perf_counter()
+                    if num_steps == compiled_steps and train_chunk is not None:
+                        state, metrics = train_chunk(state, batches)
+                    else:  # The last chunk may be shorter.
+                        state, metrics = programs.train_chunk(state, num_steps, batches)
+                    self.step += num_steps
+                    if self.step < config.steps:  # While the device computes.
+                        batches = programs.batches(self.step, self._next_steps())
+                    values = to_values(metrics)
+                    self.clock.add(self.step, num_steps, time.perf_counter() - started)
+                    _check_finite(values, config, self.step)
+                    self.writer.write(self.step, "train", config.seeds, values)
+                    if self._due(num_steps, config.eval_every):
+                        self._evaluate(state)
+                    is_done = self._is_done()
+                    if is_done:
+                        self._evaluate_test(state)
+                    stops = self._save(state, num_steps, stop.requested, is_done)
+                    bar.update(num_steps)
+                    bar.set_postfix_str(self._describe(values))
+                    if stops and not is_done:
+                        raise Interrupted(
+                            f"stopped at step {self.step}; the same command goes on from there"
+                        )
+        finally:
+            self.writer.close()
+        final = parallel.to_host(state)
+        return Outcome(
+            final, self.evaluation, self.test, self.clock.seconds, self.clock.wall_seconds
+        )
+
+    def _next_steps(self) -> int:
+        return min(self.config.chunk_steps, self.config.steps - self.step)
+
+    def _evaluate(self, state: TrainState, write: bool = True) -> None:
+        self.evaluation = self.programs.evaluate(state)
+        if not write:
+            return
+        self.writer.write(self.step, "valid", self.config.seeds, self.evaluation)
+        if self.samples is not None:
+            self.samples.write(self.step, str(self.programs.show(state)))
+        value = self.score.mean(self.evaluation[self.score.name])
+        if self.step and value is not None and self.score.is_better(value, self.best_score):
+            self.best_score = value
+            self.best.save(self.step, parallel.to_host(state), {"score": value})
+
+    def _evaluate_test(self, state: TrainState, write: bool = True) -> None:
+        if "test" in self.programs.problem.evaluations:
+            self.test = self.programs.evaluate(state, "test")
+            if write:
+                self.writer.write(self.step, "test", self.config.seeds, self.test)
+
+    def _is_done(self) -> bool:
+        """Whether the last update is made, or the target is reached."""
+        value = self.score.mean(self.evaluation[self.score.name])
+        target = self.config.target
+        if target is None or value is None or self.step == 0:
+            return self.step >= self.config.steps
+        return self.step >= self.config.steps or self.score.reaches(value, target)
+
+    def _save(self, state: TrainState, num_steps: int, requested: bool, is_done: bool) -> bool:
+        """Saves if it is time to; whether to stop, at the same update in all processes."""
+        now, config = time.perf_counter(), self.config
+        over = config.minutes is not None and now - self.started > 60 * config.minutes
+        due = config.checkpoint_minutes
+        late = due is not None and now - self.saved > 60 * due
+        stops, late = parallel.agree(requested or over, late)
+        if stops or late or is_done or self._due(num_steps, config.checkpoint_every):
+            self.writer.flush()
+            self.checkpoints.save(self.step, parallel.to_host(state))
+            self.saved = time.perf_counter()
+        return stops
+
+    def _due(self, num_steps: int, every: int) -> bool:
+        """Whether a multiple of `every` lies in the chunk just run, or it was the last."""
+        before = self.step - num_steps
+        return self.step >= self.config.steps or self.step // every > before // every
+
+    def _describe(self, values: Values) -> str:
+        parts = [f"loss {_mean(values['loss']):.3f}"] if "loss" in values else []
+        name = self.score.name
+        if name in values:
+            parts.append(f"{name} {self.score.write(values[name])}")
+        return ", ".join([*parts, f"valid {self.score.write(self.evaluation[name])}"])
 
 
 class _Clock:
@@ -214,31 +284,28 @@ class _Clock:
             file.write(json.dumps(row) + "\n")
 
 
-def _due(step: int, num_steps: int, every: int, last: int) -> bool:
-    """Whether a multiple of `every` lies in the chunk just run, or it was the last."""
-    return step >= last or step // every > (step - num_steps) // every
+def _mean(values: list[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found)
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int) -> None:
+    """A metric may have no value; the loss must have one."""
     for name, values in metrics.items():
         for seed, value in zip(config.seeds, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteError(
-                    f"{name} became {value} (seed {seed}) in the {config.chunk_steps} steps before "
-                    f"step {step}; the last good checkpoint is kept. A lower --learning-rate or a "
-                    "--clip-norm may help."
-                )
-
-
-def _describe(metrics: Values, evaluation: Values) -> str:
-    loss, accuracy = (float(np.mean(metrics[name])) for name in ("loss", "accuracy"))
-    judged = float(np.mean(evaluation["accuracy"]))
-    return f"loss {loss:.3f}, accuracy {accuracy:.1%}, fresh {judged:.1%}"
+            if math.isfinite(math.nan if value is None and name == "loss" else value or 0.0):
+                continue
+            raise NonFiniteError(
+                f"{name} became {value} (seed {seed}) in the {config.chunk_steps} steps before "
+                f"step {step}; the last good checkpoint is kept. A lower --learning-rate or a "
+                "--clip-norm may help."
+            )
 
 
 def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
     """The numbers of a finished run that a table wants."""
     leaves = jax.tree.leaves(outcome.state.params)
+    test: Mapping[str, Any] = {} if outcome.test is None else {"test": outcome.test}
     return {
         "steps": int(outcome.state.step),
         "seeds": list(config.seeds),
@@ -246,4 +313,5 @@ def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
         "train_seconds": round(outcome.seconds, 1),
         "wall_seconds": round(outcome.wall_seconds, 1),
         "evaluation": outcome.metrics,
+        **test,
     }

@@ -32,9 +32,9 @@ class MetricsWriter:
     def write(
         self, step: int, split: str, seeds: Sequence[int], metrics: Mapping[str, Any]
     ) -> None:
-        """Writes one row for each seed."""
+        """Writes one row for each seed; a metric that is None for a seed is left out of its row."""
         for i, seed in enumerate(seeds):
-            values = {name: float(values[i]) for name, values in metrics.items()}
+            values = {n: float(all_[i]) for n, all_ in metrics.items() if all_[i] is not None}
             row = {"step": step, "split": split, "seed": seed, **values}
             self._file.write(json.dumps(row) + "\n")
             if self._board is not None:
@@ -71,13 +71,15 @@ def curve(
 ) -> dict[int, tuple[list[int], list[float]]]:
     """Steps and values of one metric, by seed.
 
-    >>> rows = [{"step": s, "split": "eval", "seed": 0, "accuracy": s / 10} for s in (1, 2)]
-    >>> curve(rows, "eval", "accuracy")
+    >>> rows = [{"step": s, "split": "valid", "seed": 0, "accuracy": s / 10} for s in (1, 2)]
+    >>> curve(rows, "valid", "accuracy")
     {0: ([1, 2], [0.1, 0.2])}
     """
     curves: dict[int, tuple[list[int], list[float]]] = {}
     for row in rows:
-        if row["split"] == split and metric in row:
+        # Earlier versions wrote "eval".
+        is_meant = row["split"] == split or (row["split"], split) == ("eval", "valid")
+        if is_meant and metric in row:
             steps, values = curves.setdefault(row["seed"], ([], []))
             steps.append(row["step"])
             values.append(row[metric])

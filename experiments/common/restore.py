@@ -60,7 +60,7 @@ def restore_params(
         raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
     checkpoints = Checkpoints(run_dir / "checkpoints")
     try:
-        restored = checkpoints.restore_latest(jax.eval_shape(make_programs(problem, config).init))
+        restored = checkpoints.restore_latest(make_programs(problem, config).shapes)
     finally:
         checkpoints.close()
     if restored is None:

@@ -29,7 +29,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         if not found:
             raise FileNotFoundError(f"no run in {run_dir}")
         return {path.name: collect(path) for path in found}
-    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     found = {
         name: json.loads((run_dir / f"{name}.json").read_text())
         for name in ("environment", "config", "summary")

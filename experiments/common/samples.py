@@ -1,9 +1,7 @@
 """Examples with the model's answers, printed during training and kept in ``samples.txt``."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -17,22 +15,20 @@ class SamplesWriter:
     nothing depends on the clock: a resumed run writes the very file an uninterrupted one does.
     """
 
-    def __init__(self, run_dir: Path, step: int, show: Callable[[Any], str]) -> None:
+    def __init__(self, run_dir: Path, step: int) -> None:
         """Drops blocks that are later than `step`.
 
         Args:
           run_dir: the run's directory.
           step: the update that the run starts from.
-          show: ``show(params) -> text``.
         """
         self._path = run_dir / SAMPLES_FILE
-        self._show = show
         if self._path.exists():
             self._path.write_text(_drop_blocks_after(self._path.read_text(), step))
 
-    def write(self, step: int, params: Any) -> None:
+    def write(self, step: int, text: str) -> None:
         """Prints a block above the progress bar, and appends it to the file."""
-        block = f"== step {step} ==\n{self._show(params).rstrip()}\n"
+        block = f"== step {step} ==\n{text.rstrip()}\n"
         tqdm.write(block, end="")
         with self._path.open("a") as file:
             file.write(block)

@@ -1,140 +1,259 @@
-"""The device's part of training: many updates in one call, for several seeds at once."""
+"""The device's part of training: many updates in a call, for several seeds and devices at once."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.common.problem import Level, Mean, Metrics, Params, Problem
-from experiments.common.train_config import TrainConfig, make_optimizer
+from experiments.common.parallel import DATA, SEEDS, make_mesh, place, to_host
+from experiments.common.problem import Evaluation, Mean, Problem
+from experiments.common.train_config import TrainConfig
+
+Values = Mapping[str, list[float | None]]
+"""The means of metrics by name, one for each seed; None where a mean is not defined."""
+
+_STREAMS = {"init": 0, "train": 1, "valid": 2, "test": 4}  # 3 is that of figures.
+_PIECE = 64  # Steps of an evaluation whose batches are on the device at once.
+
+
+class Pooled(NamedTuple):
+    """A `Mean` pooled over steps, with its value; `[num_seeds]` each."""
+
+    total: jax.Array
+    count: jax.Array
+    value: jax.Array
+
+    @staticmethod
+    def of(mean: Mean) -> "Pooled":
+        """Pools over a leading axis of steps."""
+        pooled = Mean(jnp.sum(mean.total, 0), jnp.sum(mean.count, 0))
+        return Pooled(*pooled, pooled.value())
+
+    def __add__(self, other: "Pooled") -> "Pooled":  # type: ignore[override]
+        total, count = self.total + other.total, self.count + other.count
+        return Pooled(total, count, total / np.maximum(count, np.float32(1e-9)))
 
 
 class TrainState(NamedTuple):
-    """All that changes in training. Every leaf but `step` has a leading axis of seeds.
+    """All that changes in training.
 
     Random numbers are functions of seed and step, so there is no random state beside these.
+
+    Attributes:
+      step: updates made.
+      inner: the problem's state; every leaf has a leading axis of seeds.
     """
 
     step: jax.Array
-    params: Params
-    opt_state: Any
-    level: Level
+    inner: Any
+
+    @property
+    def params(self) -> Any:
+        """The parameters, with a leading axis of seeds."""
+        return self.inner.params
 
 
-class Programs(NamedTuple):
-    """The functions that run on the device, jitted.
+class Programs:
+    """The functions of a problem that run on the device, jitted.
 
-    Attributes:
-      init: ``init() -> TrainState``.
-      train_chunk: ``train_chunk(state, num_steps) -> (state, metrics)`` with `num_steps` static
-        and the state donated; the metrics are means over the chunk, ``[num_seeds]`` each, with
-        ``loss`` and ``gradient_norm`` among them.
-      evaluate: ``evaluate(params) -> metrics``, ``[num_seeds]`` each.
-      show: ``show(params) -> text`` of the first seed, on the host; None if the problem has none.
+    Args:
+      problem: what to train.
+      config: how.
     """
 
-    init: Callable[[], TrainState]
-    train_chunk: Any
-    evaluate: Any
-    show: Callable[[Params], str] | None
+    def __init__(self, problem: Problem, config: TrainConfig) -> None:
+        self.problem, self.config = problem, config
+        self.mesh = make_mesh(config)
+        self._everywhere = self._sharding()
+        self._seeds = np.asarray(config.seeds, np.int32)
+        self._data: tuple = ()
+        if problem.data is not None:
+            self._data = (place(problem.data, self._everywhere),)
+        shardings = self._state_shardings()
+        self._init = jax.jit(self._make_init(), out_shardings=shardings)
+        self._train = jax.jit(
+            self._make_chunk(),
+            static_argnums=3,
+            donate_argnums=0,
+            out_shardings=None if self.mesh is None else (shardings, self._everywhere),
+        )
+        self._evaluations: dict[tuple, tuple[Any, Any]] = {}
+
+    @property
+    def shapes(self) -> TrainState:
+        """Shapes and dtypes of the state, which a checkpoint must have."""
+        return jax.eval_shape(self._make_init(), self._seeds, *self._data)
+
+    def init(self) -> TrainState:
+        """The state before the first update."""
+        with self._on_mesh():
+            return self._init(self._seeds, *self._data)
+
+    def place(self, state: TrainState) -> TrainState:
+        """Puts a state of NumPy arrays onto the devices."""
+        return place(state, self._state_shardings())
+
+    def batches(self, step: int, num_steps: int) -> Any:
+        """The batches of updates, on their way to the devices; None without a feed."""
+        return self._fed(self.problem.feed, step, num_steps)
+
+    def train_chunk(self, state: TrainState, num_steps: int, batches: Any = None) -> tuple:
+        """Makes updates, and starts with them at once: nothing is waited for.
+
+        Args:
+          state: is used up.
+          num_steps: how many updates.
+          batches: of these updates (default: they are taken from the feed now).
+
+        Returns:
+          The state, and metrics pooled over the updates, for `to_values`.
+        """
+        if batches is None:
+            batches = self.batches(int(state.step), num_steps)
+        with self._on_mesh():
+            return self._train(state, batches, self._data, num_steps)
+
+    def compile(self, state: TrainState, num_steps: int, batches: Any) -> Any:
+        """``train_chunk(state, batches)`` for one number of steps, compiled."""
+        with self._on_mesh():
+            compiled = self._train.lower(state, batches, self._data, num_steps).compile()
+        return lambda state, batches: compiled(state, batches, self._data)
+
+    def evaluate(self, state: TrainState, name: str = "valid") -> dict[str, list[float | None]]:
+        """The metrics of an evaluation, one value for each seed."""
+        evaluation = self.problem.evaluations[name]
+        begin, steps = self._evaluation(evaluation)
+        stream = np.int32(_STREAMS[name])
+        piece = evaluation.num_steps if evaluation.feed is None else _PIECE
+        total: dict[str, Pooled] = {}
+        with self._on_mesh():
+            carry = begin(state.inner, self._data)
+            for first in range(0, evaluation.num_steps, piece):
+                count = min(piece, evaluation.num_steps - first)
+                batches = self._fed(evaluation.feed, first, count)
+                carry, found = steps(
+                    *(state.inner, carry, stream, np.int32(first), batches, self._data, count)
+                )
+                found = to_host(found)
+                total = {k: mean + total[k] for k, mean in found.items()} if total else found
+        return to_values(total)
+
+    def show(self, state: TrainState) -> str | None:
+        """The problem's examples for the first seed; None if it has none."""
+        if self.problem.show is None:
+            return None
+        inner = state.inner if jax.process_count() == 1 else to_host(state.inner)
+        return self.problem.show(jax.tree.map(lambda x: x[0], inner))
+
+    def _make_init(self) -> Callable[..., TrainState]:
+        def init(seeds: jax.Array, *data: Any) -> TrainState:
+            def one(seed: jax.Array) -> Any:
+                return self.problem.init(_key(seed, _STREAMS["init"]), *data)
+
+            return TrainState(jnp.int32(0), _over_seeds(one)(seeds))
+
+        return init
+
+    def _make_chunk(self) -> Callable[..., tuple]:
+        def chunk(state: TrainState, batches: Any, data: tuple, num_steps: int) -> tuple:
+            def one(seed: jax.Array, inner: Any) -> tuple:
+                key = _key(seed, _STREAMS["train"])
+
+                def update(inner: Any, now: tuple) -> tuple:
+                    step, batch = now
+                    return self.problem.update(inner, jax.random.fold_in(key, step), batch, *data)
+
+                steps = state.step + jnp.arange(num_steps, dtype=jnp.int32)
+                inner, metrics = jax.lax.scan(update, inner, (steps, batches))
+                return inner, _pool(metrics)
+
+            inner, metrics = _over_seeds(one)(jnp.asarray(self._seeds), state.inner)
+            return TrainState(state.step + num_steps, inner), metrics
+
+        return chunk
+
+    def _evaluation(self, evaluation: Evaluation) -> tuple[Any, Any]:
+        """Its jitted functions; evaluations of the same functions share them."""
+        key = (evaluation.init, evaluation.step)
+        if key not in self._evaluations:
+            seeds = jnp.asarray(self._seeds)
+
+            def begin(inner: Any, data: tuple) -> Any:
+                return _over_seeds(lambda seed, inner: evaluation.init(inner, *data))(seeds, inner)
+
+            def steps(inner, carry, stream, first, batches, data, num_steps) -> tuple:
+                def one(seed: jax.Array, inner: Any, carry: Any) -> tuple:
+                    key = _key(seed, stream)
+
+                    def step(carry: Any, now: tuple) -> tuple:
+                        index, batch = now
+                        key_of_step = jax.random.fold_in(key, index)
+                        return evaluation.step(inner, carry, key_of_step, batch, *data)
+
+                    indices = first + jnp.arange(num_steps, dtype=jnp.int32)
+                    carry, metrics = jax.lax.scan(step, carry, (indices, batches))
+                    return carry, _pool(metrics)
+
+                return _over_seeds(one)(seeds, inner, carry)
+
+            self._evaluations[key] = jax.jit(begin), jax.jit(steps, static_argnums=6)
+        return self._evaluations[key]
+
+    def _fed(self, feed: Any, step: int, num_steps: int) -> Any:
+        if feed is None:
+            return None
+        return place(feed(step, num_steps), self._sharding(None, DATA))
+
+    def _sharding(self, *axes: str | None) -> NamedSharding | None:
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def _state_shardings(self) -> Any:
+        """Seeds over their axis, what the problem names row by row over the other."""
+        if self.mesh is None:
+            return None
+        inner = self.shapes.inner
+        whole, rows = self._sharding(SEEDS), self._sharding(SEEDS, DATA)
+        if not self.problem.rows:
+            return TrainState(self._everywhere, jax.tree.map(lambda _: whole, inner))  # type: ignore
+        fields = {
+            name: jax.tree.map(
+                lambda _, name=name: rows if name in self.problem.rows else whole, value
+            )
+            for name, value in inner._asdict().items()
+        }
+        return TrainState(self._everywhere, type(inner)(**fields))  # type: ignore
+
+    def _on_mesh(self) -> Any:
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def make_programs(problem: Problem, config: TrainConfig) -> Programs:
     """Builds the device's functions of a problem."""
-    optimizer = make_optimizer(config)
-    seeds = jnp.asarray(config.seeds, jnp.int32)
-
-    def init() -> TrainState:
-        def one(seed: jax.Array) -> tuple:
-            params = problem.init(_key(seed, "init"))
-            return params, optimizer.init(params), problem.initial_level
-
-        return TrainState(jnp.int32(0), *_over_seeds(one)(seeds))
-
-    def train_chunk(state: TrainState, num_steps: int) -> tuple[TrainState, dict[str, jax.Array]]:
-        def one(seed: jax.Array, params: Params, opt_state: Any, level: Level) -> tuple:
-            key = _key(seed, "train")
-
-            def update(carry: tuple, step: jax.Array) -> tuple[tuple, Metrics]:
-                params, opt_state, level = carry
-                batch = problem.sample(jax.random.fold_in(key, step), level, config.batch_size)
-                gradient, metrics = _gradient(problem, config, params, batch)
-                updates, opt_state = optimizer.update(gradient, opt_state, params)
-                params = optax.apply_updates(params, updates)
-                metrics = {**metrics, **problem.level_metrics(level)}
-                level = problem.next_level(level, metrics)
-                norm = Mean.of(optax.tree.norm(gradient))
-                return (params, opt_state, level), {**metrics, "gradient_norm": norm}
-
-            steps = state.step + jnp.arange(num_steps, dtype=jnp.int32)
-            carry, metrics = jax.lax.scan(update, (params, opt_state, level), steps)
-            return carry, _pool(metrics)
-
-        carry, metrics = _over_seeds(one)(seeds, state.params, state.opt_state, state.level)
-        return TrainState(state.step + num_steps, *carry), metrics
-
-    eval_loss = problem.eval_loss or problem.loss
-
-    def evaluate(params: Params) -> dict[str, jax.Array]:
-        rows = min(config.batch_size, config.eval_samples)
-        num_batches = -(-config.eval_samples // rows)
-
-        def one(seed: jax.Array, params: Params) -> dict[str, jax.Array]:
-            key = _key(seed, "evaluate")
-
-            def batch_metrics(index: jax.Array) -> Metrics:
-                batch = problem.sample_eval(jax.random.fold_in(key, index), rows)
-                loss, metrics = eval_loss(params, batch)
-                return {"loss": Mean.of(loss), **metrics}
-
-            return _pool(jax.lax.map(batch_metrics, jnp.arange(num_batches, dtype=jnp.int32)))
-
-        return _over_seeds(one)(seeds, params)
-
-    def show(params: Params) -> str:
-        assert problem.show is not None
-        return problem.show(jax.tree.map(lambda x: x[0], params))
-
-    return Programs(
-        jax.jit(init),
-        jax.jit(train_chunk, static_argnums=1, donate_argnums=0),
-        jax.jit(evaluate),
-        None if problem.show is None else show,
-    )
+    return Programs(problem, config)
 
 
-def _gradient(
-    problem: Problem, config: TrainConfig, params: Params, batch: Any
-) -> tuple[Params, Metrics]:
-    """The gradient of the mean loss, over micro-batches if asked for."""
+def to_values(metrics: Mapping[str, Pooled]) -> dict[str, list[float | None]]:
+    """Pooled metrics as numbers, one for each seed; waits for the device.
 
-    def gradient(batch: Any) -> tuple[Params, Metrics]:
-        (loss, metrics), gradient = jax.value_and_grad(problem.loss, has_aux=True)(params, batch)
-        return gradient, {"loss": Mean.of(loss), **metrics}
-
-    rows = config.micro_batch_size
-    if rows is None or rows == config.batch_size:
-        return gradient(batch)
-    passes = config.batch_size // rows
-    batches = jax.tree.map(lambda x: x.reshape(passes, rows, *x.shape[1:]), batch)
-
-    def add(total: tuple, batch: Any) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, total, gradient(batch)), None
-
-    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], batches))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (total, metrics), _ = jax.lax.scan(add, zeros, batches)
-    return jax.tree.map(lambda g: g / jnp.asarray(passes, g.dtype), total), metrics
-
-
-def _pool(metrics: Metrics) -> dict[str, jax.Array]:
-    """Means over a leading axis of steps or batches."""
+    >>> counts = np.float32([2, 0])
+    >>> to_values({"return": Pooled(np.float32([3, 0]), counts, np.float32([1.5, 0]))})
+    {'return': [1.5, None]}
+    """
     return {
-        name: Mean(jnp.sum(mean.total, 0), jnp.sum(mean.count, 0)).value()
-        for name, mean in metrics.items()
+        name: [
+            None if count == 0 else float(value)
+            for value, count in zip(pooled.value, pooled.count, strict=True)
+        ]
+        for name, pooled in to_host(metrics).items()
     }
+
+
+def _pool(metrics: Mapping[str, Mean]) -> dict[str, Pooled]:
+    return {name: Pooled.of(mean) for name, mean in metrics.items()}
 
 
 def _over_seeds(function: Callable) -> Callable:
@@ -142,16 +261,15 @@ def _over_seeds(function: Callable) -> Callable:
 
     def run(*args: Any) -> Any:
         if jax.tree.leaves(args)[0].shape[0] > 1:
-            return jax.vmap(function)(*args)
+            mesh = jax.sharding.get_abstract_mesh()
+            name = None if mesh.empty or SEEDS not in mesh.axis_names else SEEDS
+            return jax.vmap(function, spmd_axis_name=name)(*args)
         result = function(*jax.tree.map(lambda x: x[0], args))
         return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
 
     return run
 
 
-_STREAMS = {"init": 0, "train": 1, "evaluate": 2}
-
-
-def _key(seed: jax.Array, stream: str) -> jax.Array:
+def _key(seed: jax.Array, stream: Any) -> jax.Array:
     """Keys of different streams share nothing: what is evaluated on is never trained on."""
-    return jax.random.fold_in(jax.random.key(seed), _STREAMS[stream])
+    return jax.random.fold_in(jax.random.key(seed), stream)

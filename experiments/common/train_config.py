@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import Literal
 
-import optax
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -18,14 +16,31 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Sequences per pass: gradients of several passes are averaged into an update. Less memory, and
     on a CPU more speed, for the same result. None: the whole batch at once."""
+    optimizer: Literal["adam", "adamw", "rmsprop", "muon"] = "adam"
+    """How gradients become updates. "muon": matrices by Muon, all else by Adam."""
     learning_rate: float = 1e-3
-    """Peak learning rate of Adam."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: the peak rate to the end, or a cosine to zero."""
+    """Peak learning rate."""
+    adam_learning_rate: float | None = None
+    """Peak learning rate of what "muon" leaves to Adam. None: learning_rate."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What follows the warm-up: the peak rate to the end, or a cosine or a line to zero."""
+    hold: float = 0.0
+    """Part, from 0 to 1, of the updates after the warm-up at the peak, before the rate falls."""
     warmup_steps: int = 0
     """Updates in which the rate rises from zero to its peak, linearly."""
     clip_norm: float | None = None
     """Largest global norm of the gradient. None: no clipping."""
+    weight_decay: float = 0.0
+    """Decay of weights (not of biases and norms) per update, times the rate; "adamw" and "muon"."""
+    beta1: float | None = None
+    """Decay of the gradients' mean. None: 0.9; "muon": 0.95; "rmsprop": no momentum."""
+    beta2: float | None = None
+    """Decay of the squared gradients' mean. None: 0.999; "rmsprop": 0.9."""
+    epsilon: float | None = None
+    """Added to the root of that mean. None: 1e-8."""
+    average_decay: float | None = None
+    """Keep an exponential average of the weights with this decay, evaluated beside them (metrics
+    named average_...). None: no average."""
     seed: int = 0
     """Seed of parameters and data."""
     num_seeds: int = 1
@@ -39,6 +54,14 @@ class TrainConfig:
     batches."""
     checkpoint_every: int = 500
     """Updates between checkpoints; rounded up to whole chunks."""
+    checkpoint_minutes: float | None = None
+    """Longest time between checkpoints, in minutes. None: only checkpoint_every counts."""
+    target: float | None = None
+    """End at the first evaluation whose score, the mean of all seeds, is as good as this."""
+    minutes: float | None = None
+    """Save and end after this time, in minutes; the same command goes on. None: no limit."""
+    devices: int | None = None
+    """How many devices to use. None: all."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -54,45 +77,43 @@ class TrainConfig:
                 f"micro_batch_size must divide batch_size={self.batch_size}, "
                 f"got {self.micro_batch_size}"
             )
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("learning_rate", "adam_learning_rate", "checkpoint_minutes", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(
                 f"warmup_steps must lie between 0 and steps={self.steps}, got {self.warmup_steps}"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, got {self.clip_norm}")
+        for name in ("hold", "beta1", "beta2", "average_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, "
+                             f"got {self.weight_decay}")  # fmt: skip
+        if self.weight_decay and self.optimizer not in ("adamw", "muon"):
+            raise ValueError(
+                f"weight_decay must be 0 with optimizer={self.optimizer!r}, got {self.weight_decay}"
+            )
+        if self.adam_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError(
+                f"adam_learning_rate must be None with optimizer={self.optimizer!r}, "
+                f"got {self.adam_learning_rate}"
+            )
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices must be at least 1, got {self.devices}")
         if not 0 <= self.seed < 2**31 - self.num_seeds:
             raise ValueError(f"seed must be a non-negative int32, got {self.seed}")
+
+    @property
+    def micro_batches(self) -> int:
+        """Passes per update."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of this run."""
         return tuple(range(self.seed, self.seed + self.num_seeds))
-
-
-def make_schedule(config: TrainConfig) -> optax.Schedule:
-    """The learning rate of each update.
-
-    >>> schedule = make_schedule(TrainConfig(steps=10, warmup_steps=2, schedule="cosine"))
-    >>> [round(float(schedule(step)), 5) for step in (0, 1, 2, 6, 10)]
-    [0.0, 0.0005, 0.001, 0.0005, 0.0]
-    """
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(
-            config.learning_rate, max(config.steps - config.warmup_steps, 1)
-        )
-    else:
-        after = optax.constant_schedule(config.learning_rate)
-    if config.warmup_steps == 0:
-        return after
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam, with clipping before it if asked for."""
-    adam = optax.adam(make_schedule(config))
-    if config.clip_norm is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)

@@ -133,7 +133,7 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
 def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
     summary = json.loads((run_dir / "summary.json").read_text())
     environment = json.loads((run_dir / "environment.json").read_text())
-    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     timings = [json.loads(line) for line in (run_dir / TIMINGS_FILE).read_text().splitlines()]
     count = len(summary["seeds"])
     seconds = {row["step"]: row["wall_seconds"] / count for row in timings}

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Mean, Problem, accuracy
+from experiments.common.supervised import supervised
+from experiments.common.train_config import TrainConfig
 from rrnn_jax.tasks import nth_farthest
 
 
-def make_problem(task: nth_farthest.Config, model: nn.Module) -> Problem:
+def make_problem(task: nth_farthest.Config, model: nn.Module, train: TrainConfig) -> Problem:
     """The task, and a model that makes logits ``[B, N]`` of its inputs ``[B, N, I]``."""
 
     def init(key: jax.Array) -> Any:
@@ -23,10 +25,11 @@ def make_problem(task: nth_farthest.Config, model: nn.Module) -> Problem:
         correct = jnp.argmax(logits, axis=-1) == batch.targets
         return jnp.mean(losses), {"accuracy": Mean.of(correct)}
 
-    return Problem(
+    return supervised(
+        train,
         init=init,
         sample=lambda key, level, batch_size: nth_farthest.sample(key, task, batch_size),
         loss=loss,
         sample_eval=lambda key, batch_size: nth_farthest.sample(key, task, batch_size),
-        trivial_accuracy=task.trivial_accuracy,
+        score=accuracy(task.trivial_accuracy, "accuracy on fresh sequences"),
     )

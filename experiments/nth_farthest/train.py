@@ -21,7 +21,7 @@ TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
 def make_problem(config: Config) -> Problem:
     """Task and model of a config as the training loop wants them."""
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
-    return problem.make_problem(task, make_model(config))
+    return problem.make_problem(task, make_model(config), config.train)
 
 
 def train(
@@ -69,8 +69,7 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
         directory = run_dir if len(names) == 1 else run_dir / name
         one = dataclasses.replace(config, model=name)
         open_run(directory, one, resume=True)
-        step, metrics = loop.evaluate_run(make_problem(one), config.train, directory)
-        means = {key: [float(v) for v in values] for key, values in metrics.items()}
+        step, means = loop.evaluate_run(make_problem(one), config.train, directory)
         result[name] = {"step": step, "seeds": list(config.train.seeds), "evaluation": means}
         write_json(directory / "evaluation.json", result[name])
     return result
@@ -86,7 +85,7 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
     return [
         plot_curves(
             run_dir / "plots" / "accuracy.png",
-            {name: curve(r, "eval", "accuracy") for name, r in rows.items()},
+            {name: curve(r, "valid", "accuracy") for name, r in rows.items()},
             title=f"Nth Farthest, {task}",
             y_label="accuracy on fresh sequences",
             trivial=trivial,
@@ -103,7 +102,7 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
 
 def steps_to_thresholds(run_dir: Path) -> dict[str, list[int | None]]:
     """For each accuracy, the first evaluated step that reaches it, by seed."""
-    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     return {
         f"{threshold:.0%}": [first_step_at(*curves[seed], threshold) for seed in sorted(curves)]
         for threshold in (0.65, 0.9, 0.91, 0.95)

@@ -157,7 +157,7 @@ def collect(config: Config, run_dir: Path) -> Runs:
     """
     runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
     for (task, model), directory in find_finished(config, run_dir).items():
-        curves = curve(read_metrics(directory), "eval", "accuracy")
+        curves = curve(read_metrics(directory), "valid", "accuracy")
         environment = json.loads((directory / "environment.json").read_text())
         environment["command"] = without_place(environment["command"])
         runs[task][model] = {

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from experiments.common import loop
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.run_directory import open_run, write_json
+from experiments.common.supervised import Curriculum, supervised
 from experiments.program_evaluation.config import Config
 from experiments.program_evaluation.data import Task, make_task
 from experiments.program_evaluation.metrics import answer_loss
@@ -58,16 +59,15 @@ def make_problem(config: Config) -> Problem:
             return {}
         return {"length": Mean.of(level.length), "nesting": Mean.of(level.nesting)}
 
-    return Problem(
+    return supervised(
+        config.train,
         init=init,
         sample=task.sample,
         loss=taught_loss if teaches else eval_loss,
         sample_eval=task.sample_hardest,
-        trivial_accuracy=task.trivial_accuracy(),
-        initial_level=curriculum.initial_state(task.config),
-        level_metrics=level_metrics,
-        next_level=next_level,
         eval_loss=eval_loss,
+        score=accuracy(task.trivial_accuracy(), "characters right, at full difficulty"),
+        curriculum=Curriculum(curriculum.initial_state(task.config), next_level, level_metrics),
         show=_make_show(model, task),
     )
 
@@ -122,8 +122,8 @@ def train(
         problem = make_problem(one)
         name = f"{task}, {model}"
         outcome = loop.train(problem, one.train, directory, name, progress)
-        summary = summarise(outcome, one, directory, problem.trivial_accuracy)
-        plot(task, {model: directory}, directory, problem.trivial_accuracy)
+        summary = summarise(outcome, one, directory, float(problem.score.trivial or 0))
+        plot(task, {model: directory}, directory, float(problem.score.trivial or 0))
         write_json(directory / "summary.json", summary)
         summaries[task][model] = summary
     if not config.is_single:
@@ -150,8 +150,7 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     results: dict[str, Any] = {task: {} for task in config.tasks}
     for (task, model), (directory, one) in list_runs(config, run_dir).items():
         open_run(directory, one, resume=True)
-        step, metrics = loop.evaluate_run(make_problem(one), one.train, directory)
-        means = {key: [float(v) for v in values] for key, values in metrics.items()}
+        step, means = loop.evaluate_run(make_problem(one), one.train, directory)
         result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
         write_json(directory / "evaluation.json", result)
         results[task][model] = result
@@ -181,7 +180,7 @@ def summarise(
     outcome: loop.Outcome, config: Config, run_dir: Path, trivial_accuracy: float
 ) -> dict[str, Any]:
     """The numbers of a finished run that a table wants."""
-    curves = curve(read_metrics(run_dir), "eval", "accuracy")
+    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     core = jax.tree.leaves(outcome.state.params["params"]["cell"])
     summary = loop.summarise(outcome, config.train)
     summary["core_parameters"] = sum(leaf[0].size for leaf in core)
@@ -198,7 +197,7 @@ def plot(
     return [
         plot_curves(
             run_dir / "plots" / f"{prefix}accuracy.png",
-            {name: curve(r, "eval", "accuracy") for name, r in rows.items()},
+            {name: curve(r, "valid", "accuracy") for name, r in rows.items()},
             title=f"Program evaluation: {task}",
             y_label="characters right, at full difficulty",
             trivial=trivial,

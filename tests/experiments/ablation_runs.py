@@ -31,7 +31,7 @@ def make_run(run_dir, name, accuracy, *, curves=None, rows=ROWS, seconds=8.0):
     open_run(directory, row)
     evaluations = curves or [[0.7, value, value] for value in accuracy]
     lines = [
-        {"step": 2 * i, "split": "eval", "seed": seed, "accuracy": value}
+        {"step": 2 * i, "split": "valid", "seed": seed, "accuracy": value}
         for seed, values in zip(row.config.train.seeds, evaluations, strict=True)
         for i, value in enumerate(values)
     ]

@@ -40,7 +40,7 @@ def make_run(directory, model="rmc", accuracies=None, seconds_per_step=0.5, **ch
     for name, content in (("config", config), ("summary", summary), ("environment", ENVIRONMENT)):
         (directory / f"{name}.json").write_text(json.dumps(content))
     rows = [
-        {"step": step, "split": "eval", "seed": seed, "accuracy": value}
+        {"step": step, "split": "valid", "seed": seed, "accuracy": value}
         for seed, values in accuracies.items()
         for step, value in zip(steps, values, strict=True)
     ]
@@ -163,7 +163,7 @@ def test_nothing_to_compare_exits_with_2(tmp_path, capsys):
     assert capsys.readouterr().err == "error: --threshold must lie between 0 and 1, got 90.0\n"
     make_run(tmp_path / "b", accuracies={5: [0.5]}, seconds_per_step=1.0)
     (tmp_path / "b" / "metrics.jsonl").write_text(
-        '{"step": 7, "split": "eval", "seed": 5, "accuracy": 0.5}\n'
+        '{"step": 7, "split": "valid", "seed": 5, "accuracy": 0.5}\n'
     )
     assert main([str(tmp_path)]) == 2
     assert "were not evaluated at any update in common" in capsys.readouterr().err

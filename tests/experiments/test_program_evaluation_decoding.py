@@ -38,7 +38,7 @@ def config_of(decoding: str) -> Config:
 @pytest.mark.parametrize("decoding", FED)
 def test_learns_to_copy(decoding, tmp_path):
     summary = train(config_of(decoding), tmp_path, progress=False)["copy"]["lstm"]
-    (_, accuracies) = curve(read_metrics(tmp_path), "eval", "accuracy")[0]
+    (_, accuracies) = curve(read_metrics(tmp_path), "valid", "accuracy")[0]
     assert 0.1 < summary["trivial_accuracy"] < 0.13
     assert accuracies[0] < 0.2  # Before the first update.
     assert accuracies[-1] == summary["evaluation"]["accuracy"][0] > 0.8

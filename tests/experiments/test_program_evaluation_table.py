@@ -21,7 +21,7 @@ def leave_run(directory, config, accuracies):
     rows = [
         {"step": step, "split": split, "seed": seed, "accuracy": value, "loss": 1.0}
         for step, value in enumerate(accuracies)
-        for split in ("train", "eval")
+        for split in ("train", "valid")
         for seed in (0, 1)
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,7 +16,7 @@ def make_run(directory, accuracy):
     rows = [
         {"step": step, "split": split, "seed": 3, "accuracy": accuracy + step}
         for step in (0, 10)
-        for split in ("train", "eval")
+        for split in ("train", "valid")
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

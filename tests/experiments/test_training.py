@@ -94,7 +94,7 @@ def test_learns_and_writes_what_a_run_leaves(uninterrupted):
     rows = read_metrics(directory)
     train = [(row["step"], row["seed"]) for row in rows if row["split"] == "train"]
     assert train == [(step, seed) for step in range(5, 41, 5) for seed in (0, 1)]
-    evaluated = [row["step"] for row in rows if row["split"] == "eval" and row["seed"] == 1]
+    evaluated = [row["step"] for row in rows if row["split"] == "valid" and row["seed"] == 1]
     assert evaluated == [0, 10, 20, 30, 40]
     assert set(rows[2]) == {"step", "split", "seed", "loss", "accuracy", "gradient_norm"}
     written = json.loads((directory / "environment.json").read_text())

@@ -1,0 +1,211 @@
+"""Problems on a stream: windows of a long text in order, and a carry from one to the next."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common.gradients import loss_key, mean_gradient
+from experiments.common.optimizers import make_optimizer
+from experiments.common.parallel import split_rows
+from experiments.common.problem import Evaluation, Mean, Metrics, Params, Problem, Score
+from experiments.common.supervised import with_average
+from experiments.common.train_config import TrainConfig
+
+Carry = Any
+
+
+class Window(NamedTuple):
+    """A piece of the stream for each row.
+
+    Attributes:
+      inputs: ``[B, T]`` int32.
+      targets: ``[B, T]`` int32, the tokens that come next.
+      mask: ``[B, T]`` bool: which targets count. False in what fills up the last window.
+      starts: ``[B]`` bool: the row begins anew here, with a fresh carry.
+    """
+
+    inputs: Any
+    targets: Any
+    mask: Any
+    starts: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """The feed of a text: B equal parts of it side by side, each in windows of T tokens.
+
+    Row b reads part b from its beginning to its end, and then again. Every target is in exactly one
+    window of an epoch; the last window is filled up, and masked.
+
+    >>> windows = Windows(np.arange(10), batch_size=2, length=3)
+    >>> windows.num_steps
+    2
+    >>> window = windows(1, 1)
+    >>> window.inputs[0].tolist(), window.mask[0].tolist()
+    ([[3, 4, 4], [8, 8, 8]], [[True, True, False], [True, False, False]])
+
+    Attributes:
+      tokens: ``[N]`` integers; may be a memory map, of which only what is asked for is read.
+      batch_size: B.
+      length: T.
+
+    Raises:
+      ValueError: there are fewer than two tokens for each row.
+    """
+
+    tokens: np.ndarray
+    batch_size: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < 2 * self.batch_size:
+            raise ValueError(
+                f"tokens must be at least two for each of {self.batch_size} rows, "
+                f"got {len(self.tokens)}"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Windows of an epoch."""
+        longest = -(-(len(self.tokens) - 1) // self.batch_size)
+        return -(-longest // self.length)
+
+    def __call__(self, step: int, num_steps: int) -> Window:
+        """Windows `step`, `step + 1`, ..., each leaf ``[num_steps, B, ...]``."""
+        last = len(self.tokens) - 1  # Targets in all.
+        bounds = [last * b // self.batch_size for b in range(self.batch_size + 1)]
+        ends = np.asarray(bounds[1:])[:, None]
+        inputs, targets, masks, starts = [], [], [], []
+        for index in range(step, step + num_steps):
+            window = index % self.num_steps
+            places = np.asarray(bounds[:-1])[:, None] + window * self.length
+            places = places + np.arange(self.length)
+            mask = places < ends
+            places = np.minimum(places, ends - 1)
+            # Sorted reads of few rows: a memory map is touched nowhere else.
+            inputs.append(np.asarray(self.tokens[places], np.int32))
+            targets.append(np.asarray(self.tokens[places + 1], np.int32))
+            masks.append(mask)
+            starts.append(np.full(self.batch_size, window == 0))
+        return Window(*map(np.stack, (inputs, targets, masks, starts)))
+
+
+class State(NamedTuple):
+    """The state of a streaming problem; `carry` has a row for each of the batch."""
+
+    params: Params
+    opt_state: Any
+    carry: Carry
+
+
+def streaming(
+    config: TrainConfig,
+    *,
+    init: Callable[[jax.Array], Params],
+    initial_carry: Callable[[int], Carry],
+    loss: Callable[..., tuple[jax.Array, tuple[Carry, Metrics]]],
+    train: Any,
+    evaluations: Mapping[str, Any],
+    score: Score,
+    eval_loss: Callable[..., tuple[jax.Array, tuple[Carry, Metrics]]] | None = None,
+    needs_key: bool = False,
+    show: Callable[[Params], str] | None = None,
+) -> Problem:
+    """A problem whose updates read a stream window by window, each from where the last one ended.
+
+    The carry is part of the state: gradients end at its edge (truncated backpropagation), its
+    values go on, through checkpoints too.
+
+    Args:
+      config: how to train; `config.batch_size` is that of `train`.
+      init: ``init(key) -> params``.
+      initial_carry: ``initial_carry(batch_size) -> carry`` of fresh rows, each leaf ``[B, ...]``.
+      loss: ``loss(params, carry, batch) -> (loss, (carry, metrics))``, a mean over the batch's
+        rows. It gets the carry as it is to begin with: fresh where ``batch.starts``.
+      train: the batches, a `Windows` or a like feed: callable, with `batch_size` and `num_steps`,
+        its batches with a field ``starts``.
+      evaluations: "valid" and, if there is one, "test", likewise; each is read once, from fresh
+        carries.
+      score: a metric of the loss.
+      eval_loss: as `loss`, for evaluations, without a key (default: `loss`).
+      needs_key: the loss takes a key as its fourth argument, as dropout needs it (then `eval_loss`
+        must be given).
+      show: ``show(params) -> text``, see `Problem`.
+
+    Returns:
+      The problem; its state is a `State`.
+
+    Raises:
+      ValueError: `eval_loss` is missing, or the batch sizes differ.
+    """
+    if needs_key and eval_loss is None:
+        raise ValueError("eval_loss must be given with needs_key")
+    if train.batch_size != config.batch_size:
+        raise ValueError(f"batch_size must be that of train, {config.batch_size}, "
+                         f"got {train.batch_size}")  # fmt: skip
+    optimizer = make_optimizer(config)
+    judge = eval_loss or loss
+
+    def of_rows(params: Params, rows: tuple, key: jax.Array) -> tuple:
+        carry, batch = rows
+        return loss(params, carry, batch, key) if needs_key else loss(params, carry, batch)
+
+    def start(key: jax.Array) -> State:
+        params = init(key)
+        return State(params, optimizer.init(params), initial_carry(config.batch_size))
+
+    def update(state: State, key: jax.Array, batch: Any) -> tuple[State, Metrics]:
+        params, opt_state, carry = state
+        carry = _fresh_where(batch.starts, initial_carry, carry)
+        gradient, carry, metrics = mean_gradient(
+            of_rows, params, split_rows((carry, batch)), loss_key(key), config.micro_batches
+        )
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        norm = Mean.of(optax.tree.norm(gradient))
+        return State(params, opt_state, split_rows(carry)), {**metrics, "gradient_norm": norm}
+
+    def make_evaluation(windows: Any) -> Evaluation:
+        def begin(state: State) -> dict[str, Carry]:
+            names = with_average(lambda params: {"": Mean.of(jnp.zeros(1))}, *state[:2])
+            return {name: initial_carry(windows.batch_size) for name in names}
+
+        def step(state: State, carries: dict, key: jax.Array, batch: Any) -> tuple[dict, Metrics]:
+            del key
+            carries, batch = split_rows((carries, batch))
+            left = iter(carries.items())
+            new: dict[str, Carry] = {}
+
+            def judged(params: Params) -> dict[str, Mean]:
+                name, carry = next(left)
+                carry = _fresh_where(batch.starts, initial_carry, carry)
+                value, (new[name], metrics) = judge(params, carry, batch)
+                return {"loss": Mean.of(value), **metrics}
+
+            return new, with_average(judged, state.params, state.opt_state)
+
+        return Evaluation(step, windows.num_steps, begin, windows)
+
+    return Problem(
+        init=start,
+        update=update,
+        evaluations={name: make_evaluation(each) for name, each in evaluations.items()},
+        score=score,
+        feed=train,
+        rows=("carry",),
+        show=None if show is None else lambda state: show(state.params),
+    )
+
+
+def _fresh_where(starts: jax.Array, initial_carry: Callable[[int], Carry], carry: Carry) -> Carry:
+    """The carry, with the rows that begin anew put back."""
+
+    def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
+
+    return jax.tree.map(choose, initial_carry(starts.shape[0]), carry)

@@ -1,0 +1,190 @@
+"""Problems with a batch and a loss; batches from a key, from arrays on the device, or the host."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from experiments.common.gradients import loss_key, mean_gradient
+from experiments.common.optimizers import averaged, make_optimizer
+from experiments.common.parallel import split_rows
+from experiments.common.problem import (
+    Batch,
+    Evaluation,
+    Feed,
+    Mean,
+    Metrics,
+    Params,
+    Problem,
+    Score,
+)
+from experiments.common.train_config import TrainConfig
+
+Level = Any
+Loss = Callable[..., tuple[jax.Array, Metrics]]
+"""``loss(params, batch) -> (loss, metrics)``; with dropout ``loss(params, batch, key)``."""
+
+
+class Curriculum(NamedTuple):
+    """What is trained on changes with what was learned; each seed is at a level of its own.
+
+    Attributes:
+      level: the first level, a pytree of arrays.
+      advance: ``advance(level, metrics) -> level``, after every update.
+      metrics: ``metrics(level) -> metrics`` to log of a level (default: none).
+    """
+
+    level: Level = ()
+    advance: Callable[[Level, Metrics], Level] = lambda level, metrics: level
+    metrics: Callable[[Level], Metrics] = lambda level: {}
+
+
+FLAT = Curriculum()
+"""No curriculum: the level is ``()`` always."""
+
+
+class State(NamedTuple):
+    """The state of a supervised problem."""
+
+    params: Params
+    opt_state: Any
+    level: Level
+
+
+def supervised(
+    config: TrainConfig,
+    *,
+    init: Callable[[jax.Array], Params],
+    loss: Loss,
+    score: Score,
+    sample: Callable[..., Batch] | None = None,
+    feed: Feed | None = None,
+    sample_eval: Callable[..., Batch] | None = None,
+    eval_feeds: Mapping[str, tuple[Feed, int]] | None = None,
+    eval_loss: Loss | None = None,
+    needs_key: bool = False,
+    curriculum: Curriculum = FLAT,
+    data: Any = None,
+    show: Callable[[Params], str] | None = None,
+) -> Problem:
+    """A problem whose update is a gradient step on the loss of one batch.
+
+    >>> import jax.numpy as jnp
+    >>> def loss(params, x):
+    ...     return jnp.mean((x - params) ** 2), {"right": Mean.of(jnp.abs(x - params) < 1)}
+    >>> problem = supervised(
+    ...     TrainConfig(batch_size=8, eval_samples=16),
+    ...     init=lambda key: jnp.zeros(()),
+    ...     sample=lambda key, level, rows: jax.random.normal(key, (rows,)),
+    ...     sample_eval=lambda key, rows: jax.random.normal(key, (rows,)),
+    ...     loss=loss,
+    ...     score=Score("right", "max"),
+    ... )
+
+    Args:
+      config: how to train: batch and micro-batch, optimiser, samples per evaluation.
+      init: ``init(key) -> params``.
+      loss: ``loss(params, batch) -> (loss, metrics)``, means over the batch.
+      score: a metric of the loss.
+      sample: ``sample(key, level, batch_size) -> batch``; every leaf begins with the batch axis.
+        With `data`: ``sample(key, level, batch_size, data)``.
+      feed: batches from the host in its place, ``[num_steps, batch_size, ...]``.
+      sample_eval: ``sample_eval(key, batch_size) -> batch`` of what the model is judged by, for
+        "valid" and, with other keys, "test". With `data`: ``sample_eval(key, batch_size, data)``.
+      eval_feeds: or batches from the host, by name: a feed and its number of batches.
+      eval_loss: as `loss`, for evaluations, without a key (default: `loss`).
+      needs_key: the loss takes a key as its third argument, as dropout needs it (then `eval_loss`
+        must be given).
+      curriculum: what `sample` is to draw.
+      data: arrays that stay on the device, for `sample` and `sample_eval`.
+      show: ``show(params) -> text``, see `Problem`.
+
+    Returns:
+      The problem; its state is a `State`.
+
+    Raises:
+      ValueError: not exactly one of `sample` and `feed`, or of their counterparts, is given; or
+        `eval_loss` is missing.
+    """
+    if (sample is None) == (feed is None):
+        raise ValueError("exactly one of sample and feed must be given")
+    if (sample_eval is None) == (eval_feeds is None):
+        raise ValueError("exactly one of sample_eval and eval_feeds must be given")
+    if needs_key and eval_loss is None:
+        raise ValueError("eval_loss must be given with needs_key")
+    optimizer = make_optimizer(config)
+    judge = eval_loss or loss
+    rows = min(config.batch_size, config.eval_samples)
+
+    def of_rows(params: Params, batch: Batch, key: jax.Array) -> tuple:
+        value, metrics = loss(params, batch, key) if needs_key else loss(params, batch)
+        return value, ((), metrics)
+
+    def start(key: jax.Array, *data: Any) -> State:
+        params = init(key)
+        return State(params, optimizer.init(params), curriculum.level)
+
+    def update(state: State, key: jax.Array, batch: Batch, *data: Any) -> tuple[State, Metrics]:
+        params, opt_state, level = state
+        if sample is not None:
+            batch = sample(key, level, config.batch_size, *data)
+        batch = split_rows(batch)
+        gradient, _, metrics = mean_gradient(
+            of_rows, params, batch, loss_key(key), config.micro_batches
+        )
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        metrics = {**metrics, **curriculum.metrics(level)}
+        level = curriculum.advance(level, metrics)
+        norm = Mean.of(optax.tree.norm(gradient))
+        return State(params, opt_state, level), {**metrics, "gradient_norm": norm}
+
+    def evaluate(state: State, carry: tuple, key: jax.Array, batch: Batch, *data: Any) -> tuple:
+        if sample_eval is not None:
+            batch = sample_eval(key, rows, *data)
+        batch = split_rows(batch)
+
+        def judged(params: Params) -> dict[str, Mean]:
+            value, metrics = judge(params, batch)
+            return {"loss": Mean.of(value), **metrics}
+
+        return carry, with_average(judged, state.params, state.opt_state)
+
+    if eval_feeds is None:
+        once = Evaluation(evaluate, -(-config.eval_samples // rows))
+        evaluations = {"valid": once, "test": once}
+    else:
+        evaluations = {
+            name: Evaluation(evaluate, num_steps, feed=each)
+            for name, (each, num_steps) in eval_feeds.items()
+        }
+    return Problem(
+        init=start,
+        update=update,
+        evaluations=evaluations,
+        score=score,
+        feed=feed,
+        data=data,
+        show=None if show is None else lambda state: show(state.params),
+    )
+
+
+def with_average(
+    judge: Callable[[Params], Mapping[str, Mean]], params: Params, opt_state: Any
+) -> dict[str, Mean]:
+    """The metrics of the parameters and, with ``average_`` before the names, of their average.
+
+    Args:
+      judge: ``judge(params) -> metrics``.
+      params: the parameters.
+      opt_state: of `make_optimizer`; if it keeps no average there are no metrics of one.
+
+    Returns:
+      All metrics.
+    """
+    metrics = dict(judge(params))
+    average = averaged(opt_state)
+    if average is not None:
+        metrics |= {f"average_{name}": mean for name, mean in judge(average).items()}
+    return metrics
