@@ -47,7 +47,7 @@ class Windows:
     2
     >>> window = windows(1, 1)
     >>> window.inputs[0].tolist(), window.mask[0].tolist()
-    ([[3, 4, 4], [8, 8, 8]], [[True, True, False], [True, False, False]])
+    ([[3, 3, 3], [7, 8, 8]], [[True, False, False], [True, True, False]])
 
     Attributes:
       tokens: ``[N]`` integers; may be a memory map, of which only what is asked for is read.

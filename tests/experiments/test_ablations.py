@@ -101,7 +101,7 @@ def test_a_label_is_no_part_of_what_is_compared():
 
 
 def parameters(row) -> int:
-    shapes = jax.eval_shape(make_problem(row).init, jax.random.key(0))
+    shapes = jax.eval_shape(make_problem(row).init, jax.random.key(0)).params
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
@@ -119,9 +119,9 @@ def test_every_row_has_a_model():
 def test_a_row_of_the_program_grid_has_the_same_core():
     config = PRESETS["quick_program"]
     problem = make_problem(make_rows(config)["initial_learned"])
-    shapes = jax.eval_shape(problem.init, jax.random.key(0))["params"]["cell"]
+    shapes = jax.eval_shape(problem.init, jax.random.key(0)).params["params"]["cell"]
     assert shapes["initial_memory"].shape == (config.core.mem_slots, config.core.slot_size)
-    assert 0 < problem.trivial_accuracy < 1
+    assert 0 < problem.score.trivial < 1
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ FAST = [
 
 
 def parameters(config: Config) -> int:
-    shapes = jax.eval_shape(make_problem(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(make_problem(config).init, jax.random.key(0)).params
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

@@ -100,7 +100,9 @@ def test_parameters_are_those_that_were_trained(run_dir):
     problem = make_problem(CONFIG)
     found = [restore_params(problem, CONFIG.train, run_dir / "rmc", seed)[1] for seed in (5, 6)]
     both = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-    evaluation = make_programs(problem, CONFIG.train).evaluate(both)
+    programs = make_programs(problem, CONFIG.train)
+    state = programs.init()
+    evaluation = programs.evaluate(state._replace(inner=state.inner._replace(params=both)))
     summary = json.loads((run_dir / "rmc" / "summary.json").read_text())
     np.testing.assert_array_equal(evaluation["loss"], summary["evaluation"]["loss"])
 

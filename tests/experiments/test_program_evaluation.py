@@ -10,9 +10,10 @@ import pytest
 
 from experiments.common.checkpoint import Checkpoints
 from experiments.common.cli import parse
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Mean, accuracy
 from experiments.common.samples import SamplesWriter
-from experiments.common.steps import make_programs
+from experiments.common.steps import make_programs, to_values
+from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation import PRESETS
 from experiments.program_evaluation.__main__ import default_dir, main
@@ -131,16 +132,16 @@ def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for chunk in range(1, 5):
         state, metrics = programs.train_chunk(state, 5)
-        levels.append(int(state.level.length[0]))
-        logged.append(float(metrics["length"][0]))
+        levels.append(int(state.inner.level.length[0]))
+        logged.append(to_values(metrics)["length"][0])
         if chunk == 2:
             checkpoints.save(10, state)
     # A step up with every ten losses that do not rise much.
     assert levels == [1, 2, 2, 3]
     assert logged == [1.0, 1.0, 2.0, 2.0]  # What was trained on, before the step up.
-    step, resumed = checkpoints.restore_latest(jax.eval_shape(programs.init))
+    step, resumed = checkpoints.restore_latest(programs.shapes)
     checkpoints.close()
-    assert (step, resumed.level.count[0], resumed.level.length[0]) == (10, 0, 2)
+    assert (step, resumed.inner.level.count[0], resumed.inner.level.length[0]) == (10, 0, 2)
     for _ in range(2):
         resumed, _ = programs.train_chunk(jax.device_put(resumed), 5)
     jax.tree.map(np.testing.assert_array_equal, state, resumed)
@@ -158,12 +159,12 @@ def test_window_and_threshold_of_a_curriculum_are_options():
 
 
 def test_samples_after_the_step_that_is_resumed_are_dropped(tmp_path, capsys):
-    writer = SamplesWriter(tmp_path, 0, lambda params: f"1+1 = 2, answered {params}\n")
+    writer = SamplesWriter(tmp_path, 0)
     for step in (0, 5, 10):
-        writer.write(step, step)
+        writer.write(step, f"1+1 = 2, answered {step}\n")
     assert capsys.readouterr().out.startswith("== step 0 ==\n1+1 = 2, answered 0\n== step 5")
-    resumed = SamplesWriter(tmp_path, 5, lambda params: "new")
-    resumed.write(10, None)
+    resumed = SamplesWriter(tmp_path, 5)
+    resumed.write(10, "new")
     kept = "== step 0 ==\n1+1 = 2, answered 0\n== step 5 ==\n1+1 = 2, answered 5\n"
     assert (tmp_path / "samples.txt").read_text() == kept + "== step 10 ==\nnew\n"
 
@@ -172,18 +173,20 @@ def test_evaluation_may_have_a_loss_of_its_own():
     def loss(params, batch):
         return params * jnp.mean(batch), {"accuracy": Mean.of(jnp.zeros(1))}
 
-    problem = Problem(
+    config = TrainConfig(steps=1, batch_size=2, num_seeds=2)
+    problem = supervised(
+        config,
         init=lambda key: jnp.float32(2.0),
         sample=lambda key, level, rows: jnp.ones(rows),
         loss=loss,
         sample_eval=lambda key, rows: jnp.ones(rows),
-        trivial_accuracy=0.0,
+        score=accuracy(0.0),
         eval_loss=lambda params, batch: (params + 5, {"accuracy": Mean.of(jnp.ones(1))}),
         show=lambda params: f"{params.ndim} {float(params)}",
     )
-    programs = make_programs(problem, TrainConfig(steps=1, batch_size=2, num_seeds=2))
+    programs = make_programs(problem, config)
     state = programs.init()
-    evaluation = programs.evaluate(state.params)
+    evaluation = programs.evaluate(state)
     np.testing.assert_array_equal(evaluation["loss"], [7.0, 7.0])
     np.testing.assert_array_equal(evaluation["accuracy"], [1.0, 1.0])
-    assert programs.show(state.params) == "0 2.0"
+    assert programs.show(state) == "0 2.0"

@@ -17,9 +17,10 @@ import pytest
 from experiments.common import environment, loop
 from experiments.common.checkpoint import Checkpoints
 from experiments.common.metrics import read_metrics
-from experiments.common.problem import Mean, Problem
+from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.run_directory import ConfigMismatchError, RunExistsError, open_run
-from experiments.common.steps import make_programs
+from experiments.common.steps import make_programs, to_values
+from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ CONFIG = TrainConfig(
 )
 
 
-def regression(poison: int | None = None) -> Problem:
+def regression(config: TrainConfig = CONFIG, poison: int | None = None) -> Problem:
     """Is a number positive? Two parameters; `poison` makes the loss NaN from that level on."""
 
     def sample(key, level, batch_size):
@@ -51,14 +52,14 @@ def regression(poison: int | None = None) -> Problem:
             losses = jnp.where(batch["level"][0] >= poison, jnp.nan, losses)
         return losses, {"accuracy": Mean.of((logits > 0.5) == (labels > 0.5))}
 
-    return Problem(
+    return supervised(
+        config,
         init=lambda key: {"w": jax.random.normal(key, ()), "b": jnp.zeros(())},
         sample=sample,
         loss=loss,
         sample_eval=lambda key, batch_size: sample(key, jnp.int32(-1), batch_size),
-        trivial_accuracy=0.5,
-        initial_level=jnp.int32(0),
-        next_level=lambda level, metrics: level + 1,
+        score=accuracy(0.5),
+        curriculum=Curriculum(jnp.int32(0), lambda level, metrics: level + 1),
     )
 
 
@@ -70,7 +71,7 @@ class Whole:
 
 def run(directory: Path, config: TrainConfig = CONFIG, problem: Problem | None = None):
     open_run(directory, Whole(config))
-    return loop.train(problem or regression(), config, directory, progress=False)
+    return loop.train(problem or regression(config), config, directory, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_learns_and_writes_what_a_run_leaves(uninterrupted):
     directory, outcome = uninterrupted
     assert min(outcome.metrics["accuracy"]) > 0.8
     assert outcome.state.step == 40
-    np.testing.assert_array_equal(outcome.state.level, [40, 40])
+    np.testing.assert_array_equal(outcome.state.inner.level, [40, 40])
     rows = read_metrics(directory)
     train = [(row["step"], row["seed"]) for row in rows if row["split"] == "train"]
     assert train == [(step, seed) for step in range(5, 41, 5) for seed in (0, 1)]
@@ -203,7 +204,7 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path):
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(loop.NonFiniteError, match=r"became nan \(seed 0\).*step 25"):
-        run(tmp_path, problem=regression(poison=22))
+        run(tmp_path, problem=regression(CONFIG, poison=22))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
     assert max(row["step"] for row in read_metrics(tmp_path)) == 20
 
@@ -231,7 +232,7 @@ def test_resume_flags(tmp_path):
 def test_seeds_side_by_side_equal_seeds_alone(uninterrupted):
     _, together = uninterrupted
     alone = dataclasses.replace(CONFIG, seed=1, num_seeds=1)
-    programs = make_programs(regression(), alone)
+    programs = make_programs(regression(alone), alone)
     state = programs.init()
     for _ in range(8):
         state, _ = programs.train_chunk(state, 5)
@@ -246,8 +247,9 @@ def test_micro_batches_give_the_same_update():
     whole = dataclasses.replace(CONFIG, num_seeds=1)
     results = []
     for config in (whole, dataclasses.replace(whole, micro_batch_size=2)):
-        programs = make_programs(regression(), config)
-        results.append(programs.train_chunk(programs.init(), 5))
+        programs = make_programs(regression(config), config)
+        state, metrics = programs.train_chunk(programs.init(), 5)
+        results.append((state, to_values(metrics)))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), results[0], results[1]
     )
