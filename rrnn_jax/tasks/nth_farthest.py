@@ -20,16 +20,35 @@ Distances are compared as float32 sums of squares. Coordinates lie on a grid of 
 differences are exact and the sums are off by a few units in the last place. Two objects nearer to a
 tie than that (about 1 in 100,000 samples of 8 x 16) may trade ranks; the reference is
 last in any case, and exact ties go to the object shown first.
+
+**Easier questions, for training.** Uniform vectors are hard to begin with. What must be found
+is the product in :math:`|x - r|^2 = |x|^2 + |r|^2 - 2 \sum_i x_i r_i`, and in 16 dimensions the
+cosine of x and the reference r deviates from 0 by 1/4 only. With a correlation a in [0, 1],
+coordinates of the other objects are the reference's, up to a sign:
+
+.. math:: x_i = \begin{cases} s_i r_i & \text{with probability } a \\
+    u_i \sim U(-1, 1) & \text{otherwise} \end{cases}, \quad
+    P(s_i = +1) = p, \quad p \sim U(0, 1) \text{ for each object}
+
+Every coordinate is still U(-1, 1), and objects are as long as each other on average, but they
+spread from almost alike to almost opposite the reference. One coordinate of each object, drawn at
+random, is never the reference's, so that there are no exact copies, which would tie. a = 0 is the
+paper's task. Also for training, questions can be restricted to the first ranks ("farthest" alone),
+and `answers_by_step` answers the same question at every step, of the objects shown so far.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.checks import check_positive
 from rrnn_jax.typing import Array
+
+Correlation: TypeAlias = float | Array | tuple[float | Array, float | Array]
+"""A number, or the bounds that each sequence draws its own between; see `sample_questions`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +90,7 @@ class Batch(NamedTuple):
     """Sequences and their answers.
 
     Attributes:
-      inputs: ``[B, T, I]`` float32 with T = N, laid out (x; label; n; m).
+      inputs: ``[B, T, I]`` float32, T = N unless fewer are shown, laid out (x; label; n; m).
       targets: ``[B]`` int32, the label of the answer, counted from 0.
     """
 
@@ -95,8 +114,16 @@ class Question(NamedTuple):
     reference: Array
 
 
-def sample(key: Array, config: Config, batch_size: int) -> Batch:
-    """Draws sequences and their answers.
+def sample(
+    key: Array,
+    config: Config,
+    batch_size: int,
+    *,
+    num_shown: int | None = None,
+    num_ranks: int | Array | None = None,
+    correlation: Correlation | None = None,
+) -> Batch:
+    """Draws sequences and their answers; the paper's, unless an option says otherwise.
 
     >>> import jax
     >>> batch = jax.jit(sample, static_argnums=(1, 2))(jax.random.key(0), Config(), 32)
@@ -107,24 +134,113 @@ def sample(key: Array, config: Config, batch_size: int) -> Batch:
       key: a PRNG key.
       config: sizes (static under jit).
       batch_size: B (static under jit).
+      num_shown: T, see `sample_questions` for this and the other options.
+      num_ranks: ranks that are asked for.
+      correlation: of the vectors with the reference.
 
     Returns:
       A `Batch`.
 
     Raises:
-      ValueError: `batch_size` below 1.
+      ValueError, TypeError: see `sample_questions`.
     """
-    check_positive(batch_size=batch_size)
-    count = config.num_objects
-    for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
-    shape = (batch_size, count, config.num_features)
-    question = Question(
-        vectors=jax.random.uniform(for_vectors, shape, jnp.float32, -1.0, 1.0),
-        labels=_ranks(jax.random.bits(for_labels, (batch_size, count), jnp.uint32)),
-        rank=jax.random.randint(for_rank, (batch_size,), 0, count, jnp.int32),
-        reference=jax.random.randint(for_reference, (batch_size,), 0, count, jnp.int32),
+    question = sample_questions(
+        key,
+        config,
+        batch_size,
+        num_shown=num_shown,
+        num_ranks=num_ranks,
+        correlation=correlation,
     )
     return Batch(encode(question, config), answer(question))
+
+
+def sample_questions(
+    key: Array,
+    config: Config,
+    batch_size: int,
+    *,
+    num_shown: int | None = None,
+    num_ranks: int | Array | None = None,
+    correlation: Correlation | None = None,
+) -> Question:
+    """Draws questions, as `sample` does, before they are written as inputs.
+
+    >>> import jax
+    >>> easy = sample_questions(
+    ...     jax.random.key(0), Config(), 32, num_shown=4, num_ranks=1, correlation=(0.5, 1.0)
+    ... )
+    >>> easy.vectors.shape, easy.labels.shape, int(easy.rank.max())
+    ((32, 4, 16), (32, 4), 0)
+
+    Args:
+      key: a PRNG key.
+      config: sizes (static under jit).
+      batch_size: B (static under jit).
+      num_shown: T, objects shown, between 2 and N (static under jit; default: N). Labels are
+        still drawn out of N, and inputs are laid out as for N objects.
+      num_ranks: n is drawn from the first so many ranks (default: all T). An array, traced
+        or not, is clipped to 1..T.
+      correlation: a, see the module's description: a number, or a pair (low, high) out of which
+        each sequence draws its own uniformly (default: uniform vectors). Arrays, traced or not, are
+        not checked.
+
+    Returns:
+      A `Question` with one batch axis.
+
+    Raises:
+      ValueError: `batch_size` below 1, `num_shown`, `num_ranks` or `correlation` out of range.
+      TypeError: a size that is not an integer.
+    """
+    check_positive(batch_size=batch_size)
+    steps = config.num_objects if num_shown is None else num_shown
+    _check_between("num_shown", steps, 2, config.num_objects)
+    if num_ranks is None:
+        num_ranks = steps
+    elif not isinstance(num_ranks, jax.Array):
+        _check_between("num_ranks", num_ranks, 1, steps)
+    for_vectors, for_labels, for_rank, for_position = jax.random.split(key, 4)
+    bits = jax.random.bits(for_labels, (batch_size, config.num_objects), jnp.uint32)
+    labels = _ranks(bits)[:, :steps]
+    num_ranks = jnp.clip(jnp.asarray(num_ranks, jnp.int32), 1, steps)
+    position = jax.random.randint(for_position, (batch_size,), 0, steps, jnp.int32)
+    is_reference = jnp.arange(steps, dtype=jnp.int32)[None, :] == position[:, None]
+    shape = (batch_size, steps, config.num_features)
+    vectors = jax.random.uniform(for_vectors, shape, jnp.float32, -1.0, 1.0)
+    if correlation is not None:
+        vectors = _correlate(jax.random.fold_in(key, 1), vectors, is_reference, correlation)
+    return Question(
+        vectors=vectors,
+        labels=labels,
+        rank=jax.random.randint(for_rank, (batch_size,), 0, num_ranks, jnp.int32),
+        reference=jnp.sum(jnp.where(is_reference, labels, 0), axis=-1, dtype=jnp.int32),
+    )
+
+
+def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Correlation) -> Array:
+    """Makes coordinates the reference's, up to a sign; see the module's description."""
+    low, high = (jnp.asarray(bound, jnp.float32) for bound in _bounds(correlation))
+    batch_size, steps, features = vectors.shape
+    for_share, for_p, for_signs, for_own, for_copies = jax.random.split(key, 5)
+    draw = functools.partial(jax.random.uniform, dtype=jnp.float32)
+    share = low + (high - low) * draw(for_share, (batch_size, 1, 1))
+    same_sign = draw(for_signs, vectors.shape) < draw(for_p, (batch_size, steps, 1))
+    own = jax.random.randint(for_own, (batch_size, steps, 1), 0, features, jnp.int32)
+    is_own = own == jnp.arange(features, dtype=jnp.int32)[None, None, :]
+    is_copy = (draw(for_copies, vectors.shape) < share) & ~(is_own | is_reference[..., None])
+    reference = _reference(vectors, is_reference)
+    return jnp.where(is_copy, jnp.where(same_sign, reference, -reference), vectors)
+
+
+def _bounds(correlation: Correlation) -> tuple[float | Array, float | Array]:
+    low, high = correlation if isinstance(correlation, tuple) else (correlation, correlation)
+    if isinstance(low, jax.Array) or isinstance(high, jax.Array):
+        return low, high
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"correlation must be a number or a pair (low, high) in [0, 1], got {correlation}"
+        )
+    return low, high
 
 
 def answer(question: Question) -> Array:
@@ -142,15 +258,41 @@ def answer(question: Question) -> Array:
     Returns:
       ``[*B]`` int32.
     """
-    vectors, labels, rank, reference = question
-    is_reference = labels == reference[..., None]
-    # A sum of one vector and zeros picks the reference without a gather.
-    chosen = jnp.where(is_reference[..., None], vectors, 0.0)
-    difference = vectors - jnp.sum(chosen, axis=-2, keepdims=True)
-    distance = jnp.sum(jnp.square(difference), axis=-1)
-    distance = jnp.where(is_reference, -1.0, distance)  # Last, even behind a twin.
-    is_answer = _ranks(-distance) == rank[..., None]
-    return jnp.sum(jnp.where(is_answer, labels, 0), axis=-1, dtype=jnp.int32)
+    is_answer = _ranks(-_distances(question)) == question.rank[..., None]
+    return jnp.sum(jnp.where(is_answer, question.labels, 0), axis=-1, dtype=jnp.int32)
+
+
+def answers_by_step(question: Question) -> tuple[Array, Array]:
+    """The answers of the same question at every step, of the objects shown so far.
+
+    Step t has an answer once the reference and more than n objects have been shown; the last
+    one is `answer`'s.
+
+    >>> import jax.numpy as jnp
+    >>> vectors = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, -0.9]])
+    >>> question = Question(vectors, jnp.array([2, 0, 1]), jnp.array(0), jnp.array(0))
+    >>> answers, valid = answers_by_step(question)
+    >>> answers.tolist(), valid.tolist()
+    ([2, 2, 1], [False, True, True])
+
+    Args:
+      question: with any batch axes.
+
+    Returns:
+      Labels ``[*B, T]`` int32, and ``[*B, T]`` bool: whether there is an answer; where not, the
+      label means nothing.
+    """
+    labels, rank = question.labels, question.rank[..., None]
+    order = jnp.arange(labels.shape[-1], dtype=jnp.int32)
+    seen = order[None, :] <= order[:, None]  # [T, T]: at step t, object j.
+    is_ahead = _is_ahead(-_distances(question))[..., None, :, :]  # [*B, 1, T, T]
+    seen_here = jnp.broadcast_to(seen[:, None, :], (*labels.shape, *seen.shape))
+    ranks = jnp.sum(is_ahead & seen_here, axis=-1, dtype=jnp.int32)  # [*B, T, T]
+    is_answer = (ranks == rank[..., None]) & jnp.broadcast_to(seen, ranks.shape)
+    answers = jnp.sum(jnp.where(is_answer, labels[..., None, :], 0), axis=-1, dtype=jnp.int32)
+    is_reference = labels == question.reference[..., None]
+    reference_seen = jnp.cumsum(is_reference, axis=-1, dtype=jnp.int32) > 0
+    return answers, reference_seen & (jnp.broadcast_to(order, labels.shape) >= rank)
 
 
 def encode(question: Question, config: Config) -> Array:
@@ -158,10 +300,13 @@ def encode(question: Question, config: Config) -> Array:
     count = config.num_objects
     vectors, labels, rank, reference = question
     asked = [
-        jnp.broadcast_to(jax.nn.one_hot(x, count)[..., None, :], (*labels.shape, count))
+        jnp.broadcast_to(
+            jax.nn.one_hot(x, count, dtype=jnp.float32)[..., None, :], (*labels.shape, count)
+        )
         for x in (rank, reference)
     ]
-    return jnp.concatenate([vectors, jax.nn.one_hot(labels, count), *asked], axis=-1)
+    shown = jax.nn.one_hot(labels, count, dtype=jnp.float32)
+    return jnp.concatenate([vectors, shown, *asked], axis=-1)
 
 
 def decode(inputs: Array, config: Config) -> Question:
@@ -205,7 +350,20 @@ def accuracy(logits: Array, targets: Array) -> Array:
     Returns:
       A float32 scalar.
     """
-    return jnp.mean(jnp.argmax(logits, -1) == targets, dtype=jnp.float32)
+    chosen = jnp.argmax(logits, -1).astype(targets.dtype)
+    return jnp.mean(chosen == targets, dtype=jnp.float32)
+
+
+def _distances(question: Question) -> Array:
+    """Squared distances from the reference ``[*B, T]``; its own is -1: last, even behind a twin."""
+    is_reference = question.labels == question.reference[..., None]
+    difference = question.vectors - _reference(question.vectors, is_reference)
+    return jnp.where(is_reference, -1.0, jnp.sum(jnp.square(difference), axis=-1))
+
+
+def _reference(vectors: Array, is_reference: Array) -> Array:
+    """The reference's vector ``[*B, 1, d]``; a sum with zeros picks it without a gather."""
+    return jnp.sum(jnp.where(is_reference[..., None], vectors, 0.0), axis=-2, keepdims=True)
 
 
 def _ranks(values: Array) -> Array:
@@ -213,8 +371,19 @@ def _ranks(values: Array) -> Array:
 
     Counting is quadratic but vectorises, which a sort of a few entries does not.
     """
+    return jnp.sum(_is_ahead(values), axis=-1, dtype=jnp.int32)
+
+
+def _is_ahead(values: Array) -> Array:
+    """``[..., i, j]``: whether entry j would be sorted before entry i."""
     count = values.shape[-1]
     mine, other = values[..., :, None], values[..., None, :]
-    earlier = jnp.arange(count)[:, None] > jnp.arange(count)[None, :]
-    ahead = (other < mine) | ((other == mine) & jnp.broadcast_to(earlier, (*values.shape, count)))
-    return jnp.sum(ahead, axis=-1, dtype=jnp.int32)
+    order = jnp.arange(count, dtype=jnp.int32)
+    earlier = jnp.broadcast_to(order[None, :] < order[:, None], (*values.shape, count))
+    return (other < mine) | ((other == mine) & earlier)
+
+
+def _check_between(name: str, value: int | Array, low: int, high: int) -> None:
+    check_positive(**{name: value})
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
