@@ -84,12 +84,13 @@ def train(
     try:
         restored = checkpoints.restore_latest(programs.shapes)
         if restored is None:
-            state = programs.init()
+            state, begins = programs.init(), -1
         else:
+            begins = restored[0]
             state = programs.place(restored[1])
             if restored[0] < config.steps:
                 print(f"{name}: resumes at step {restored[0]}")
-        session = _Session(programs, run_dir, int(state.step), checkpoints, best, name, started)
+        session = _Session(programs, run_dir, begins, checkpoints, best, name, started)
         return session.run(state, progress)
     finally:
         checkpoints.close()
@@ -125,19 +126,21 @@ class _Session:
         self,
         programs: Programs,
         run_dir: Path,
-        step: int,
+        begins: int,
         checkpoints: Checkpoints,
         best: Checkpoints,
         name: str,
         started: float,
     ) -> None:
-        self.programs, self.config, self.step = programs, programs.config, step
+        self.programs, self.config = programs, programs.config
+        # The checkpoint's step; -1 where there is none, so that rows of step 0 are written anew.
+        self.begins, self.step = begins, max(begins, 0)
         self.score = programs.problem.score
         self.run_dir, self.name = run_dir, name
         self.checkpoints, self.best = checkpoints, best
         self.best_score = best.note("score")
         self.started = self.saved = started
-        self.clock = _Clock(run_dir / TIMINGS_FILE, step, started)
+        self.clock = _Clock(run_dir / TIMINGS_FILE, begins, started)
         self.evaluation: Values = {}
         self.test: Values | None = None
 
@@ -152,16 +155,16 @@ class _Session:
             batches = programs.batches(self.step, self._next_steps())
             train_chunk = programs.compile(state, self._next_steps(), batches)
             print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s")
-        self.writer = MetricsWriter(self.run_dir, self.step)
+        self.writer = MetricsWriter(self.run_dir, self.begins)
         has_samples = programs.problem.show is not None
-        self.samples = SamplesWriter(self.run_dir, self.step) if has_samples else None
+        self.samples = SamplesWriter(self.run_dir, self.begins) if has_samples else None
         bar = tqdm(
             total=config.steps, initial=self.step, desc=self.name, disable=not progress, unit="step"
         )
         compiled_steps = self._next_steps()
         try:
             with bar, StopRequest() as stop:
-                self._evaluate(state, write=self.step == 0)
+                self._evaluate(state, write=self.begins < 0)
                 is_done = self._is_done()
                 if is_done:
                     self._evaluate_test(state, write=False)

@@ -1,0 +1,114 @@
+"""Small problems for tests of the engine, and the config that goes with them."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.problem import Mean, Problem, Score
+from experiments.common.streaming import Windows, streaming
+from experiments.common.supervised import supervised
+from experiments.common.train_config import TrainConfig
+
+CONFIG = TrainConfig(
+    steps=40,
+    batch_size=8,
+    learning_rate=0.05,
+    chunk_steps=5,
+    eval_every=10,
+    eval_samples=16,
+    checkpoint_every=10,
+)
+VOCABULARY = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A config with a section, as experiments have."""
+
+    train: TrainConfig
+
+
+def write_tokens(path: Path, count: int = 4000) -> np.ndarray:
+    """A file of tokens in which each tells the next, mostly; returned as a memory map."""
+    generator = np.random.default_rng(0)
+    steps = np.where(generator.random(count) < 0.8, 3, generator.integers(0, VOCABULARY, count))
+    np.save(path, (np.cumsum(steps) % VOCABULARY).astype(np.uint8))
+    return np.load(path, mmap_mode="r")
+
+
+def stream(config: TrainConfig, tokens: np.ndarray, reads: list | None = None) -> Problem:
+    """A recurrent model of tokens: the carry decays, and adds each token's row of a table.
+
+    Args:
+      config: how to train.
+      tokens: what is read.
+      reads: gets the steps that are asked for in training.
+    """
+
+    def loss(params, carry, batch):
+        def step(h, token):
+            h = 0.5 * h + jnp.tanh(params["in"][token])
+            return h, h @ params["out"]
+
+        carry, logits = jax.lax.scan(step, carry, batch.inputs.T)
+        chances = jax.nn.log_softmax(logits.swapaxes(0, 1))
+        picked = jnp.take_along_axis(chances, batch.targets[..., None], -1)[..., 0]
+        nats = Mean.of(-picked, batch.mask)
+        return nats.value(), (carry, {"nats": nats})
+
+    class Noted(Windows):
+        def __call__(self, step, num_steps):
+            if reads is not None:
+                reads.extend(range(step, step + num_steps))
+            return super().__call__(step, num_steps)
+
+    def init(key):
+        keys = jax.random.split(key)
+        return {
+            "in": 0.1 * jax.random.normal(keys[0], (VOCABULARY, 6)),
+            "out": 0.1 * jax.random.normal(keys[1], (6, VOCABULARY)),
+        }
+
+    middle = len(tokens) * 3 // 4
+    return streaming(
+        config,
+        init=init,
+        initial_carry=lambda rows: jnp.zeros((rows, 6)),
+        loss=loss,
+        train=Noted(tokens[:middle], config.batch_size, 6),
+        evaluations={"valid": Windows(tokens[middle:], 4, 9), "test": Windows(tokens[:99], 2, 9)},
+        score=Score("nats", "min", float(np.log(VOCABULARY))),
+    )
+
+
+def regression(config: TrainConfig) -> Problem:
+    """A small network for the sign of a sum: batches from keys, matrices and vectors."""
+
+    def sample(key, rows):
+        return jax.random.normal(key, (rows, 5))
+
+    def loss(params, x):
+        logits = jnp.tanh(x @ params["kernel"] + params["bias"]) @ params["out"]
+        labels = (x.sum(-1) > 0).astype(jnp.float32)
+        losses = jnp.square(logits - labels)
+        return losses.mean(), {"accuracy": Mean.of((logits > 0.5) == (labels > 0.5))}
+
+    def init(key):
+        keys = jax.random.split(key)
+        return {
+            "kernel": jax.random.normal(keys[0], (5, 4)),
+            "bias": jnp.zeros(4),
+            "out": jax.random.normal(keys[1], (4,)),
+        }
+
+    return supervised(
+        config,
+        init=init,
+        sample=lambda key, level, rows: sample(key, rows),
+        sample_eval=sample,
+        loss=loss,
+        score=Score("accuracy", "max", 0.5),
+    )
