@@ -69,7 +69,8 @@ class Split:
 
     Attributes:
       name: of the split.
-      tokens: ``[n]``, mapped from the file.
+      tokens: ``[1 + n]``, mapped from the file; the first is the vocabulary's `start`, which a text
+        begins after, so that each token of the text is predicted once.
       bytes: of its text in UTF-8.
       words: between spaces, and ends of lines (for a vocabulary of words: its own).
     """
@@ -78,6 +79,11 @@ class Split:
     tokens: np.ndarray
     bytes: int
     words: int
+
+    @property
+    def targets(self) -> np.ndarray:
+        """``[n]``, the tokens of the text."""
+        return self.tokens[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +150,9 @@ def open_tokens(folder: Path) -> Tokens:
         file = folder / f"{name}.bin"
         dtype = np.dtype(entry["dtype"])
         size = file.stat().st_size if file.exists() else 0
-        if size != entry["tokens"] * dtype.itemsize:
+        if size != (1 + entry["tokens"]) * dtype.itemsize:
             raise RefusedError(
-                f"{file} must hold {entry['tokens']} tokens of {dtype}, but has {size} bytes; "
+                f"{file} must hold 1 + {entry['tokens']} tokens of {dtype}, but has {size} bytes; "
                 f"remove {folder}, and it is made again"
             )
         tokens = np.memmap(file, dtype, mode="r")
@@ -182,6 +188,7 @@ def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: 
     for name, parts in corpus.items():
         digest, total = hashlib.sha256(), {"tokens": 0, "bytes": 0, "characters": 0, "words": 0}
         with (folder / f"{name}.bin").open("wb") as file:
+            file.write(np.array([vocabulary.start], dtype).tobytes())
             for part in parts:
                 text = part.text()
                 tokens = vocabulary.encode(text)

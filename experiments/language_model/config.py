@@ -1,0 +1,212 @@
+"""Options and presets of the language model.
+
+``quick``: ``python -m experiments.language_model``; minutes on 2 CPU cores, on the plays that come
+with the package.
+``shakespeare``: the same text, a wider model, longer.
+``books``: ``--preset books --path FOLDER --valid NAME --test NAME``; words of a folder of books.
+``paper``: ``--preset paper --path FOLDER``; the paper's sizes for WikiText-103, for GPUs.
+What to expect of them stands in README.md, with the hardware it was measured on.
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.common.train_config import TrainConfig
+from experiments.language_model.data.token_files import DataConfig
+from rrnn_jax.checks import check_positive, check_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class RMCConfig:
+    """The Relational Memory Core."""
+
+    mem_slots: int = 1
+    """Memory slots."""
+    num_heads: int = 4
+    """Attention heads."""
+    head_size: int = 32
+    """Size of a head; a slot is num_heads * head_size wide."""
+    key_size: int | None = None
+    """Size of queries and keys. None: that of a head."""
+    num_blocks: int = 1
+    """Attention blocks per step."""
+    mlp_layers: int = 2
+    """Layers of the row-wise MLP."""
+    gate_style: Literal["unit", "memory", "none"] = "unit"
+    """A gate per memory unit, per slot, or none."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            mem_slots=self.mem_slots,
+            num_heads=self.num_heads,
+            head_size=self.head_size,
+            num_blocks=self.num_blocks,
+            mlp_layers=self.mlp_layers,
+        )
+        if self.key_size is not None:
+            check_positive(key_size=self.key_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig:
+    """The LSTM baseline."""
+
+    lstm_features: int = 139
+    """Width of a layer. The default has as many parameters as the memory core's defaults."""
+    lstm_layers: int = 1
+    """Layers, with skip connections."""
+    lstm_learning_rate: float | None = None
+    """Its peak learning rate. None: that of the memory core."""
+
+    def __post_init__(self) -> None:
+        check_positive(lstm_features=self.lstm_features, lstm_layers=self.lstm_layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How text goes in and out."""
+
+    window: int = 64
+    """Tokens of each row per update: gradients end at its edge, the state goes on."""
+    embedding_size: int = 128
+    """Width of the embedding."""
+    tied: bool = True
+    """One table for the embedding and the output."""
+    cutoffs: tuple[int, ...] = ()
+    """First word of each cluster of an adaptive softmax. Empty: a full softmax."""
+    word_dropout: float = 0.0
+    """Share of words that are dropped wherever they stand, in a window."""
+    input_dropout: float = 0.0
+    """Share of the embedding's features dropped, one mask for each row and window."""
+    output_dropout: float = 0.0
+    """Share of the core's outputs dropped, likewise."""
+    activation_penalty: float = 0.0
+    """Weight of the mean square of the outputs."""
+    change_penalty: float = 0.0
+    """Weight of the mean square of their changes from step to step."""
+    eval_rows: int = 16
+    """Parts of the validation and test text that are read side by side in training, each from a
+    state of its own. The report reads them in one go."""
+    eval_window: int = 256
+    """Tokens of each row per step of an evaluation; of no effect on the numbers."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            window=self.window,
+            embedding_size=self.embedding_size,
+            eval_rows=self.eval_rows,
+            eval_window=self.eval_window,
+        )
+        check_rate(
+            word_dropout=self.word_dropout,
+            input_dropout=self.input_dropout,
+            output_dropout=self.output_dropout,
+        )
+        for name in ("activation_penalty", "change_penalty"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All that a run's numbers depend on."""
+
+    preset: Literal["quick", "shakespeare", "books", "paper"] = "quick"
+    """Which defaults: "quick" (minutes on 2 CPU cores), "shakespeare" (longer), "books" (words of a
+    folder of books) or "paper" (the paper's sizes)."""
+    model: Literal["all", "rmc", "lstm"] = "all"
+    """Which model; "all" trains one after the other and compares them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
+    """How the memory core runs over a window, see rrnn_jax.RNN."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
+    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+PRESETS: dict[str, Config] = {
+    "quick": Config(
+        preset="quick",
+        lstm=LSTMConfig(lstm_learning_rate=1e-2),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=32,
+            learning_rate=6e-3,
+            schedule="cosine",
+            warmup_steps=50,
+            clip_norm=1.0,
+            chunk_steps=50,
+            eval_every=500,
+            checkpoint_every=500,
+        ),
+    ),
+    "shakespeare": Config(
+        preset="shakespeare",
+        text=TextConfig(window=128, embedding_size=192, input_dropout=0.2, output_dropout=0.3),
+        rmc=RMCConfig(head_size=48),
+        lstm=LSTMConfig(lstm_features=207, lstm_learning_rate=1e-2),
+        train=TrainConfig(
+            steps=10_000,
+            batch_size=32,
+            learning_rate=6e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=1.0,
+            chunk_steps=50,
+            eval_every=500,
+            checkpoint_every=500,
+        ),
+    ),
+    "books": Config(
+        preset="books",
+        data=DataConfig(format="books", vocabulary="words", min_count=2),
+        text=TextConfig(
+            window=70,
+            embedding_size=128,
+            word_dropout=0.1,
+            input_dropout=0.4,
+            output_dropout=0.4,
+            change_penalty=1.0,
+        ),
+        lstm=LSTMConfig(lstm_features=139, lstm_learning_rate=4e-3),
+        train=TrainConfig(
+            steps=4000,
+            batch_size=32,
+            learning_rate=4e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            clip_norm=0.25,
+            chunk_steps=25,
+            eval_every=250,
+            checkpoint_every=250,
+        ),
+    ),
+    # Paper A.4: words embedded in 512 features with dropout .5, tied to the softmax; 2,500 units in
+    # 4 heads, 1 memory, an MLP of 5 layers; windows of 100, batch 6 x 64, Adam at 1e-3, gradients
+    # clipped to .1. Not stated: the number of updates, the cut-offs (fairseq's for WikiText-103).
+    "paper": Config(
+        preset="paper",
+        data=DataConfig(format="wikitext", vocabulary="words", split_punctuation=False),
+        text=TextConfig(
+            window=100,
+            embedding_size=512,
+            cutoffs=(10_000, 20_000, 200_000),
+            input_dropout=0.5,
+        ),
+        rmc=RMCConfig(num_heads=4, head_size=625, mlp_layers=5),
+        lstm=LSTMConfig(lstm_features=4096),
+        train=TrainConfig(
+            steps=500_000,
+            batch_size=384,
+            learning_rate=1e-3,
+            clip_norm=0.1,
+            chunk_steps=20,
+            eval_every=1000,
+            checkpoint_every=1000,
+        ),
+    ),
+}
+"""The presets by name."""

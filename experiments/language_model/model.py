@@ -1,0 +1,163 @@
+"""The model: an embedding, a recurrent core over tokens, a softmax tied to the embedding."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.language_model.config import Config
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.baselines import StackedLSTMCell
+from rrnn_jax.language import (
+    AdaptiveSoftmax,
+    EmbeddingDropout,
+    TiedEmbedding,
+    VariationalDropout,
+)
+from rrnn_jax.typing import Array, Carry, Dtype
+
+
+class Read(NamedTuple):
+    """What reading a window gives.
+
+    Attributes:
+      carry: the state after it.
+      likelihood: ``[B, T]`` float32, log p of each target.
+      outputs: ``[B, T, F]`` of the core.
+      dropped: ``[B, T, F]``, the same after dropout.
+    """
+
+    carry: Carry
+    likelihood: Array
+    outputs: Array
+    dropped: Array
+
+
+class LanguageModel(nn.Module):
+    """Predicts each next token of a text.
+
+    Attributes:
+      cell: the recurrent core, with an `output_size`.
+      vocab_size: V.
+      embedding_size: width of the embedding; a core of another width brings a projection.
+      tied: whether the output's table embeds the input.
+      cutoffs: of an adaptive softmax; empty for a full one.
+      word_dropout: rate of `EmbeddingDropout`.
+      input_dropout: rate of `VariationalDropout` on the embeddings.
+      output_dropout: rate of `VariationalDropout` on the outputs.
+      implementation: how the core runs, see `rrnn_jax.RNN`.
+      dtype: dtype of the products.
+    """
+
+    cell: RelationalMemoryCell | StackedLSTMCell
+    vocab_size: int
+    embedding_size: int
+    tied: bool = True
+    cutoffs: tuple[int, ...] = ()
+    word_dropout: float = 0.0
+    input_dropout: float = 0.0
+    output_dropout: float = 0.0
+    implementation: str = "auto"
+    dtype: Dtype | None = None
+
+    def setup(self) -> None:
+        """Makes the parts."""
+        sizes = (self.vocab_size, self.embedding_size)
+        width = self.cell.output_size
+        if self.cutoffs:
+            self.output = AdaptiveSoftmax(
+                *sizes, self.cutoffs, hidden_features=width, dtype=self.dtype
+            )
+        else:
+            self.output = TiedEmbedding(*sizes, hidden_features=width, dtype=self.dtype)
+        if not self.tied:
+            self.embedding = nn.Embed(*sizes, dtype=self.dtype)
+        self.core = RNN(self.cell, implementation=self.implementation)
+        self.drop_words = EmbeddingDropout(self.word_dropout, self.vocab_size)
+        self.drop_inputs = VariationalDropout(self.input_dropout)
+        self.drop_outputs = VariationalDropout(self.output_dropout)
+
+    def __call__(
+        self, inputs: Array, targets: Array, carry: Carry, deterministic: bool = True
+    ) -> Read:
+        """Reads a window.
+
+        Args:
+          inputs: ``[B, T]`` integers.
+          targets: ``[B, T]`` integers, what comes after each.
+          carry: the state before it.
+          deterministic: False drops, and wants a key ``dropout``.
+
+        Returns:
+          A `Read`.
+        """
+        embedded = self.drop_words(inputs, self._embed(inputs), deterministic)
+        embedded = self.drop_inputs(embedded, deterministic)
+        carry, outputs = self.core(embedded, initial_carry=carry, return_carry=True)
+        dropped = self.drop_outputs(outputs, deterministic)
+        return Read(carry, self.output(dropped, targets), outputs, dropped)
+
+    def step(self, tokens: Array, carry: Carry) -> tuple[Carry, Array]:
+        """Reads one token of each row.
+
+        Args:
+          tokens: ``[B]``.
+          carry: the state before.
+
+        Returns:
+          The state after it, and the output ``[B, F]``, which `log_probs` takes.
+        """
+        return self.cell(carry, self._embed(tokens))
+
+    def log_probs(self, outputs: Array) -> Array:
+        """Log-probabilities of what comes next, ``[..., V]`` in float32."""
+        return self.output.log_probs(outputs)
+
+    @nn.nowrap
+    def initial_carry(self, rows: int) -> Carry:
+        """The state before a text."""
+        return self.cell.initialize_carry(jax.random.key(0), (rows, self.embedding_size))
+
+    def _embed(self, tokens: Array) -> Array:
+        return self.output.embed(tokens) if self.tied else self.embedding(tokens)
+
+
+def make_model(config: Config, vocab_size: int) -> LanguageModel:
+    """The model that a config asks for.
+
+    Raises:
+      ValueError: `config.model` does not name one model.
+    """
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    implementation = "auto"
+    if config.model == "rmc":
+        rmc = config.rmc
+        implementation = config.implementation
+        cell: RelationalMemoryCell | StackedLSTMCell = RelationalMemoryCell(
+            mem_slots=rmc.mem_slots,
+            head_size=rmc.head_size,
+            num_heads=rmc.num_heads,
+            key_size=rmc.key_size,
+            num_blocks=rmc.num_blocks,
+            attention_mlp_layers=rmc.mlp_layers,
+            gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
+            dtype=dtype,
+        )
+    elif config.model == "lstm":
+        cell = StackedLSTMCell(config.lstm.lstm_features, config.lstm.lstm_layers, dtype=dtype)
+    else:
+        raise ValueError(f"model must be 'rmc' or 'lstm', got {config.model!r}")
+    text = config.text
+    return LanguageModel(
+        cell,
+        vocab_size,
+        text.embedding_size,
+        text.tied,
+        text.cutoffs,
+        text.word_dropout,
+        text.input_dropout,
+        text.output_dropout,
+        implementation,
+        dtype,
+    )

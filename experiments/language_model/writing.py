@@ -1,0 +1,178 @@
+"""Writing: tokens drawn one after the other, in chunks of one call of the device each."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.problem import Params
+from experiments.language_model.model import LanguageModel
+
+READ_CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: by which log-probabilities are divided; 0 takes the likeliest token.
+      top_k: draw from the k likeliest tokens only; None for all.
+      top_p: draw from the fewest likeliest tokens whose probabilities sum to p; 1 for all.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+
+def draw(key: jax.Array, log_probs: jax.Array, choice: Choice) -> jax.Array:
+    """Draws a token for each row.
+
+    The temperature comes first, then the k likeliest, then the share p of what is left.
+
+    >>> log_probs = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    >>> draw(jax.random.key(0), log_probs, Choice(temperature=0.0))
+    Array([0], dtype=int32)
+
+    Args:
+      key: a PRNG key.
+      log_probs: ``[B, V]``.
+      choice: how.
+
+    Returns:
+      ``[B]`` int32.
+    """
+    if choice.temperature == 0:
+        return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
+    log_probs = log_probs / choice.temperature
+    vocab_size = log_probs.shape[-1]
+    if choice.top_k is not None and choice.top_k < vocab_size:
+        least = jax.lax.top_k(log_probs, choice.top_k)[0][..., -1:]
+        log_probs = jnp.where(log_probs < least, -jnp.inf, log_probs)
+    if choice.top_p < 1:
+        falling = jnp.sort(log_probs, axis=-1, descending=True)
+        shares = jax.nn.softmax(falling)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        least = jnp.min(jnp.where(before < choice.top_p, falling, jnp.inf), -1, keepdims=True)
+        log_probs = jnp.where(log_probs < least, -jnp.inf, log_probs)
+    return jax.random.categorical(key, log_probs).astype(jnp.int32)
+
+
+class Session(NamedTuple):
+    """Where rows of text stand: all that going on needs.
+
+    Attributes:
+      carry: the core's state, after everything but the last token.
+      last: ``[B]`` int32, the last token, which is still to be read.
+      written: how many tokens have been drawn, which random numbers depend on.
+    """
+
+    carry: Any
+    last: np.ndarray
+    written: int
+
+
+class Writer:
+    """A model that reads and writes.
+
+    The text of a seed is the same however it is cut into chunks, calls and sessions: token n is
+    drawn with ``fold_in(key(seed), n)``, one key for all rows.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      choice: how tokens are drawn.
+    """
+
+    def __init__(self, model: LanguageModel, params: Params, choice: Choice) -> None:
+        self.model, self.params, self.choice = model, params, choice
+        self._read = jax.jit(self._make_read())
+        self._write = jax.jit(self._make_write(), static_argnums=4)
+
+    def start(self, token: int) -> Session:
+        """One row, before a text; `token` is what a text begins after."""
+        carry = jax.device_get(self.model.initial_carry(1))
+        return Session(carry, np.array([token], np.int32), 0)
+
+    def read(self, session: Session, tokens: np.ndarray) -> Session:
+        """Reads tokens ``[n]`` into every row, in as many calls as constant memory takes."""
+        carry, last = session.carry, session.last
+        rows = len(last)
+        for first in range(0, len(tokens), READ_CHUNK):
+            chunk = np.asarray(tokens[first : first + READ_CHUNK], np.int32)
+            # Filled up, so that there is one program; the rest is not read.
+            filled = np.zeros(READ_CHUNK, np.int32)
+            filled[1 : len(chunk)] = chunk[:-1]
+            inputs = np.broadcast_to(filled, (rows, READ_CHUNK)).copy()
+            inputs[:, 0] = last
+            carry = self._read(self.params, carry, inputs, np.int32(len(chunk)))
+            last = np.full(rows, chunk[-1], np.int32)
+        return Session(carry, last, session.written)
+
+    def branch(self, session: Session, rows: int) -> Session:
+        """Many rows that go on from a session of one row."""
+        if len(session.last) != 1:
+            raise ValueError(f"session must have one row, got {len(session.last)}")
+        carry = jax.tree.map(lambda x: np.repeat(np.asarray(x), rows, axis=0), session.carry)
+        return Session(carry, np.repeat(session.last, rows), session.written)
+
+    def write(self, session: Session, count: int, seed: int) -> tuple[Session, np.ndarray]:
+        """Writes `count` tokens in one call of the device.
+
+        Returns:
+          The session after them, and the tokens ``[B, count]``.
+        """
+        key = jax.random.key(seed)
+        start = np.int32(session.written)
+        carry, last, tokens = self._write(
+            self.params, (session.carry, session.last), key, start, count
+        )
+        session = Session(carry, np.asarray(last), session.written + count)
+        return session, np.asarray(tokens)
+
+    def stream(
+        self, session: Session, count: int, seed: int, chunk: int = 32
+    ) -> Iterator[tuple[Session, np.ndarray]]:
+        """Writes `count` tokens, `chunk` at a time; a last chunk that is shorter is cut off."""
+        left = count
+        while left > 0:
+            size = min(chunk, left)
+            session, tokens = self.write(session, size, seed)
+            left -= size
+            yield session, tokens
+
+    def _make_read(self) -> Any:
+        def read(params: Params, carry: Any, inputs: jax.Array, count: jax.Array) -> Any:
+            def body(i: jax.Array, carry: Any) -> Any:
+                return self.model.apply(params, inputs[:, i], carry, method="step")[0]
+
+            return jax.lax.fori_loop(0, count, body, carry)
+
+        return read
+
+    def _make_write(self) -> Any:
+        def write(params: Params, state: tuple, key: jax.Array, start: jax.Array, count: int):
+            def body(state: tuple, index: jax.Array) -> tuple:
+                carry, token = state
+                carry, output = self.model.apply(params, token, carry, method="step")
+                log_probs = self.model.apply(params, output, method="log_probs")
+                token = draw(jax.random.fold_in(key, index), jnp.asarray(log_probs), self.choice)
+                return (carry, token), token
+
+            indices = start + jnp.arange(count, dtype=jnp.int32)
+            (carry, token), tokens = jax.lax.scan(body, state, indices)
+            return carry, token, tokens.T
+
+        return write
