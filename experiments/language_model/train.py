@@ -9,8 +9,9 @@ from experiments.common import loop
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem
+from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.run_directory import open_run
 from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
 from experiments.language_model.model import make_model

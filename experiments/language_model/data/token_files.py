@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import write_json
 from experiments.language_model.data.bpe import BytePairs
 from experiments.language_model.data.corpus import (
     BUNDLED,
