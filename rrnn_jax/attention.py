@@ -1,17 +1,26 @@
 """Multi-head dot-product attention (paper eq. 1-2), as a function and as a Linen module."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.checks import check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
-from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, accumulation_dtype, widest
 
 LAYER_NORM_EPSILON = 1e-5  # Sonnet v1 `LayerNorm`
 
 
-def dot_product_attention(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    precision: jax.lax.PrecisionLike = None,
+) -> tuple[Array, Array]:
     r"""Scaled dot-product attention of every head, with its weights (paper eq. 1-2).
 
     .. math:: A = \mathrm{softmax}(Q K^\top / \sqrt{d_k}), \qquad \tilde M = A V
@@ -30,6 +39,9 @@ def dot_product_attention(query: Array, key: Array, value: Array) -> tuple[Array
       query: ``[*B, Q, H, K]``.
       key: ``[*B, M, H, K]``.
       value: ``[*B, M, H, D]``.
+      mask: ``[*B, M]`` bool: rows that may be attended to, of which there must be one (default:
+        all). The others must be finite; their weights are 0.
+      precision: of the products, as in `jax.lax.dot_general`.
 
     Returns:
       ``attended [*B, Q, H, D]`` in the dtype of `value`, and the attention weights
@@ -46,12 +58,20 @@ def dot_product_attention(query: Array, key: Array, value: Array) -> tuple[Array
     check_shape("value", value, (*batch, rows, heads, value.shape[-1]), "[*B, M, H, D]")
     dtype = accumulation_dtype(query.dtype)
     scale = jnp.asarray(key_size**-0.5, query.dtype)
-    logits = jnp.einsum("...qhk,...mhk->...hqm", query * scale, key, preferred_element_type=dtype)
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=dtype)
+    logits = product("...qhk,...mhk->...hqm", query * scale, key)
+    if mask is not None:
+        check_shape("mask", mask, (*batch, rows), "[*B, M]")
+        logits = masked_logits(logits, mask[..., None, None, :])
     weights = jax.nn.softmax(logits, axis=-1)
-    attended = jnp.einsum(
-        "...hqm,...mhd->...qhd", weights.astype(value.dtype), value, preferred_element_type=dtype
-    )
+    attended = product("...hqm,...mhd->...qhd", weights.astype(value.dtype), value)
     return attended.astype(value.dtype), weights
+
+
+def masked_logits(logits: Array, mask: Array) -> Array:
+    """Logits whose softmax is 0 where `mask`, which broadcasts, is False; finite in any case."""
+    least = jnp.asarray(jnp.finfo(logits.dtype).min, logits.dtype)
+    return jnp.where(jnp.broadcast_to(mask, logits.shape), logits, least)
 
 
 class MultiHeadAttention(nn.Module):
@@ -87,9 +107,11 @@ class MultiHeadAttention(nn.Module):
       param_dtype: dtype of the parameters (default: float32).
       kernel_init: initialiser of the projection (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of the biases (default: zeros).
+      precision, dot_general: of the products, as in `flax.linen.Dense`.
+      norm_scale_init, norm_bias_init: initialisers of the LayerNorm (default: ones, zeros).
 
     Raises:
-      ValueError: a size below 1, or rows of rank below 2.
+      ValueError: a size below 1, rows of rank below 2, or more queries than rows.
     """
 
     num_heads: int
@@ -100,6 +122,10 @@ class MultiHeadAttention(nn.Module):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
+    norm_scale_init: Initializer = nn.initializers.ones_init()
+    norm_bias_init: Initializer = nn.initializers.zeros_init()
 
     def __post_init__(self) -> None:
         check_positive(num_heads=self.num_heads, head_size=self.head_size)
@@ -108,49 +134,97 @@ class MultiHeadAttention(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, rows: Array, num_queries: int | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, rows: Array, num_queries: int | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array]:
         """Lets rows attend to all rows.
 
         Args:
           rows: ``[*B, M, X]``.
           num_queries: only the first `num_queries` rows attend (default: all).
+          mask: ``[*B, M]`` bool: rows that are attended to (default: all).
 
         Returns:
           ``[*B, Q, H*D]`` and the weights ``[*B, H, Q, M]``.
         """
         if rows.ndim < 2:
             raise ValueError(f"rows must have shape [*B, M, X], got {rows.shape}")
+        if num_queries is not None:
+            check_positive(num_queries=num_queries)
+            if num_queries > rows.shape[-2]:
+                raise ValueError(
+                    f"num_queries must be at most the number of rows, {rows.shape[-2]}, got "
+                    f"{num_queries}"
+                )
         key_size = self.head_size if self.key_size is None else self.key_size
         packed = 2 * key_size + self.head_size
-        qkv = nn.Dense(
-            self.num_heads * packed,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name="qkv",
-        )(rows)
+        qkv = dense(self.num_heads * packed, self, "qkv")(rows)
         if self.qkv_norm:
             compute_dtype = qkv.dtype
             qkv = qkv.astype(accumulation_dtype(compute_dtype))
-            qkv = layer_norm("qkv_norm", self.param_dtype)(qkv).astype(compute_dtype)
+            qkv = layer_norm("qkv_norm", self)(qkv).astype(compute_dtype)
         qkv = qkv.reshape(*qkv.shape[:-1], self.num_heads, packed)
         query, key, value = jnp.split(qkv, (key_size, 2 * key_size), axis=-1)
         if num_queries is not None:
             query = query[..., :num_queries, :, :]
-        attended, weights = dot_product_attention(query, key, value)
+        attended, weights = dot_product_attention(query, key, value, mask, self.precision)
         return attended.reshape(*attended.shape[:-2], self.num_heads * self.head_size), weights
 
 
-def layer_norm(name: str, param_dtype: Dtype) -> nn.LayerNorm:
-    """A LayerNorm over the last axis as in Sonnet, in float32 or wider (call within a module).
+def linear_options(module: Any) -> dict[str, Any]:
+    """What the modules here share with `flax.linen.Dense`, as its arguments."""
+    names = ("dtype", "param_dtype", "kernel_init", "bias_init", "precision", "dot_general")
+    return {name: getattr(module, name) for name in names}
+
+
+def dense(features: int, module: Any, name: str) -> nn.Dense:
+    """A `flax.linen.Dense` with a module's options that strict promotion does not forbid."""
+    return nn.Dense(features, **linear_options(module), promote_dtype=_promote, name=name)
+
+
+def _promote(*arrays: Array | None, dtype: Dtype | None = None, inexact: bool = True) -> list:
+    """As `flax.linen.dtypes.promote_dtype`, by `widest`."""
+    del inexact
+    dtype = widest(*(x.dtype for x in arrays if x is not None)) if dtype is None else dtype
+    return [None if x is None else x.astype(dtype) for x in arrays]
+
+
+def norm_options(module: Any) -> dict[str, Any]:
+    """The initialisers of a module's norms, as arguments of the modules here."""
+    return {name: getattr(module, name) for name in ("norm_scale_init", "norm_bias_init")}
+
+
+class LayerNorm(nn.Module):
+    """`flax.linen.LayerNorm` over the last axis as in Sonnet, in float32 or wider whatever comes.
 
     The variance is that of the centred values: E[x^2] - E[x]^2 cancels badly for narrow rows.
+
+    Attributes:
+      param_dtype: dtype of scale and bias.
+      scale_init, bias_init: their initialisers.
     """
-    return nn.LayerNorm(
-        epsilon=LAYER_NORM_EPSILON,
-        dtype=accumulation_dtype(param_dtype),
-        param_dtype=param_dtype,
-        use_fast_variance=False,
-        name=name,
-    )
+
+    param_dtype: Dtype = jnp.float32
+    scale_init: Initializer = nn.initializers.ones_init()
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, rows: Array) -> Array:
+        """Normalises rows ``[..., N]``."""
+        dtype = accumulation_dtype(self.param_dtype, rows.dtype)
+        width, lead = rows.shape[-1], (1,) * (rows.ndim - 1)
+
+        def vector(name: str, init: Initializer) -> Array:
+            value = self.param(name, init, (width,), self.param_dtype)
+            return value.astype(dtype).reshape(*lead, width)
+
+        rows = rows.astype(dtype)
+        centred = rows - jnp.mean(rows, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        scale = jax.lax.rsqrt(variance + jnp.asarray(LAYER_NORM_EPSILON, dtype))
+        return centred * (scale * vector("scale", self.scale_init)) + vector("bias", self.bias_init)
+
+
+def layer_norm(name: str, module: Any) -> LayerNorm:
+    """The LayerNorm of a module (call within it)."""
+    return LayerNorm(module.param_dtype, module.norm_scale_init, module.norm_bias_init, name=name)

@@ -1,11 +1,13 @@
 """The Relational Memory Core as a Flax RNN cell."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rrnn_jax.attention import dense, linear_options, norm_options
 from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.gating import GATE_STYLES, MemoryGates, gate_memory
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
@@ -13,6 +15,7 @@ from rrnn_jax.memory import RelationalMemory
 from rrnn_jax.typing import (
     Array,
     Carry,
+    DotGeneral,
     Dtype,
     GateStyle,
     Initializer,
@@ -95,6 +98,19 @@ class RelationalMemoryCell(nn.RNNCellBase):
       kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of all biases (default: zeros).
       carry_init: initialiser of the memory (default: identity rows).
+      learned_carry: the initial memory is a parameter ``initial_memory`` ``[S, F]``, which begins
+        as `carry_init` makes it and is the same for all sequences (default: False). Under `RNN` and
+        `flax.linen.RNN` sequences, and in `RNN` episodes after a reset, start from it.
+      norm_scale_init, norm_bias_init: initialisers of the LayerNorms (default: ones, zeros).
+      precision: of all products, as in `jax.lax.dot_general` (default: JAX's).
+      dot_general: the product of inputs or memory and weights, `jax.lax.dot_general` by default;
+        such as a quantised one. `RNN` runs the plain scan with another one.
+      dropout_rate: share of the units of the gated candidate that is dropped, the others scaled up
+        by ``1 / (1 - rate)`` (default: 0). The memory itself is never dropped: recurrent dropout
+        without memory loss (Semeniuta et al. 2016). It wants an rng ``dropout``; under `RNN` and
+        `flax.linen.RNN`, ``split_rngs={"params": False, "dropout": True}`` draws anew at each step,
+        and ``"dropout": False`` once for a sequence.
+      deterministic: no dropout, for evaluation (default: False).
 
     Raises:
       ValueError: a size below 1, an unknown `gate_style`, an output gate without a gate style, or
@@ -120,6 +136,13 @@ class RelationalMemoryCell(nn.RNNCellBase):
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
     carry_init: Initializer = identity_rows
+    learned_carry: bool = False
+    norm_scale_init: Initializer = nn.initializers.ones_init()
+    norm_bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
+    dropout_rate: float = 0.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         check_positive(
@@ -132,11 +155,52 @@ class RelationalMemoryCell(nn.RNNCellBase):
         if self.key_size is not None:
             check_positive(key_size=self.key_size)
         check_choice("gate_style", self.gate_style, GATE_STYLES)
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
         if self.output_gate and self.gate_style is None:
             raise ValueError(
                 "output_gate=True needs gate_style 'unit' or 'memory', got gate_style=None"
             )
         super().__post_init__()
+
+    @classmethod
+    def from_features(
+        cls, features: int, *, mem_slots: int = 8, num_heads: int = 8, **options: Any
+    ) -> "RelationalMemoryCell":
+        """A cell by the width of its output, as frameworks make cells by name.
+
+        >>> RelationalMemoryCell.from_features(256, mem_slots=4, num_heads=4).head_size
+        16
+
+        Args:
+          features: S*F, the width of the output; a multiple of ``mem_slots * num_heads``.
+          mem_slots: S.
+          num_heads: H.
+          **options: other attributes.
+
+        Returns:
+          The cell.
+
+        Raises:
+          ValueError: `features` is no such multiple.
+          TypeError: a size that is not an integer.
+        """
+        check_positive(features=features, mem_slots=mem_slots, num_heads=num_heads)
+        head_size, rest = divmod(features, mem_slots * num_heads)
+        if rest:
+            raise ValueError(
+                f"features must be a multiple of mem_slots * num_heads = {mem_slots * num_heads}, "
+                f"got {features}"
+            )
+        return cls(mem_slots=mem_slots, head_size=head_size, num_heads=num_heads, **options)
+
+    def setup(self) -> None:
+        """Makes the parameter of a learned initial memory."""
+        if self.learned_carry:
+            shape = (self.mem_slots, self.mem_size)
+            self.initial_memory = self.param(
+                "initial_memory", self.carry_init, shape, self.param_dtype
+            )
 
     @property
     def mem_size(self) -> int:
@@ -157,6 +221,10 @@ class RelationalMemoryCell(nn.RNNCellBase):
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """The initial memory.
 
+        A learned one is a variable of the cell: where the cell is not bound, as in ``cell =
+        RelationalMemoryCell(...); cell.initialize_carry(...)``, this is what it is initialised to;
+        ``cell.apply(variables, rng, input_shape, method="initialize_carry")`` gives the learned.
+
         Args:
           rng: PRNG key for `carry_init`; identity rows ignore it.
           input_shape: shape of one step's input, ``[*B, I]`` or ``[*B, R, I]``.
@@ -168,7 +236,14 @@ class RelationalMemoryCell(nn.RNNCellBase):
         self._check_input_shape(tuple(input_shape))
         batch = tuple(input_shape)[: -self.num_feature_axes]
         shape = (*batch, self.mem_slots, self.mem_size)
-        memory = self.carry_init(rng, shape, accumulation_dtype(self.param_dtype))
+        dtype = accumulation_dtype(self.param_dtype)
+        if self.learned_carry and self.scope is not None:
+            memory = self.initial_memory.astype(dtype).reshape((1,) * len(batch) + shape[-2:])
+            memory = jnp.broadcast_to(memory, shape)
+        elif self.learned_carry:
+            memory = jnp.broadcast_to(self.carry_init(rng, shape[-2:], dtype), shape)
+        else:
+            memory = self.carry_init(rng, shape, dtype)
         return (memory, jnp.tanh(memory)) if self.output_gate else memory
 
     @nn.nowrap
@@ -186,26 +261,27 @@ class RelationalMemoryCell(nn.RNNCellBase):
         return output if self.dtype is None else output.astype(self.dtype)
 
     @nn.compact
-    def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
+    def __call__(
+        self, carry: Carry, inputs: Array, row_mask: Array | None = None
+    ) -> tuple[Carry, Array]:
         """One step.
 
         Args:
           carry: memory ``[*B, S, F]``, or (m, h) with an output gate.
           inputs: ``[*B, I]``, or ``[*B, R, I]`` with matrix inputs.
+          row_mask: ``[*B, R]`` bool, with matrix inputs: rows that are there (default: all). The
+            others are not attended to, their attention weights are 0, and the gates see x' = 0.
 
         Returns:
           The next carry, of the dtype that came in, and the output ``[*B, S*F]``.
         """
         self.check_step(carry, inputs.shape)
         memory, hidden = carry if self.output_gate else (carry, None)
-        options = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
+        if row_mask is not None:
+            inputs = self._without_rows(inputs, row_mask)
+        options = linear_options(self)
         rows = inputs if self.matrix_inputs else inputs[..., None, :]
-        rows = nn.Dense(self.mem_size, **options, name="input_projection")(rows)
+        rows = dense(self.mem_size, self, "input_projection")(rows)
 
         stream = accumulation_dtype(rows.dtype, memory.dtype)
         candidate, weights = RelationalMemory(
@@ -217,11 +293,14 @@ class RelationalMemoryCell(nn.RNNCellBase):
             qkv_norm=self.qkv_norm,
             input_queries=self.input_queries,
             **options,
+            **norm_options(self),
             name="memory",
-        )(memory.astype(stream), rows.astype(stream))
+        )(memory.astype(stream), rows.astype(stream), row_mask)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention_weights", jnp.stack(weights, axis=-4))
 
+        if row_mask is not None:
+            rows = jnp.where(row_mask[..., None], rows, jnp.zeros_like(rows))
         new_carry = self._gate(memory, hidden, candidate, rows, options)
         return new_carry, self.output_from_carry(new_carry)
 
@@ -229,8 +308,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
         self, memory: Memory, hidden: Array | None, candidate: Memory, rows: Array, options: dict
     ) -> Carry:
         """Blends the candidate into the memory."""
+        keep = self.dropout(candidate.shape)
         if self.gate_style is None:
-            return candidate.astype(memory.dtype)
+            return (candidate if keep is None else candidate * keep).astype(memory.dtype)
         gates = MemoryGates(
             self.gate_style,
             self.forget_bias,
@@ -241,23 +321,47 @@ class RelationalMemoryCell(nn.RNNCellBase):
         )(rows, jnp.tanh(memory) if hidden is None else hidden)
         self.sow("intermediates", "input_gate", gates.input)
         self.sow("intermediates", "forget_gate", gates.forget)
+        if keep is not None:
+            gates = gates._replace(input=gates.input * keep.astype(gates.input.dtype))
         if gates.output is None:
             return gate_memory(gates, jnp.tanh(candidate), memory)
         self.sow("intermediates", "output_gate", gates.output)
         new_memory = gate_memory(gates, candidate, memory)
         new_hidden = gates.output * jnp.tanh(new_memory.astype(gates.output.dtype))
-        return new_memory, new_hidden.astype(memory.dtype)
+        assert hidden is not None
+        return new_memory, new_hidden.astype(hidden.dtype)
+
+    def dropout(self, shape: tuple[int, ...]) -> Array | None:
+        """What a step's candidate ``[*B, S, F]`` is multiplied by; None without dropout."""
+        if self.dropout_rate == 0.0 or self.deterministic or self.is_initializing():
+            return None
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.dropout_rate, shape)
+        return kept.astype(jnp.float32) / jnp.float32(1.0 - self.dropout_rate)
 
     @nn.nowrap
-    def check_step(self, carry: Carry, input_shape: tuple[int, ...]) -> None:
+    def _without_rows(self, inputs: Array, row_mask: Array) -> Array:
+        """Inputs of which nothing in a masked row can reach a gradient, NaN included."""
+        if not self.matrix_inputs:
+            raise ValueError("row_mask needs matrix_inputs=True: a vector is a single row")
+        if row_mask.dtype != jnp.bool_:
+            raise TypeError(
+                f"row_mask must be a bool array [*B, R], got {row_mask.dtype}; row_mask != 0 makes "
+                "one of numbers"
+            )
+        check_shape("row_mask", row_mask, inputs.shape[:-1], "[*B, R]")
+        return jnp.where(row_mask[..., None], inputs, jnp.zeros_like(inputs))
+
+    @nn.nowrap
+    def check_step(self, carry: Carry, input_shape: tuple[int, ...], name: str = "carry") -> None:
         """Raises unless carry and input fit the cell.
 
         Args:
           carry: as for a step.
           input_shape: shape of one step's input.
+          name: what the caller calls the carry.
         """
         self._check_input_shape(input_shape)
-        self._check_carry(carry, input_shape)
+        self._check_carry(carry, input_shape, name)
 
     @nn.nowrap
     def _check_input_shape(self, shape: tuple[int, ...]) -> None:
@@ -268,21 +372,23 @@ class RelationalMemoryCell(nn.RNNCellBase):
             raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
 
     @nn.nowrap
-    def _check_carry(self, carry: Carry, input_shape: tuple[int, ...]) -> None:
+    def _check_carry(self, carry: Carry, input_shape: tuple[int, ...], name: str) -> None:
         batch = input_shape[: -self.num_feature_axes]
         shape = (*batch, self.mem_slots, self.mem_size)
+        parts = {name: carry}
         if self.output_gate:
             if not isinstance(carry, tuple) or len(carry) != 2:
                 raise TypeError(
-                    "carry must be the pair (m, h) because output_gate=True, got "
+                    f"{name} must be the pair (m, h) because output_gate=True, got "
                     f"{jax.tree.structure(carry)}"
                 )
-            check_shape("carry[0] (m)", carry[0], shape, "[*B, S, F]")
-            check_shape("carry[1] (h)", carry[1], shape, "[*B, S, F]")
-        elif not hasattr(carry, "shape"):
-            raise TypeError(
-                f"carry must be one array [*B, S, F] because output_gate=False, got "
-                f"{jax.tree.structure(carry)}"
-            )
-        else:
-            check_shape("carry", carry, shape, "[*B, S, F]")
+            parts = {f"{name}[0] (m)": carry[0], f"{name}[1] (h)": carry[1]}
+        for part, array in parts.items():
+            if not hasattr(array, "shape"):
+                reason = "" if self.output_gate else " because output_gate=False"
+                raise TypeError(
+                    f"{part} must be one array [*B, S, F]{reason}, got {jax.tree.structure(array)}"
+                )
+            check_shape(part, array, shape, "[*B, S, F]")
+            if not jnp.issubdtype(array.dtype, jnp.floating):
+                raise TypeError(f"{part} must be floating-point, got {array.dtype}")

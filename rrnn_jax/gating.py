@@ -6,9 +6,18 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rrnn_jax.attention import dense
 from rrnn_jax.checks import check_choice
 from rrnn_jax.initializers import fan_in_truncated_normal
-from rrnn_jax.typing import Array, Dtype, GateStyle, Initializer, Memory, accumulation_dtype
+from rrnn_jax.typing import (
+    Array,
+    DotGeneral,
+    Dtype,
+    GateStyle,
+    Initializer,
+    Memory,
+    accumulation_dtype,
+)
 
 GATE_STYLES = ("unit", "memory", None)
 
@@ -84,7 +93,8 @@ class MemoryGates(nn.Module):
       forget_bias: constant added to the forget gate, on top of the learned biases (default: 1).
       input_bias: the same for the input gate (default: 0).
       output_gate: whether there is an output gate (default: False).
-      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+      dtype, param_dtype, kernel_init, bias_init, precision, dot_general: as in
+        `flax.linen.Dense`.
 
     Raises:
       ValueError: `gate_style` is neither 'unit' nor 'memory'.
@@ -98,6 +108,8 @@ class MemoryGates(nn.Module):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
 
     @nn.compact
     def __call__(self, input_rows: Array, hidden: Array) -> Gates:
@@ -113,21 +125,10 @@ class MemoryGates(nn.Module):
         """
         width = gate_width(self.gate_style, hidden.shape[-1])
         num_gates = 3 if self.output_gate else 2
-
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(
-                num_gates * width,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=name,
-            )
-
         *batch, rows, features = input_rows.shape
         flat_input = input_rows.reshape(*batch, rows * features)
-        from_input = dense("input")(flat_input)[..., None, :]
-        from_memory = dense("memory")(hidden)
+        from_input = dense(num_gates * width, self, "input")(flat_input)[..., None, :]
+        from_memory = dense(num_gates * width, self, "memory")(hidden)
         dtype = accumulation_dtype(from_memory.dtype)
         packed = from_input.astype(dtype) + from_memory.astype(dtype)
         parts = jnp.split(packed, num_gates, axis=-1)

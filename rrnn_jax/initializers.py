@@ -1,5 +1,7 @@
 """Initialisers: the authors' weights and the initial memory."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -10,6 +12,11 @@ from rrnn_jax.typing import Array, Dtype
 _TRUNCATION = 0.87962566103423978
 _variance_scaling = jax.nn.initializers.variance_scaling(
     _TRUNCATION**2, "fan_in", "truncated_normal"
+)
+# Modules with initialisers that JAX makes on the spot cannot be pickled: the functions below can.
+_lecun_normal = jax.nn.initializers.lecun_normal()
+_normal_rows = jax.nn.initializers.variance_scaling(
+    1.0, "fan_in", "normal", in_axis=-1, out_axis=-2
 )
 
 
@@ -29,6 +36,24 @@ def fan_in_truncated_normal(key: Array, shape: tuple[int, ...], dtype: Dtype = j
       An array of the given shape; no entry exceeds ``2 / sqrt(fan_in)`` in magnitude.
     """
     return _variance_scaling(key, shape, dtype)
+
+
+def lecun_normal(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+    """`jax.nn.initializers.lecun_normal`, as a function with a name.
+
+    >>> lecun_normal(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+    return _lecun_normal(key, shape, dtype)
+
+
+def normal_rows(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+    r"""Normal of deviation :math:`1/\sqrt F`, for keys ``[S, F]``.
+
+    >>> normal_rows(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+    return _normal_rows(key, shape, dtype)
 
 
 def identity_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:

@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.attention import MultiHeadAttention, layer_norm
+from rrnn_jax.attention import (
+    MultiHeadAttention,
+    dense,
+    layer_norm,
+    linear_options,
+    norm_options,
+)
 from rrnn_jax.checks import check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
-from rrnn_jax.typing import Array, Dtype, Initializer, Memory
+from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, Memory
 
 
 class RowMLP(nn.Module):
@@ -23,7 +29,8 @@ class RowMLP(nn.Module):
 
     Attributes:
       num_layers: number of linear layers.
-      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+      dtype, param_dtype, kernel_init, bias_init, precision, dot_general: as in
+        `flax.linen.Dense`.
     """
 
     num_layers: int = 2
@@ -31,6 +38,8 @@ class RowMLP(nn.Module):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
 
     @nn.compact
     def __call__(self, rows: Array) -> Array:
@@ -39,14 +48,7 @@ class RowMLP(nn.Module):
         for j in range(self.num_layers):
             if j > 0:
                 rows = jax.nn.relu(rows)
-            rows = nn.Dense(
-                width,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=self.kernel_init,
-                bias_init=self.bias_init,
-                name=f"layer_{j}",
-            )(rows)
+            rows = dense(width, self, f"layer_{j}")(rows)
         return rows
 
 
@@ -74,7 +76,9 @@ class AttentionBlock(nn.Module):
     Attributes:
       num_heads, head_size, key_size: H, D, K of the attention.
       qkv_norm: whether queries, keys and values are normalised.
-      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+      dtype, param_dtype, kernel_init, bias_init, precision, dot_general: as in
+        `flax.linen.Dense`.
+      norm_scale_init, norm_bias_init: initialisers of the LayerNorms.
     """
 
     num_heads: int
@@ -85,10 +89,14 @@ class AttentionBlock(nn.Module):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
+    norm_scale_init: Initializer = nn.initializers.ones_init()
+    norm_bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(
-        self, rows: Array, mlp: RowMLP, num_rows: int | None = None
+        self, rows: Array, mlp: RowMLP, num_rows: int | None = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
         """Applies the block.
 
@@ -96,6 +104,7 @@ class AttentionBlock(nn.Module):
           rows: ``[*B, M, F]``.
           mlp: the MLP, shared by all blocks.
           num_rows: only the first `num_rows` rows are wanted; the others are keys and values only.
+          mask: ``[*B, M]`` bool: rows that are attended to (default: all).
 
         Returns:
           ``[*B, num_rows, F]`` and the attention weights ``[*B, H, num_rows, M]``.
@@ -105,18 +114,16 @@ class AttentionBlock(nn.Module):
             self.head_size,
             self.key_size,
             self.qkv_norm,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
+            **linear_options(self),
+            **norm_options(self),
             name="attention",
-        )(rows, num_rows)
+        )(rows, num_rows, mask)
         if num_rows is not None:
             rows = rows[..., :num_rows, :]
         stream = rows.dtype
-        rows = layer_norm("attention_norm", self.param_dtype)(rows + attended.astype(stream))
+        rows = layer_norm("attention_norm", self)(rows + attended.astype(stream))
         rows = rows.astype(stream)
-        rows = layer_norm("mlp_norm", self.param_dtype)(rows + mlp(rows).astype(stream))
+        rows = layer_norm("mlp_norm", self)(rows + mlp(rows).astype(stream))
         return rows.astype(stream), weights
 
 
@@ -145,7 +152,9 @@ class RelationalMemory(nn.Module):
       input_queries: whether the input rows attend too, between blocks, as in Sonnet v1. Without,
         they are the same in every block and only the memory attends, as in paper eq. 2. With one
         block it makes no difference.
-      dtype, param_dtype, kernel_init, bias_init: as in `flax.linen.Dense`.
+      dtype, param_dtype, kernel_init, bias_init, precision, dot_general: as in
+        `flax.linen.Dense`.
+      norm_scale_init, norm_bias_init: initialisers of the LayerNorms.
 
     Raises:
       ValueError: a size below 1, or shapes that do not fit.
@@ -162,18 +171,25 @@ class RelationalMemory(nn.Module):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
+    precision: jax.lax.PrecisionLike = None
+    dot_general: DotGeneral | None = None
+    norm_scale_init: Initializer = nn.initializers.ones_init()
+    norm_bias_init: Initializer = nn.initializers.zeros_init()
 
     def __post_init__(self) -> None:
         check_positive(num_blocks=self.num_blocks, attention_mlp_layers=self.attention_mlp_layers)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, memory: Memory, input_rows: Array) -> tuple[Memory, list[Array]]:
+    def __call__(
+        self, memory: Memory, input_rows: Array, row_mask: Array | None = None
+    ) -> tuple[Memory, list[Array]]:
         """Applies the blocks.
 
         Args:
           memory: ``[*B, S, F]``.
           input_rows: ``[*B, R, F]``, of the memory's dtype.
+          row_mask: ``[*B, R]`` bool: input rows that are attended to (default: all).
 
         Returns:
           The candidate memory ``[*B, S, F]`` and, for each block, the weights with which the
@@ -188,12 +204,11 @@ class RelationalMemory(nn.Module):
         width = self.num_heads * self.head_size
         check_shape("memory", memory, (*batch, slots, width), "[*B, S, F]")
         check_shape("input_rows", input_rows, (*batch, input_rows.shape[-2], width), "[*B, R, F]")
-        options = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-            "bias_init": self.bias_init,
-        }
+        mask = None
+        if row_mask is not None:
+            check_shape("row_mask", row_mask, input_rows.shape[:-1], "[*B, R]")
+            mask = jnp.concatenate([jnp.ones(memory.shape[:-1], bool), row_mask], axis=-1)
+        options = linear_options(self)
         mlp = RowMLP(self.attention_mlp_layers, **options, name="mlp")
         rows = jnp.concatenate([memory, input_rows], axis=-2)
         all_weights = []
@@ -204,11 +219,12 @@ class RelationalMemory(nn.Module):
                 self.key_size,
                 self.qkv_norm,
                 **options,
+                **norm_options(self),
                 name=f"block_{k}",
             )
             is_last = k == self.num_blocks - 1
             only_memory = is_last or not self.input_queries
-            rows, weights = block(rows, mlp, num_rows=slots if only_memory else None)
+            rows, weights = block(rows, mlp, slots if only_memory else None, mask)
             all_weights.append(weights[..., :slots, :])
             if not (is_last or self.input_queries):
                 rows = jnp.concatenate([rows, input_rows], axis=-2)

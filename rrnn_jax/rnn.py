@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
-from flax.linen.recurrent import flip_sequences
 
+from rrnn_jax.arguments import Call, Prepared, prepare
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_choice, check_positive, check_shape
+from rrnn_jax.checks import check_choice, check_positive
 from rrnn_jax.scan.dispatch import (
     IMPLEMENTATIONS,
     REMATS,
@@ -20,9 +19,9 @@ from rrnn_jax.scan.dispatch import (
     resolve_implementation,
 )
 from rrnn_jax.scan.plain import Lifting, plain_scan
-from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs
+from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.scan.weights import checked_params
-from rrnn_jax.typing import Array, Carry, Remat
+from rrnn_jax.typing import Array, Carry, Implementation, Remat
 
 
 class RNN(nn.Module):
@@ -57,6 +56,14 @@ class RNN(nn.Module):
     >>> resets = jnp.zeros((8, 10), bool).at[:, 6].set(True)
     >>> carry, y = rnn.apply(variables, x, resets=resets, return_carry=True)
     >>> carry, y = rnn.apply(variables, x, initial_carry=carry, return_carry=True)
+
+    Where an environment tells at each step whether that step was the last (``done``), the flag of
+    the *previous* step begins an episode:
+
+    >>> done = resets
+    >>> resets = jnp.concatenate([jnp.zeros((8, 1), bool), done[:, :-1]], axis=1)
+
+    The first column is the last `done` of the chunk before, where the carry comes from it.
 
     The attention weights of every step:
 
@@ -107,8 +114,8 @@ class RNN(nn.Module):
         `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"`` and
         ``"fused"`` for another cell than a :class:`RelationalMemoryCell`, or for one with params
         for each step; ``"fused"`` for a cell that its kernels are not made for.
-      TypeError: `resets` or `mask` not bool, `seq_lengths` not integer, inputs not an array,
-        `initial_carry` not of the cell's structure.
+      TypeError: `mask` not bool, `resets` neither bool nor numbers, `seq_lengths` not integer,
+        inputs not an array, `initial_carry` not of the cell's structure or of integers.
       flax.errors.FlaxError: parameters that are missing, or of other shapes than the cell's.
     """
 
@@ -123,7 +130,7 @@ class RNN(nn.Module):
     variable_carry: Any = False
     split_rngs: Mapping[Any, bool] = FrozenDict({"params": False})
     remat: Remat = "none"
-    implementation: str = "auto"
+    implementation: Implementation = "auto"
 
     def __post_init__(self) -> None:
         check_choice("remat", self.remat, REMATS)
@@ -139,6 +146,7 @@ class RNN(nn.Module):
         init_key: Array | None = None,
         seq_lengths: Array | None = None,
         resets: Array | None = None,
+        reset_carry: Carry | None = None,
         mask: Array | None = None,
         return_carry: bool | None = None,
         return_all_carries: bool = False,
@@ -151,13 +159,16 @@ class RNN(nn.Module):
         Args:
           inputs: ``[*B, T, ...]``, or ``[T, *B, ...]`` if time-major; as many feature axes as the
             cell's `num_feature_axes`.
-          initial_carry: the carry to start from (default: the cell's `initialize_carry`).
+          initial_carry: the carry to start from (default: the cell's `initialize_carry`). The
+            carries returned, and what a reset puts in place, are of its dtypes and sharding.
           init_key: key for `initialize_carry` (default: ``jax.random.key(0)``).
           seq_lengths: ``[*B]`` integers. As in flax, the scan runs over the padding too and its
             outputs there mean nothing, but the carry returned is that of the last valid step.
-          resets: ``[*B, T]`` (or ``[T, *B]``) bool. True says that this step's input is the first
-            of a new episode: the carry is re-initialised before it. With `reverse`, episodes are
-            the same stretches of the sequence, each run backwards.
+          resets: ``[*B, T]`` (or ``[T, *B]``) bool, or numbers that are not 0 where True. True says
+            that this step's input is the first of a new episode: the carry is re-initialised before
+            it. With `reverse`, episodes are the same stretches of the sequence, each run backwards.
+          reset_carry: what a reset puts in place, shaped like a carry or without its batch axes;
+            gradients reach it (default: the cell's `initialize_carry`, not `initial_carry`).
           mask: ``[*B, T]`` (or ``[T, *B]``) bool. Where False the carry passes through unchanged
             (a reset there is passed over as well) and the output is that of the last valid step.
             Before the first valid step it is the output that goes with the initial carry, zeros
@@ -171,69 +182,102 @@ class RNN(nn.Module):
 
         Returns:
           ``outputs``; ``(carry, outputs)`` with `return_carry`; ``(carries, outputs)`` with
-          `return_all_carries`; ``(carry, carries, outputs)`` with both.
+          `return_all_carries`; ``(carry, carries, outputs)`` with both. `run` names them.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
-        time_major = self.time_major if time_major is None else time_major
-        reverse = self.reverse if reverse is None else reverse
-        keep_order = self.keep_order if keep_order is None else keep_order
-
-        time_axis, batch = self._layout(inputs, time_major)
-        steps = inputs.shape[time_axis]
-        layout = "[T, *B]" if time_major else "[*B, T]"
-        per_step = (steps, *batch) if time_major else (*batch, steps)
-        for name, flags in (("resets", resets), ("mask", mask)):
-            _check_flags(name, flags, per_step, layout)
-        _check_lengths(seq_lengths, batch)
-
-        def flip(x: Array) -> Array:
-            return flip_sequences(x, seq_lengths, len(batch), time_major)
-
-        if reverse:
-            inputs = flip(inputs)
-            mask = None if mask is None else flip(mask)
-            if resets is not None:
-                # Running backwards, an episode is entered after its first step has been left.
-                resets = _shift_right(flip(resets), time_axis)
-
-        if init_key is None:
-            init_key = jax.random.key(0)
-        step_shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
-        fresh_carry = None
-        if initial_carry is None or resets is not None:
-            fresh_carry = self.cell.initialize_carry(init_key, step_shape)
-        carry = fresh_carry if initial_carry is None else initial_carry
-
-        valid = None
-        if seq_lengths is not None and return_carry:
-            index = jax.lax.broadcasted_iota(seq_lengths.dtype, per_step, time_axis)
-            valid = index < jnp.expand_dims(seq_lengths, time_axis)
-        sequence = SequenceInputs(jnp.asarray(inputs), resets, mask, valid)
-        result = self._run(sequence, carry, fresh_carry, step_shape, time_axis, return_all_carries)
-
-        outputs, carries = result.outputs, result.carries
-        if reverse and keep_order:
-            outputs, carries = jax.tree.map(flip, (outputs, carries))
+        call = Call(
+            initial_carry,
+            init_key,
+            seq_lengths,
+            resets,
+            reset_carry,
+            mask,
+            self.time_major if time_major is None else time_major,
+            self.reverse if reverse is None else reverse,
+            self.keep_order if keep_order is None else keep_order,
+        )
+        result = self._over_time(inputs, call, return_carry, return_all_carries)
         returned = (
             *((result.carry,) if return_carry else ()),
-            *((carries,) if return_all_carries else ()),
-            outputs,
+            *((result.carries,) if return_all_carries else ()),
+            result.outputs,
         )
-        return returned if len(returned) > 1 else outputs
+        return returned if len(returned) > 1 else result.outputs
 
-    def _run(
-        self,
-        sequence: SequenceInputs,
-        carry: Carry,
-        reset_carry: Carry | None,
-        step_shape: tuple[int, ...],
-        time_axis: int,
-        all_carries: bool,
+    def run(
+        self, inputs: Array, *, return_all_carries: bool = False, **arguments: Any
     ) -> SequenceOutputs:
+        """The same with a result whose parts have names, whatever `return_carry` is.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from rrnn_jax import RNN, RelationalMemoryCell
+        >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
+        >>> x = jnp.ones((8, 10, 5))
+        >>> result = rnn.apply(rnn.init(jax.random.key(0), x), x, method="run")
+        >>> result.outputs.shape, result.carry.shape, result.carries
+        ((8, 10, 128), (8, 4, 32), None)
+
+        Args:
+          inputs: as for a call.
+          return_all_carries: as for a call.
+          **arguments: the others of a call, without `return_carry`.
+
+        Returns:
+          `SequenceOutputs`: ``carry``, ``outputs`` and ``carries`` (or None).
+        """
+        own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
+        return self._over_time(inputs, Call(**(own | arguments)), True, return_all_carries)
+
+    @nn.nowrap
+    def initialize_carry(
+        self,
+        batch_shape: tuple[int, ...],
+        *,
+        rng: Array | None = None,
+        feature_shape: tuple[int, ...] | None = None,
+    ) -> Carry:
+        """The cell's initial carry for a batch.
+
+        >>> from rrnn_jax import RNN, RelationalMemoryCell
+        >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
+        >>> rnn.initialize_carry((8,)).shape
+        (8, 4, 32)
+
+        Of a cell with a learned initial memory, `rnn.apply(variables, (8,),
+        method="initialize_carry")` gives that.
+
+        Args:
+          batch_shape: ``*B``.
+          rng: key for the cell's `initialize_carry` (default: ``jax.random.key(0)``).
+          feature_shape: shape of one input without batch and time, for cells whose carry depends on
+            it, such as convolutional ones (default: ones).
+
+        Returns:
+          A carry.
+        """
+        features = (1,) * self.cell.num_feature_axes if feature_shape is None else feature_shape
+        key = jax.random.key(0) if rng is None else rng
+        return self.cell.initialize_carry(key, (*batch_shape, *features))
+
+    def _over_time(
+        self, inputs: Array, call: Call, wants_carry: bool, all_carries: bool
+    ) -> SequenceOutputs:
+        """Prepares what a call brings, runs it, and puts the results in order."""
+        prepared = prepare(self.cell, inputs, call, wants_carry)
+        result = self._run(prepared, all_carries)
+        if call.reverse and call.keep_order:
+            outputs, carries = jax.tree.map(prepared.flip, (result.outputs, result.carries))
+            result = result._replace(outputs=outputs, carries=carries)
+        return result
+
+    def _run(self, prepared: Prepared, all_carries: bool) -> SequenceOutputs:
         """Runs the sequence on the implementation that fits."""
+        sequence, time_axis = prepared.sequence, prepared.time_axis
         capturing = self.is_mutable_collection("intermediates")
-        batch = step_shape[: len(step_shape) - self.cell.num_feature_axes]
-        sizes = {"batch_size": math.prod(batch), "steps": sequence.inputs.shape[time_axis]}
+        sizes = {
+            "batch_size": math.prod(prepared.batch),
+            "steps": sequence.inputs.shape[time_axis],
+        }
         variable_axes = dict(self.variable_axes)
         if capturing:
             variable_axes.setdefault("intermediates", time_axis)
@@ -256,14 +300,13 @@ class RNN(nn.Module):
             from rrnn_jax.scan.relational import relational_scan  # See dispatch.py.
 
             assert isinstance(self.cell, RelationalMemoryCell)
-            self.cell.check_step(carry, step_shape)
-            step = jax.ShapeDtypeStruct(step_shape, sequence.inputs.dtype)
+            step = jax.ShapeDtypeStruct(prepared.step_shape, sequence.inputs.dtype)
             return relational_scan(
                 self.cell,
-                checked_params(self.cell, self.cell.variables, carry, step),
+                checked_params(self.cell, self.cell.variables, prepared.carry, step),
                 sequence,
-                carry,
-                reset_carry,
+                prepared.carry,
+                prepared.reset_carry,
                 time_axis=time_axis,
                 plan=hoisted_plan(self.cell, self.unroll, fused=implementation == "fused", **sizes),
                 remat=self.remat,
@@ -274,52 +317,10 @@ class RNN(nn.Module):
         return plain_scan(
             self.cell,
             sequence,
-            carry,
-            reset_carry,
+            prepared.carry,
+            prepared.reset_carry,
             time_axis=time_axis,
             lifting=lifting,
             remat=remat,
             all_carries=all_carries,
         )
-
-    def _layout(self, inputs: Array, time_major: bool) -> tuple[int, tuple[int, ...]]:
-        """The time axis and the batch shape of the inputs."""
-        if not hasattr(inputs, "shape"):
-            raise TypeError(f"inputs must be one array, got {type(inputs).__name__}")
-        features = self.cell.num_feature_axes
-        if inputs.ndim < features + 1:
-            raise ValueError(
-                f"inputs must have a time axis and {features} feature axes "
-                f"({type(self.cell).__name__}.num_feature_axes), got shape {inputs.shape}"
-            )
-        if time_major:
-            return 0, inputs.shape[1 : inputs.ndim - features]
-        time_axis = inputs.ndim - features - 1
-        return time_axis, inputs.shape[:time_axis]
-
-
-def _shift_right(flags: Array, axis: int) -> Array:
-    """Moves flags one step later; the first becomes False."""
-    if flags.shape[axis] == 0:
-        return flags
-    first = jnp.zeros_like(jax.lax.slice_in_dim(flags, 0, 1, axis=axis))
-    rest = jax.lax.slice_in_dim(flags, 0, flags.shape[axis] - 1, axis=axis)
-    return jnp.concatenate([first, rest], axis=axis)
-
-
-def _check_flags(name: str, flags: Any, shape: tuple[int, ...], layout: str) -> None:
-    if flags is None:
-        return
-    if not hasattr(flags, "dtype") or flags.dtype != jnp.bool_:
-        kind = getattr(flags, "dtype", type(flags).__name__)
-        raise TypeError(f"{name} must be a bool array {layout}, got {kind}")
-    check_shape(name, flags, shape, layout)
-
-
-def _check_lengths(lengths: Any, batch: tuple[int, ...]) -> None:
-    if lengths is None:
-        return
-    if not hasattr(lengths, "dtype") or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        kind = getattr(lengths, "dtype", type(lengths).__name__)
-        raise TypeError(f"seq_lengths must be an integer array [*B], got {kind}")
-    check_shape("seq_lengths", lengths, batch, "[*B]")

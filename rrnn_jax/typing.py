@@ -33,6 +33,9 @@ Memory: TypeAlias = Array
 Carry: TypeAlias = Any
 GateStyle: TypeAlias = Literal["unit", "memory"] | None
 Remat: TypeAlias = Literal["none", "full", "save_products", "chunked"]
+Implementation: TypeAlias = Literal["auto", "scan", "hoisted", "fused"]
+DotGeneral: TypeAlias = Callable[..., Array]
+"""A product like `jax.lax.dot_general`, such as a quantised one."""
 
 
 def accumulation_dtype(*dtypes: Dtype) -> Dtype:
@@ -50,3 +53,24 @@ def accumulation_dtype(*dtypes: Dtype) -> Dtype:
     # Not `jnp.promote_types`: strict promotion forbids it to widen.
     is_double = any(dtype is not None and jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
+
+
+def widest(first: Dtype, *others: Dtype) -> Dtype:
+    """The floating-point dtype that holds all of the given ones; integers follow the others.
+
+    What `jax.numpy.promote_types` gives, whatever promotion is set to.
+
+    >>> widest(jnp.bfloat16, jnp.float32), widest(jnp.bfloat16, jnp.float16)
+    (dtype('float32'), dtype('float32'))
+
+    Args:
+      first: a dtype.
+      *others: more of them.
+
+    Returns:
+      One of them, or float32 where none holds the others.
+    """
+    found = [jnp.dtype(x) for x in (first, *others) if jnp.issubdtype(x, jnp.floating)]
+    if not found:
+        return jnp.dtype(jnp.float32)
+    return found[0] if len(set(found)) == 1 else accumulation_dtype(*found)

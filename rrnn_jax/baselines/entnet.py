@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from rrnn_jax.baselines.lstm_update import compute_dtype
 from rrnn_jax.checks import check_choice, check_positive, check_shape
-from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, Memory, accumulation_dtype
 
 OUTPUTS = ("sum", "concatenate", "attend")
@@ -78,9 +78,7 @@ class EntNetCell(nn.RNNCellBase):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
-    key_init: Initializer = nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", in_axis=-1, out_axis=-2
-    )
+    key_init: Initializer = normal_rows
     slope_init: Initializer = nn.initializers.ones_init()
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
 from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.initializers import lecun_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
 LSTMCarry = tuple[tuple[Array, Array], ...]
@@ -82,7 +83,7 @@ class StackedLSTMCell(nn.RNNCellBase):
     forget_bias: float = 1.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = lecun_normal
     recurrent_kernel_init: Initializer = orthogonal_gates
     bias_init: Initializer = nn.initializers.zeros_init()
 

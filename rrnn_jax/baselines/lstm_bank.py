@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
 from rrnn_jax.checks import check_positive, check_shape
-from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
 BankCarry = tuple[Array, Array]
@@ -68,9 +68,7 @@ class LSTMBankCell(nn.RNNCellBase):
     param_dtype: Dtype = jnp.float32
     kernel_init: Initializer = fan_in_truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
-    key_init: Initializer = nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", in_axis=-1, out_axis=-2
-    )
+    key_init: Initializer = normal_rows
 
     def __post_init__(self) -> None:
         check_positive(features=self.features, num_cells=self.num_cells)

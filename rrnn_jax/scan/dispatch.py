@@ -17,6 +17,7 @@ from flax.core.scope import in_filter
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import gate_width
+from rrnn_jax.scan.eligible import why_plain
 from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.weights import query_key_sizes
 
@@ -72,14 +73,13 @@ def resolve_implementation(
         `RelationalMemoryCell`, or for one whose steps do not share their parameters; ``"fused"``
         for one that its kernels are not made for, or where JAX cannot compile them.
     """
-    # A subclass, or a class made by a Flax transform, may compute something else.
-    fits = type(cell) is RelationalMemoryCell
+    reason = why_plain(cell)
+    fits = reason is None
     parting = _untied_by(lifting)
     if implementation in ("hoisted", "fused"):
         if not fits:
             raise ValueError(
-                f"implementation={implementation!r} runs a RelationalMemoryCell only, got "
-                f"{type(cell).__name__}; use implementation='scan' (or 'auto')"
+                f"implementation={implementation!r} {reason}; use implementation='scan' (or 'auto')"
             )
         if parting is not None:
             raise ValueError(
@@ -87,6 +87,7 @@ def resolve_implementation(
                 f"{parting}={getattr(lifting, parting)!r}; use implementation='scan' (or 'auto')"
             )
         fault = None
+        assert isinstance(cell, RelationalMemoryCell)
         if implementation == "fused":
             fault = unfusable(cell)
             if not _has_pallas_triton():
@@ -97,7 +98,13 @@ def resolve_implementation(
             )
         # Of no numbers at all there is nothing to compute, and nothing to cut into pieces.
         return implementation if batch_size * steps > 0 else "scan"
-    if implementation == "auto" and fits and parting is None and not explicit:
+    if (
+        implementation == "auto"
+        and fits
+        and isinstance(cell, RelationalMemoryCell)
+        and parting is None
+        and not explicit
+    ):
         # Of a single step there is nothing to hoist.
         pays = steps > 1 and batch_size * cell.mem_slots >= _least_rows()
         measured = not flags and lifting.unroll == 1 and unfusable(cell) is None

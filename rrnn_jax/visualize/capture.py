@@ -46,28 +46,28 @@ def attention_of(weights: np.ndarray, *, block: int = -1, head: int | None = Non
     (8, 10, 4, 5)
 
     Args:
-      weights: ``[B, T, blocks, H, S, S+R]``, as captured.
+      weights: ``[*B, T, blocks, H, S, S+R]``, as captured.
       block: which attention block; -1 is the last.
       head: which head; None (default) means the mean over all of them.
 
     Returns:
-      ``[B, T, S, S+R]``; rows still sum to one.
+      ``[*B, T, S, S+R]``; rows still sum to one.
 
     Raises:
       ValueError: `weights` has other axes; no such block or head.
     """
     weights = np.asarray(weights)
-    if weights.ndim != 6 or weights.shape[-1] <= weights.shape[-2]:
-        raise ValueError(f"weights must be [B, T, blocks, H, S, S+R], got shape {weights.shape}")
-    blocks, heads = weights.shape[2:4]
+    if weights.ndim < 5 or weights.shape[-1] <= weights.shape[-2]:
+        raise ValueError(f"weights must be [*B, T, blocks, H, S, S+R], got shape {weights.shape}")
+    blocks, heads = weights.shape[-4:-2]
     if not -blocks <= block < blocks:
         raise ValueError(f"block must lie in {-blocks}..{blocks - 1}, got {block}")
-    of_block = weights[:, :, block]
+    of_block = weights[..., block, :, :, :]
     if head is None:
-        return of_block.mean(axis=2)
+        return of_block.mean(axis=-3)
     if not 0 <= head < heads:
         raise ValueError(f"head must be None or lie in 0..{heads - 1}, got {head}")
-    return of_block[:, :, head]
+    return of_block[..., head, :, :]
 
 
 def _sown(tree: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:

@@ -311,9 +311,17 @@ BAD = {
         ValueError,
         r"resets .*\(2, 7\).*\(2, 6\)",
     ),
-    "resets dtype": ({"resets": jnp.zeros((2, 7))}, TypeError, "resets must be a bool.*float32"),
+    "resets dtype": (
+        {"resets": np.full((2, 7), "no")},
+        TypeError,
+        "resets must be bool or numbers.*<U2",
+    ),
     "mask shape": ({"mask": jnp.zeros((7, 2), bool)}, ValueError, r"mask .*\(2, 7\).*\(7, 2\)"),
-    "mask dtype": ({"mask": jnp.ones((2, 7), jnp.int32)}, TypeError, "mask must be a bool.*int32"),
+    "mask dtype": (
+        {"mask": jnp.ones((2, 7), jnp.int32)},
+        TypeError,
+        "mask must be a bool.*int32; mask != 0 makes one",
+    ),
     "lengths": (
         {"seq_lengths": jnp.zeros(2)},
         TypeError,
@@ -322,7 +330,22 @@ BAD = {
     "carry": (
         {"initial_carry": jnp.zeros((2, 3, 7))},
         ValueError,
-        r"carry .*\(2, 3, 8\).*\(2, 3, 7\)",
+        r"initial_carry .*\(2, 3, 8\).*\(2, 3, 7\)",
+    ),
+    "integer carry": (
+        {"initial_carry": jnp.zeros((2, 3, 8), jnp.int32)},
+        TypeError,
+        "initial_carry must be floating-point, got int32",
+    ),
+    "carry of another cell": (
+        {"initial_carry": (jnp.zeros((2, 3, 8)), jnp.zeros((2, 3, 8)))},
+        TypeError,
+        "initial_carry must be one array",
+    ),
+    "reset carry": (
+        {"resets": jnp.zeros((2, 7), bool), "reset_carry": jnp.zeros((3, 7))},
+        ValueError,
+        r"reset_carry .*\(1, 3, 8\).*\(1, 3, 7\)",
     ),
 }
 

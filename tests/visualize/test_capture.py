@@ -56,6 +56,7 @@ def test_one_matrix_for_each_step(run):
     np.testing.assert_array_equal(mean, (weights[:, :, 1, 0] + weights[:, :, 1, 1]) / 2)
     np.testing.assert_allclose(mean.sum(-1), 1.0, atol=1e-6)
     np.testing.assert_array_equal(attention_of(weights, block=0, head=1), weights[:, :, 0, 1])
+    np.testing.assert_array_equal(attention_of(weights[0]), mean[0])
 
 
 def test_a_name_that_was_not_sown_is_answered_with_those_that_were(run):
@@ -87,5 +88,5 @@ def test_no_such_block_or_head(run, options, message):
     weights = captured_array(run[0], "attention_weights")
     with pytest.raises(ValueError, match=message):
         attention_of(weights, **options)
-    with pytest.raises(ValueError, match=r"weights must be \[B, T, blocks, H, S, S\+R\], got"):
-        attention_of(weights[0])
+    with pytest.raises(ValueError, match=r"weights must be \[\*B, T, blocks, H, S, S\+R\], got"):
+        attention_of(weights[0, 0])

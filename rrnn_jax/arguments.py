@@ -1,0 +1,175 @@
+"""What a call of `RNN` brings: checked, placed beside the inputs, and turned round in time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.recurrent import flip_sequences
+
+from rrnn_jax.carry import as_flags, beside, broadcast_carry, checked_carry, varying_axes
+from rrnn_jax.checks import check_shape
+from rrnn_jax.scan.sequence import SequenceInputs
+from rrnn_jax.typing import Array, Carry
+
+
+class Call(NamedTuple):
+    """The arguments of a call besides its inputs, see `rrnn_jax.RNN`."""
+
+    initial_carry: Carry | None = None
+    init_key: Array | None = None
+    seq_lengths: Any = None
+    resets: Any = None
+    reset_carry: Carry | None = None
+    mask: Any = None
+    time_major: bool = False
+    reverse: bool = False
+    keep_order: bool = False
+
+
+class Prepared(NamedTuple):
+    """What is run.
+
+    Attributes:
+      sequence: inputs and flags, in the order in which they are run.
+      carry: to start from.
+      reset_carry: what a reset puts in place; None without resets.
+      time_axis: where time is.
+      batch: ``*B``.
+      step_shape: shape of one step's input.
+      flip: turns an array with the time axis round, padding left in its place.
+    """
+
+    sequence: SequenceInputs
+    carry: Carry
+    reset_carry: Carry | None
+    time_axis: int
+    batch: tuple[int, ...]
+    step_shape: tuple[int, ...]
+    flip: Callable[[Array], Array]
+
+
+def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call, wants_carry: bool) -> Prepared:
+    """Checks and prepares what a call brings.
+
+    Args:
+      cell: the cell, bound.
+      inputs: as they came.
+      call: the other arguments.
+      wants_carry: whether the final carry is asked for.
+
+    Returns:
+      `Prepared`.
+
+    Raises:
+      ValueError, TypeError: see `rrnn_jax.RNN`.
+    """
+    time_axis, batch = _layout(cell, inputs, call.time_major)
+    inputs = jnp.asarray(inputs)
+    per_step = list(batch)
+    per_step.insert(time_axis, inputs.shape[time_axis])
+    resets, mask, lengths = _checked_flags(call, tuple(per_step), batch)
+
+    def flip(x: Array) -> Array:
+        return flip_sequences(x, lengths, len(batch), call.time_major)
+
+    if call.reverse:
+        inputs = flip(inputs)
+        mask = None if mask is None else flip(mask)
+        if resets is not None:
+            # Running backwards, an episode is entered after its first step has been left.
+            resets = _shift_right(flip(resets), time_axis)
+
+    valid = None
+    if lengths is not None and wants_carry:
+        index = jax.lax.broadcasted_iota(jnp.int32, per_step, time_axis)
+        valid = index < jnp.expand_dims(lengths, time_axis)
+    every = range(len(per_step))
+    resets, mask, valid = (
+        None if x is None else beside(x, inputs, every) for x in (resets, mask, valid)
+    )
+    sequence = SequenceInputs(inputs, resets, mask, valid)
+    step_shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
+    carry, reset_carry = _carries(cell, call, sequence, time_axis, step_shape, len(batch))
+    return Prepared(sequence, carry, reset_carry, time_axis, batch, step_shape, flip)
+
+
+def _layout(cell: nn.RNNCellBase, inputs: Any, time_major: bool) -> tuple[int, tuple[int, ...]]:
+    """The time axis and the batch shape of the inputs."""
+    if not hasattr(inputs, "shape"):
+        raise TypeError(f"inputs must be one array, got {type(inputs).__name__}")
+    features = cell.num_feature_axes
+    if inputs.ndim < features + 1:
+        raise ValueError(
+            f"inputs must have a time axis and {features} feature axes "
+            f"({type(cell).__name__}.num_feature_axes), got shape {inputs.shape}"
+        )
+    if time_major:
+        return 0, inputs.shape[1 : inputs.ndim - features]
+    time_axis = inputs.ndim - features - 1
+    return time_axis, inputs.shape[:time_axis]
+
+
+def _checked_flags(
+    call: Call, per_step: tuple[int, ...], batch: tuple[int, ...]
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Resets and mask as bool, lengths as int32; raises where they do not fit."""
+    resets, mask, lengths = call.resets, call.mask, call.seq_lengths
+    layout = "[T, *B]" if call.time_major else "[*B, T]"
+    if resets is not None:
+        resets = as_flags("resets", resets)
+        check_shape("resets", resets, per_step, layout)
+    if mask is not None:
+        if getattr(mask, "dtype", None) != jnp.bool_:
+            kind = getattr(mask, "dtype", type(mask).__name__)
+            raise TypeError(
+                f"mask must be a bool array {layout}, got {kind}; mask != 0 makes one of numbers"
+            )
+        mask = jnp.asarray(mask)
+        check_shape("mask", mask, per_step, layout)
+    if lengths is not None:
+        kind = getattr(lengths, "dtype", None)
+        if kind is None or not jnp.issubdtype(kind, jnp.integer):
+            kind = kind or type(lengths).__name__
+            raise TypeError(f"seq_lengths must be an integer array [*B], got {kind}")
+        check_shape("seq_lengths", lengths, batch, "[*B]")
+        # Integers of fewer bits could not count the steps.
+        lengths = jnp.asarray(lengths).astype(jnp.int32)
+    return resets, mask, lengths
+
+
+def _carries(
+    cell: nn.RNNCellBase,
+    call: Call,
+    sequence: SequenceInputs,
+    time_axis: int,
+    step_shape: tuple[int, ...],
+    batch_axes: int,
+) -> tuple[Carry, Carry | None]:
+    """The carry to start from and the one for resets, made like what the caller brings."""
+    has_resets = sequence.resets is not None
+    carry, fresh = call.initial_carry, call.reset_carry
+    if carry is None or (has_resets and fresh is None):
+        key = jax.random.key(0) if call.init_key is None else call.init_key
+        made = cell.initialize_carry(key, step_shape)
+        carry, fresh = made if carry is None else carry, made if fresh is None else fresh
+    if call.initial_carry is not None:
+        carry = checked_carry("initial_carry", cell, carry, step_shape)
+    varying = frozenset().union(*(varying_axes(x) for x in sequence if x is not None))
+    axes = [axis for axis in range(batch_axes + 1) if axis != time_axis]
+    carry = jax.tree.map(lambda x: beside(x, sequence.inputs, axes, varying), carry)
+    if not has_resets:
+        return carry, None
+    fresh = broadcast_carry("reset_carry", fresh, carry, batch_axes)
+    fresh = jax.tree.map(lambda x, like: beside(x, like, range(like.ndim)), fresh, carry)
+    return jax.tree.map(lambda x, like: beside(x, like, ()), carry, fresh), fresh
+
+
+def _shift_right(flags: Array, axis: int) -> Array:
+    """Moves flags one step later; the first becomes False."""
+    if flags.shape[axis] == 0:
+        return flags
+    first = jnp.zeros_like(jax.lax.slice_in_dim(flags, 0, 1, axis=axis))
+    rest = jax.lax.slice_in_dim(flags, 0, flags.shape[axis] - 1, axis=axis)
+    return jnp.concatenate([first, rest], axis=axis)

@@ -1,0 +1,218 @@
+"""Carries: put back where an episode begins, checked, and made like what the caller brings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.checks import check_shape
+from rrnn_jax.scan.sequence import select
+from rrnn_jax.typing import Array, Carry
+
+
+def reset_carry(
+    cell: nn.RNNCellBase,
+    carry: Carry,
+    flags: Any,
+    fresh: Carry | None = None,
+    *,
+    rng: Array | None = None,
+) -> Carry:
+    """Puts a carry back to its initial value where an episode begins.
+
+    For loops of one's own, in place of ``jnp.where(flags[:, None], fresh, carry)``: that is right
+    for a state ``[B, F]``, but of a memory ``[B, S, F]`` it resets slots in place of sequences.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rrnn_jax import RelationalMemoryCell
+    >>> cell = RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2)
+    >>> carry = jnp.zeros((3, 4, 16))
+    >>> carry = reset_carry(cell, carry, jnp.array([True, False, False]))
+    >>> carry.sum(axis=(1, 2))
+    Array([4., 0., 0.], dtype=float32)
+
+    In an actor that steps the cell itself, with `done` of the previous step: ``carry =
+    reset_carry(cell, carry, done)``, then ``carry, y = cell.apply(variables, carry, x)``.
+
+    Args:
+      cell: any `flax.linen.RNNCellBase`.
+      carry: its carry: any pytree of arrays that begin with the batch axes.
+      flags: ``[*B]`` bool, or numbers that are not 0 where True.
+      fresh: what is put in place, shaped like `carry` or without its batch axes; such as a learned
+        initial memory (gradients reach it). Default: the cell's `initialize_carry`.
+      rng: key for `initialize_carry` (default: ``jax.random.key(0)``).
+
+    Returns:
+      A carry like `carry`, of its dtypes.
+
+    Raises:
+      ValueError: arrays of `carry` that do not begin with the axes of `flags`, a `fresh` of another
+        structure or shape; no `fresh` for a cell whose initial memory is learned.
+      TypeError: `flags` that are neither bool nor numbers.
+    """
+    flags = as_flags("flags", flags)
+    carry = jax.tree.map(jnp.asarray, carry)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        shape = (*flags.shape, *leaf.shape[flags.ndim :])
+        check_shape(f"carry{jax.tree_util.keystr(path)}", leaf, shape, "[*B, ...] as flags [*B]")
+    if fresh is None:
+        if getattr(cell, "learned_carry", False) and cell.scope is None:
+            raise ValueError(
+                "fresh must be given for a cell with learned_carry=True: its initial memory is "
+                'variables["params"]["initial_memory"]'
+            )
+        key = jax.random.key(0) if rng is None else rng
+        fresh = cell.initialize_carry(key, _step_shape(cell, carry, flags))
+    fresh = broadcast_carry("fresh", fresh, carry, flags.ndim)
+    return select(flags, fresh, carry)
+
+
+def _step_shape(cell: nn.RNNCellBase, carry: Carry, flags: Array) -> tuple[int, ...]:
+    """The shape of an input of one step, as far as `initialize_carry` may look at it.
+
+    A convolutional cell wants the image's axes, which its carry has too; widths do not matter.
+    """
+    features = cell.num_feature_axes
+    first = jax.tree.leaves(carry)[0].shape[flags.ndim :]
+    return (*flags.shape, *(first if len(first) == features else (1,) * features))
+
+
+def as_flags(name: str, flags: Any) -> Array:
+    """Flags as bool: numbers, such as the `done` of an environment, are True where not 0."""
+    flags = flags if hasattr(flags, "dtype") else jnp.asarray(flags)
+    if flags.dtype == jnp.bool_:
+        return jnp.asarray(flags)
+    if not jnp.issubdtype(flags.dtype, jnp.number):
+        raise TypeError(f"{name} must be bool or numbers (True where not 0), got {flags.dtype}")
+    return jnp.asarray(flags != 0)
+
+
+def checked_carry(
+    name: str, cell: nn.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]
+) -> Carry:
+    """A carry that the caller gave, as JAX arrays; raises where it cannot be the cell's.
+
+    Of cells that are neither Flax's nor ours nobody knows what carries they take.
+
+    Args:
+      name: of the argument.
+      cell: the cell.
+      carry: what was given.
+      step_shape: shape of one step's input.
+    """
+    if isinstance(cell, RelationalMemoryCell):
+        cell.check_step(carry, step_shape, name)
+    elif type(cell).__module__.startswith(("flax.linen.", "rrnn_jax.")):
+        key = jax.random.key(0)
+        alone = cell.clone(parent=None, name=None)
+        _check_like(
+            name, cell, carry, jax.eval_shape(lambda: alone.initialize_carry(key, step_shape))
+        )
+    return jax.tree.map(jnp.asarray, carry)
+
+
+def _check_like(name: str, cell: nn.RNNCellBase, carry: Carry, expected: Carry) -> None:
+    """Raises unless structure, shapes and kinds of numbers are the expected ones."""
+    if jax.tree.structure(carry) != jax.tree.structure(expected):
+        raise TypeError(
+            f"{name} must have the structure that {type(cell).__name__}.initialize_carry makes, "
+            f"{jax.tree.structure(expected)}, got {jax.tree.structure(carry)}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    for (path, leaf), like in zip(leaves, jax.tree.leaves(expected), strict=True):
+        part = name + jax.tree_util.keystr(path)
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(f"{part} must be an array, got {type(leaf).__name__}")
+        check_shape(part, leaf, like.shape, "[*B, ...]")
+        floating = jnp.issubdtype(like.dtype, jnp.floating)
+        if floating and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{part} must be floating-point, got {leaf.dtype}")
+
+
+def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> Carry:
+    """`fresh`, which may lack the batch axes, in the shapes and dtypes of `carry`."""
+    if jax.tree.structure(fresh) != jax.tree.structure(carry):
+        raise ValueError(
+            f"{name} must have the structure of the carry, {jax.tree.structure(carry)}, got "
+            f"{jax.tree.structure(fresh)}"
+        )
+
+    def leaf(path: Any, value: Any, like: Array) -> Array:
+        value = jnp.asarray(value)
+        if value.ndim == like.ndim - batch_axes:
+            value = value.reshape((1,) * batch_axes + value.shape)
+            check = (*value.shape[:batch_axes], *like.shape[batch_axes:])
+        else:
+            check = like.shape
+        check_shape(name + jax.tree_util.keystr(path), value, check, "[*B, ...] or without *B")
+        if jnp.issubdtype(like.dtype, jnp.floating) and not jnp.issubdtype(
+            value.dtype, jnp.floating
+        ):
+            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+        value = value if value.dtype == like.dtype else value.astype(like.dtype)
+        return jnp.broadcast_to(value, like.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, fresh, carry)
+
+
+def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = frozenset()) -> Array:
+    """An array as JAX wants it beside another: sharded and varying along the same mesh axes.
+
+    Only what JAX has in an array's type is at stake: axes of a mesh that are explicit, and those
+    over which a value varies within `jax.shard_map`. Elsewhere it changes nothing.
+
+    Args:
+      x: an array whose first axes are those `axes` of `other`.
+      other: the array to follow.
+      axes: axes of `other`.
+      varying: further mesh axes over which the result is to vary.
+
+    Returns:
+      `x`, placed; its own axes stay as they are sharded already.
+    """
+    missing = (varying_axes(other) | varying) - varying_axes(x)
+    if missing:
+        x = jax.lax.pcast(x, tuple(sorted(missing)), to="varying")
+    sharding = _explicit_sharding(other)
+    if sharding is None:
+        return x
+    own = _explicit_sharding(x)
+    spec = list(own.spec) if own is not None else [None] * x.ndim
+    used = {name for entry in spec for name in _names(entry)}
+    for i, axis in enumerate(axes):
+        wanted = sharding.spec[axis]
+        if spec[i] is None and not used & set(_names(wanted)):
+            spec[i] = wanted
+    if own is not None and list(own.spec) == spec:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def varying_axes(x: Array) -> frozenset:
+    """Mesh axes over which a value varies within `jax.shard_map`."""
+    kind = jax.typeof(x)
+    # Some versions of JAX call it `vma`.
+    found = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+    return found or getattr(kind, "vma", None) or frozenset()
+
+
+def _explicit_sharding(x: Array) -> NamedSharding | None:
+    """How an array lies on a mesh that has explicit axes; None if it does not."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if AxisType.Explicit not in getattr(getattr(sharding, "mesh", None), "axis_types", ()):
+        return None
+    # Outside of `jax.set_mesh` only an array itself knows its devices.
+    own = None if isinstance(x, Tracer) else x.sharding
+    return own if isinstance(own, NamedSharding) else sharding
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a `PartitionSpec`."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)

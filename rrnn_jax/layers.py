@@ -1,0 +1,136 @@
+"""Layers made of `RNN`: both directions, and one on top of another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from rrnn_jax.rnn import RNN
+from rrnn_jax.typing import Array, Carry
+
+
+class Bidirectional(nn.Bidirectional):
+    r"""`flax.linen.Bidirectional` with resets and masks; the same parameter tree.
+
+    .. math:: y_t = \mathrm{merge}(\overrightarrow{y}_t, \overleftarrow{y}_t)
+
+    With ``resets`` each episode is run forward from its first step and backward from its last; with
+    ``mask`` masked steps are passed over in both directions.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell
+    >>> cell = RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2)
+    >>> both = Bidirectional(RNN(cell), RNN(cell.copy()))
+    >>> x = jnp.ones((8, 10, 5))
+    >>> mask = jnp.ones((8, 10), bool).at[:, 7:].set(False)
+    >>> variables = both.init(jax.random.key(0), x)
+    >>> both.apply(variables, x, mask=mask).shape  # [B, T, 2*S*F]
+    (8, 10, 128)
+
+    Attributes:
+      forward_rnn, backward_rnn: an `RNN` each; the same one shares its parameters.
+      merge_fn: joins the outputs of both (default: concatenation along the last axis).
+      time_major: inputs are ``[T, *B, ...]`` (default: False).
+      return_carry: return ``((forward, backward), outputs)`` (default: False).
+    """
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: tuple[Carry, Carry] | None = None,
+        init_key: Array | None = None,
+        return_carry: bool | None = None,
+        time_major: bool | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Runs both over `inputs`.
+
+        Args:
+          inputs: as for an `RNN`.
+          initial_carry: a carry for each direction (default: each cell's own).
+          init_key: key for both cells' `initialize_carry`.
+          return_carry: overrides the attribute.
+          time_major: overrides the attribute.
+          **arguments: `seq_lengths`, `resets`, `reset_carry`, `mask` and `row_mask` of an `RNN`,
+            for both.
+
+        Returns:
+          ``outputs``, or ``((forward, backward), outputs)`` with `return_carry`.
+        """
+        time_major = self.time_major if time_major is None else time_major
+        return_carry = self.return_carry if return_carry is None else return_carry
+        carries = (None, None) if initial_carry is None else initial_carry
+        keys = (None, None) if init_key is None else jax.random.split(init_key)
+        options = {"time_major": time_major, "return_carry": True, **arguments}
+        forward, ahead = self.forward_rnn(
+            inputs, initial_carry=carries[0], init_key=keys[0], reverse=False, **options
+        )
+        backward, behind = self.backward_rnn(
+            inputs,
+            initial_carry=carries[1],
+            init_key=keys[1],
+            reverse=True,
+            keep_order=True,
+            **options,
+        )
+        outputs = self.merge_fn(ahead, behind)
+        return ((forward, backward), outputs) if return_carry else outputs
+
+
+class RNNStack(nn.Module):
+    r"""Layers of `RNN`, each on the outputs of the one before, and each on its fastest path.
+
+    .. math:: y^0 = x, \qquad y^l = \mathrm{RNN}_l(y^{l-1})
+
+    >>> import jax, jax.numpy as jnp
+    >>> from rrnn_jax import RNN, RelationalMemoryCell, RNNStack
+    >>> cell = RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2)
+    >>> stack = RNNStack([RNN(cell), RNN(cell.copy())])
+    >>> x = jnp.ones((8, 10, 5))
+    >>> variables = stack.init(jax.random.key(0), x)
+    >>> carries, y = stack.apply(variables, x, return_carry=True)
+    >>> carries, y = stack.apply(variables, x, initial_carry=carries, return_carry=True)
+    >>> y.shape, len(carries)
+    ((8, 10, 64), 2)
+
+    Attributes:
+      rnns: the layers, the lowest first. Their own `return_carry` is of no effect.
+    """
+
+    rnns: Sequence[RNN]
+
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        initial_carry: Sequence[Carry] | None = None,
+        return_carry: bool = False,
+        **arguments: Any,
+    ) -> Any:
+        """Runs the layers over `inputs`.
+
+        Args:
+          inputs: as for the first layer.
+          initial_carry: a carry for each layer (default: each cell's own).
+          return_carry: also return the carries of all layers.
+          **arguments: others of an `RNN`, for every layer.
+
+        Returns:
+          The last layer's outputs, or ``(carries, outputs)`` with `return_carry`.
+
+        Raises:
+          ValueError: another number of carries than of layers.
+        """
+        starts = [None] * len(self.rnns) if initial_carry is None else list(initial_carry)
+        if len(starts) != len(self.rnns):
+            raise ValueError(
+                f"initial_carry must hold a carry for each of {len(self.rnns)} layers, got "
+                f"{len(starts)}"
+            )
+        carries = []
+        for rnn, start in zip(self.rnns, starts, strict=True):
+            carry, inputs = rnn(inputs, initial_carry=start, return_carry=True, **arguments)
+            carries.append(carry)
+        return (tuple(carries), inputs) if return_carry else inputs

@@ -1,0 +1,194 @@
+"""The cell and the layer in other people's programs: recipes that must go on working."""
+
+import copy
+import pickle
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import rrnn_jax
+from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
+from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2)
+X = normal(np.random.default_rng(0), (2, 6, 5))  # [B, T, I]
+MASK = jnp.arange(6)[None] < jnp.array([[4], [6]])
+
+close = partial(np.testing.assert_allclose, atol=1e-5)
+
+
+def test_public_names_are_there():
+    for name in rrnn_jax.__all__:
+        assert getattr(rrnn_jax, name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        RNN(RMC, remat="full"),
+        RNNStack((RNN(RMC), RNN(RMC))),
+        Bidirectional(RNN(RMC), RNN(RMC)),
+        RMC.clone(output_gate=True, learned_carry=True),
+        StackedLSTMCell(features=8, num_layers=2),
+        EntNetCell(features=4, num_cells=2),
+        LSTMBankCell(features=4, num_cells=2),
+        DNCCell(
+            memory_size=4, word_size=4, num_reads=1, num_writes=1, controller_size=8, output_size=4
+        ),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+@pytest.mark.parametrize("way", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_modules_are_pickled_and_copied(module, way):
+    again = way(module)
+    assert again == module
+    assert hash(again) == hash(module)
+
+
+def test_both_directions_with_resets_and_a_mask():
+    both = Bidirectional(RNN(RMC), RNN(RMC.copy()), return_carry=True)
+    variables = random_variables(both, X)
+    flax = nn.Bidirectional(RNN(RMC), RNN(RMC.copy()))
+    assert jax.tree.structure(variables) == jax.tree.structure(random_variables(flax, X))
+    resets = jnp.zeros((2, 6), bool).at[:, 2].set(True)
+    carry, y = quick_jit(both.apply)(variables, X, resets=resets, mask=MASK)
+
+    def alone(name: str, x: jax.Array, **options: Any) -> jax.Array:
+        own = {"params": variables["params"][name]}
+        return RNN(RMC).apply(own, x, **options)
+
+    @quick_jit
+    def by_hand(x: jax.Array) -> tuple[jax.Array, ...]:  # Of the first sequence: four steps.
+        parts = (x[:1, :2], x[:1, 2:4])
+        ahead = [alone("forward_rnn", part) for part in parts]
+        behind = [alone("backward_rnn", part, reverse=True, keep_order=True) for part in parts]
+        return jnp.concatenate(ahead, 1), jnp.concatenate(behind, 1)
+
+    ahead, behind = by_hand(X)
+    close(y[:1, :4], jnp.concatenate([ahead, behind], axis=-1))
+    close(carry[0][0].reshape(-1), ahead[0, -1])
+    close(carry[1][0].reshape(-1), behind[0, 0])
+
+
+def test_a_stack_is_its_layers_one_after_another():
+    stack = RNNStack([RNN(RMC), RNN(nn.GRUCell(4)), RNN(RMC.clone(gate_style="memory"))])
+    variables = random_variables(stack, X)
+    starts = [None, jnp.ones((2, 4)), None]
+    carries, y = quick_jit(partial(stack.apply, return_carry=True))(
+        variables, X, initial_carry=starts, mask=MASK
+    )
+    expected = X
+    for i, (rnn, start) in enumerate(zip(stack.rnns, starts, strict=True)):
+        own = {"params": variables["params"][f"rnns_{i}"]}
+        run = quick_jit(partial(rnn.apply, return_carry=True))
+        carry, expected = run(own, expected, initial_carry=start, mask=MASK)
+        close(carries[i], carry)
+    close(y, expected)
+    with pytest.raises(ValueError, match="initial_carry must hold a carry for each of 3 layers"):
+        stack.apply(variables, X, initial_carry=starts[:2])
+
+
+def test_layers_by_scan():
+    """As many equal layers as one likes, compiled once: parameters get an axis in front."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return RNN(RMC, implementation="hoisted")(x), None
+
+    layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+    x = normal(np.random.default_rng(1), (2, 6, 24))
+    variables = random_variables(layers, x, None)
+    found, _ = quick_jit(layers.apply)(variables, x, None)
+    expected = x
+    apply = quick_jit(Layer().apply)
+    for i in range(3):
+        own = jax.tree.map(lambda p, i=i: p[i], variables)
+        expected, _ = apply(own, expected, None)
+    close(found, expected)
+
+
+def test_an_ensemble_by_vmap():
+    members = nn.vmap(
+        RNN,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=None,
+        axis_size=3,
+    )(RMC, implementation="hoisted")
+    variables = random_variables(members, X)
+    found = quick_jit(members.apply)(variables, X)
+    assert found.shape == (3, 2, 6, 24)
+    apply = quick_jit(RNN(RMC).apply)
+    for i in range(3):
+        close(found[i], apply(jax.tree.map(lambda p, i=i: p[i], variables), X))
+
+
+def test_a_shared_scope():
+    class Core(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            rnn = RNN(RMC)
+            nn.share_scope(self, rnn)
+            return rnn(x)
+
+    variables = random_variables(Core(), X)
+    assert jax.tree.structure(variables) == jax.tree.structure(random_variables(RNN(RMC), X))
+    close(quick_jit(Core().apply)(variables, X), quick_jit(RNN(RMC).apply)(variables, X))
+
+
+def test_the_layer_as_an_nnx_module():
+    from flax import nnx
+
+    model = nnx.bridge.ToNNX(RNN(RMC), rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(model, X)
+    y = model(X, mask=MASK)
+    state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    close(y, RNN(RMC).apply({"params": state}, X, mask=MASK))
+
+
+def test_the_cell_within_nnx_rnn():
+    """`ToNNX` hands on methods only, so that `nnx.RNN` wants this small adapter."""
+    from flax import nnx
+
+    class Cell(nnx.bridge.ToNNX):
+        @property
+        def num_feature_axes(self) -> int:
+            return self.to_nnx__module.num_feature_axes
+
+        def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> Any:
+            key = jax.random.key(0) if rngs is None else rngs()
+            return self.to_nnx__module.initialize_carry(key, input_shape)
+
+    cell = Cell(RMC, rngs=nnx.Rngs(0))
+    nnx.bridge.lazy_init(cell, RMC.initialize_carry(jax.random.key(0), (2, 5)), X[:, 0])
+    y = nnx.RNN(cell, rngs=nnx.Rngs(1))(X)
+    state = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
+    close(y, RNN(RMC).apply({"params": {"cell": state}}, X))
+
+
+def test_parameters_through_orbax(tmp_path):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    variables = random_variables(RNN(RMC.clone(learned_carry=True)), X)
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path.resolve() / "core", variables)
+        checkpointer.wait_until_finished()
+        again = checkpointer.restore(tmp_path.resolve() / "core", variables)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_parameters_through_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.flax")
+    variables = random_variables(RNN(RMC), X)
+    flat = flatten_dict(variables, sep="/")
+    safetensors.save_file(flat, tmp_path / "core.safetensors")
+    again = unflatten_dict(safetensors.load_file(tmp_path / "core.safetensors"), sep="/")
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
