@@ -1,13 +1,14 @@
 """The numbers of a grid's rows, read from what they left on the disk."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.ablations.grid import RowConfig
-from experiments.ablations.train import FAILURE_FILE, is_done
+from experiments.ablations.train import is_done
 from experiments.common.metrics import curve, first_step_at, read_metrics
+from experiments.common.records import read_json
+from experiments.common.run_directory import FAILURE_FILE, read_environment
 
 
 class RowNumbers(NamedTuple):
@@ -59,10 +60,9 @@ def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumber
 
 
 def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
-    environment = json.loads((run_dir / "environment.json").read_text())
     if (run_dir / FAILURE_FILE).exists():
-        return RowNumbers(row, [], [], None, None, None, None, environment)
-    summary = json.loads((run_dir / "summary.json").read_text())
+        return RowNumbers(row, [], [], None, None, None, None, read_environment(run_dir))
+    summary = read_json(run_dir / "summary.json")
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
     seeds = row.config.train.seeds
     threshold = threshold_of(summary["trivial_accuracy"])
@@ -75,5 +75,5 @@ def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
         updates_per_second=round(speed, 2),
         seconds=summary["wall_seconds"],
         trivial_accuracy=summary["trivial_accuracy"],
-        environment=environment,
+        environment=read_environment(run_dir),
     )

@@ -14,10 +14,10 @@ from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.findings import describe, describe_base, verdict
 from experiments.ablations.grid import BASE, RowConfig, base_values
 from experiments.ablations.problems import describe_task
-from experiments.common.environment import trained_at
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
-from experiments.common.run_directory import write_json
+from experiments.common.records import write_json, write_text
+from experiments.common.run_directory import trained_at
 from rrnn_jax.visualize import bars_figure
 
 FILES = {
@@ -57,9 +57,9 @@ def write_report(
     missing = [name for name in rows if name not in numbers]
     findings = describe(config, numbers, missing)
     table = to_markdown(numbers)
-    (run_dir / "table.md").write_text(f"{describe_base(config)}\n\n{table}")
-    (run_dir / "table.csv").write_text(to_csv(numbers))
-    (run_dir / "findings.md").write_text(findings)
+    write_text(run_dir / "table.md", f"{describe_base(config)}\n\n{table}")
+    write_text(run_dir / "table.csv", to_csv(numbers))
+    write_text(run_dir / "findings.md", findings)
     content = {
         "task": describe_task(config),
         "base": base_values(config),

@@ -6,9 +6,8 @@ from typing import Any
 from experiments.ablations.grid import RowConfig
 from experiments.ablations.problems import make_problem
 from experiments.common import loop
-from experiments.common.run_directory import open_run, write_json
-
-FAILURE_FILE = "failure.json"
+from experiments.common.records import write_json
+from experiments.common.run_directory import FAILURE_FILE, check_run, open_run
 
 
 def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str, Any]:
@@ -29,11 +28,7 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
     """
     problem = make_problem(row)  # What cannot be made is said before a directory is taken.
     open_run(run_dir, row)
-    try:
-        outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
-    except loop.NonFiniteError as error:
-        write_json(run_dir / FAILURE_FILE, {"error": str(error)})
-        raise
+    outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
     summary = loop.summarise(outcome, row.config.train)
     summary["trivial_accuracy"] = problem.score.trivial
     write_json(run_dir / "summary.json", summary)
@@ -48,5 +43,5 @@ def is_done(row: RowConfig, run_dir: Path) -> bool:
     """
     if not (run_dir / "config.json").exists():
         return False
-    open_run(run_dir, row)
+    check_run(run_dir, row)
     return (run_dir / "summary.json").exists() or (run_dir / FAILURE_FILE).exists()

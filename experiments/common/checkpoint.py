@@ -1,9 +1,11 @@
 """Checkpoints: the one place that knows orbax."""
 
+import contextlib
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,17 +16,72 @@ from experiments.common.refused import RefusedError
 KEPT = 3
 
 
-class Checkpoints:
-    """The checkpoints of a run, newest few kept.
+class Restored(NamedTuple):
+    """A checkpoint.
+
+    Attributes:
+      step: its step.
+      state: what was saved, as numpy arrays.
+      notes: what was noted of it.
+    """
+
+    step: int
+    state: Any
+    notes: Mapping[str, Any]
+
+
+class Reader:
+    """The checkpoints of a run, to be looked at: makes, changes and deletes nothing.
+
+    The run may be in training meanwhile.
+
+    Args:
+      directory: the run's ``checkpoints``.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise FileNotFoundError(f"no checkpoint in {directory.parent}; train first")
+        self._directory = directory
+
+    def restore_latest(self, like: Any) -> Restored:
+        """The newest sound checkpoint. Damaged ones are named in a message.
+
+        Args:
+          like: a state of the same structure, shapes and dtypes (or its `jax.eval_shape`).
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          RefusedError: there are checkpoints, but not one of them can be used.
+        """
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
+        with contextlib.closing(manager):
+            restored, _ = _restore_latest(manager, like)
+        if restored is None:
+            raise FileNotFoundError(f"no checkpoint in {self._directory.parent}; train first")
+        return restored
+
+
+class Writer:
+    """The checkpoints of a run in training, newest few kept. One process alone may have one.
 
     A checkpoint appears under its name only when it is complete. Beside the state it holds a digest
     of it, so that damage of a later date is noticed too.
+
+    Args:
+      directory: the run's ``checkpoints``; made if missing.
+      keep: how many.
     """
 
     def __init__(self, directory: Path, keep: int = KEPT) -> None:
         # Orbax refuses relative paths.
+        self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 create=True,
@@ -34,49 +91,47 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
-        """Saves a state; does nothing if there is a checkpoint of that step."""
+        """Saves a state; does nothing if there is a checkpoint of that step.
+
+        Args:
+          step: of the state.
+          state: a tree of arrays.
+          notes: to be read with it, or by `note`.
+
+        Raises:
+          RefusedError: it cannot be written, such as on a full disk; earlier ones stay.
+        """
         if step in self._manager.all_steps():
             return
         state = jax.tree.map(np.asarray, state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                digest=ocp.args.JsonSave({"sha256": _digest(state), **(notes or {})}),
-            ),
+        about = {"sha256": _digest(state), **(notes or {})}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(about)
+                ),
+            )
+        except Exception as error:  # Orbax and its threads wrap what the system says.
+            reason = _reason(error)
+        else:
+            return
+        # Outside the handler: what orbax raised is a hundred lines, and says no more.
+        free = shutil.disk_usage(self._directory).free
+        raise RefusedError(
+            f"the checkpoint of step {step} cannot be written into {self._directory} "
+            f"({free / 2**20:,.0f} MiB free): {reason}"
         )
 
-    def restore_latest(self, like: Any) -> tuple[int, Any] | None:
-        """The newest sound checkpoint.
+    def restore_latest(self, like: Any) -> Restored | None:
+        """As `Reader.restore_latest`; None if there is no checkpoint.
 
-        Damaged ones are named in a message, and removed so that they can be written anew.
-
-        Args:
-          like: a state of the same structure, shapes and dtypes (or its `jax.eval_shape`).
-
-        Returns:
-          Its step and state; None if there is no checkpoint at all.
-
-        Raises:
-          RefusedError: there are checkpoints, but not one of them can be used.
+        Damaged checkpoints that are newer are removed, so that they can be written anew.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                state = self._restore(step, like)
-            except Exception as error:  # Whatever a damaged file makes orbax raise.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                print(f"Checkpoint of step {step} is damaged and is skipped: {reason[:200]}")
-                continue
-            for damaged in steps[: steps.index(step)]:
-                self._manager.delete(damaged)
-            return step, state
-        if steps:
-            raise RefusedError(
-                f"none of the checkpoints (steps {sorted(steps)}) can be restored; remove the "
-                "directory `checkpoints` to start over"
-            )
-        return None
+        restored, damaged = _restore_latest(self._manager, like)
+        for step in damaged if restored is not None else ():
+            self._manager.delete(step)
+        return restored
 
     def note(self, name: str) -> Any:
         """A note of the newest checkpoint; None if there is none."""
@@ -90,21 +145,41 @@ class Checkpoints:
         """Releases orbax's threads."""
         self._manager.close()
 
-    def _restore(self, step: int, like: Any) -> Any:
-        like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore()
-            ),
+
+def _restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[Restored | None, list[int]]:
+    """The newest sound checkpoint, and the steps of damaged ones that are newer."""
+    damaged: list[int] = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return _restore(manager, step, like), damaged
+        except Exception as error:  # Whatever a damaged file makes orbax raise.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"Checkpoint of step {step} is damaged and is skipped: {reason[:200]}")
+            damaged.append(step)
+    if damaged:
+        raise RefusedError(
+            f"none of the checkpoints (steps {sorted(damaged)}) can be restored; remove the "
+            "directory `checkpoints` to start over"
         )
-        state = jax.tree.map(np.asarray, restored["state"])
-        shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
-        if shapes != [(x.shape, x.dtype) for x in jax.tree.leaves(like)]:
-            raise ValueError("shapes or dtypes differ from those of the model")
-        if restored["digest"]["sha256"] != _digest(state):
-            raise ValueError("the digest does not match the content")
-        return state
+    return None, []
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: Any) -> Restored:
+    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), digest=ocp.args.JsonRestore()
+        ),
+    )
+    state = jax.tree.map(np.asarray, restored["state"])
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+    if shapes != [(x.shape, x.dtype) for x in jax.tree.leaves(like)]:
+        raise ValueError("shapes or dtypes differ from those of the model")
+    about = restored["digest"]
+    if about.get("sha256") != _digest(state):
+        raise ValueError("the digest does not match the content")
+    return Restored(step, state, about)
 
 
 def _digest(state: Any) -> str:
@@ -115,3 +190,14 @@ def _digest(state: Any) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, from under the errors that were raised of it."""
+    seen = [error]
+    while (below := seen[-1].__cause__ or seen[-1].__context__) is not None:
+        seen.append(below)
+    for each in reversed(seen):
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,7 @@ from experiments.common.interrupts import EXIT_INTERRUPTED
 from experiments.common.loop import Interrupted, NonFiniteError
 from experiments.common.options import checked, is_given, name_options, option_of, without_checks
 from experiments.common.refused import RefusedError
+from experiments.common.run_directory import RunFailedError
 
 ConfigT = TypeVar("ConfigT")
 OptionsT = TypeVar("OptionsT", bound="DirectoryOptions")
@@ -169,7 +170,7 @@ def exit_code(action: Callable[[], Any]) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
-    except NonFiniteError as error:
+    except (NonFiniteError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NON_FINITE
     except Interrupted as stop:

@@ -1,11 +1,9 @@
 """Where and with what a run or a measurement was made."""
 
-import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,26 +34,6 @@ def describe_environment() -> dict[str, Any]:
         "device_memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "git_commit": git_commit(),
     }
-
-
-def note_commit(path: Path) -> None:
-    """Adds this commit to those that an `environment.json` names, if the last one is another.
-
-    A run that is resumed may go on at another commit than it began; all are in ``git_commits``.
-    """
-    environment = json.loads(path.read_text())
-    commits, commit = trained_at(environment), str(git_commit())
-    if commits[-1] != commit:
-        path.write_text(json.dumps(environment | {"git_commits": [*commits, commit]}, indent=2))
-
-
-def trained_at(environment: Mapping[str, Any]) -> list[str]:
-    """The commits at which a run was trained, in order.
-
-    >>> trained_at({"git_commit": "abc"}), trained_at({"git_commits": ["abc", "def"]})
-    (['abc'], ['abc', 'def'])
-    """
-    return environment.get("git_commits") or [str(environment["git_commit"])]
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,6 @@
 """The one training loop: Python logs, evaluates, saves and moves the bar; the device trains."""
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -11,11 +11,17 @@ import jax
 from tqdm import tqdm
 
 from experiments.common import parallel
-from experiments.common.checkpoint import Checkpoints
+from experiments.common.checkpoint import Reader, Writer
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import MetricsWriter
 from experiments.common.problem import Problem
-from experiments.common.run_directory import note_session
+from experiments.common.records import RowWriter, read_rows
+from experiments.common.run_directory import (
+    check_not_failed,
+    hold,
+    note_failure,
+    note_session,
+)
 from experiments.common.samples import SamplesWriter
 from experiments.common.steps import Programs, TrainState, Values, make_programs, to_values
 from experiments.common.train_config import TrainConfig
@@ -31,6 +37,13 @@ class NonFiniteError(FloatingPointError):
 
 class Interrupted(Exception):  # noqa: N818 - not an error
     """Training stopped on request, after saving."""
+
+
+class Begins(NamedTuple):
+    """Where training begins: step and rows of metrics of the checkpoint; anew: -1 and None."""
+
+    step: int
+    rows: int | None
 
 
 class Outcome(NamedTuple):
@@ -79,22 +92,26 @@ def train(
     """
     started = time.perf_counter()
     programs = make_programs(problem, config)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    best = Checkpoints(run_dir / BEST, keep=1)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(run_dir))
+        checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
+        best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
         restored = checkpoints.restore_latest(programs.shapes)
+        begins = Begins(-1, None)
         if restored is None:
-            state, begins = programs.init(), -1
+            state = programs.init()
         else:
-            begins = restored[0]
-            state = programs.place(restored[1])
-            if restored[0] < config.steps:
-                print(f"{name}: resumes at step {restored[0]}")
+            state = programs.place(restored.state)
+            begins = Begins(restored.step, restored.notes.get("rows"))
+            if restored.step < config.steps:
+                print(f"{name}: resumes at step {restored.step}")
         session = _Session(programs, run_dir, begins, checkpoints, best, name, started)
-        return session.run(state, progress)
-    finally:
-        checkpoints.close()
-        best.close()
+        stack.callback(session.close)
+        try:
+            return session.run(state, progress)
+        except NonFiniteError as error:
+            note_failure(run_dir, str(error))
+            raise
 
 
 def evaluate_run(
@@ -109,14 +126,8 @@ def evaluate_run(
       FileNotFoundError: the run has no checkpoint.
     """
     programs = make_programs(problem, config)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    try:
-        restored = checkpoints.restore_latest(programs.shapes)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
-    return restored[0], programs.evaluate(programs.place(restored[1]), name)
+    restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
+    return restored.step, programs.evaluate(programs.place(restored.state), name)
 
 
 class _Session:
@@ -126,21 +137,24 @@ class _Session:
         self,
         programs: Programs,
         run_dir: Path,
-        begins: int,
-        checkpoints: Checkpoints,
-        best: Checkpoints,
+        begins: Begins,
+        checkpoints: Writer,
+        best: Writer,
         name: str,
         started: float,
     ) -> None:
         self.programs, self.config = programs, programs.config
-        # The checkpoint's step; -1 where there is none, so that rows of step 0 are written anew.
-        self.begins, self.step = begins, max(begins, 0)
+        self.begins, self.step = begins, max(begins.step, 0)
         self.score = programs.problem.score
         self.run_dir, self.name = run_dir, name
         self.checkpoints, self.best = checkpoints, best
         self.best_score = best.note("score")
+        self.saved_step = begins.step
         self.started = self.saved = started
-        self.clock = _Clock(run_dir / TIMINGS_FILE, begins, started)
+        self.clock = _Clock(run_dir / TIMINGS_FILE, begins.step, started)
+        self.writer = MetricsWriter(run_dir, *begins)
+        has_samples = programs.problem.show is not None
+        self.samples = SamplesWriter(run_dir, begins.step) if has_samples else None
         self.evaluation: Values = {}
         self.test: Values | None = None
 
@@ -149,57 +163,57 @@ class _Session:
         config, programs = self.config, self.programs
         train_chunk, batches = None, None
         if self.step < config.steps:
-            note_session(self.run_dir)
+            check_not_failed(self.run_dir)
+            note_session(self.run_dir, self.step)
             # Compile before the bar starts: its estimate would count compilation.
             started = time.perf_counter()
             batches = programs.batches(self.step, self._next_steps())
             train_chunk = programs.compile(state, self._next_steps(), batches)
             print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s")
-        self.writer = MetricsWriter(self.run_dir, self.begins)
-        has_samples = programs.problem.show is not None
-        self.samples = SamplesWriter(self.run_dir, self.begins) if has_samples else None
         bar = tqdm(
             total=config.steps, initial=self.step, desc=self.name, disable=not progress, unit="step"
         )
         compiled_steps = self._next_steps()
-        try:
-            with bar, StopRequest() as stop:
-                self._evaluate(state, write=self.begins < 0)
+        with bar, StopRequest() as stop:
+            self._evaluate(state, write=self.begins.step < 0)
+            is_done = self._is_done()
+            if is_done:
+                self._evaluate_test(state, write=False)
+            while not is_done:
+                num_steps = self._next_steps()
+                started = time.perf_counter()
+                if num_steps == compiled_steps and train_chunk is not None:
+                    state, metrics = train_chunk(state, batches)
+                else:  # The last chunk may be shorter.
+                    state, metrics = programs.train_chunk(state, num_steps, batches)
+                self.step += num_steps
+                if self.step < config.steps:  # While the device computes.
+                    batches = programs.batches(self.step, self._next_steps())
+                values = to_values(metrics)
+                self.clock.add(self.step, num_steps, time.perf_counter() - started)
+                _check_finite(values, config, self.step, self.saved_step)
+                self.writer.write(self.step, "train", config.seeds, values)
+                if self._due(num_steps, config.eval_every):
+                    self._evaluate(state)
                 is_done = self._is_done()
                 if is_done:
-                    self._evaluate_test(state, write=False)
-                while not is_done:
-                    num_steps = self._next_steps()
-                    started = time.perf_counter()
-                    if num_steps == compiled_steps and train_chunk is not None:
-                        state, metrics = train_chunk(state, batches)
-                    else:  # The last chunk may be shorter.
-                        state, metrics = programs.train_chunk(state, num_steps, batches)
-                    self.step += num_steps
-                    if self.step < config.steps:  # While the device computes.
-                        batches = programs.batches(self.step, self._next_steps())
-                    values = to_values(metrics)
-                    self.clock.add(self.step, num_steps, time.perf_counter() - started)
-                    _check_finite(values, config, self.step)
-                    self.writer.write(self.step, "train", config.seeds, values)
-                    if self._due(num_steps, config.eval_every):
-                        self._evaluate(state)
-                    is_done = self._is_done()
-                    if is_done:
-                        self._evaluate_test(state)
-                    stops = self._save(state, num_steps, stop.requested, is_done)
-                    bar.update(num_steps)
-                    bar.set_postfix_str(self._describe(values))
-                    if stops and not is_done:
-                        raise Interrupted(
-                            f"stopped at step {self.step}; the same command goes on from there"
-                        )
-        finally:
-            self.writer.close()
+                    self._evaluate_test(state)
+                stops = self._save(state, num_steps, stop.requested, is_done)
+                bar.update(num_steps)
+                bar.set_postfix_str(self._describe(values))
+                if stops and not is_done:
+                    raise Interrupted(
+                        f"stopped at step {self.step}; the same command goes on from there"
+                    )
         final = parallel.to_host(state)
         return Outcome(
             final, self.evaluation, self.test, self.clock.seconds, self.clock.wall_seconds
         )
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.clock.close()
+        self.writer.close()
 
     def _next_steps(self) -> int:
         return min(self.config.chunk_steps, self.config.steps - self.step)
@@ -239,7 +253,9 @@ class _Session:
         stops, late = parallel.agree(requested or over, late)
         if stops or late or is_done or self._due(num_steps, config.checkpoint_every):
             self.writer.flush()
-            self.checkpoints.save(self.step, parallel.to_host(state))
+            rows = {"rows": self.writer.count}
+            self.checkpoints.save(self.step, parallel.to_host(state), rows)
+            self.saved_step = self.step
             self.saved = time.perf_counter()
         return stops
 
@@ -260,15 +276,12 @@ class _Clock:
     """Training time, kept over sessions in a file of its own: metrics must not depend on it."""
 
     def __init__(self, path: Path, step: int, started: float) -> None:
-        self._path = path
         self._started = started
         self.seconds = self.wall_seconds = 0.0
-        if path.exists():
-            rows = [json.loads(line) for line in path.read_text().splitlines() if line[-1:] == "}"]
-            kept = [row for row in rows if row["step"] <= step]
-            if kept:
-                self.seconds, self.wall_seconds = kept[-1]["seconds"], kept[-1]["wall_seconds"]
-            path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        kept = [row for row in read_rows(path) if row["step"] <= step]
+        if kept:
+            self.seconds, self.wall_seconds = kept[-1]["seconds"], kept[-1]["wall_seconds"]
+        self._rows = RowWriter(path, len(kept))
 
     def add(self, step: int, num_steps: int, seconds: float) -> None:
         """Notes a chunk."""
@@ -283,8 +296,11 @@ class _Clock:
             "wall_seconds": self.wall_seconds,
             "steps_per_second": round(num_steps / seconds, 3),
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._rows.write(row)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._rows.close()
 
 
 def _mean(values: list[float | None]) -> float:
@@ -292,16 +308,18 @@ def _mean(values: list[float | None]) -> float:
     return sum(found) / len(found)
 
 
-def _check_finite(metrics: Values, config: TrainConfig, step: int) -> None:
+def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:
     """A metric may have no value; the loss must have one."""
     for name, values in metrics.items():
         for seed, value in zip(config.seeds, values, strict=True):
             if math.isfinite(math.nan if value is None and name == "loss" else value or 0.0):
                 continue
+            kept = "there is no checkpoint yet"
+            if saved >= 0:
+                kept = f"the checkpoint of step {saved} is kept"
             raise NonFiniteError(
-                f"{name} became {value} (seed {seed}) in the {config.chunk_steps} steps before "
-                f"step {step}; the last good checkpoint is kept. A lower --learning-rate or a "
-                "--clip-norm may help."
+                f"{name} became {value} (seed {seed}) in the updates before step {step}; {kept}. A "
+                "lower --learning-rate or a --clip-norm, in another --run-dir, may help."
             )
 
 

@@ -1,11 +1,13 @@
 """Metrics on disk: JSON lines that plots can be rebuilt from, and TensorBoard."""
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.common.records import RowWriter, read_rows
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -15,19 +17,35 @@ class MetricsWriter:
 
     A row is ``{"step": 100, "split": "train", "seed": 0, "loss": ..., ...}``. Nothing in it depends
     on the clock, so that a resumed run writes the very file an uninterrupted one does.
+
+    Attributes:
+      count: rows in the file, which a checkpoint remembers.
     """
 
-    def __init__(self, run_dir: Path, step: int) -> None:
+    def __init__(self, run_dir: Path, step: int, count: int | None = None) -> None:
         """Opens the files, and drops rows that are later than `step`.
 
         Args:
           run_dir: the run's directory.
-          step: the update that the run starts from.
+          step: the update that the run starts from; -1 where it starts anew.
+          count: how many rows belong to the checkpoint that it starts from (default: not known).
+            If some are lost, a message says so.
         """
-        self._path = run_dir / METRICS_FILE
-        _drop_rows_after(self._path, step)
-        self._file = self._path.open("a")
+        path = run_dir / METRICS_FILE
+        kept = sum(row["step"] <= step for row in read_rows(path))
+        if count is not None and kept < count:
+            print(
+                f"warning: {path} holds {kept} of the {count} rows that belong to step {step}: the "
+                "curves will lack the others",
+                file=sys.stderr,
+            )
+        self._rows = RowWriter(path, kept)
         self._board = _tensorboard(run_dir / "tensorboard", step)
+
+    @property
+    def count(self) -> int:
+        """Rows in the file."""
+        return self._rows.count
 
     def write(
         self, step: int, split: str, seeds: Sequence[int], metrics: Mapping[str, Any]
@@ -35,27 +53,27 @@ class MetricsWriter:
         """Writes one row for each seed; a metric that is None for a seed is left out of its row."""
         for i, seed in enumerate(seeds):
             values = {n: float(all_[i]) for n, all_ in metrics.items() if all_[i] is not None}
-            row = {"step": step, "split": split, "seed": seed, **values}
-            self._file.write(json.dumps(row) + "\n")
+            self._rows.write({"step": step, "split": split, "seed": seed, **values})
             if self._board is not None:
                 for name, value in values.items():
                     self._board.add_scalar(f"{split}/{name}/seed_{seed}", value, step)
 
     def flush(self) -> None:
         """Brings all rows to the disk; called before a checkpoint that counts on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._rows.sync()
 
     def close(self) -> None:
         """Closes the files."""
-        self.flush()
-        self._file.close()
+        self._rows.close()
         if self._board is not None:
-            self._board.close()
+            # Its thread may be stuck, on a full disk or an interrupt: it is not waited for then.
+            closing = threading.Thread(target=self._board.close, daemon=True)
+            closing.start()
+            closing.join(timeout=5)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All rows of a run; a torn last line is left out.
+    """All rows of a run.
 
     Raises:
       FileNotFoundError: the directory holds no metrics.
@@ -63,7 +81,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / METRICS_FILE
     if not path.exists():
         raise FileNotFoundError(f"no {METRICS_FILE} in {run_dir}")
-    return [row for row, _ in _rows(path)]
+    return read_rows(path)
 
 
 def curve(
@@ -92,22 +110,6 @@ def first_step_at(steps: Sequence[int], values: Sequence[float], threshold: floa
         if value >= threshold and math.isfinite(value):
             return step
     return None
-
-
-def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):
-            return
-        yield json.loads(line), line
-
-
-def _drop_rows_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = "".join(line for row, line in _rows(path) if row["step"] <= step)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(kept)
-    temporary.replace(path)
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

@@ -1,15 +1,15 @@
 """A finished run read back: its config and its parameters, for figures and further measurements."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
-from experiments.common.checkpoint import Checkpoints
+from experiments.common.checkpoint import Reader
 from experiments.common.problem import Params, Problem
+from experiments.common.records import read_json
 from experiments.common.refused import RefusedError
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
@@ -34,7 +34,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
     path = run_dir / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"no run in {run_dir}")
-    return config_from(default, json.loads(path.read_text()), str(path))
+    return config_from(default, read_json(path), str(path))
 
 
 def restore_params(
@@ -56,18 +56,10 @@ def restore_params(
     """
     if seed not in config.seeds:
         raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
-    if not (run_dir / "checkpoints").exists():
-        raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    try:
-        restored = checkpoints.restore_latest(make_programs(problem, config).shapes)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise FileNotFoundError(f"no checkpoint in {run_dir}; train first")
-    step, state = restored
+    shapes = make_programs(problem, config).shapes
+    restored = Reader(run_dir / "checkpoints").restore_latest(shapes)
     index = config.seeds.index(seed)
-    return step, jax.tree.map(lambda leaf: leaf[index], state.params)
+    return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
 
 
 def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:

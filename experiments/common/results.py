@@ -6,14 +6,14 @@ the plot into ``NAME.png``.
 """
 
 import argparse
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
-from experiments.common.run_directory import write_json
+from experiments.common.records import read_json, write_json
+from experiments.common.run_directory import read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -30,10 +30,8 @@ def collect(run_dir: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"no run in {run_dir}")
         return {path.name: collect(path) for path in found}
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
-    found = {
-        name: json.loads((run_dir / f"{name}.json").read_text())
-        for name in ("environment", "config", "summary")
-    }
+    found = {"environment": read_environment(run_dir)}
+    found |= {name: read_json(run_dir / f"{name}.json") for name in ("config", "summary")}
     found["environment"]["command"] = without_place(found["environment"]["command"])
     return {
         **found,

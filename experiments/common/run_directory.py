@@ -1,15 +1,30 @@
-"""A run's directory: its config, and the refusal to mix two runs."""
+"""A run's directory: its config, who writes into it, its sessions, and no mixing of two runs."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common.environment import describe_environment, note_commit
+from experiments.common.environment import describe_environment
+from experiments.common.records import append_rows, read_json, read_rows, write_json
 from experiments.common.refused import RefusedError
 
-ENVIRONMENT_FILE = "environment.json"
+CONFIG_FILE = "config.json"
+SESSIONS_FILE = "sessions.jsonl"
+LOCK_FILE = "lock"
+FAILURE_FILE = "failure.json"
+
+UNLEARNED = {
+    "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "micro_batch_size",
+    "implementation", "devices", "minutes", "target",
+}  # fmt: skip
+"""Fields that change how a run is made and looked at, not what it learns: they may change."""
 
 
 class ConfigMismatchError(RefusedError):
@@ -20,8 +35,19 @@ class RunExistsError(RefusedError):
     """The directory does, or does not, hold a run, against what was asked for."""
 
 
+class RunFailedError(FloatingPointError):
+    """The run came to NaN or infinity in an earlier session."""
+
+
+class RunBusyError(RefusedError):
+    """Another process writes into the directory."""
+
+
 def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
     """Makes a run directory, or checks that it belongs to the same config.
+
+    A run that is there may get other values of `UNLEARNED`, and more steps if its learning rate is
+    constant: the config in the directory is then the new one.
 
     Args:
       run_dir: the directory; made if missing.
@@ -30,49 +56,152 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
 
     Raises:
       ConfigMismatchError: the run there has another config; the message lists the fields.
-      RunExistsError: see `resume`.
+      RunExistsError: see `resume`; or there are checkpoints of a run whose config is lost.
+      RunBusyError: there is something to write, and another process writes there.
+      RefusedError: the config there is damaged, or JAX finds no device.
     """
-    path = run_dir / "config.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    if path.exists():
-        if resume is False:
+    if not (run_dir / CONFIG_FILE).exists():
+        if resume:
             raise RunExistsError(
-                f"{run_dir} holds a run already; choose another --run-dir, or drop --fresh"
+                f"there is no run in {run_dir}; choose another --run-dir, or train one first, "
+                "without --resume or --eval-only"
             )
-        check_same_config(run_dir, json.loads(path.read_text()), wanted)
-        return
-    if resume:
+        _find_device()  # Before a directory is made.
+        with hold(run_dir):
+            if (run_dir / "checkpoints").exists():
+                raise RunExistsError(
+                    f"{run_dir} has checkpoints, but no {CONFIG_FILE} to say of what; put it back, "
+                    "or choose another --run-dir"
+                )
+            write_json(run_dir / CONFIG_FILE, as_json(config))
+    elif resume is False:
         raise RunExistsError(
-            f"there is no run in {run_dir}; choose another --run-dir, or train one first, without "
-            "--resume or --eval-only"
+            f"{run_dir} holds a run already; choose another --run-dir, or drop --fresh"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / ENVIRONMENT_FILE, describe_environment())
-    write_json(path, wanted)
+    elif check_run(run_dir, config):
+        with hold(run_dir):
+            write_json(run_dir / CONFIG_FILE, as_json(config))
+            (run_dir / FAILURE_FILE).unlink(missing_ok=True)
 
 
-def note_session(run_dir: Path) -> None:
-    """Notes the commit at which an open run is trained on; without an open run does nothing."""
-    if (run_dir / ENVIRONMENT_FILE).exists():
-        note_commit(run_dir / ENVIRONMENT_FILE)
+def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Checks that a directory holds a run that may go on with a config; writes nothing.
 
+    Returns:
+      The fields that change, none of which matters to what is learned: old and new value by name.
 
-def check_same_config(run_dir: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises unless two configs are equal; see `open_run`."""
-    flat_found, flat_wanted = flatten(found), flatten(wanted)
-    fields = dict.fromkeys([*flat_found, *flat_wanted])
-    absent = "(absent)"
-    differences = [
-        f"  {name}: {flat_found.get(name, absent)!r} there, {flat_wanted.get(name, absent)!r} asked"
-        for name in fields
-        if flat_found.get(name, absent) != flat_wanted.get(name, absent)
-    ]
-    if differences:
+    Raises:
+      RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
+    """
+    path = run_dir / CONFIG_FILE
+    if not path.exists():
+        raise RunExistsError(f"there is no run in {run_dir}")
+    found = read_json(path)
+    if not isinstance(found, Mapping):
+        raise RefusedError(f"{path} is damaged: it holds no config")
+    wanted = flatten(as_json(config))
+    # A field that came later had its default then, and a default never changes what it stands for.
+    there = _defaults(config) | flatten(found)
+    changes = {
+        name: (there.get(name, "(absent)"), wanted.get(name, "(absent)"))
+        for name in dict.fromkeys([*there, *wanted])
+        if there.get(name, "(absent)") != wanted.get(name, "(absent)")
+    }
+    wrong = [name for name in changes if not _may_change(name, there, wanted)]
+    if wrong:
+        differences = [f"  {name}: {changes[name][0]!r} there, {changes[name][1]!r} asked"
+                       for name in wrong]  # fmt: skip
         raise ConfigMismatchError(
             f"{run_dir} holds a run with another config:\n"
             + "\n".join(differences)
             + "\nChoose another --run-dir, or give the same options."
         )
+    return changes
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes from writing into a directory; it is made if missing.
+
+    The system drops the lock with the process, however that ends.
+
+    Raises:
+      RunBusyError: another one holds it; the message names it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunBusyError(
+                f"{run_dir} is in use by {holder}; wait for it, stop it, or choose another "
+                "--run-dir"
+            ) from None
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def note_session(run_dir: Path, step: int) -> None:
+    """Notes where and with what a run goes on from a step, in ``sessions.jsonl``."""
+    append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": describe_environment()}])
+
+
+def note_failure(run_dir: Path, message: str) -> None:
+    """Notes that training cannot go on: the same options would come to the same end."""
+    write_json(run_dir / FAILURE_FILE, {"error": message})
+
+
+def check_not_failed(run_dir: Path) -> None:
+    """Raises `RunFailedError` if an earlier session has noted that training cannot go on."""
+    path = run_dir / FAILURE_FILE
+    if path.exists():
+        raise RunFailedError(
+            f"an earlier session ended so: {read_json(path)['error']} The same options come to the "
+            f"same end; remove {path} to try it all the same."
+        )
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """The environment of a run's first session; ``git_commits`` are those of all, in order.
+
+    Raises:
+      FileNotFoundError: the run has not been trained.
+    """
+    sessions = [row["environment"] for row in read_rows(run_dir / SESSIONS_FILE)]
+    if not sessions:  # As it was kept in earlier versions.
+        if not (run_dir / "environment.json").exists():
+            raise FileNotFoundError(f"no {SESSIONS_FILE} in {run_dir}")
+        sessions = [read_json(run_dir / "environment.json")]
+    all_commits = [commit for environment in sessions for commit in trained_at(environment)]
+    commits = [commit for commit, before in zip(all_commits, [None, *all_commits], strict=False)
+               if commit != before]  # fmt: skip
+    return sessions[0] | {"git_commits": commits}
+
+
+def trained_at(environment: Mapping[str, Any]) -> list[str]:
+    """The commits at which a run was trained, in order.
+
+    >>> trained_at({"git_commit": "abc"}), trained_at({"git_commits": ["abc", "def"]})
+    (['abc'], ['abc', 'def'])
+    """
+    return environment.get("git_commits") or [str(environment["git_commit"])]
+
+
+def write_evaluation(run_dir: Path, result: Any) -> None:
+    """Writes ``evaluation.json``, or says why it cannot: what was computed is not lost."""
+    path = run_dir / "evaluation.json"
+    try:
+        write_json(path, result)
+    except OSError as error:
+        print(f"{path} is not written: {error.strerror}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,8 +219,37 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file in one piece: a reader sees the old or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+def as_json(config: Any) -> Any:
+    """A dataclass as it comes back from a JSON file."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    section, _, field = name.rpartition(".")
+    if field == "steps" and wanted.get(f"{section}.schedule") == "constant":
+        return name in there and there[name] < wanted[name]
+    return field in UNLEARNED
+
+
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The default of every field of a dataclass and of its sections that has one."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _defaults(value, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            found[prefix + field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[prefix + field.name] = field.default_factory()
+    return json.loads(json.dumps(found))
+
+
+def _find_device() -> None:
+    import jax
+
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RefusedError(f"JAX finds no device: {reason}") from error

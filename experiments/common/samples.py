@@ -5,6 +5,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from experiments.common.records import write_text
+
 SAMPLES_FILE = "samples.txt"
 
 
@@ -20,11 +22,12 @@ class SamplesWriter:
 
         Args:
           run_dir: the run's directory.
-          step: the update that the run starts from.
+          step: the update that the run starts from; -1 where it starts anew.
         """
         self._path = run_dir / SAMPLES_FILE
         if self._path.exists():
-            self._path.write_text(_drop_blocks_after(self._path.read_text(), step))
+            text = self._path.read_text(errors="replace")
+            write_text(self._path, _drop_blocks_after(text, step))
 
     def write(self, step: int, text: str) -> None:
         """Prints a block above the progress bar, and appends it to the file."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.environment import trained_at
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, first_step_at, read_metrics
+from experiments.common.records import read_json, read_rows
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import flatten
+from experiments.common.run_directory import flatten, read_environment
 
 _MODEL_SECTIONS = ("rmc", "lstm", "dnc", "entnet", "dtype", "model")
 """Parts of a config that are a model's. All else but `train` says what the task is."""
@@ -104,7 +104,7 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
     places: dict[tuple[str, int], Path] = {}
     left_out: list[str] = []
     for run_dir in runs:
-        config = json.loads((run_dir / "config.json").read_text())
+        config = read_json(run_dir / "config.json")
         if "model" not in config or "train" not in config:
             left_out.append(str(run_dir))
             continue
@@ -131,10 +131,10 @@ def collect(runs: Iterable[Path]) -> list[Entry]:
 
 
 def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
-    summary = json.loads((run_dir / "summary.json").read_text())
-    environment = json.loads((run_dir / "environment.json").read_text())
+    summary = read_json(run_dir / "summary.json")
+    environment = read_environment(run_dir)
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
-    timings = [json.loads(line) for line in (run_dir / TIMINGS_FILE).read_text().splitlines()]
+    timings = read_rows(run_dir / TIMINGS_FILE)
     count = len(summary["seeds"])
     seconds = {row["step"]: row["wall_seconds"] / count for row in timings}
     flat = {name: value for name, value in flatten(config).items() if name not in _IRRELEVANT}
@@ -148,7 +148,7 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
         updates_per_second=summary["steps"] * count / max(summary["train_seconds"], 1e-9),
         hardware=f"{environment['processor']}, {environment['cpu_cores']} cores, "
         f"{environment['device']}",
-        commits=tuple(trained_at(environment)),
+        commits=tuple(environment["git_commits"]),
         seeds={seed: Seed(*curves[seed], seconds) for seed in summary["seeds"]},
     )
 

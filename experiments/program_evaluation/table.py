@@ -1,19 +1,19 @@
 """The paper's Table 1, beside ours: ``python -m experiments.program_evaluation table --help``."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common.cli import DirectoryOptions, exit_code, parse
-from experiments.common.environment import describe_environment, trained_at
+from experiments.common.environment import describe_environment
 from experiments.common.launch import run_commands
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.options import changed_options
+from experiments.common.records import read_json, write_json, write_text
 from experiments.common.results import without_place
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.run_directory import check_run, read_environment, trained_at
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
@@ -107,7 +107,7 @@ def make_table(config: Config, run_dir: Path) -> str:
             plot(task, directories, run_dir, trivial[task], prefix=f"{task}_")
     text = to_markdown(config, runs, trivial)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "table.md").write_text(text)
+    write_text(run_dir / "table.md", text)
     environment = describe_environment()
     environment["command"] = without_place(environment["command"])
     content = {
@@ -144,7 +144,7 @@ def find_finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
     finished = {}
     for names, (directory, one) in nested_runs(config, run_dir).items():
         if (directory / "summary.json").exists():
-            open_run(directory, one)
+            check_run(directory, one)
             finished[names] = directory
     return finished
 
@@ -158,10 +158,10 @@ def collect(config: Config, run_dir: Path) -> Runs:
     runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
     for (task, model), directory in find_finished(config, run_dir).items():
         curves = curve(read_metrics(directory), "valid", "accuracy")
-        environment = json.loads((directory / "environment.json").read_text())
+        environment = read_environment(directory)
         environment["command"] = without_place(environment["command"])
         runs[task][model] = {
-            "summary": json.loads((directory / "summary.json").read_text()),
+            "summary": read_json(directory / "summary.json"),
             "environment": environment,
             "accuracy": {
                 str(seed): {"step": steps, "value": [round(value, 5) for value in values]}

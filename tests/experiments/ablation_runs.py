@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from experiments.ablations import PRESETS, make_rows
-from experiments.common.run_directory import open_run
+from experiments.common.run_directory import note_failure, note_session, open_run
 
 CONFIG = dataclasses.replace(
     PRESETS["quick"],
@@ -29,6 +29,7 @@ def make_run(run_dir, name, accuracy, *, curves=None, rows=ROWS, seconds=8.0):
     row = rows[name]
     directory = run_dir / name
     open_run(directory, row)
+    note_session(directory, 0)
     evaluations = curves or [[0.7, value, value] for value in accuracy]
     lines = [
         {"step": 2 * i, "split": "valid", "seed": seed, "accuracy": value}
@@ -52,5 +53,11 @@ def make_grid(run_dir):
     make_run(run_dir, "blocks_2", [0.97, 0.98], curves=[[0.7, 0.84, 0.97], [0.7, 0.8, 0.98]])
     make_run(run_dir, "initial_zeros", [0.66, 0.67])
     make_run(run_dir, "lstm", [0.8, 0.9], curves=[[0.7, 0.75, 0.8], [0.7, 0.9, 0.9]])
-    open_run(run_dir / "gates_none", ROWS["gates_none"])
-    (run_dir / "gates_none" / "failure.json").write_text('{"error": "loss became nan"}')
+    fail_run(run_dir, "gates_none")
+
+
+def fail_run(run_dir, name):
+    """What a row leaves whose loss became NaN."""
+    open_run(run_dir / name, ROWS[name])
+    note_session(run_dir / name, 0)
+    note_failure(run_dir / name, "loss became nan")

@@ -9,8 +9,8 @@ from experiments.ablations import make_rows
 from experiments.ablations.__main__ import main
 from experiments.ablations.train import train_row
 from experiments.common import loop
-from experiments.common.run_directory import ConfigMismatchError, open_run
-from tests.experiments.ablation_runs import CONFIG, ROWS, TINY, make_grid, make_run
+from experiments.common.run_directory import ConfigMismatchError
+from tests.experiments.ablation_runs import CONFIG, ROWS, TINY, fail_run, make_grid, make_run
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def test_stopped_rows_go_on_and_the_next_ones_wait(tmp_path, monkeypatch, capsys
 
 def test_nan_is_a_result(tmp_path, monkeypatch):
     def train(*args):
+        fail_run(tmp_path, "gates_none")
         raise loop.NonFiniteError("loss became nan")
 
     monkeypatch.setattr(loop, "train", train)
@@ -80,8 +81,7 @@ def test_a_base_that_failed_is_told_from_one_that_is_missing(tmp_path, monkeypat
         assert main([*arguments, "--only", "heads_1", "mlp_1"]) == 0
         assert "no report yet: the base is missing (--only base)" in capsys.readouterr().out
     assert not (tmp_path / "numbers.json").exists()
-    open_run(tmp_path / "base", ROWS["base"])
-    (tmp_path / "base" / "failure.json").write_text('{"error": "loss became nan"}')
+    fail_run(tmp_path, "base")
     assert main([*arguments, "--only", "heads_1"]) == 3
     assert "error: the base's loss became NaN in" in capsys.readouterr().err
 

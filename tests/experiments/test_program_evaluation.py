@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common.checkpoint import Checkpoints
+from experiments.common.checkpoint import Writer
 from experiments.common.cli import parse
 from experiments.common.problem import Mean, accuracy
 from experiments.common.samples import SamplesWriter
@@ -129,7 +129,7 @@ def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
     )
     programs = make_programs(make_problem(config), config.train)
     state, levels, logged = programs.init(), [], []
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Writer(tmp_path)
     for chunk in range(1, 5):
         state, metrics = programs.train_chunk(state, 5)
         levels.append(int(state.inner.level.length[0]))
@@ -139,7 +139,7 @@ def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
     # A step up with every ten losses that do not rise much.
     assert levels == [1, 2, 2, 3]
     assert logged == [1.0, 1.0, 2.0, 2.0]  # What was trained on, before the step up.
-    step, resumed = checkpoints.restore_latest(programs.shapes)
+    step, resumed, _ = checkpoints.restore_latest(programs.shapes)
     checkpoints.close()
     assert (step, resumed.inner.level.count[0], resumed.inner.level.length[0]) == (10, 0, 2)
     for _ in range(2):

@@ -12,7 +12,7 @@ def make_run(directory, accuracy):
     for name in ("config", "summary"):
         (directory / f"{name}.json").write_text(json.dumps({"of": name}))
     command = f"python -m it --run-dir {directory} --no-progress --seed 3"
-    (directory / "environment.json").write_text(json.dumps({"command": command}))
+    (directory / "environment.json").write_text(json.dumps({"command": command, "git_commit": "a"}))
     rows = [
         {"step": step, "split": split, "seed": 3, "accuracy": accuracy + step}
         for step in (0, 10)
@@ -29,7 +29,7 @@ def test_collects_one_run_or_several(tmp_path):
     assert both["a"] == collect(tmp_path / "a")
     assert both["a"]["accuracy"] == {"3": {"step": [0, 10], "value": [0.12346, 10.12346]}}
     # Where it ran is nobody's business.
-    assert both["a"]["environment"] == {"command": "python -m it --seed 3"}
+    assert both["a"]["environment"]["command"] == "python -m it --seed 3"
 
 
 def test_no_run(tmp_path):

@@ -1,7 +1,6 @@
 """The training loop: resume, interruption, damage, NaN, and what a run leaves behind."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -14,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import environment, loop
-from experiments.common.checkpoint import Checkpoints
+from experiments.common import loop
+from experiments.common.checkpoint import Writer
 from experiments.common.metrics import read_metrics
 from experiments.common.problem import Mean, Problem, accuracy
+from experiments.common.records import read_rows
 from experiments.common.run_directory import ConfigMismatchError, RunExistsError, open_run
 from experiments.common.steps import make_programs, to_values
 from experiments.common.supervised import Curriculum, supervised
@@ -98,30 +98,20 @@ def test_learns_and_writes_what_a_run_leaves(uninterrupted):
     evaluated = [row["step"] for row in rows if row["split"] == "valid" and row["seed"] == 1]
     assert evaluated == [0, 10, 20, 30, 40]
     assert set(rows[2]) == {"step", "split", "seed", "loss", "accuracy", "gradient_norm"}
-    written = json.loads((directory / "environment.json").read_text())
-    assert written["packages"]["jax"] == jax.__version__
+    (session,) = read_rows(directory / "sessions.jsonl")
+    assert session["step"] == 0
+    assert session["environment"]["packages"]["jax"] == jax.__version__
     assert list((directory / "tensorboard").iterdir())
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["20", "30", "40"]
-
-
-def test_commits_of_all_sessions_are_noted(tmp_path, monkeypatch):
-    path = tmp_path / "environment.json"
-    path.write_text(json.dumps({"git_commit": "abc"}))
-    for commit in ("abc", "def", "def", "abc"):
-        monkeypatch.setattr(environment, "git_commit", lambda commit=commit: commit)
-        environment.note_commit(path)
-    noted = json.loads(path.read_text())
-    assert environment.trained_at(noted) == ["abc", "def", "abc"]
-    assert noted["git_commit"] == "abc"
 
 
 def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrupted, monkeypatch):
     check = loop._check_finite
 
-    def fail_late(metrics, config, step):
+    def fail_late(metrics, config, step, saved):
         if step == 25:
             raise RuntimeError("power cut")
-        check(metrics, config, step)
+        check(metrics, config, step, saved)
 
     monkeypatch.setattr(loop, "_check_finite", fail_late)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -137,7 +127,9 @@ def test_times_that_are_read_back_are_those_that_were_told(tmp_path):
     clock = loop._Clock(tmp_path / "timings.jsonl", 0, time.perf_counter())
     for step in range(1, 4):
         clock.add(step, 1, 0.12349)
+    clock.close()
     again = loop._Clock(tmp_path / "timings.jsonl", 3, time.perf_counter())
+    again.close()
     assert (again.seconds, again.wall_seconds) == (clock.seconds, clock.wall_seconds)
     assert clock.seconds == pytest.approx(0.37, abs=2e-3)
 
@@ -150,10 +142,10 @@ def test_finished_run_is_left_alone(tmp_path, uninterrupted):
 def test_one_signal_saves_and_stops(tmp_path, uninterrupted, monkeypatch):
     check = loop._check_finite
 
-    def press(metrics, config, step):
+    def press(metrics, config, step, saved):
         if step == 15:
             signal.raise_signal(signal.SIGINT)
-        check(metrics, config, step)
+        check(metrics, config, step, saved)
 
     monkeypatch.setattr(loop, "_check_finite", press)
     with pytest.raises(loop.Interrupted, match="stopped at step 15"):
@@ -178,7 +170,7 @@ def test_damaged_checkpoints_are_skipped_with_a_message(tmp_path, uninterrupted,
 
 
 def test_silent_damage_is_found_by_the_digest(tmp_path, capsys):
-    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints = Writer(tmp_path / "c")
     state = {"w": np.arange(4, dtype=np.float32)}
     checkpoints.save(1, state)
     checkpoints.save(2, {"w": state["w"] + 1})
@@ -187,7 +179,7 @@ def test_silent_damage_is_found_by_the_digest(tmp_path, capsys):
     assert digest is None or files
     for file in files:
         file.write_text(file.read_text().replace('"sha256": "', '"sha256": "0'))
-    step, restored = checkpoints.restore_latest(state) or (None, None)
+    step, restored, _ = checkpoints.restore_latest(state) or (None, None, None)
     checkpoints.close()
     assert "step 2 is damaged and is skipped: the digest does not match" in capsys.readouterr().out
     assert step == 1
@@ -195,7 +187,7 @@ def test_silent_damage_is_found_by_the_digest(tmp_path, capsys):
 
 
 def test_only_damaged_checkpoints_is_an_error(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints = Writer(tmp_path / "c")
     checkpoints.save(1, {"w": np.zeros(3, np.float32)})
     with pytest.raises(ValueError, match=r"none of the checkpoints \(steps \[1\]\)"):
         checkpoints.restore_latest({"w": np.zeros(4, np.float32)})
