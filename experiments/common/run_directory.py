@@ -60,12 +60,7 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
       RunBusyError: there is something to write, and another process writes there.
       RefusedError: the config there is damaged, or JAX finds no device.
     """
-    if not (run_dir / CONFIG_FILE).exists():
-        if resume:
-            raise RunExistsError(
-                f"there is no run in {run_dir}; choose another --run-dir, or train one first, "
-                "without --resume or --eval-only"
-            )
+    if not (run_dir / CONFIG_FILE).exists() and not resume:
         _find_device()  # Before a directory is made.
         with hold(run_dir):
             if (run_dir / "checkpoints").exists():
@@ -95,7 +90,10 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
     """
     path = run_dir / CONFIG_FILE
     if not path.exists():
-        raise RunExistsError(f"there is no run in {run_dir}")
+        raise RunExistsError(
+            f"there is no run in {run_dir}; choose another --run-dir, or train one first, without "
+            "--resume or --eval-only"
+        )
     found = read_json(path)
     if not isinstance(found, Mapping):
         raise RefusedError(f"{path} is damaged: it holds no config")

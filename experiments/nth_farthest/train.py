@@ -8,7 +8,8 @@ from experiments.common import loop
 from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.records import write_json
+from experiments.common.run_directory import check_run, open_run, write_evaluation
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.config import Config
 from experiments.nth_farthest.model import make_model
@@ -68,10 +69,10 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     for name in names:
         directory = run_dir if len(names) == 1 else run_dir / name
         one = dataclasses.replace(config, model=name)
-        open_run(directory, one, resume=True)
+        check_run(directory, one)
         step, means = loop.evaluate_run(make_problem(one), config.train, directory)
         result[name] = {"step": step, "seeds": list(config.train.seeds), "evaluation": means}
-        write_json(directory / "evaluation.json", result[name])
+        write_evaluation(directory, result[name])
     return result
 
 

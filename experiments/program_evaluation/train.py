@@ -12,7 +12,8 @@ from experiments.common import loop
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Mean, Problem, accuracy
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.records import write_json
+from experiments.common.run_directory import check_run, open_run, write_evaluation
 from experiments.common.supervised import Curriculum, supervised
 from experiments.program_evaluation.config import Config
 from experiments.program_evaluation.data import Task, make_task
@@ -149,10 +150,10 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
     results: dict[str, Any] = {task: {} for task in config.tasks}
     for (task, model), (directory, one) in list_runs(config, run_dir).items():
-        open_run(directory, one, resume=True)
+        check_run(directory, one)
         step, means = loop.evaluate_run(make_problem(one), one.train, directory)
         result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
-        write_json(directory / "evaluation.json", result)
+        write_evaluation(directory, result)
         results[task][model] = result
     return results
 
