@@ -1,0 +1,1 @@
+"""A recurrent actor-critic: agents, rollouts, targets, losses and evaluation, on any environment."""

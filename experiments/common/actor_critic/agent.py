@@ -1,0 +1,106 @@
+"""The agents: the paper's convolutions and position maps, a recurrent core, policy and value.
+
+Paper appendix A.3: two convolutions of 12 and 24 kernels of 2 x 2 with ReLU; two maps with the
+pixels' x and y in [-1, 1] beside their output. How the maps become the core's input is not stated:
+here by one dense layer with ReLU. A core that takes pictures (ConvLSTM) gets the maps themselves.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rrnn_jax import RNN
+from rrnn_jax.typing import Array, Carry, Dtype
+
+
+class Agent(nn.Module):
+    """Policy and values over trajectories, time first.
+
+    Attributes:
+      num_actions: how many there are.
+      cell: the recurrent core, or None: the agent has no memory.
+      width: of the dense layers before and after the core (default: 64).
+      last_action: whether the core also sees the last action and reward, as in IMPALA's agent
+        (default: True).
+      dtype: dtype of the products; norms, memory, logits and values are float32 always.
+    """
+
+    num_actions: int
+    cell: nn.RNNCellBase | None = None
+    width: int = 64
+    last_action: bool = True
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self, carry: Carry, obs: Array, resets: Array, actions: Array, rewards: Array
+    ) -> tuple[Carry, Array, Array]:
+        """Runs over a trajectory.
+
+        Args:
+          carry: the core's, ``[B, ...]``; () without one.
+          obs: ``[T, B, height, width, channels]``.
+          resets: ``[T, B]`` bool, whether the observation is the first of an episode.
+          actions: ``[T, B]`` int32, the last action taken; of no account at a reset.
+          rewards: ``[T, B]``, the last reward; of no account at a reset.
+
+        Returns:
+          The carry, logits ``[T, B, A]`` and values ``[T, B]``.
+        """
+        x = obs
+        for features in (12, 24):
+            x = nn.relu(nn.Conv(features, (2, 2), dtype=self.dtype)(x))
+        x = jnp.concatenate([x, _positions(x)], axis=-1)
+        is_picture = self.cell is not None and self.cell.num_feature_axes == 3
+        extra = _last(resets, actions, rewards, self.num_actions, x.dtype)
+        if is_picture:
+            if self.last_action:
+                maps = jnp.broadcast_to(extra[..., None, None, :], (*x.shape[:-1], extra.shape[-1]))
+                x = jnp.concatenate([x, maps], axis=-1)
+        else:
+            x = x.reshape(*x.shape[:2], -1)
+            x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="to_core")(x))
+            if self.last_action:
+                x = jnp.concatenate([x, extra], axis=-1)
+        if self.cell is not None:
+            carry, x = RNN(self.cell, time_major=True, return_carry=True, name="core")(
+                x, initial_carry=carry, resets=resets
+            )
+            x = x.reshape(*x.shape[:2], -1)
+        x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="from_core")(x))
+        # A policy that starts near uniform.
+        small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+        logits = nn.Dense(self.num_actions, kernel_init=small, name="policy")(x)
+        values = nn.Dense(1, name="value")(x)[..., 0]
+        return carry, logits.astype(jnp.float32), values.astype(jnp.float32)
+
+    @nn.nowrap
+    def initial_carry(self, obs_shape: tuple[int, ...], batch: int) -> Carry:
+        """The core's own initial memory for a batch; () without a core."""
+        if self.cell is None:
+            return ()
+        extra = self.num_actions + 1 if self.last_action else 0
+        if self.cell.num_feature_axes == 3:
+            shape: tuple[int, ...] = (batch, *obs_shape[:2], 24 + 2 + extra)
+        else:
+            shape = (batch, self.width + extra)
+        return self.cell.initialize_carry(jax.random.key(0), shape)
+
+
+def _positions(x: Array) -> Array:
+    """Maps of y and x in [-1, 1], ``[*B, height, width, 2]``."""
+    height, width = x.shape[-3:-1]
+    y = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, height)[:, None], (height, width))
+    across = jnp.broadcast_to(jnp.linspace(-1.0, 1.0, width)[None, :], (height, width))
+    maps = jnp.stack([y, across], axis=-1).astype(x.dtype)
+    return jnp.broadcast_to(maps, (*x.shape[:-1], 2))
+
+
+def _last(resets: Array, actions: Array, rewards: Array, num_actions: int, dtype: Any) -> Array:
+    """The last action as a one-hot and the last reward, clipped to [-1, 1]; zeros at a reset."""
+    extra = jnp.concatenate(
+        [jax.nn.one_hot(actions, num_actions), jnp.clip(rewards, -1.0, 1.0)[..., None]], axis=-1
+    )
+    return jnp.where(resets[..., None], 0.0, extra).astype(dtype)

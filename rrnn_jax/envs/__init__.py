@@ -1,0 +1,9 @@
+"""Pure, jittable environments of the paper's section 4.3, shaped as those of gymnax."""
+
+from rrnn_jax.envs.box_world import BoxWorld as BoxWorld
+from rrnn_jax.envs.environment import Environment as Environment
+from rrnn_jax.envs.mini_pacman import MiniPacman as MiniPacman
+from rrnn_jax.envs.spaces import Box as Box
+from rrnn_jax.envs.spaces import Discrete as Discrete
+
+__all__ = ["Box", "BoxWorld", "Discrete", "Environment", "MiniPacman"]

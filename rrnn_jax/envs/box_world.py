@@ -1,0 +1,241 @@
+r"""BoxWorld: open boxes in the right order to reach a gem, seen through a window of 5 x 5 cells.
+
+The paper's second environment (section 4.3 and appendix A.3), with the rules of the authors' code
+(google-deepmind/pycolab, ``pycolab/examples/research/box_world``); `box_world_levels` says what a
+level is. **Actions**: 0 up, 1 down, 2 left, 3 right.
+
+* A lock can be entered by who holds the key of its colour: lock and key are used up.
+* A key or the gem can be entered unless there is a lock on its right; a key taken replaces the one
+  held.
+* **Rewards**: +1 for a lock of the solution; -1 for a distractor's, which ends the episode; +10 for
+  the gem, which ends it. The most is L + 10.
+* The step after `max_steps` ends the episode too. That is part of the task: it *terminates*.
+
+**Observations**, float32 in [0, 1]. With a viewport ``[5, 5, 6]``: the window around the player in
+RGB, black outside of the grid, and a frame filled with the colour of the key held, black without
+one ("appended with an extra frame denoting the color of the key currently in possession"). Else
+``[G+2, G+2, 3]``: the grid with its border, and the key held as the pixel (0, 0).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from rrnn_jax.checks import check_positive
+from rrnn_jax.envs.box_world_levels import (
+    BACKGROUND,
+    BORDER,
+    DISTRACTOR,
+    GEM,
+    KEY,
+    LOCK,
+    NUM_COLOURS,
+    PLAYER,
+    Level,
+    draw_level,
+    most_items,
+)
+from rrnn_jax.envs.environment import Environment, Transition
+from rrnn_jax.envs.spaces import Box
+from rrnn_jax.typing import Array
+
+# The 20 hues of the authors' code, in thousandths of RGB.
+_HUES = np.array(
+    [
+        [700, 350, 350], [700, 454, 350], [700, 559, 350], [700, 664, 350], [629, 700, 350],
+        [524, 700, 350], [420, 700, 350], [350, 700, 384], [350, 700, 490], [350, 700, 595],
+        [350, 700, 700], [350, 594, 700], [350, 490, 700], [350, 384, 700], [419, 350, 700],
+        [524, 350, 700], [630, 350, 700], [700, 350, 665], [700, 350, 559], [700, 350, 455],
+    ]
+)  # fmt: skip
+_PALETTE = np.concatenate(
+    [[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]
+).astype(np.float32) / np.float32(1000)
+"""RGB of what a cell may hold; a distractor looks like any other box."""
+
+_MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
+_WINDOW = 5
+
+
+@struct.dataclass
+class BoxWorldParams:
+    """What may be chosen; all but `max_steps` and `levels` is static under jit.
+
+    The defaults are the paper's.
+
+    Attributes:
+      grid_size: G, without the border (default: 12).
+      solution_length: what L is drawn from (default: 1 to 5).
+      num_distractors: what F is drawn from (default: 0 to 5).
+      viewport: whether to see 5 x 5 cells only (default: True).
+      max_steps: the step after this many ends the episode (default: 120).
+      levels: a pool of levels ``[P, ...]`` that episodes begin on, or None (default): a level is
+        drawn for every episode.
+
+    Raises:
+      ValueError: a size out of range, or more boxes than the grid has room for.
+      TypeError: a size that is not an integer.
+    """
+
+    grid_size: int = struct.field(pytree_node=False, default=12)
+    solution_length: tuple[int, ...] = struct.field(pytree_node=False, default=(1, 2, 3, 4, 5))
+    num_distractors: tuple[int, ...] = struct.field(pytree_node=False, default=(0, 1, 2, 3, 4, 5))
+    viewport: bool = struct.field(pytree_node=False, default=True)
+    max_steps: int = 120
+    levels: Level | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(grid_size=self.grid_size)
+        if not self.solution_length or not self.num_distractors:
+            raise ValueError("solution_length and num_distractors must each hold a value or more")
+        for length in self.solution_length:
+            check_positive(solution_length=length)
+        for number in self.num_distractors:
+            check_positive(num_distractors_plus_1=number + 1)
+        longest, most = max(self.solution_length), max(self.num_distractors)
+        if longest > NUM_COLOURS - 2:
+            raise ValueError(
+                f"solution_length must be at most {NUM_COLOURS - 2}, one less than there are "
+                f"colours, got {longest}"
+            )
+        items, room = 1 + longest + most, most_items(self.grid_size)
+        if items > room:
+            raise ValueError(
+                f"grid_size {self.grid_size} has room for {room} items at most, but a loose key, "
+                f"solution_length {longest} and num_distractors {most} make {items}"
+            )
+
+
+@struct.dataclass
+class BoxWorldState:
+    """The state of an episode.
+
+    Attributes:
+      grid: ``[G+2, G+2]`` uint8, see `Level`.
+      player: ``[2]`` int32, row and column.
+      held: int32, the colour of the key held, -1 without one.
+      time: int32, steps taken.
+      solution_length: int32, L of the level.
+      num_distractors: int32, F of the level.
+    """
+
+    grid: Array
+    player: Array
+    held: Array
+    time: Array
+    solution_length: Array
+    num_distractors: Array
+
+
+class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
+    """BoxWorld; the module says what it is.
+
+    >>> env = BoxWorld(grid_size=8, solution_length=(1, 2), num_distractors=(0, 1))
+    >>> params = env.default_params
+    >>> obs, state = env.reset(jax.random.key(0), params)
+    >>> obs, state, reward, done, info = env.step(jax.random.key(1), state, 3, params)
+    >>> obs.shape, reward.shape, bool(done)
+    ((5, 5, 6), (), False)
+
+    256 at once, which begin on any of 1,000 levels:
+
+    >>> params = params.replace(levels=env.draw_levels(jax.random.key(2), 1000))
+    >>> keys = jax.random.split(jax.random.key(3), 256)
+    >>> obs, state = jax.vmap(env.reset, (0, None))(keys, params)
+    >>> actions = jnp.zeros((256,), jnp.int32)
+    >>> obs, *_ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
+    >>> obs.shape
+    (256, 5, 5, 6)
+
+    Args:
+      **params: of `BoxWorldParams`, for `default_params`.
+    """
+
+    def __init__(self, **params: object) -> None:
+        self.default_params = BoxWorldParams(**params)  # type: ignore[arg-type]
+
+    @property
+    def num_actions(self) -> int:
+        """4: up, down, left, right."""
+        return len(_MOVES)
+
+    def observation_space(self, params: BoxWorldParams | None = None) -> Box:
+        """``[5, 5, 6]``, or ``[G+2, G+2, 3]`` without a viewport."""
+        params = self._params(params)
+        side = params.grid_size + 2
+        return Box(0.0, 1.0, (_WINDOW, _WINDOW, 6) if params.viewport else (side, side, 3))
+
+    def draw_level(self, key: Array, params: BoxWorldParams) -> Level:
+        """See `box_world_levels.draw_level`."""
+        return draw_level(key, params.grid_size, params.solution_length, params.num_distractors)
+
+    def start(self, level: Level, params: BoxWorldParams) -> BoxWorldState:
+        """The first state on a level: no key, no step."""
+        del params
+        return BoxWorldState(held=jnp.int32(-1), time=jnp.int32(0), **level._asdict())
+
+    def transition(
+        self, key: Array, state: BoxWorldState, action: Array, params: BoxWorldParams
+    ) -> Transition:
+        """One step; nothing in it is random. ``info["solved"]``: the gem was taken."""
+        del key
+        target = state.player + jnp.asarray(_MOVES)[action]
+        side = params.grid_size + 2
+        cells, index = state.grid.reshape(-1), target[0] * side + target[1]
+        cell = cells.at[index].get(mode="promise_in_bounds").astype(jnp.int32)
+        right = cells.at[index + 1].get(mode="promise_in_bounds").astype(jnp.int32)
+        is_lock = cell >= LOCK
+        is_distractor = cell >= DISTRACTOR
+        is_key = (cell >= KEY) & (cell < LOCK)
+        is_gem = cell == GEM
+        colour = jnp.where(is_distractor, cell - DISTRACTOR, cell - LOCK)
+        may_open = is_lock & (colour == state.held)
+        may_take = (is_key | is_gem) & (right < LOCK)
+        enters = (cell == BACKGROUND) | may_open | may_take
+
+        taken = jnp.where(may_take & is_key, cell - KEY, state.held)
+        here = jax.lax.iota(jnp.int32, side * side) == index
+        grid = jnp.where(here & enters, jnp.uint8(BACKGROUND), cells).reshape(side, side)
+        new = state.replace(
+            grid=grid,
+            player=jnp.where(enters, target, state.player),
+            held=jnp.where(may_open, -1, taken),
+            time=state.time + 1,
+        )
+        solved = may_take & is_gem
+        reward = jnp.where(may_open, jnp.where(is_distractor, -1.0, 1.0), 0.0)
+        reward = jnp.where(solved, 10.0, reward).astype(jnp.float32)
+        done = solved | (may_open & is_distractor) | (new.time > params.max_steps)
+        return Transition(new, new, reward, done, jnp.zeros_like(done), {"solved": solved})
+
+    def get_obs(self, state: BoxWorldState, params: BoxWorldParams) -> Array:
+        """The observation of a state."""
+        palette = jnp.asarray(_PALETTE)
+        if not params.viewport:
+            return palette[self.frame(state)]
+        offset = np.arange(_WINDOW, dtype=np.int32) - _WINDOW // 2
+        rows, columns = state.player[0] + offset, state.player[1] + offset
+        window = state.grid.at[rows[:, None], columns[None, :]].get(
+            mode="fill", fill_value=BORDER, wrap_negative_indices=False
+        )
+        window = window.at[_WINDOW // 2, _WINDOW // 2].set(PLAYER)
+        held = palette[jnp.where(state.held < 0, BORDER, KEY + state.held)]
+        extra = jnp.broadcast_to(held, (_WINDOW, _WINDOW, 3))
+        return jnp.concatenate([palette[window], extra], axis=-1)
+
+    def frame(self, state: BoxWorldState) -> Array:
+        """The whole grid as the authors' code draws it.
+
+        Returns:
+          ``[G+2, G+2]`` uint8: 0 background, 1 border, 2 player, 3 gem, 4 + c a key and 24 + c a
+          lock of colour c. The key held stands at (0, 0).
+        """
+        frame = jnp.where(state.grid >= DISTRACTOR, state.grid - NUM_COLOURS, state.grid)
+        frame = frame.at[state.player[0], state.player[1]].set(PLAYER)
+        corner = jnp.where(state.held < 0, BORDER, KEY + state.held)
+        return frame.at[0, 0].set(corner.astype(jnp.uint8))
+
+    def render(self, state: BoxWorldState) -> Array:
+        """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, whatever the agent sees of it."""
+        return jnp.round(jnp.asarray(_PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)

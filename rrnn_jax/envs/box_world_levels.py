@@ -1,0 +1,169 @@
+r"""Levels of BoxWorld: boxes, keys and a gem on a grid, drawn as the authors' generator draws them.
+
+Source: google-deepmind/pycolab, ``pycolab/examples/research/box_world/box_world.py``. A level has
+a solution of L boxes and F distractor boxes. With the colours numbered 0 to 19 in an order that is
+drawn anew for each level:
+
+* a loose key of colour 1 lies open;
+* box i = 1..L has a lock of colour i and holds the key i + 1, the last one the gem;
+* each distractor has a lock of a colour in 1..L and holds a key of a colour in L+1..19, so that
+  whoever opens it has wasted the key and can go no further.
+
+L, F, locks and keys are uniform. Items are placed one after the other, the loose key first: the
+left cell (the content; the lock is on its right) is uniform over the cells in rows 2..G-1 and
+columns 2..G-3 with nothing in the rows and columns from one before to one (to the right: two)
+behind. If an item finds no place, all is drawn again. The player then takes an empty cell.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.typing import Array
+
+NUM_COLOURS = 20
+BACKGROUND, BORDER, PLAYER, GEM, KEY, LOCK, DISTRACTOR = 0, 1, 2, 3, 4, 24, 44
+"""What a cell holds: KEY, LOCK and DISTRACTOR (the lock of one) stand for colour 0, + c for c."""
+
+
+class Level(NamedTuple):
+    """What an episode begins with.
+
+    Attributes:
+      grid: ``[G+2, G+2]`` uint8, the contents of all cells, border included, without the player.
+      player: ``[2]`` int32, row and column.
+      solution_length: int32, L.
+      num_distractors: int32, F.
+    """
+
+    grid: Array
+    player: Array
+    solution_length: Array
+    num_distractors: Array
+
+
+def most_items(grid_size: int) -> int:
+    """A bound on boxes and loose key together that fit a grid, as if all were boxes.
+
+    A box keeps a block of two rows and three columns to itself, and the left cells stand in rows
+    2..G-1 and columns 2..G-3.
+
+    >>> most_items(6), most_items(8), most_items(12)
+    (2, 6, 15)
+    """
+    return max((grid_size - 2) // 3, 0) * max((grid_size - 1) // 2, 0)
+
+
+def draw_level(
+    key: Array, grid_size: int, lengths: tuple[int, ...], distractors: tuple[int, ...]
+) -> Level:
+    """Draws a level.
+
+    >>> level = draw_level(jax.random.key(0), 8, (2,), (1,))
+    >>> level.grid.shape, int((level.grid >= LOCK).sum())
+    ((10, 10), 3)
+
+    Args:
+      key: a PRNG key.
+      grid_size: G, without the border (static under jit).
+      lengths: what L is drawn from (static).
+      distractors: what F is drawn from (static).
+
+    Returns:
+      A `Level`.
+    """
+
+    def attempt(count: Array) -> tuple[Array, Level, Array]:
+        level, fits = _attempt(jax.random.fold_in(key, count), grid_size, lengths, distractors)
+        return count + 1, level, fits
+
+    return jax.lax.while_loop(
+        lambda carry: ~carry[2], lambda carry: attempt(carry[0]), attempt(jnp.int32(0))
+    )[1]
+
+
+def _attempt(
+    key: Array, grid_size: int, lengths: tuple[int, ...], distractors: tuple[int, ...]
+) -> tuple[Level, Array]:
+    """A level, and whether all items found a place."""
+    most, others = max(lengths), max(distractors)
+    for_sizes, for_colours, for_items, for_places, for_player = jax.random.split(key, 5)
+    which = jax.random.uniform(for_sizes, (2,))
+    length = _pick(which[0], lengths)
+    number = _pick(which[1], distractors)
+    # Ranks of random bits are a random order.
+    bits = jax.random.bits(for_colours, (NUM_COLOURS,), jnp.uint32)
+    colours = jnp.sum(bits[:, None] > bits[None, :], axis=-1, dtype=jnp.int32)
+
+    box = jnp.arange(1, most + 1, dtype=jnp.int32)
+    contents = jnp.where(box == length, GEM, KEY + colours[box + 1])
+    fair = jax.random.uniform(for_items, (2, others))
+    locks = 1 + _below(fair[0], length)
+    keys = length + 1 + _below(fair[1], NUM_COLOURS - 1 - length)
+    items = {
+        "exists": jnp.concatenate(
+            [jnp.array([True]), box <= length, jnp.arange(others, dtype=jnp.int32) < number]
+        ),
+        "content": jnp.concatenate([KEY + colours[1:2], contents, KEY + colours[keys]]),
+        "lock": jnp.concatenate(
+            [jnp.array([BACKGROUND], jnp.int32), LOCK + colours[box], DISTRACTOR + colours[locks]]
+        ),
+        "place": jax.random.uniform(for_places, (1 + most + others,)),
+    }
+    row, column = _coordinates(grid_size)
+    inside = (row >= 1) & (row <= grid_size) & (column >= 1) & (column <= grid_size)
+    grid = jnp.where(inside, jnp.uint8(BACKGROUND), jnp.uint8(BORDER))
+    (grid, fits), _ = jax.lax.scan(_place, (grid, jnp.array(True)), items)
+
+    # The player's cell: uniform over empty cells in rows 2..G-1 and columns 1..G-1.
+    allowed = (row >= 2) & (row <= grid_size - 1) & (column >= 1) & (column <= grid_size - 1)
+    start = _choose(jax.random.uniform(for_player), allowed & (grid == BACKGROUND))
+    index = jnp.argmax(start.reshape(-1)).astype(jnp.int32)
+    player = jnp.stack([index // (grid_size + 2), index % (grid_size + 2)])
+    return Level(grid, player, length, number), fits
+
+
+
+def _place(carry: tuple[Array, Array], item: dict[str, Any]) -> tuple[tuple[Array, Array], None]:
+    """Puts one item on the grid, and notes whether it found a place."""
+    grid, fits = carry
+    size = grid.shape[0] - 2
+    row, column = _coordinates(size)
+    empty = grid == BACKGROUND
+    # Rows -1..1 and columns -1..2 around a cell; the border is not empty, so rolls may wrap.
+    rows = empty & jnp.roll(empty, 1, 0) & jnp.roll(empty, -1, 0)
+    free = rows & jnp.roll(rows, 1, 1) & jnp.roll(rows, -1, 1) & jnp.roll(rows, -2, 1)
+    free = free & (row >= 2) & (row <= size - 1) & (column >= 2) & (column <= size - 3)
+    here = _choose(item["place"], free) & item["exists"]
+    has_lock = item["lock"] != BACKGROUND
+    grid = jnp.where(here, item["content"].astype(jnp.uint8), grid)
+    grid = jnp.where(jnp.roll(here, 1, 1) & has_lock, item["lock"].astype(jnp.uint8), grid)
+    return (grid, fits & (jnp.any(free) | ~item["exists"])), None
+
+
+def _choose(uniform: Array, allowed: Array) -> Array:
+    """A mask of one of the allowed cells; of none where none is allowed."""
+    order = jnp.cumsum(allowed.reshape(-1), dtype=jnp.int32).reshape(allowed.shape)
+    wanted = 1 + _below(uniform, order[-1, -1])
+    return allowed & (order == wanted)
+
+
+def _below(uniform: Array, count: Array) -> Array:
+    """An integer in 0..count-1 from a uniform number in [0, 1)."""
+    picked = (uniform * count.astype(jnp.float32)).astype(jnp.int32)
+    return jnp.minimum(picked, count - 1)
+
+
+def _pick(uniform: Array, values: tuple[int, ...]) -> Array:
+    """One of `values`."""
+    return jnp.array(values, jnp.int32)[_below(uniform, jnp.int32(len(values)))]
+
+
+def _coordinates(grid_size: int) -> tuple[Array, Array]:
+    """Row and column of every cell, ``[G+2, G+2]`` each."""
+    shape = (grid_size + 2, grid_size + 2)
+    return (
+        jax.lax.broadcasted_iota(jnp.int32, shape, 0),
+        jax.lax.broadcasted_iota(jnp.int32, shape, 1),
+    )

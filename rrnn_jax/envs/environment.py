@@ -1,0 +1,177 @@
+"""What all environments share: resets, and steps that begin the next episode by themselves."""
+
+import abc
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.envs.spaces import Box, Discrete
+from rrnn_jax.typing import Array
+
+State = TypeVar("State", bound=Any)
+Params = TypeVar("Params", bound=Any)
+Info = dict[str, Any]
+
+
+class Transition(NamedTuple):
+    """What a step leads to.
+
+    Attributes:
+      state: the next state.
+      shown: the state that the observation shows; nearly always the same.
+      reward: float32.
+      terminated: whether the episode ended by the rules, bool: nothing comes after it.
+      truncated: whether it was cut off, bool: it could have gone on.
+      info: more about the step, by name.
+    """
+
+    state: Any
+    shown: Any
+    reward: Array
+    terminated: Array
+    truncated: Array
+    info: Info
+
+
+class Environment(abc.ABC, Generic[State, Params]):
+    """An environment as pure functions, for one episode at a time; `jax.vmap` makes it many.
+
+    The methods are those of gymnax: agents written for its environments run on these. (`step`
+    returns five values, as gymnax did before version 1; what its sixth value tells is in `info`.)
+    There is no state in the object: whatever changes is in `state`, and whatever may be chosen is
+    in `params`, a `flax.struct.dataclass`. Params that change shapes or rules are static: under
+    `jax.jit` another value compiles anew.
+
+    ``params.levels`` may hold a pool of levels, ``[P, ...]``: episodes then begin on one of them,
+    drawn uniformly, which spares making a level at every step of a batch; `draw_levels` makes them.
+    """
+
+    default_params: Params
+    can_truncate: bool = False
+    """Whether an episode may be cut off: False where all ends are the rules'."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return type(self).__name__
+
+    @property
+    @abc.abstractmethod
+    def num_actions(self) -> int:
+        """How many actions there are."""
+
+    def action_space(self, params: Params | None = None) -> Discrete:
+        """The actions, from 0 to `num_actions` - 1."""
+        del params
+        return Discrete(self.num_actions)
+
+    @abc.abstractmethod
+    def observation_space(self, params: Params | None = None) -> Box:
+        """The observations: float32 in [0, 1]."""
+
+    @abc.abstractmethod
+    def draw_level(self, key: Array, params: Params) -> Any:
+        """Draws what an episode begins with."""
+
+    @abc.abstractmethod
+    def start(self, level: Any, params: Params) -> State:
+        """The first state of an episode on `level`."""
+
+    @abc.abstractmethod
+    def get_obs(self, state: State, params: Params) -> Array:
+        """The observation of a state."""
+
+    @abc.abstractmethod
+    def transition(self, key: Array, state: State, action: Array, params: Params) -> Transition:
+        """One step as the rules have it."""
+
+    def draw_levels(self, key: Array, count: int, params: Params | None = None) -> Any:
+        """A pool of levels for ``params.levels``.
+
+        Args:
+          key: a PRNG key.
+          count: P (static under jit).
+          params: what levels are drawn by (default: `default_params`).
+
+        Returns:
+          Levels with a leading axis ``[P]``.
+        """
+        params = self._params(params)
+        return jax.vmap(lambda key: self.draw_level(key, params))(jax.random.split(key, count))
+
+    def reset_env(self, key: Array, params: Params) -> tuple[Array, State]:
+        """Begins an episode; as `reset`."""
+        state = self._begin(key, params)
+        return self.get_obs(state, params), state
+
+    def reset(self, key: Array, params: Params | None = None) -> tuple[Array, State]:
+        """Begins an episode.
+
+        Args:
+          key: a PRNG key.
+          params: of the environment (default: `default_params`).
+
+        Returns:
+          The observation and the state.
+        """
+        return self.reset_env(key, self._params(params))
+
+    def step_env(
+        self, key: Array, state: State, action: Array, params: Params
+    ) -> tuple[Array, State, Array, Array, Info]:
+        """One step, without the reset at the end of an episode; else as `step`."""
+        result = self.transition(key, state, action, params)
+        obs = self.get_obs(result.shown, params)
+        return obs, result.state, result.reward, *_ending(result)
+
+    def step(
+        self, key: Array, state: State, action: Array, params: Params | None = None
+    ) -> tuple[Array, State, Array, Array, Info]:
+        """One step; where it ends the episode, observation and state are those of the next one.
+
+        Args:
+          key: a PRNG key.
+          state: of the environment.
+          action: an integer scalar.
+          params: of the environment (default: `default_params`).
+
+        Returns:
+          Observation, state, reward (float32), whether the episode ended (bool), and info with
+          ``terminated`` (it ended by the rules: nothing comes after it), ``truncated`` (it was cut
+          off: bootstrap from ``final_observation``) and ``final_observation`` (of the state that
+          the step led to, before the reset; it costs nothing unless it is used).
+        """
+        params = self._params(params)
+        for_step, for_reset = jax.random.split(key)
+        result = self.transition(for_step, state, action, params)
+        done, info = _ending(result)
+        fresh = self._begin(for_reset, params)
+
+        def choose(fresh: Array, old: Array) -> Array:
+            return jax.lax.select(jnp.broadcast_to(done, old.shape), fresh, old)
+
+        # One picture is drawn, not two of which one is thrown away.
+        obs = self.get_obs(jax.tree.map(choose, fresh, result.shown), params)
+        state = jax.tree.map(choose, fresh, result.state)
+        info = {**info, "final_observation": self.get_obs(result.shown, params)}
+        return obs, state, result.reward, done, info
+
+    def _begin(self, key: Array, params: Params) -> State:
+        """The first state of an episode, on a level from the pool if there is one."""
+        if params.levels is None:
+            return self.start(self.draw_level(key, params), params)
+        count = jax.tree.leaves(params.levels)[0].shape[0]
+        # One word of random bits, for speed; the remainder favours no level by more than P / 2^32.
+        index = jax.random.bits(key, (), jnp.uint32) % jnp.uint32(count)
+        level = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
+        return self.start(level, params)
+
+    def _params(self, params: Params | None) -> Params:
+        return self.default_params if params is None else params
+
+
+def _ending(result: Transition) -> tuple[Array, Info]:
+    """Whether the episode ended, and info that tells why."""
+    ending = {"terminated": result.terminated, "truncated": result.truncated}
+    return result.terminated | result.truncated, {**result.info, **ending}

@@ -1,0 +1,72 @@
+"""Spaces of actions and observations, with the attributes and methods of gymnax's."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rrnn_jax.checks import check_positive
+from rrnn_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """The integers from 0 to n - 1.
+
+    >>> space = Discrete(5)
+    >>> bool(space.contains(space.sample(jax.random.key(0)))), bool(space.contains(5))
+    (True, False)
+
+    Attributes:
+      n: how many there are.
+    """
+
+    n: int
+    shape: tuple[int, ...] = dataclasses.field(default=(), init=False)
+    dtype: Any = dataclasses.field(default=jnp.int32, init=False)
+
+    def __post_init__(self) -> None:
+        check_positive(n=self.n)
+
+    def sample(self, key: Array) -> Array:
+        """A uniform int32 scalar."""
+        return jax.random.randint(key, (), 0, self.n, jnp.int32)
+
+    def contains(self, x: Any) -> Array:
+        """Whether `x` is one of them; a bool scalar."""
+        return (jnp.asarray(x) >= 0) & (jnp.asarray(x) < self.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Arrays of one shape with entries in [low, high].
+
+    >>> space = Box(0.0, 1.0, (5, 5, 3))
+    >>> space.sample(jax.random.key(0)).shape
+    (5, 5, 3)
+    >>> bool(space.contains(jnp.full((5, 5, 3), 2.0)))
+    False
+
+    Attributes:
+      low: the least entry.
+      high: the greatest.
+      shape: of an array.
+      dtype: of an array (default: float32).
+    """
+
+    low: float
+    high: float
+    shape: tuple[int, ...]
+    dtype: Any = jnp.float32
+
+    def sample(self, key: Array) -> Array:
+        """Uniform entries."""
+        return jax.random.uniform(key, self.shape, self.dtype, self.low, self.high)
+
+    def contains(self, x: Any) -> Array:
+        """Whether all entries of `x` are in range; a bool scalar. Other shapes are not in it."""
+        x = jnp.asarray(x)
+        if x.shape != self.shape:
+            return jnp.asarray(False)
+        return jnp.all((x >= self.low) & (x <= self.high))
