@@ -49,9 +49,9 @@ _HUES = np.array(
         [524, 350, 700], [630, 350, 700], [700, 350, 665], [700, 350, 559], [700, 350, 455],
     ]
 )  # fmt: skip
-_PALETTE = np.concatenate(
-    [[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]
-).astype(np.float32) / np.float32(1000)
+_PALETTE = np.concatenate([[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]).astype(
+    np.float32
+) / np.float32(1000)
 """RGB of what a cell may hold; a distractor looks like any other box."""
 
 _MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
@@ -92,7 +92,8 @@ class BoxWorldParams:
         for length in self.solution_length:
             check_positive(solution_length=length)
         for number in self.num_distractors:
-            check_positive(num_distractors_plus_1=number + 1)
+            if number < 0:
+                raise ValueError(f"num_distractors must be at least 0, got {number}")
         longest, most = max(self.solution_length), max(self.num_distractors)
         if longest > NUM_COLOURS - 2:
             raise ValueError(

@@ -124,7 +124,6 @@ def _attempt(
     return Level(grid, player, length, number), fits
 
 
-
 def _place(carry: tuple[Array, Array], item: dict[str, Any]) -> tuple[tuple[Array, Array], None]:
     """Puts one item on the grid, and notes whether it found a place."""
     grid, fits = carry

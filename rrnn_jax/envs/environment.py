@@ -158,14 +158,17 @@ class Environment(abc.ABC, Generic[State, Params]):
         return obs, state, result.reward, done, info
 
     def _begin(self, key: Array, params: Params) -> State:
-        """The first state of an episode, on a level from the pool if there is one."""
+        """The first state of an episode."""
+        return self.start(self._level(key, params), params)
+
+    def _level(self, key: Array, params: Params) -> Any:
+        """A level from the pool, or one that is drawn where there is none."""
         if params.levels is None:
-            return self.start(self.draw_level(key, params), params)
+            return self.draw_level(key, params)
         count = jax.tree.leaves(params.levels)[0].shape[0]
         # One word of random bits, for speed; the remainder favours no level by more than P / 2^32.
         index = jax.random.bits(key, (), jnp.uint32) % jnp.uint32(count)
-        level = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
-        return self.start(level, params)
+        return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
 
     def _params(self, params: Params | None) -> Params:
         return self.default_params if params is None else params

@@ -1,1 +1,1 @@
-"""A recurrent actor-critic: agents, rollouts, targets, losses and evaluation, on any environment."""
+"""A recurrent actor-critic: agents, rollouts, targets, losses, evaluation; any environment."""

@@ -145,9 +145,7 @@ class Learner(NamedTuple):
         env_params = self.env_params.replace(levels=levels)
         play = rollout.begin(self.env, self.agent, for_play, env_params, self.config.num_envs)
         inputs = (play.obs, play.reset, play.action, play.reward)
-        params = self.agent.init(
-            for_params, play.carry, *jax.tree.map(lambda x: x[None], inputs)
-        )
+        params = self.agent.init(for_params, play.carry, *jax.tree.map(lambda x: x[None], inputs))
         return LearnerState(jnp.int32(0), params, self.optimizer.init(params), play, levels)
 
     def update(self, state: LearnerState, key: Array) -> tuple[LearnerState, dict[str, Mean]]:

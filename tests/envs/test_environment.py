@@ -1,0 +1,121 @@
+"""What all environments share: resets, pools of levels, spaces; and gymnax's own base class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax.envs import Box, BoxWorld, Discrete, MiniPacman
+
+ENVS = {
+    "mini_pacman": MiniPacman(),
+    "box_world": BoxWorld(grid_size=6, solution_length=(1,), num_distractors=(0,), max_steps=12),
+}
+
+
+@pytest.fixture(params=ENVS)
+def env(request):
+    return ENVS[request.param]
+
+
+def assert_trees_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_step_resets_by_itself(env):
+    """An episode's end gives the next one's first state, and the last observation apart."""
+    params = env.default_params
+    step, step_env = jax.jit(env.step), jax.jit(env.step_env)
+    obs, state = env.reset(jax.random.key(0), params)
+    ended = 0
+    for index in range(400):
+        key = jax.random.key(index)
+        action = jnp.int32(index % env.num_actions if index % 3 else 1)
+        for_step, for_reset = jax.random.split(key)
+        expected = step_env(for_step, state, action, params)
+        obs, state, reward, done, info = step(key, state, action, params)
+        assert (obs.shape, obs.dtype) == (env.observation_space(params).shape, jnp.float32)
+        assert bool(env.observation_space(params).contains(obs))
+        assert (reward.dtype, done.dtype) == (jnp.float32, jnp.bool_)
+        assert_trees_equal((reward, done), expected[2:4])
+        np.testing.assert_array_equal(info["final_observation"], expected[0])
+        assert bool(done) == bool(info["terminated"] | info["truncated"])
+        fresh = env.reset_env(for_reset, params)
+        assert_trees_equal((obs, state), fresh if done else expected[:2])
+        ended += int(done)
+        if ended == 2:
+            break
+    assert ended == 2
+
+
+def test_pool_of_levels(env):
+    params = env.default_params
+    pool = env.draw_levels(jax.random.key(1), 3)
+    pooled = params.replace(levels=pool)
+    keys = jax.random.split(jax.random.key(2), 60)
+    _, states = jax.vmap(env.reset, (0, None))(keys, pooled)
+    starts = jax.vmap(env.start, (0, None))(pool, params)
+    players = "pacman" if hasattr(states, "pacman") else "player"
+    found = [tuple(x) for x in np.asarray(getattr(states, players)).tolist()]
+    expected = [tuple(x) for x in np.asarray(getattr(starts, players)).tolist()]
+    assert set(found) == set(expected)
+    counts = [found.count(x) for x in expected]
+    assert min(counts) >= 8  # 20 are expected of each.
+
+
+def test_same_key_same_episode(env):
+    one, again, other = (env.reset(jax.random.key(k)) for k in (3, 3, 4))
+    assert_trees_equal(one, again)
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    assert any((x != y).any() for x, y in leaves)
+
+
+def test_frame_cap_truncates():
+    env = ENVS["mini_pacman"]
+    params = env.default_params.replace(max_frames=2)
+    _, state = env.reset(jax.random.key(0), params)
+    ends = []
+    for index in range(2):
+        _, state, _, done, info = env.step_env(jax.random.key(index), state, jnp.int32(0), params)
+        ends.append((bool(done), bool(info["terminated"]), bool(info["truncated"])))
+    assert ends == [(False, False, False), (True, False, True)]
+    assert env.can_truncate
+
+
+def test_spaces():
+    discrete, box = Discrete(4), Box(0.0, 1.0, (2, 3))
+    draws = jax.vmap(discrete.sample)(jax.random.split(jax.random.key(0), 100))
+    assert sorted(set(draws.tolist())) == [0, 1, 2, 3]
+    assert [bool(discrete.contains(x)) for x in (-1, 0, 3, 4)] == [False, True, True, False]
+    assert bool(box.contains(box.sample(jax.random.key(1))))
+    assert not bool(box.contains(jnp.zeros((3, 2))))
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        Discrete(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"mode": "hide"}, ValueError, "mode must be one of 'regular', .*; got 'hide'"),
+        ({"max_ghosts": 0}, ValueError, "max_ghosts must be at least 1, got 0"),
+        ({"level": 0}, ValueError, "level must be at least 1, got 0"),
+        ({"max_frames": 0}, ValueError, "max_frames must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_of_mini_pacman(options, error, message):
+    with pytest.raises(error, match=message):
+        MiniPacman(**options)
+
+
+def test_runs_in_gymnax(env):
+    """Gymnax's own `step` and `reset` run on these environments and give the same."""
+    gymnax = pytest.importorskip("gymnax.environments.environment")
+    theirs, params = gymnax.Environment, env.default_params
+    names = [name for name in vars(theirs) if not name.startswith("_")]
+    needed = {"step", "reset", "step_env", "reset_env", "get_obs", "name", "num_actions",
+              "action_space", "observation_space", "default_params"}  # fmt: skip
+    assert needed <= set(names)
+    assert all(hasattr(env, name) for name in needed)
+    key = jax.random.key(5)
+    obs, state = theirs.reset.__wrapped__(env, key, params)
+    assert_trees_equal((obs, state), env.reset(key, params))
