@@ -16,6 +16,7 @@ def plot_curves(
     y_label: str,
     trivial: float | None = None,
     y_limits: tuple[float, float] | None = None,
+    x_label: str = "updates",
 ) -> Path:
     """Draws learning curves of several models, every seed of each, into a PNG file.
 
@@ -26,6 +27,7 @@ def plot_curves(
       y_label: what the values are.
       trivial: the score of not learning, drawn as a line.
       y_limits: limits of the values' axis.
+      x_label: what steps count.
 
     Returns:
       The path.
@@ -33,6 +35,7 @@ def plot_curves(
     figure = learning_curves_figure(
         {name: [by_seed[seed] for seed in sorted(by_seed)] for name, by_seed in curves.items()},
         title=title,
+        x_label=x_label,
         y_label=y_label,
         trivial=trivial,
         y_limits=y_limits,

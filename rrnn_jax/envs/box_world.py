@@ -58,8 +58,7 @@ _MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
 _WINDOW = 5
 
 
-@struct.dataclass
-class BoxWorldParams:
+class BoxWorldParams(struct.PyTreeNode):
     """What may be chosen; all but `max_steps` and `levels` is static under jit.
 
     The defaults are the paper's.
@@ -108,8 +107,7 @@ class BoxWorldParams:
             )
 
 
-@struct.dataclass
-class BoxWorldState:
+class BoxWorldState(struct.PyTreeNode):
     """The state of an episode.
 
     Attributes:

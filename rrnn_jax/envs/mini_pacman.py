@@ -77,8 +77,7 @@ _MOVES = np.concatenate([np.zeros((1, 2), np.int32), maze.DIRECTIONS])
 _WINDOW = 5
 
 
-@struct.dataclass
-class MiniPacmanParams:
+class MiniPacmanParams(struct.PyTreeNode):
     """What may be chosen; all but `level`, `max_frames` and `levels` is static under jit.
 
     Attributes:
@@ -138,8 +137,7 @@ class Draws(NamedTuple):
     placement: Placement
 
 
-@struct.dataclass
-class MiniPacmanState:
+class MiniPacmanState(struct.PyTreeNode):
     """The state of an episode.
 
     Attributes:

@@ -25,10 +25,10 @@ def assert_trees_equal(one, other):
 def test_step_resets_by_itself(env):
     """An episode's end gives the next one's first state, and the last observation apart."""
     params = env.default_params
-    step, step_env = jax.jit(env.step), jax.jit(env.step_env)
+    step, step_env, reset_env = map(jax.jit, (env.step, env.step_env, env.reset_env))
     obs, state = env.reset(jax.random.key(0), params)
     ended = 0
-    for index in range(400):
+    for index in range(200):
         key = jax.random.key(index)
         action = jnp.int32(index % env.num_actions if index % 3 else 1)
         for_step, for_reset = jax.random.split(key)
@@ -40,7 +40,7 @@ def test_step_resets_by_itself(env):
         assert_trees_equal((reward, done), expected[2:4])
         np.testing.assert_array_equal(info["final_observation"], expected[0])
         assert bool(done) == bool(info["terminated"] | info["truncated"])
-        fresh = env.reset_env(for_reset, params)
+        fresh = reset_env(for_reset, params)
         assert_trees_equal((obs, state), fresh if done else expected[:2])
         ended += int(done)
         if ended == 2:
@@ -53,7 +53,7 @@ def test_pool_of_levels(env):
     pool = env.draw_levels(jax.random.key(1), 3)
     pooled = params.replace(levels=pool)
     keys = jax.random.split(jax.random.key(2), 60)
-    _, states = jax.vmap(env.reset, (0, None))(keys, pooled)
+    _, states = jax.jit(jax.vmap(env.reset, (0, None)))(keys, pooled)
     starts = jax.vmap(env.start, (0, None))(pool, params)
     players = "pacman" if hasattr(states, "pacman") else "player"
     found = [tuple(x) for x in np.asarray(getattr(states, players)).tolist()]
@@ -64,7 +64,8 @@ def test_pool_of_levels(env):
 
 
 def test_same_key_same_episode(env):
-    one, again, other = (env.reset(jax.random.key(k)) for k in (3, 3, 4))
+    reset = jax.jit(env.reset)
+    one, again, other = (reset(jax.random.key(k)) for k in (3, 3, 4))
     assert_trees_equal(one, again)
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     assert any((x != y).any() for x, y in leaves)

@@ -117,6 +117,14 @@ class Agent(nn.Module):
         return self.cell.initialize_carry(jax.random.key(0), shape)
 
 
+def run(
+    agent: Agent, variables: Any, carry: Carry, inputs: tuple[Array, Array, Array, Array]
+) -> tuple[Carry, Array, Array]:
+    """The agent with given parameters over the four inputs of a trajectory; see `Agent`."""
+    result: Any = agent.apply(variables, carry, *inputs)
+    return result
+
+
 def _positions(x: Array) -> Array:
     """Maps of y and x in [-1, 1], ``[*B, height, width, 2]``."""
     height, width = x.shape[-3:-1]

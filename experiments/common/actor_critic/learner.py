@@ -1,7 +1,7 @@
 """The learner: rollouts and updates, by PPO or by the policy gradient with V-trace.
 
 Both share everything but the loss: the same rollouts, resets, stored carries and discounts. An
-update plays `unroll` steps in `num_envs` environments with frozen parameters. Then it goes over
+update plays `unroll` steps in each environment with frozen parameters. Then it goes over
 the trajectories in minibatches (they cut environments, not time), each from the carry with which
 its trajectory began.
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.common.actor_critic import rollout
-from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.agent import Agent, run
 from experiments.common.actor_critic.losses import LossParts, ppo_loss, vtrace_loss
 from experiments.common.actor_critic.returns import generalised_advantages
 from experiments.common.problem import Mean
@@ -35,18 +35,16 @@ class LearnerConfig:
 
     loss: Literal["ppo", "vtrace"] = "ppo"
     """Clipped ratios and generalised advantages, or IMPALA's policy gradient with V-trace."""
-    num_envs: int = 256
-    """Environments in play."""
     unroll: int = 40
     """Steps of a trajectory."""
     minibatch_envs: int = 64
-    """Trajectories of a minibatch; a divisor of num_envs."""
+    """Trajectories of a minibatch; a divisor of the environments."""
     epochs: int = 2
     """Passes over the trajectories of an update."""
     discount: float = 0.99
     """Discount of rewards."""
-    lambda_: float = 0.95
-    """Mixes n-step returns with shorter ones; IMPALA has 1."""
+    trace: float = 0.95
+    """Lambda: mixes n-step returns with shorter ones; IMPALA has 1."""
     reward_scale: float = 0.2
     """Factor of rewards in the targets (metrics show what the environment gives)."""
     entropy_cost: float = 0.01
@@ -67,36 +65,45 @@ class LearnerConfig:
     """Levels kept on the device for episodes to begin on; 0: each episode draws its own."""
     fresh_levels: int = 128
     """Levels of the pool that are drawn anew at each update."""
+    easy_share: float = 0.0
+    """A curriculum: in this part, from 0 to 1, of the updates fresh levels of the pool are easy."""
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, ("ppo", "vtrace"))
         check_positive(
-            num_envs=self.num_envs,
             unroll=self.unroll,
             minibatch_envs=self.minibatch_envs,
             epochs=self.epochs,
             fresh_levels=self.fresh_levels,
         )
-        if self.num_envs % self.minibatch_envs:
-            raise ValueError(
-                f"minibatch_envs must divide num_envs {self.num_envs}, got {self.minibatch_envs}"
-            )
         if self.level_pool < 0 or (self.level_pool and self.level_pool % self.fresh_levels):
             raise ValueError(
                 f"level_pool must be 0 or a multiple of fresh_levels {self.fresh_levels}, "
                 f"got {self.level_pool}"
             )
-        for name in ("discount", "lambda_"):
+        if self.easy_share and not self.level_pool:
+            raise ValueError("easy_share must be 0 without a level_pool")
+        for name in ("discount", "trace", "easy_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("entropy_cost", "final_entropy_cost", "value_cost"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("reward_scale", "clip_ratio", "clip_rho", "clip_pg_rho"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
-    @property
-    def updates_per_rollout(self) -> int:
-        """Gradient steps on the trajectories of one rollout."""
-        return self.epochs * (self.num_envs // self.minibatch_envs)
+    def gradient_steps(self, num_envs: int) -> int:
+        """Gradient steps on the trajectories of one update.
+
+        Raises:
+          ValueError: the minibatch does not divide the number of environments.
+        """
+        if num_envs % self.minibatch_envs:
+            raise ValueError(
+                f"minibatch_envs must divide batch_size={num_envs}, got {self.minibatch_envs}"
+            )
+        return self.epochs * (num_envs // self.minibatch_envs)
 
 
 class LearnerState(NamedTuple):
@@ -123,17 +130,21 @@ class Learner(NamedTuple):
     Attributes:
       env: the environment.
       env_params: its parameters, without a pool of levels.
+      easy_params: the same for drawing easy levels.
       agent: the agent.
       config: how to learn.
       optimizer: of the gradient steps.
+      num_envs: environments in play.
       num_updates: how many updates a run has, for what changes over it.
     """
 
     env: Environment
     env_params: Any
+    easy_params: Any
     agent: Agent
     config: LearnerConfig
     optimizer: optax.GradientTransformation
+    num_envs: int
     num_updates: int
 
     def init(self, key: Array) -> LearnerState:
@@ -141,9 +152,9 @@ class Learner(NamedTuple):
         for_params, for_play, for_levels = jax.random.split(key, 3)
         levels = None
         if self.config.level_pool:
-            levels = self.env.draw_levels(for_levels, self.config.level_pool, self.env_params)
+            levels = self._draw(for_levels, self.config.level_pool, jnp.int32(0))
         env_params = self.env_params.replace(levels=levels)
-        play = rollout.begin(self.env, self.agent, for_play, env_params, self.config.num_envs)
+        play = rollout.begin(self.env, self.agent, for_play, env_params, self.num_envs)
         inputs = (play.obs, play.reset, play.action, play.reward)
         params = self.agent.init(for_params, play.carry, *jax.tree.map(lambda x: x[None], inputs))
         return LearnerState(jnp.int32(0), params, self.optimizer.init(params), play, levels)
@@ -168,12 +179,22 @@ class Learner(NamedTuple):
         if levels is None:
             return None
         count = self.config.fresh_levels
-        fresh = self.env.draw_levels(key, count, self.env_params)
+        fresh = self._draw(key, count, step)
         start = step * count % self.config.level_pool
         return jax.tree.map(
             lambda pool, new: jax.lax.dynamic_update_slice_in_dim(pool, new, start, 0),
             levels,
             fresh,
+        )
+
+    def _draw(self, key: Array, count: int, step: Array) -> Any:
+        """Draws levels: easy ones in the first part of a curriculum."""
+        if not self.config.easy_share:
+            return self.env.draw_levels(key, count, self.env_params)
+        return jax.lax.cond(
+            step < self.config.easy_share * self.num_updates,
+            lambda: self.env.draw_levels(key, count, self.easy_params),
+            lambda: self.env.draw_levels(key, count, self.env_params),
         )
 
     def _learn(
@@ -193,11 +214,11 @@ class Learner(NamedTuple):
         discounts = jnp.where(done, 0.0, config.discount)
         later = jnp.concatenate([trajectory.values[1:], last_value[None]])
         advantages = generalised_advantages(
-            trajectory.values, later, rewards, discounts, config.lambda_
+            trajectory.values, later, rewards, discounts, config.trace
         )
         last = (play.obs, play.reset, play.action, play.reward)
         data = (trajectory, rewards, discounts, advantages, carry, last)
-        batches = config.num_envs // config.minibatch_envs
+        batches = self.num_envs // config.minibatch_envs
 
         def pick(index: Array) -> Any:
             by_time = jax.tree.map(lambda x: x[:, index], data[:4])
@@ -213,7 +234,7 @@ class Learner(NamedTuple):
             return (params, opt_state), {name: Mean.of(value) for name, value in shown.items()}
 
         def order(key: Array) -> Array:
-            return jax.random.permutation(key, config.num_envs).reshape(batches, -1)
+            return jax.random.permutation(key, self.num_envs).reshape(batches, -1)
 
         indices = jax.vmap(order)(jax.random.split(key, config.epochs))
         indices = indices.reshape(-1, config.minibatch_envs)
@@ -229,7 +250,7 @@ class Learner(NamedTuple):
         inputs = trajectory[:4]
         if config.loss == "vtrace":  # It needs the value of the last state from these parameters.
             inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), inputs, last)
-        _, logits, values = self.agent.apply(params, carry, *inputs)
+        _, logits, values = run(self.agent, params, carry, inputs)
         if config.loss == "ppo":
             targets = advantages + trajectory.values
             if config.normalise:
@@ -242,7 +263,7 @@ class Learner(NamedTuple):
         else:
             parts = vtrace_loss(
                 logits[:-1], values, trajectory.actions, trajectory.log_probs, rewards, discounts,
-                lambda_=config.lambda_, clip_rho=config.clip_rho, clip_pg_rho=config.clip_pg_rho,
+                lambda_=config.trace, clip_rho=config.clip_rho, clip_pg_rho=config.clip_pg_rho,
             )  # fmt: skip
         loss = (
             parts.policy

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.agent import Agent, run
 from experiments.common.problem import Mean
 from rrnn_jax.envs import Environment
 from rrnn_jax.typing import Array, Carry
@@ -84,9 +84,8 @@ def begin(env: Environment, agent: Agent, key: Array, params: Any, batch: int) -
 def act(agent: Agent, variables: Any, play: Play) -> tuple[Carry, Array, Array]:
     """One step of the agent: its next carry, logits ``[B, A]`` and values ``[B]``."""
     inputs = (play.obs, play.reset, play.action, play.reward)
-    carry, logits, values = agent.apply(
-        variables, play.carry, *jax.tree.map(lambda x: x[None], inputs)
-    )
+    inputs = jax.tree.map(lambda x: x[None], inputs)
+    carry, logits, values = run(agent, variables, play.carry, inputs)
     return carry, logits[0], values[0]
 
 

@@ -1,0 +1,59 @@
+"""Training of one core, or of all of them side by side, on BoxWorld."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.box_world.config import Config, make_env
+from experiments.common.actor_critic import runs
+from experiments.common.actor_critic.evaluation import no_groups
+from experiments.common.problem import Score
+from rrnn_jax.envs.box_world import BoxWorldState
+from rrnn_jax.typing import Array
+
+
+def make_game(config: Config) -> runs.Game:
+    """The game that a config asks for; evaluations are split by L and F where there are several."""
+    task = config.task
+    pairs = [(length, f) for length in task.solution_length for f in task.num_distractors]
+
+    def groups(states: BoxWorldState) -> dict[str, Array]:
+        return {
+            f"L{length}_F{number}": (states.solution_length == length)
+            & (states.num_distractors == number)
+            for length, number in pairs
+        }
+
+    lengths, numbers = (
+        f"{min(values)} to {max(values)}" if len(values) > 1 else str(min(values))
+        for values in (task.solution_length, task.num_distractors)
+    )
+    env = make_env(task)
+    size = f"{task.grid_size} x {task.grid_size}"
+    return runs.Game(
+        env=env,
+        score=Score(
+            "solved",
+            label="share of fresh levels solved",
+            limits=(0.0, 1.02),
+            text="{:.1%}",
+        ),
+        title=f"BoxWorld {size}: {lengths} boxes, {numbers} distractors",
+        test_episodes=task.test_episodes,
+        groups=groups if 1 < len(pairs) <= 9 else no_groups,
+        easy=env.default_params.replace(
+            solution_length=(min(task.solution_length),),
+            num_distractors=(min(task.num_distractors),),
+        ),
+    )
+
+
+def train(
+    config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains what `config.model` names; see `experiments.common.actor_critic.runs.train`."""
+    return runs.train(config, make_game(config), run_dir, resume=resume, progress=progress)
+
+
+def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
+    return runs.evaluate(config, make_game(config), run_dir)

@@ -1,0 +1,102 @@
+"""An agent in an environment as the training loop wants it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.evaluation import Groups, no_groups, play
+from experiments.common.actor_critic.learner import Learner, LearnerConfig, LearnerState
+from experiments.common.optimizers import make_optimizer
+from experiments.common.parallel import split_rows
+from experiments.common.problem import Evaluation, Mean, Problem, Score
+from experiments.common.train_config import TrainConfig
+from rrnn_jax.envs import Environment
+from rrnn_jax.typing import Array
+
+
+def actor_critic(
+    train: TrainConfig,
+    learner: LearnerConfig,
+    *,
+    env: Environment,
+    agent: Agent,
+    score: Score,
+    test_episodes: int,
+    groups: Groups = no_groups,
+    easy: Any = None,
+) -> Problem:
+    """A problem whose update plays `learner.unroll` steps in each environment and learns from them.
+
+    ``train.batch_size`` is the number of environments, and ``train.steps`` counts updates of
+    ``batch_size * unroll`` frames; learning rates change with the gradient steps of which each
+    update has ``learner.gradient_steps(train.batch_size)``. Evaluations play fresh episodes on
+    fresh levels: with drawn actions (``return``, ``length``, ...) and with the likeliest
+    (``greedy_return``, ...).
+
+    Args:
+      train: how to train.
+      learner: how to learn from trajectories.
+      env: the environment, with its `default_params`.
+      agent: the agent.
+      score: a metric of episodes.
+      test_episodes: how many "test" plays; rounded up to whole batches, as ``eval_samples`` is.
+      groups: kinds of episodes that evaluations tell apart.
+      easy: params of the environment to draw easy levels with, see ``learner.easy_share``
+        (default: its `default_params`).
+
+    Returns:
+      The problem; its state is a `LearnerState`.
+
+    Raises:
+      ValueError: ``minibatch_envs`` does not divide the number of environments.
+    """
+    inner = learner.gradient_steps(train.batch_size)
+    optimizer = make_optimizer(
+        dataclasses.replace(
+            train, steps=train.steps * inner, warmup_steps=train.warmup_steps * inner
+        )
+    )
+    params = env.default_params
+    easy = params if easy is None else easy
+    learns = Learner(env, params, easy, agent, learner, optimizer, train.batch_size, train.steps)
+
+    def update(
+        state: LearnerState, key: Array, batch: None
+    ) -> tuple[LearnerState, dict[str, Mean]]:
+        del batch
+        state, metrics = learns.update(state._replace(play=split_rows(state.play)), key)
+        return state._replace(play=split_rows(state.play)), metrics
+
+    def evaluation(episodes: int) -> Evaluation:
+        rows = min(train.batch_size, episodes)
+
+        def step(state: LearnerState, carry: Any, key: Array, batch: None) -> tuple[Any, dict]:
+            del batch
+            found: dict[str, Mean] = {}
+            for prefix, greedy, each in zip(
+                ("", "greedy_"), (False, True), jax.random.split(key), strict=True
+            ):
+                played = play(env, agent, state.params, each, env.default_params, rows, greedy)
+                metrics = played.metrics(groups)
+                found |= {prefix + name: mean for name, mean in metrics.items()}
+            return carry, found
+
+        return Evaluation(step, -(-episodes // rows))
+
+    return Problem(
+        init=learns.init,
+        update=update,
+        evaluations={
+            "valid": evaluation(train.eval_samples),
+            "test": evaluation(test_episodes),
+        },
+        score=score,
+        rows=("play",),
+    )
+
+
+def check_minibatch(config: Any) -> None:
+    """Raises ValueError unless a config's minibatch divides its environments."""
+    config.learner.gradient_steps(config.train.batch_size)

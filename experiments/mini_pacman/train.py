@@ -1,0 +1,31 @@
+"""Training of one core, or of all of them side by side, on Mini-Pacman."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.common.actor_critic import runs
+from experiments.common.problem import Score
+from experiments.mini_pacman.config import Config, make_env
+
+
+def make_game(config: Config) -> runs.Game:
+    """The game that a config asks for."""
+    view = "a window of 5 x 5 cells" if config.task.viewport else "the whole map"
+    return runs.Game(
+        env=make_env(config.task),
+        score=Score("return", label="mean return of fresh episodes", text="{:.1f}"),
+        title=f'Mini-Pacman, mode "{config.task.mode}", {view}',
+        test_episodes=config.task.test_episodes,
+    )
+
+
+def train(
+    config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """Trains what `config.model` names; see `experiments.common.actor_critic.runs.train`."""
+    return runs.train(config, make_game(config), run_dir, resume=resume, progress=progress)
+
+
+def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
+    return runs.evaluate(config, make_game(config), run_dir)
