@@ -1,0 +1,1 @@
+"""The recurrent part as CUDA kernels, for bfloat16 on NVIDIA GPUs; see README.md."""

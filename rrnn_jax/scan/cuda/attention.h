@@ -1,0 +1,222 @@
+// Attention of memory rows to those of their sequence and to its input rows, on tensor cores and
+// in registers, by tiles of 8 queries. Keys come in tiles of 8, too: OWN of the sequence's memory
+// rows, then one of input rows. With S < 8 sequences share a tile and see their own rows only.
+#pragma once
+#include "core.h"
+
+constexpr int KEY_TILES = OWN + 1, KEY_PAIRS = (KEY_TILES + 1) / 2;
+constexpr int QUERY_PAIRS = (OWN + 1) / 2;
+constexpr float HIDDEN = -1e30f;  // A logit that is not seen.
+
+// For queries of one tile: of key tile k, that of key g and query 2t + q is [k / 2][2 (k % 2) + q].
+typedef float Scores[KEY_PAIRS][4];
+DEV float& score(Scores& s, int k, int q) { return s[k / 2][2 * (k % 2) + q]; }
+
+// Keys and values of the input rows that belong to a group of OWN tiles.
+struct InputRows {
+  const Thread& me;
+  const Place& at;
+  const u16* kv;  // [B, T, INPUT_ROWS, 2, F], or time first.
+  int t, sequence;
+  DEV bool has(int j) const { return j < INPUTS && sequence + j / INPUT_ROWS < at.sequences; }
+  DEV size_t place(int j, int kind) const {
+    return ((at.step(sequence + j / INPUT_ROWS, t) * INPUT_ROWS + j % INPUT_ROWS) * 2 + kind) * F;
+  }
+  // Row g, features 2t and 2t+1.
+  DEV u32 by_row(int kind, int a, int h) const {
+    if (!has(me.g)) return 0;
+    return *(const u32*)(kv + place(me.g, kind) + me.warp * WIDTH + 16 * a + 8 * h + 2 * me.t);
+  }
+  // Feature g, rows 2t and 2t+1.
+  DEV u32 by_feature(int kind, int a, int h) const {
+    u32 x = 0;
+#pragma unroll
+    for (int q = 0; q < 2; q++)
+      if (has(2 * me.t + q)) x |= (u32)kv[place(2 * me.t + q, kind) + me.feature(a, h)] << (16 * q);
+    return x;
+  }
+  DEV void store(u16* to, int kind, int a, int h, u32 x) const {
+#pragma unroll
+    for (int q = 0; q < 2; q++)
+      if (has(2 * me.t + q)) to[place(2 * me.t + q, kind) + me.feature(a, h)] = q ? x >> 16 : x & 0xffff;
+  }
+};
+DEV InputRows input_rows(const Thread& me, const Place& at, const u16* kv, int t, int n) {
+  return InputRows{me, at, kv, t, (at.first + n / OWN * OWN * 8) / S};
+}
+
+// Rows g of key tiles `pair` and the next, by features: a left side [keys, features].
+DEV void keys_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind, int a, int n, int pair) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int k = 2 * pair + i % 2, h = i / 2;
+    A[i] = k < OWN ? transpose(x[a][n / OWN * OWN + k][h]) : k == OWN ? in.by_row(kind, a, h) : 0;
+  }
+}
+// The same with features as rows: a left side [features, keys].
+DEV void features_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind, int a, int n,
+                        int pair) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int k = 2 * pair + i / 2, h = i % 2;
+    A[i] = k < OWN ? x[a][n / OWN * OWN + k][h] : k == OWN ? in.by_feature(kind, a, h) : 0;
+  }
+}
+
+// s += keys times queries, over a warp's features of a head; likewise of values and cotangents.
+DEV void scores(const InputRows& in, Scores& s, const Low& keys, int kind, const Low& queries, int n,
+                int head) {
+#pragma unroll
+  for (int a = head * HEAD_TILES; a < (head + 1) * HEAD_TILES; a++) {
+    u32 b0 = transpose(queries[a][n][0]), b1 = transpose(queries[a][n][1]);
+#pragma unroll
+    for (int pair = 0; pair < KEY_PAIRS; pair++) {
+      u32 A[4];
+      keys_first(A, in, keys, kind, a, n, pair);
+      mma(s[pair], A, b0, b1);
+    }
+  }
+}
+// Of heads wider than a warp's features: what each of their warps has, through shared memory.
+DEV float* shared_scores(const Thread& me, float* shared, int warp, int n, int which) {
+  return shared + ((which * WARPS + warp) * NT + n) * KEY_PAIRS * 128 + me.lane;
+}
+DEV void give_scores(const Thread& me, float* shared, const Scores& s, int n, int which) {
+  float* to = shared_scores(me, shared, me.warp, n, which);
+#pragma unroll
+  for (int i = 0; i < 4 * KEY_PAIRS; i++) to[32 * i] = s[i / 4][i % 4];
+}
+DEV void sum_scores(const Thread& me, const float* shared, Scores& s, int n, int which) {
+#pragma unroll
+  for (int i = 0; i < 4 * KEY_PAIRS; i++) s[i / 4][i % 4] = 0.f;
+  for (int o = 0; o < WARPS_A_HEAD; o++) {
+    int warp = me.warp / WARPS_A_HEAD * WARPS_A_HEAD + o;
+    const float* from = shared_scores(me, (float*)shared, warp, n, which);
+#pragma unroll
+    for (int i = 0; i < 4 * KEY_PAIRS; i++) s[i / 4][i % 4] += from[32 * i];
+  }
+}
+constexpr int SHARED_SCORES = WARPS_A_HEAD > 1 ? WARPS * NT * KEY_PAIRS * 128 : 1;
+
+DEV void clear(Scores& s) {
+#pragma unroll
+  for (int i = 0; i < 4 * KEY_PAIRS; i++) s[i / 4][i % 4] = 0.f;
+}
+// A reduction over the keys of a query: over those of a thread, then over the threads with others.
+template <class Fn> DEV float over_keys(float x, Fn fn) {
+#pragma unroll
+  for (int mask = 4; mask < 32; mask *= 2) x = fn(x, shuffle_xor(x, mask));
+  return x;
+}
+// Logits become weights.
+DEV void softmax(const Thread& me, Scores& s) {
+  const float scale = 1.f / sqrtf((float)D);
+#pragma unroll
+  for (int q = 0; q < 2; q++) {
+    const int query = (2 * me.t + q) / S;
+    bool seen[KEY_TILES];
+    float largest = HIDDEN, sum = 0.f;
+#pragma unroll
+    for (int k = 0; k < KEY_TILES; k++) {
+      seen[k] = k < OWN ? me.g / S == query : me.g < INPUTS && me.g / INPUT_ROWS == query;
+      if (seen[k]) largest = fmaxf(largest, score(s, k, q));
+    }
+    largest = over_keys(largest, [](float a, float b) { return fmaxf(a, b); });
+#pragma unroll
+    for (int k = 0; k < KEY_TILES; k++) {
+      float& x = score(s, k, q);
+      x = seen[k] ? exp_((x - largest) * scale) : 0.f;
+      sum += x;
+    }
+    sum = over_keys(sum, [](float a, float b) { return a + b; });
+#pragma unroll
+    for (int k = 0; k < KEY_TILES; k++) score(s, k, q) *= 1.f / sum;
+  }
+}
+// Cotangents of weights become those of logits.
+DEV void softmax_backward(const Scores& weights, Scores& d) {
+  const float scale = 1.f / sqrtf((float)D);
+#pragma unroll
+  for (int q = 0; q < 2; q++) {
+    float sum = 0.f;
+#pragma unroll
+    for (int k = 0; k < KEY_TILES; k++) {
+      const int i = 2 * (k % 2) + q;
+      sum += weights[k / 2][i] == 0.f ? 0.f : weights[k / 2][i] * d[k / 2][i];
+    }
+    sum = over_keys(sum, [](float a, float b) { return a + b; });
+#pragma unroll
+    for (int k = 0; k < KEY_TILES; k++) {
+      const int i = 2 * (k % 2) + q;
+      const float w = weights[k / 2][i];
+      d[k / 2][i] = w == 0.f ? 0.f : w * (d[k / 2][i] - sum) * scale;
+    }
+  }
+}
+DEV u32 both_queries(const Scores& s, int k) {
+  return k < KEY_TILES ? pack(s[k / 2][2 * (k % 2)], s[k / 2][2 * (k % 2) + 1]) : 0;
+}
+
+// x += what the rows of tile n attend to.
+DEV void attend(const InputRows& in, Wide& x, const Scores& weights, const Low& values, int n,
+                int head) {
+  u32 p[2 * KEY_PAIRS];
+#pragma unroll
+  for (int k = 0; k < 2 * KEY_PAIRS; k++) p[k] = k < KEY_TILES ? transpose(both_queries(weights, k)) : 0;
+#pragma unroll
+  for (int a = head * HEAD_TILES; a < (head + 1) * HEAD_TILES; a++)
+#pragma unroll
+    for (int pair = 0; pair < KEY_PAIRS; pair++) {
+      u32 A[4];
+      features_first(A, in, values, 1, a, n, pair);
+      mma(x[a][n], A, p[2 * pair], p[2 * pair + 1]);
+    }
+}
+
+// From weights and cotangents of logits of a group's queries, of both [query tile][key tile], to
+// the cotangents of its queries, keys and values, in their place, and of its input rows.
+DEV void attend_backward(const InputRows& in, u32 (&P)[OWN][2 * KEY_PAIRS], u32 (&dS)[OWN][2 * KEY_PAIRS],
+                         Low (&qkv)[3], const Low& d, u16* d_kv, int n0, int head) {
+#pragma unroll
+  for (int a = head * HEAD_TILES; a < (head + 1) * HEAD_TILES; a++) {
+    u32 dq[OWN][2], dkv[2][KEY_TILES][2];
+#pragma unroll
+    for (int o = 0; o < OWN; o++) {
+      float y[4] = {};
+#pragma unroll
+      for (int pair = 0; pair < KEY_PAIRS; pair++) {
+        u32 A[4];
+        features_first(A, in, qkv[1], 0, a, n0, pair);
+        mma(y, A, transpose(dS[o][2 * pair]), transpose(dS[o][2 * pair + 1]));
+      }
+      dq[o][0] = pack(y[0], y[1]), dq[o][1] = pack(y[2], y[3]);
+    }
+#pragma unroll
+    for (int kind = 0; kind < 2; kind++) {  // Keys from queries, values from cotangents.
+      auto from = [&](int tile, int h) { return kind ? d[a][n0 + tile][h] : qkv[0][a][n0 + tile][h]; };
+#pragma unroll
+      for (int k = 0; k < KEY_TILES; k++) {
+        float y[4] = {};
+#pragma unroll
+        for (int pair = 0; pair < QUERY_PAIRS; pair++) {
+          const int o = 2 * pair, next = o + 1 < OWN ? o + 1 : o;
+          const bool two = o + 1 < OWN;
+          u32 A[4] = {from(o, 0), from(o, 1), two ? from(next, 0) : 0, two ? from(next, 1) : 0};
+          u32 b0 = kind ? P[o][k] : dS[o][k], b1 = kind ? P[next][k] : dS[next][k];
+          mma(y, A, b0, two ? b1 : 0);
+        }
+        dkv[kind][k][0] = pack(y[0], y[1]), dkv[kind][k][1] = pack(y[2], y[3]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+      for (int o = 0; o < OWN; o++) {
+        qkv[0][a][n0 + o][h] = dq[o][h];
+        qkv[1][a][n0 + o][h] = dkv[0][o][h], qkv[2][a][n0 + o][h] = dkv[1][o][h];
+      }
+#pragma unroll
+      for (int kind = 0; kind < 2; kind++) in.store(d_kv, kind, a, h, dkv[kind][OWN][h]);
+    }
+  }
+}

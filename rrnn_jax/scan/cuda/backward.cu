@@ -1,0 +1,402 @@
+// The backward pass: the same blocks, from the last step to the first. It leaves the cotangents of
+// all products, for weight gradients that are one product each over all steps, and sums up the
+// gradients of the vectors itself.
+#include "attention.h"
+
+struct BackwardArgs {
+  const int* sizes;
+  const V4* weights;  // As in the forward pass, but each matrix transposed.
+  const float* vectors;
+  const u16* kv;
+  const float *first, *fresh;
+  const u8* flags;
+  const float* memories;
+  const V4* records;
+  const float* statistics;
+  const float *d_memories, *d_final;  // [B, T, S, F], [B, S, F]
+  float *d_first, *d_fresh;           // [B, S, F]
+  u16 *d_qkv, *d_layers, *d_gates;    // [B, T, S, 3F], [LAYERS, B, T, S, F], [B, T, S, 2F]
+  float* d_slot_gates;                // [B, T, S, 2]
+  u16* d_kv;                          // [B, T, INPUT_ROWS, 2, F]
+  float* d_vectors;                   // [blocks, VECTORS]
+};
+
+struct BackwardShared {
+  u16 X[ROWS * STRIDE];
+  float d_memory[4 * MT * NT * THREADS];
+  Sums sums;
+  float mean[ROWS], projection[ROWS], gate[2][ROWS], statistics[STATISTICS][ROWS];
+  float vectors[VECTORS];
+  float scores[2 * SHARED_SCORES];
+};
+static_assert(sizeof(BackwardShared) <= BACKWARD_SHARED, "as layout.py has it");
+
+struct BackwardPass {
+  const BackwardArgs& p;
+  BackwardShared& sh;
+  const Thread me;
+  const Place at;
+  int t;
+  u32 resets, skips;
+  DEV BackwardPass(const BackwardArgs& args, BackwardShared& shared)
+      : p(args), sh(shared), me(), at(args.sizes), t(0), resets(0), skips(0) {}
+
+  DEV float& d_memory(int a, int n, int h, int q) {
+    return sh.d_memory[((a * NT + n) * 4 + 2 * h + q) * THREADS + thread_index()];
+  }
+  DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
+  // Adds to the gradient of a vector what a thread has of a feature; nobody else adds to it.
+  DEV void add(int to, int a, int h, float x) {
+    x += shuffle_xor(x, 1), x += shuffle_xor(x, 2);
+    if (me.t == 0) sh.vectors[to + me.feature(a, h)] += x;
+  }
+  DEV void add_rows(int to, const Wide& x) {
+#pragma unroll
+    for (int a = 0; a < MT; a++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float sum = 0.f;
+#pragma unroll
+        for (int n = 0; n < NT; n++) sum += x[a][n][2 * h] + x[a][n][2 * h + 1];
+        add(to, a, h, sum);
+      }
+  }
+  // What the step started from.
+  DEV float before(int a, int n, int h, int q) const {
+    const int r = me.row(n, q), f = me.feature(a, h);
+    const size_t row = at.first + r;
+    if (!at.has(r)) return 0.f;
+    if (resets >> (2 * n + q) & 1) return p.fresh[row * F + f];
+    return t > 0 ? p.memories[at.row(r, t - 1) * F + f] : p.first[row * F + f];
+  }
+  DEV void means(float size) {
+    sync();
+    const int r = thread_index();
+    if (r < ROWS) sh.mean[r] = sh.sums.total(0, r) / size, sh.projection[r] = sh.sums.total(1, r) / size;
+    sync();
+  }
+  DEV float norm_backward(float d, float normal, int n, int q, int rstd) const {
+    const int r = me.row(n, q);
+    return sh.statistics[rstd][r] * (d - sh.mean[r] - normal * sh.projection[r]);
+  }
+  // Of LayerNorm over F features: y, the cotangent of what came out, becomes that of what went in.
+  DEV void norm_backward(Wide& y, const Low& normal, int vectors, int rstd) {
+    float sum[COLUMNS], projection[COLUMNS];
+    clear(sum), clear(projection);
+#pragma unroll
+    for (int a = 0; a < MT; a++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float scale = vector(vectors, a, h);
+        float d_scale = 0.f, d_shift = 0.f;
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int q = 0; q < 2; q++) {
+            float& d = y[a][n][2 * h + q];
+            const float x = half_of(normal[a][n][h], q);
+            d_scale += d * x, d_shift += d;
+            d *= scale;
+            sum[2 * n + q] += d, projection[2 * n + q] += d * x;
+          }
+        add(vectors, a, h, d_scale), add(vectors + F, a, h, d_shift);
+      }
+    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, projection);
+    means(F);
+    each_number([&](int a, int n, int h, int q) {
+      float& d = y[a][n][2 * h + q];
+      d = norm_backward(d, half_of(normal[a][n][h], q), n, q, rstd);
+    });
+  }
+  // x as the operand X and into an array of all steps; then y += X W^T.
+  DEV void product(Wide& y, const Low& x, int matrix, u16* to, int stride) {
+    sync();
+    put(me, sh.X, x);
+    multiply(me, y, p.weights, matrix, sh.X, true);
+    copy_out(at, sh.X, to, stride, t);
+  }
+
+  // Through gates and candidate: y, of the norm's result; both gates, of units in d_gate, of slots
+  // in shared memory. What goes past the candidate stays in d_memory.
+  DEV void update_backward(Wide& y, const Low& normal, Low (&d_gate)[2]) {
+    float d_slot[2][COLUMNS];
+    clear(d_slot[0]), clear(d_slot[1]);
+#pragma unroll
+    for (int a = 0; a < MT; a++) {
+      u32 z[2][NT][2];
+      if (GATES == UNIT_GATES)
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+          fetch<2 * NT>(&z[k][0][0], record(p.records, t) + (KEPT_GATES + (2 * a + k) * GATE_TILE) * THREADS);
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const float scale = vector(NORM2, a, h), shift = vector(NORM2 + F, a, h);
+          float d_gates[2][2];
+#pragma unroll
+          for (int q = 0; q < 2; q++) {
+            const int r = me.row(n, q), f = me.feature(a, h);
+            float d = d_memory(a, n, h, q) + (at.has(r) ? p.d_memories[at.row(r, t) * F + f] : 0.f), past = 0.f;
+            if (skips >> (2 * n + q) & 1) past = d, d = 0.f;
+            const float x = half_of(normal[a][n][h], q) * scale + shift;
+            if (GATES == NO_GATES) {
+              y[a][n][2 * h + q] = d, d_memory(a, n, h, q) = past;
+              continue;
+            }
+            const bool unit = GATES == UNIT_GATES;
+            const float candidate = tanh_(x), m = before(a, n, h, q);
+            const float in = unit ? sigmoid(half_of(z[0][n][h], q)) : sh.statistics[INPUT_GATE][r];
+            const float forget = unit ? sigmoid(half_of(z[1][n][h], q)) : sh.statistics[FORGET_GATE][r];
+            d_gates[0][q] = d * candidate * in * (1.f - in), d_gates[1][q] = d * m * forget * (1.f - forget);
+            if (!unit) d_slot[0][2 * n + q] += d_gates[0][q], d_slot[1][2 * n + q] += d_gates[1][q];
+            y[a][n][2 * h + q] = d * in * (1.f - candidate * candidate);
+            d_memory(a, n, h, q) = d * forget + past;
+          }
+          if (GATES == UNIT_GATES)
+#pragma unroll
+            for (int k = 0; k < 2; k++) d_gate[k][a][n][h] = pack(d_gates[k][0], d_gates[k][1]);
+        }
+    }
+    if (GATES == SLOT_GATES) slot_gates(d_slot);
+  }
+  DEV void slot_gates(float (&d)[2][COLUMNS]) {
+    sh.sums.put(me, 0, d[0]), sh.sums.put(me, 1, d[1]);
+    sync();
+    const int r = thread_index();
+    if (r < ROWS)
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        sh.gate[k][r] = sh.sums.total(k, r);
+        if (at.has(r)) p.d_slot_gates[at.row(r, t) * 2 + k] = sh.gate[k][r];
+      }
+    sync();
+  }
+  // From the gates to the memory before, through its tanh.
+  DEV void gates_backward(const Low (&d_gate)[2]) {
+    Wide y;
+    if (GATES == UNIT_GATES) {
+      clear(y);
+#pragma unroll
+      for (int k = 0; k < 2; k++) product(y, d_gate[k], 3 + LAYERS + k, p.d_gates + k * F, 2 * F);
+    }
+#pragma unroll
+    for (int a = 0; a < MT; a++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float d_in = 0.f, d_forget = 0.f;
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int q = 0; q < 2; q++) {
+            const int r = me.row(n, q);
+            const float s = tanh_(before(a, n, h, q));
+            float d = y[a][n][2 * h + q];
+            if (GATES == SLOT_GATES) {
+              d = sh.gate[0][r] * vector(SLOT, a, h) + sh.gate[1][r] * vector(SLOT + F, a, h);
+              d_in += sh.gate[0][r] * s, d_forget += sh.gate[1][r] * s;
+            }
+            d_memory(a, n, h, q) += d * (1.f - s * s);
+          }
+        if (GATES == SLOT_GATES) add(SLOT, a, h, d_in), add(SLOT + F, a, h, d_forget);
+      }
+  }
+  // y, the cotangent of the MLP's result, becomes that of what it was given, past it too.
+  DEV void feed_forward_backward(Wide& y) {
+    Low last;
+    add_rows(MLP_BIAS + (LAYERS - 1) * F, y);
+    round_all(last, y);
+    const size_t size = (size_t)at.sequences * at.steps * S * F;
+#pragma unroll
+    for (int layer = LAYERS - 1; layer >= 0; layer--) {
+      Low d;
+      if (layer == LAYERS - 1) {
+        each_pair([&](int a, int n, int h) { d[a][n][h] = last[a][n][h]; });
+      } else {
+        u32 signs[SIGN_WORDS];
+        fetch<SIGN_WORDS>(signs, record(p.records, t) + (KEPT_SIGNS + layer * SIGNS) * THREADS);
+        each_number([&](int a, int n, int h, int q) {
+          const int bit = (a * NT + n) * 4 + 2 * h + q;
+          if (!(signs[bit / 32] >> bit % 32 & 1)) y[a][n][2 * h + q] = 0.f;
+        });
+        add_rows(MLP_BIAS + layer * F, y);
+        round_all(d, y);
+      }
+      clear(y);
+      product(y, d, 3 + layer, p.d_layers + layer * size, F);
+    }
+    each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] += half_of(last[a][n][h], q); });
+  }
+
+  // What a product of queries, keys and values gave, normalised.
+  DEV float normal_qkv(u32 z, int n, int q) const {
+    const int r = me.row(n, q);
+    return (half_of(z, q) - sh.statistics[QKV_MEAN][r]) * sh.statistics[QKV_RSTD][r];
+  }
+  DEV const V4* kept_qkv(int kind) const { return record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS; }
+  // Logits, and cotangents of weights: keys with queries, values with cotangents.
+  DEV static void scores_of(const InputRows& in, Scores (&s)[2], const Low (&qkv)[3], const Low& d, int n, int head) {
+    clear(s[0]), clear(s[1]);
+    scores(in, s[0], qkv[1], 0, qkv[0], n, head);
+    scores(in, s[1], qkv[2], 1, d, n, head);
+  }
+  // From the cotangents d of what was attended to those of queries, keys and values, in qkv.
+  DEV void attention_backward(Low (&qkv)[3], const Low& d) {
+#pragma unroll
+    for (int kind = 0; kind < 3; kind++) {
+      fetch(qkv[kind], kept_qkv(kind));
+      each_pair([&](int a, int n, int h) {
+        const float scale = vector(QKV_SCALE + kind * F, a, h), shift = vector(QKV_SHIFT + kind * F, a, h);
+        const u32 z = qkv[kind][a][n][h];
+        qkv[kind][a][n][h] = pack(normal_qkv(z, n, 0) * scale + shift, normal_qkv(z, n, 1) * scale + shift);
+      });
+    }
+    if (WARPS_A_HEAD > 1) {
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const InputRows in = input_rows(me, at, p.kv, t, n);
+        Scores s[2];
+        scores_of(in, s, qkv, d, n, 0);
+        give_scores(me, sh.scores, s[0], n, 0), give_scores(me, sh.scores, s[1], n, 1);
+      }
+      sync();
+    }
+#pragma unroll
+    for (int n0 = 0; n0 < NT; n0 += OWN) {
+      const InputRows in = input_rows(me, at, p.kv, t, n0);
+#pragma unroll
+      for (int head = 0; head < HEADS_A_WARP; head++) {
+        u32 P[OWN][2 * KEY_PAIRS], dS[OWN][2 * KEY_PAIRS];
+#pragma unroll
+        for (int o = 0; o < OWN; o++) {
+          Scores s[2];
+          if (WARPS_A_HEAD > 1) {
+            sum_scores(me, sh.scores, s[0], n0 + o, 0), sum_scores(me, sh.scores, s[1], n0 + o, 1);
+          } else {
+            scores_of(in, s, qkv, d, n0 + o, head);
+          }
+          softmax(me, s[0]);
+          softmax_backward(s[0], s[1]);
+#pragma unroll
+          for (int k = 0; k < 2 * KEY_PAIRS; k++) P[o][k] = both_queries(s[0], k), dS[o][k] = both_queries(s[1], k);
+        }
+        attend_backward(in, P, dS, qkv, d, p.d_kv, n0, head);
+      }
+    }
+  }
+  // Of the norm of queries, keys and values: in qkv the cotangents of what came out, then of the
+  // products.
+  DEV void qkv_norm_backward(Low (&qkv)[3]) {
+    float sum[COLUMNS], projection[COLUMNS];
+    clear(sum), clear(projection);
+#pragma unroll
+    for (int pass = 0; pass < 2; pass++) {
+#pragma unroll
+      for (int kind = 0; kind < 3; kind++) {
+        Low z;
+        fetch(z, kept_qkv(kind));
+#pragma unroll
+        for (int a = 0; a < MT; a++)
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const float scale = vector(QKV_SCALE + kind * F, a, h);
+            float d_scale = 0.f, d_shift = 0.f, d_bias = 0.f;
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+              float d[2];
+#pragma unroll
+              for (int q = 0; q < 2; q++) {
+                const float x = normal_qkv(z[a][n][h], n, q);
+                d[q] = half_of(qkv[kind][a][n][h], q);
+                d_scale += d[q] * x, d_shift += d[q];
+                d[q] *= scale;
+                if (pass == 0) sum[2 * n + q] += d[q], projection[2 * n + q] += d[q] * x;
+                else d[q] = norm_backward(d[q], x, n, q, QKV_RSTD), d_bias += d[q];
+              }
+              if (pass == 1) qkv[kind][a][n][h] = pack(d[0], d[1]);
+            }
+            if (pass == 0) add(QKV_SCALE + kind * F, a, h, d_scale), add(QKV_SHIFT + kind * F, a, h, d_shift);
+            else add(QKV_BIAS + kind * F, a, h, d_bias);
+          }
+      }
+      if (pass == 0) {
+        sh.sums.put(me, 0, sum), sh.sums.put(me, 1, projection);
+        means(3.f * F);
+      }
+    }
+  }
+
+  DEV void begin_step() {
+    if (FLAGS) resets = at.flagged(p.flags, me, t, RESET), skips = at.flagged(p.flags, me, t, SKIP);
+    const int r = thread_index();
+    if (r < ROWS)
+#pragma unroll
+      for (int k = 0; k < STATISTICS; k++) sh.statistics[k][r] = *statistic(p.statistics, k, r, t);
+    sync();
+  }
+  // Where the step started from the fresh memory, what has come back belongs to that.
+  DEV void end_step() {
+    if (FLAGS)
+      each_number([&](int a, int n, int h, int q) {
+        const int r = me.row(n, q);
+        if (!(resets >> (2 * n + q) & 1) || !at.has(r)) return;
+        p.d_fresh[(size_t)(at.first + r) * F + me.feature(a, h)] += d_memory(a, n, h, q);
+        d_memory(a, n, h, q) = 0.f;
+      });
+    sync();
+  }
+  DEV void step() {
+    Wide y;
+    Low normal, d_gate[2], qkv[3];
+    begin_step();
+    fetch(normal, record(p.records, t) + KEPT_NORM2 * THREADS);
+    update_backward(y, normal, d_gate);
+    norm_backward(y, normal, NORM2, NORM2_RSTD);
+    if (GATES != NO_GATES) gates_backward(d_gate);
+    feed_forward_backward(y);
+    fetch(normal, record(p.records, t) + KEPT_NORM1 * THREADS);
+    norm_backward(y, normal, NORM1, NORM1_RSTD);
+    each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });
+    round_all(normal, y);
+    attention_backward(qkv, normal);
+    qkv_norm_backward(qkv);
+    clear(y);
+#pragma unroll
+    for (int kind = 0; kind < 3; kind++) product(y, qkv[kind], kind, p.d_qkv + kind * F, 3 * F);
+    each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });
+    end_step();
+  }
+
+  DEV void run() {
+    for (int i = thread_index(); i < VECTORS; i += THREADS) sh.vectors[i] = 0.f;
+    each_number([&](int a, int n, int h, int q) {
+      const int r = me.row(n, q);
+      const size_t place = (size_t)(at.first + r) * F + me.feature(a, h);
+      d_memory(a, n, h, q) = at.has(r) ? p.d_final[place] : 0.f;
+      if (FLAGS && at.has(r)) p.d_fresh[place] = 0.f;
+    });
+    sync();
+#pragma unroll 1
+    for (t = at.steps - 1; t >= 0; t--) step();
+    each_number([&](int a, int n, int h, int q) {
+      const int r = me.row(n, q);
+      if (at.has(r)) p.d_first[(size_t)(at.first + r) * F + me.feature(a, h)] = d_memory(a, n, h, q);
+    });
+    for (int i = thread_index(); i < VECTORS; i += THREADS) p.d_vectors[(size_t)block_index() * VECTORS + i] = sh.vectors[i];
+  }
+};
+
+#ifndef EMULATED
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    rrnn_backward(const int* sizes, const V4* weights, const float* vectors, const u16* kv,
+                  const float* first, const float* fresh, const u8* flags, const float* memories,
+                  const V4* records, const float* statistics, const float* d_memories,
+                  const float* d_final, float* d_first, float* d_fresh, u16* d_qkv, u16* d_layers,
+                  u16* d_gates, float* d_slot_gates, u16* d_kv, float* d_vectors) {
+  extern __shared__ __align__(128) char raw[];
+  const BackwardArgs args{sizes,   weights,    vectors, kv,       first,   fresh,        flags,
+                          memories, records,   statistics, d_memories, d_final, d_first, d_fresh,
+                          d_qkv,   d_layers,   d_gates, d_slot_gates, d_kv, d_vectors};
+  BackwardPass(args, *(BackwardShared*)raw).run();
+}
+#endif

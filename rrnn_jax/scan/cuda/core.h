@@ -1,0 +1,251 @@
+// Sizes, the mapping of threads to rows and features, products, and sums over a row: what both
+// passes share. README.md draws the mapping. Macros in capitals come from layout.py.
+#pragma once
+#include "warp.h"
+
+enum { NO_GATES, SLOT_GATES, UNIT_GATES };
+
+constexpr int D = F / HEADS;
+constexpr int THREADS = 32 * WARPS;
+constexpr int ROWS = 8 * NT;         // Memory rows of a block, whole sequences.
+constexpr int WIDTH = F / WARPS;     // Features of a warp, in every product.
+constexpr int MT = WIDTH / 16;       // The same in tiles of 16.
+constexpr int SLICES = F / 16;       // Of the contracted axis.
+constexpr int AHEAD = 4;             // Slices of weights on their way from L2.
+constexpr int STRIDE = F + 8;        // Of a row in shared memory: no two rows on the same banks.
+constexpr int COLUMNS = (2 * NT + 7) / 8 * 8;  // Rows of which a thread has numbers, padded.
+
+constexpr int OWN = S > 8 ? S / 8 : 1;                // Tiles of 8 rows that a sequence takes...
+constexpr int INPUTS = (S > 8 ? 1 : 8 / S) * INPUT_ROWS;  // ...or input rows of a tile's sequences.
+constexpr int WARPS_A_HEAD = D > WIDTH ? D / WIDTH : 1;
+constexpr int HEAD_TILES = (D > WIDTH ? WIDTH : D) / 16;  // Of a head in a warp.
+constexpr int HEADS_A_WARP = MT / HEAD_TILES;
+
+static_assert(F % 64 == 0 && WIDTH % 16 == 0 && D % 16 == 0, "tiles of 16 features");
+static_assert(MT % HEAD_TILES == 0 && (WARPS_A_HEAD == 1 || D % WIDTH == 0), "whole heads");
+static_assert((8 % S == 0 || S % 8 == 0) && NT % OWN == 0, "whole sequences");
+static_assert(INPUTS <= 8 && ROWS <= THREADS, "one tile of input rows, a thread for each row");
+
+// Vectors, and in the backward pass their gradients.
+constexpr int QKV_BIAS = 0, QKV_SCALE = 3 * F, QKV_SHIFT = 6 * F, NORM1 = 9 * F, MLP_BIAS = 11 * F;
+constexpr int NORM2 = MLP_BIAS + LAYERS * F, SLOT = NORM2 + 2 * F;
+constexpr int VECTORS = SLOT + (GATES == SLOT_GATES ? 2 * F : 0);
+
+// What the forward pass keeps for the backward pass, a record for each step and block: in the order
+// of its threads, four words each at a time, and six numbers for each row.
+template <int WORDS> constexpr int FOURS = (WORDS + 3) / 4;
+constexpr int TILE = FOURS<2 * MT * NT>;  // Of one array [features, rows].
+constexpr int KEPT_QKV = 0, KEPT_NORM1 = 3 * TILE, KEPT_NORM2 = 4 * TILE, KEPT_GATES = 5 * TILE;
+constexpr int GATE_TILE = FOURS<2 * NT>;   // Of one gate, of 16 features.
+constexpr int KEPT_SIGNS = KEPT_GATES + (GATES == UNIT_GATES ? 2 * MT * GATE_TILE : 0);
+constexpr int SIGN_WORDS = (4 * MT * NT + 31) / 32, SIGNS = FOURS<SIGN_WORDS>;
+constexpr int RECORD = KEPT_SIGNS + (LAYERS - 1) * SIGNS;
+enum { QKV_MEAN, QKV_RSTD, NORM1_RSTD, NORM2_RSTD, INPUT_GATE, FORGET_GATE, STATISTICS };
+static_assert(RECORD == RECORD_FOURS && VECTORS == VECTOR_SIZE, "as layout.py has it");
+
+// Flags of a sequence's step: it starts from the fresh memory; it is passed over.
+constexpr int RESET = 1, SKIP = 2;
+
+// A thread and what it has of an array [features, rows]: of tile (a, n), with h and q 0 or 1,
+// features 16a + 8h + g of its warp's and rows 8n + 2t + q.
+typedef float Wide[MT][NT][4];  // In float32, at [a][n][2h + q].
+typedef u32 Low[MT][NT][2];     // In bfloat16, both rows in one word at [a][n][h].
+
+struct Thread {
+  int lane, warp, g, t;
+  DEV Thread() {
+    lane = thread_index() & 31, warp = thread_index() >> 5;
+    g = lane >> 2, t = lane & 3;
+  }
+  DEV int feature(int a, int h) const { return warp * WIDTH + 16 * a + 8 * h + g; }
+  DEV int row(int n, int q) const { return 8 * n + 2 * t + q; }
+};
+
+template <class Fn> DEV void each_tile(Fn fn) {
+#pragma unroll
+  for (int a = 0; a < MT; a++)
+#pragma unroll
+    for (int n = 0; n < NT; n++) fn(a, n);
+}
+template <class Fn> DEV void each_pair(Fn fn) {
+  each_tile([&](int a, int n) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) fn(a, n, h);
+  });
+}
+template <class Fn> DEV void each_number(Fn fn) {
+  each_tile([&](int a, int n) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) fn(a, n, i >> 1, i & 1);
+  });
+}
+DEV float half_of(u32 x, int q) { return q ? high(x) : low(x); }
+DEV void round_all(Low& to, const Wide& from) {
+  each_pair([&](int a, int n, int h) { to[a][n][h] = pack(from[a][n][2 * h], from[a][n][2 * h + 1]); });
+}
+
+// Where a block's rows are in arrays over all sequences and steps.
+struct Place {
+  int first, sequences, steps;
+  size_t by_sequence, by_step;
+  DEV explicit Place(const int* sizes) {
+    first = block_index() * ROWS;
+    sequences = sizes[0], steps = sizes[1], by_sequence = sizes[2], by_step = sizes[3];
+  }
+  DEV bool has(int r) const { return first + r < sequences * S; }
+  DEV int sequence(int r) const {  // The last one where there is none.
+    int b = (first + r) / S;
+    return b < sequences ? b : sequences - 1;
+  }
+  DEV size_t step(int b, int t) const { return b * by_sequence + t * by_step; }
+  DEV size_t row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
+  // Of the rows of which a thread has numbers, 2n + q: which have that flag.
+  DEV u32 flagged(const u8* flags, const Thread& me, int t, int flag) const {
+    u32 bits = 0;
+#pragma unroll
+    for (int c = 0; c < 2 * NT; c++)
+      if (flags[step(sequence(me.row(c >> 1, c & 1)), t)] & flag) bits |= 1u << c;
+    return bits;
+  }
+};
+
+// y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights come from L2
+// into registers, in the order in which the tensor cores want them, each by one warp of the block.
+// With `wait` other warps have yet to write of X; where registers allow, weights set out before.
+template <int NA>
+DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[NA], const u16* X,
+                  bool wait) {
+  if (wait && !EARLY) sync();
+  V4 coming[AHEAD][NA];
+#pragma unroll
+  for (int k = 0; k < AHEAD; k++)
+#pragma unroll
+    for (int a = 0; a < NA; a++) coming[k][a] = load_weights(w[a] + k * 32);
+  if (wait && EARLY) sync();
+  const u16* pairs = X + ((me.lane & 7) + ((me.lane >> 4) << 3)) * STRIDE + ((me.lane >> 3) & 1) * 8;
+  const u16* last = X + ((NT - 1) * 8 + (me.lane & 7)) * STRIDE + ((me.lane >> 3) & 1) * 8;
+#pragma unroll 1
+  for (int k0 = 0; k0 < SLICES; k0 += AHEAD) {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+      const int k = k0 + i;
+      u32 A[NA][4];
+#pragma unroll
+      for (int a = 0; a < NA; a++) {
+        V4 v = coming[i][a];
+        A[a][0] = v.x, A[a][1] = v.y, A[a][2] = v.z, A[a][3] = v.w;
+      }
+      if (k + AHEAD < SLICES)
+#pragma unroll
+        for (int a = 0; a < NA; a++) coming[i][a] = load_weights(w[a] + (k + AHEAD) * 32);
+#pragma unroll
+      for (int n = 0; n + 1 < NT; n += 2) {
+        u32 b[4];
+        load_matrices(b, pairs + n * 8 * STRIDE + k * 16);
+#pragma unroll
+        for (int a = 0; a < NA; a++) mma(y[a][n], A[a], b[0], b[1]), mma(y[a][n + 1], A[a], b[2], b[3]);
+      }
+      if (NT % 2) {
+        u32 b[2];
+        load_matrices(b, last + k * 16);
+#pragma unroll
+        for (int a = 0; a < NA; a++) mma(y[a][NT - 1], A[a], b[0], b[1]);
+      }
+    }
+  }
+}
+// Where the fragments of a warp's tile of a matrix begin.
+DEV const V4* fragments(const Thread& me, const V4* weights, int matrix, int tile) {
+  return weights + (size_t)(matrix * SLICES + me.warp * MT + tile) * SLICES * 32 + me.lane;
+}
+// The same with a warp's tiles of one matrix.
+DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X, bool wait) {
+  const V4* w[MT];
+#pragma unroll
+  for (int a = 0; a < MT; a++) w[a] = fragments(me, weights, matrix, a);
+  multiply<MT>(me, y, w, X, wait);
+}
+
+// What a warp has of an array, as the operand X [rows, F] of a product.
+DEV void put(const Thread& me, u16* X, const Low& x) {
+  each_pair([&](int a, int n, int h) {
+    u16* to = X + (8 * n + me.g) * STRIDE + me.warp * WIDTH + 16 * a + 8 * h + 2 * me.t;
+    *(u32*)to = transpose(x[a][n][h]);
+  });
+}
+// That operand into an array [..., stride] over all sequences and steps.
+DEV void copy_out(const Place& at, const u16* X, u16* to, int stride, int t) {
+  for (int i = thread_index(); i < ROWS * (F / 8); i += THREADS) {
+    int r = i / (F / 8), piece = i % (F / 8) * 8;
+    if (at.has(r)) *(V4*)(to + at.row(r, t) * stride + piece) = *(const V4*)(X + r * STRIDE + piece);
+  }
+}
+
+// Sums over rows: of each warp, and from them of all.
+struct Sums {
+  float of[2][WARPS][ROWS];
+  // Adds up what the 8 threads with features of the same rows have, x[2n + q]; halving the rows
+  // that a thread goes on with at each exchange.
+  DEV void put(const Thread& me, int which, float (&x)[COLUMNS]) {
+    int first = 0;
+#pragma unroll
+    for (int s = 0; s < 3; s++) {
+      const int half = COLUMNS >> (s + 1), mask = 16 >> s;
+      const bool upper = me.lane & mask;
+      first += upper ? half : 0;
+#pragma unroll
+      for (int i = 0; i < half; i++) {
+        float sent = upper ? x[i] : x[i + half], kept = upper ? x[i + half] : x[i];
+        x[i] = kept + shuffle_xor(sent, mask);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 8; i++) {
+      int c = first + i;
+      if (c < 2 * NT) of[which][me.warp][me.row(c >> 1, c & 1)] = x[i];
+    }
+  }
+  DEV float total(int which, int r) const {
+    float sum = 0.f;
+    for (int w = 0; w < WARPS; w++) sum += of[which][w][r];
+    return sum;
+  }
+};
+DEV void clear(float (&x)[COLUMNS]) {
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) x[c] = 0.f;
+}
+DEV void clear(Wide& x) {
+  each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = 0.f; });
+}
+
+// Words of a thread to and from its record.
+template <int N> DEV void keep(V4* to, const u32* words) {
+#pragma unroll
+  for (int i = 0; i < FOURS<N>; i++) {
+    u32 x[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) x[j] = 4 * i + j < N ? words[4 * i + j] : 0;
+    to[i * THREADS + thread_index()] = V4{x[0], x[1], x[2], x[3]};
+  }
+}
+template <int N> DEV void fetch(u32* words, const V4* from) {
+#pragma unroll
+  for (int i = 0; i < FOURS<N>; i++) {
+    V4 v = from[i * THREADS + thread_index()];
+    u32 x[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (4 * i + j < N) words[4 * i + j] = x[j];
+  }
+}
+DEV void keep(V4* to, const Low& x) { keep<2 * MT * NT>(to, &x[0][0][0]); }
+DEV void fetch(Low& x, const V4* from) { fetch<2 * MT * NT>(&x[0][0][0], from); }
+// A block's record of a step, and a row's numbers.
+template <class T> DEV T* record(T* records, int t) {
+  return records + ((size_t)t * block_count() + block_index()) * RECORD * THREADS;
+}
+template <class T> DEV T* statistic(T* statistics, int which, int r, int t) {
+  size_t rows = (size_t)block_count() * ROWS;
+  return statistics + ((size_t)t * STATISTICS + which) * rows + block_index() * ROWS + r;
+}

@@ -1,0 +1,300 @@
+// The forward pass: a block takes its rows through all steps.
+#include "attention.h"
+
+struct ForwardArgs {
+  const int* sizes;         // See Place.
+  const V4* weights;        // [3 + LAYERS + 2 (gates per unit), F/16, F/16, 32]
+  const float* vectors;     // [VECTORS]
+  const u16* kv;            // [B, T, INPUT_ROWS, 2, F]
+  const float* gate_terms;  // [B, T, 2F] or [B, T, 2], with all biases
+  const float* first;       // [B, S, F]
+  const float* fresh;       // [B, S, F], where there are flags
+  const u8* flags;          // [B, T]
+  float* memories;          // [B, T, S, F], after each step
+  u16 *before, *squashed;   // [B, T, S, F]: what steps start from, and its tanh
+  u16 *rows, *hidden;       // [B, T, S, F], [LAYERS - 1, B, T, S, F]: what MLP layers are given
+  V4* records;              // [T, blocks, RECORD, THREADS]
+  float* statistics;        // [T, STATISTICS, blocks, ROWS]
+};
+
+struct ForwardShared {
+  u16 X[ROWS * STRIDE];
+  u16 G[GATES == UNIT_GATES ? ROWS * STRIDE : 8];
+  float memory[4 * MT * NT * THREADS];
+  Sums sums, gate_sums;
+  float mean[ROWS], rstd[ROWS], gate[2][ROWS];
+  float scores[SHARED_SCORES];
+};
+static_assert(sizeof(ForwardShared) <= FORWARD_SHARED, "as layout.py has it");
+
+struct ForwardPass {
+  const ForwardArgs& p;
+  ForwardShared& sh;
+  const Thread me;
+  const Place at;
+  int t;
+  DEV ForwardPass(const ForwardArgs& args, ForwardShared& shared)
+      : p(args), sh(shared), me(), at(args.sizes), t(0) {}
+
+  DEV float& memory(int a, int n, int h, int q) {
+    return sh.memory[((a * NT + n) * 4 + 2 * h + q) * THREADS + thread_index()];
+  }
+  DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
+  DEV void begin(Wide& y, int bias) {
+    each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
+  }
+
+  // What the step starts from: as operands, and of gates per slot what they see of it.
+  DEV void publish() {
+    const u32 resets = FLAGS ? at.flagged(p.flags, me, t, RESET) : 0;
+    Low x, y;
+    float seen[2][COLUMNS];
+    clear(seen[0]), clear(seen[1]);
+    each_pair([&](int a, int n, int h) {
+#pragma unroll
+      for (int q = 0; q < 2; q++)
+        if (resets >> (2 * n + q) & 1 && at.has(me.row(n, q)))
+          memory(a, n, h, q) = p.fresh[(size_t)(at.first + me.row(n, q)) * F + me.feature(a, h)];
+      const float m0 = memory(a, n, h, 0), m1 = memory(a, n, h, 1);
+      x[a][n][h] = pack(m0, m1);
+      if (GATES != NO_GATES) y[a][n][h] = pack(tanh_(m0), tanh_(m1));
+      if (GATES == SLOT_GATES)
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+#pragma unroll
+          for (int q = 0; q < 2; q++)
+            seen[k][2 * n + q] += half_of(y[a][n][h], q) * vector(SLOT + k * F, a, h);
+    });
+    put(me, sh.X, x);
+    if (GATES == UNIT_GATES) put(me, sh.G, y);
+    if (GATES == SLOT_GATES) sh.gate_sums.put(me, 0, seen[0]), sh.gate_sums.put(me, 1, seen[1]);
+  }
+  // After a barrier: operands for weight gradients, gates per slot.
+  DEV void keep_operands() {
+    if (SAVE) {
+      copy_out(at, sh.X, p.before, F, t);
+      if (GATES == UNIT_GATES) copy_out(at, sh.G, p.squashed, F, t);
+    }
+    const int r = thread_index();
+    if (GATES == SLOT_GATES && r < ROWS) {
+      const float* term = p.gate_terms + at.step(at.sequence(r), t) * 2;
+#pragma unroll
+      for (int k = 0; k < 2; k++) {
+        const float gate = sigmoid(sh.gate_sums.total(k, r) + term[k]);
+        sh.gate[k][r] = gate;
+        if (SAVE) *statistic(p.statistics, INPUT_GATE + k, r, t) = gate;
+      }
+    }
+  }
+
+  // Mean and reciprocal deviation of each row from the sums that all warps have put. The variance
+  // is E[x^2] - E[x]^2: what cancels there is less than what x was rounded by.
+  DEV void statistics(float size, int mean_as, int rstd_as) {
+    sync();
+    const int r = thread_index();
+    if (r < ROWS) {
+      const float mean = sh.sums.total(0, r) / size;
+      const float rstd = rsqrt_(fmaxf(sh.sums.total(1, r) / size - mean * mean, 0.f) + 1e-5f);
+      sh.mean[r] = mean, sh.rstd[r] = rstd;
+      if (SAVE) {
+        if (mean_as >= 0) *statistic(p.statistics, mean_as, r, t) = mean;
+        *statistic(p.statistics, rstd_as, r, t) = rstd;
+      }
+    }
+    sync();
+  }
+  DEV float normal(float x, int n, int q) const {
+    const int r = me.row(n, q);
+    return (x - sh.mean[r]) * sh.rstd[r];
+  }
+  // LayerNorm, in place.
+  DEV void normalise(Wide& x, int vectors, int kept, int rstd_as) {
+    float sum[COLUMNS], squares[COLUMNS];
+    clear(sum), clear(squares);
+    each_number([&](int a, int n, int h, int q) {
+      const float v = x[a][n][2 * h + q];
+      sum[2 * n + q] += v, squares[2 * n + q] += v * v;
+    });
+    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, squares);
+    statistics(F, -1, rstd_as);
+    each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = normal(x[a][n][2 * h + q], n, q); });
+    if (SAVE) {
+      Low z;
+      round_all(z, x);
+      keep(record(p.records, t) + kept * THREADS, z);
+    }
+    each_number([&](int a, int n, int h, int q) {
+      x[a][n][2 * h + q] = x[a][n][2 * h + q] * vector(vectors, a, h) + vector(vectors + F, a, h);
+    });
+  }
+
+  // Queries, keys and values of the memory rows, normalised together.
+  DEV void project(Low (&qkv)[3]) {
+    float sum[COLUMNS], squares[COLUMNS];
+    clear(sum), clear(squares);
+#pragma unroll
+    for (int kind = 0; kind < 3; kind++) {
+      Wide y;
+      begin(y, QKV_BIAS + kind * F);
+      multiply(me, y, p.weights, kind, sh.X, kind == 0);
+      if (kind == 0) keep_operands();
+      round_all(qkv[kind], y);
+      each_number([&](int a, int n, int h, int q) {
+        const float v = half_of(qkv[kind][a][n][h], q);
+        sum[2 * n + q] += v, squares[2 * n + q] += v * v;
+      });
+      if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
+    }
+    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, squares);
+    statistics(3.f * F, QKV_MEAN, QKV_RSTD);
+#pragma unroll
+    for (int kind = 0; kind < 3; kind++)
+      each_pair([&](int a, int n, int h) {
+        const float scale = vector(QKV_SCALE + kind * F, a, h), shift = vector(QKV_SHIFT + kind * F, a, h);
+        const u32 z = qkv[kind][a][n][h];
+        qkv[kind][a][n][h] = pack(normal(low(z), n, 0) * scale + shift, normal(high(z), n, 1) * scale + shift);
+      });
+  }
+
+  // x = memory + attended.
+  DEV void attend_all(const Low (&qkv)[3], Wide& x) {
+    each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = memory(a, n, h, q); });
+    if (WARPS_A_HEAD > 1) {
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        Scores s;
+        clear(s);
+        scores(input_rows(me, at, p.kv, t, n), s, qkv[1], 0, qkv[0], n, 0);
+        give_scores(me, sh.scores, s, n, 0);
+      }
+      sync();
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const InputRows in = input_rows(me, at, p.kv, t, n);
+#pragma unroll
+      for (int head = 0; head < HEADS_A_WARP; head++) {
+        Scores s;
+        clear(s);
+        if (WARPS_A_HEAD > 1) sum_scores(me, sh.scores, s, n, 0);
+        else scores(in, s, qkv[1], 0, qkv[0], n, head);
+        softmax(me, s);
+        attend(in, x, s, qkv[2], n, head);
+      }
+    }
+  }
+
+  // x = MLP(x) + x, the second x rounded.
+  DEV void feed_forward(Wide& x) {
+    Low rows;
+    round_all(rows, x);
+    put(me, sh.X, rows);
+#pragma unroll
+    for (int layer = 0; layer < LAYERS; layer++) {
+      begin(x, MLP_BIAS + layer * F);
+      multiply(me, x, p.weights, 3 + layer, sh.X, true);
+      if (SAVE) {
+        u16* to = layer ? p.hidden + (size_t)(layer - 1) * at.sequences * at.steps * S * F : p.rows;
+        copy_out(at, sh.X, to, F, t);
+      }
+      if (layer == LAYERS - 1) break;
+      Low hidden;
+      u32 signs[SIGN_WORDS] = {};
+      each_number([&](int a, int n, int h, int q) {
+        float& v = x[a][n][2 * h + q];
+        const int bit = (a * NT + n) * 4 + 2 * h + q;
+        v = fmaxf(v, 0.f);
+        if (v > 0.f) signs[bit / 32] |= 1u << bit % 32;
+      });
+      round_all(hidden, x);
+      if (SAVE) keep<SIGN_WORDS>(record(p.records, t) + (KEPT_SIGNS + layer * SIGNS) * THREADS, signs);
+      sync();
+      put(me, sh.X, hidden);
+    }
+    each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] += half_of(rows[a][n][h], q); });
+  }
+
+  // The next memory from the candidate, which is in x.
+  DEV void update(Wide& x) {
+    const u32 skips = FLAGS ? at.flagged(p.flags, me, t, SKIP) : 0;
+#pragma unroll
+    for (int a = 0; a < MT; a++) {
+      float z[2][NT][4];
+      if (GATES == UNIT_GATES) unit_gates(z, a);
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int h = i >> 1, q = i & 1, r = me.row(n, q);
+          float& m = memory(a, n, h, q);
+          if (skips >> (2 * n + q) & 1) continue;
+          if (GATES == NO_GATES) m = x[a][n][i];
+          if (GATES == SLOT_GATES) m = sh.gate[0][r] * tanh_(x[a][n][i]) + sh.gate[1][r] * m;
+          if (GATES == UNIT_GATES) m = sigmoid(z[0][n][i]) * tanh_(x[a][n][i]) + sigmoid(z[1][n][i]) * m;
+        }
+    }
+    each_number([&](int a, int n, int h, int q) {
+      const int r = me.row(n, q);
+      if (at.has(r)) p.memories[at.row(r, t) * F + me.feature(a, h)] = memory(a, n, h, q);
+    });
+  }
+  // Both gates before their sigmoid, of the warp's tile a of features.
+  DEV void unit_gates(float (&z)[2][NT][4], int a) {
+    const V4* w[2] = {fragments(me, p.weights, 3 + LAYERS, a), fragments(me, p.weights, 4 + LAYERS, a)};
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float* term = p.gate_terms + at.step(at.sequence(me.row(n, i & 1)), t) * 2 * F;
+#pragma unroll
+        for (int k = 0; k < 2; k++) z[k][n][i] = term[k * F + me.feature(a, i >> 1)];
+      }
+    multiply<2>(me, z, w, sh.G, false);
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+      u32 rounded[NT][2];  // As the backward pass sees them.
+#pragma unroll
+      for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const u32 pair = pack(z[k][n][2 * h], z[k][n][2 * h + 1]);
+          rounded[n][h] = pair, z[k][n][2 * h] = low(pair), z[k][n][2 * h + 1] = high(pair);
+        }
+      if (SAVE)
+        keep<2 * NT>(record(p.records, t) + (KEPT_GATES + (2 * a + k) * GATE_TILE) * THREADS, &rounded[0][0]);
+    }
+  }
+
+  DEV void run() {
+    each_number([&](int a, int n, int h, int q) {
+      const int r = me.row(n, q);
+      memory(a, n, h, q) = at.has(r) ? p.first[(size_t)(at.first + r) * F + me.feature(a, h)] : 0.f;
+    });
+#pragma unroll 1
+    for (t = 0; t < at.steps; t++) {
+      Low qkv[3];
+      Wide x;
+      publish();
+      project(qkv);
+      attend_all(qkv, x);
+      normalise(x, NORM1, KEPT_NORM1, NORM1_RSTD);
+      feed_forward(x);
+      normalise(x, NORM2, KEPT_NORM2, NORM2_RSTD);
+      update(x);
+      sync();
+    }
+  }
+};
+
+#ifndef EMULATED
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    rrnn_forward(const int* sizes, const V4* weights, const float* vectors, const u16* kv,
+                 const float* gate_terms, const float* first, const float* fresh, const u8* flags,
+                 float* memories, u16* before, u16* squashed, u16* rows, u16* hidden, V4* records,
+                 float* statistics) {
+  extern __shared__ __align__(128) char raw[];
+  const ForwardArgs args{sizes,    weights, vectors,  kv,   gate_terms, first,   fresh,     flags,
+                         memories, before,  squashed, rows, hidden,     records, statistics};
+  ForwardPass(args, *(ForwardShared*)raw).run();
+}
+#endif

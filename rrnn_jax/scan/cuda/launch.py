@@ -1,0 +1,76 @@
+"""Launching a kernel: the one place that knows how XLA is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rrnn_jax.scan.cuda.layout import Layout, Shape
+from rrnn_jax.scan.cuda.nvrtc import kernel_ptx
+from rrnn_jax.typing import Array
+
+# XLA's own call for a kernel given as PTX: it becomes a thunk like those of its own fusions.
+TARGET = "__gpu$xla.gpu.ptx"
+
+
+def launch(
+    kernel: str,
+    layout: Layout,
+    save: bool,
+    blocks: int,
+    arguments: Sequence[Array],
+    results: Sequence[Shape],
+) -> list[Array]:
+    """Runs a kernel on the GPU that the surrounding program is compiled for.
+
+    Args:
+      kernel: "forward" or "backward".
+      layout: what it is compiled for.
+      save: whether a forward pass leaves what a backward pass wants.
+      blocks: how many.
+      arguments: arrays in the order of its parameters.
+      results: shapes of what it writes, the parameters after these.
+
+    Returns:
+      The results.
+
+    Raises:
+      rrnn_jax.scan.cuda.nvrtc.CompileError: the kernel cannot be compiled.
+      TypeError: when differentiated; the kernels are each other's derivative already.
+    """
+    ptx = kernel_ptx(kernel, layout, save)
+    shared = layout.forward_bytes if kernel == "forward" else layout.backward_bytes
+    call = ptx_call(f"rrnn_{kernel}", ptx, blocks, layout.threads, shared, results)
+    return _differentiable_once(call)(*arguments)
+
+
+def ptx_call(
+    name: str, ptx: str, blocks: int, threads: int, shared_bytes: int, results: Sequence[Shape]
+) -> Callable[..., list[Array]]:
+    """A function of arrays that runs a kernel of some PTX, `blocks` times `threads` of it."""
+    sizes = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
+    sizes |= {"grid_x": blocks, "block_x": threads, "shared_mem_bytes": shared_bytes}
+    attributes = {key: np.int32(value) for key, value in sizes.items()}
+    call = jax.ffi.ffi_call(TARGET, list(results))
+
+    def run(*arguments: Array) -> list[Array]:
+        found = call(*arguments, name=name, kernel_type="ptx", kernel_data=ptx, **attributes)
+        return list(found)
+
+    return run
+
+
+def _differentiable_once(call: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
+    run = jax.custom_jvp(call)
+
+    @run.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        raise TypeError(
+            "implementation='fused' can be differentiated once only; use implementation='hoisted' "
+            "for reverse mode over reverse mode, or 'scan'"
+        )
+
+    return run

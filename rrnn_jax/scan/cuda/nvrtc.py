@@ -1,0 +1,118 @@
+"""Compiling the kernels: by NVRTC, the compiler that comes with ``jax[cuda]``, when they are traced.
+
+What comes out is PTX for compute capability 8.0, which any later GPU takes too: its driver makes
+machine code of it when XLA loads it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+
+from rrnn_jax.scan.cuda.layout import Layout
+
+# NVRTC writes the newest version of PTX that it knows, which an older driver refuses. The kernels
+# use nothing newer than this; drivers since 525 (CUDA 12.0), the oldest of any jax[cuda12], take it.
+PTX_VERSION = "8.0"
+ARCHITECTURE = "compute_80"
+OPTIONS = ("-std=c++17", "-default-device", "-ftz=true", "-prec-div=false", "-prec-sqrt=false")
+SOURCES = Path(__file__).parent
+
+
+class CompileError(RuntimeError):
+    """A kernel could not be compiled."""
+
+
+@lru_cache(maxsize=64)
+def kernel_ptx(kernel: str, layout: Layout, save: bool) -> str:
+    """The PTX of a kernel for a layout; once per process, some seconds each.
+
+    Args:
+      kernel: "forward" or "backward".
+      layout: what it is compiled for.
+      save: whether a forward pass leaves what a backward pass wants.
+
+    Raises:
+      CompileError: there is no NVRTC, or it refuses the source.
+    """
+    source = (SOURCES / f"{kernel}.cu").read_text()
+    macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
+    return compile_ptx(source, f"{kernel}.cu", macros)
+
+
+def compile_ptx(source: str, name: str, options: Sequence[str] = ()) -> str:
+    """Compiles CUDA C++ to PTX.
+
+    Args:
+      source: the text.
+      name: what its messages call it.
+      options: beyond the usual ones.
+
+    Raises:
+      CompileError: there is no NVRTC, or it refuses the source; with its messages.
+    """
+    library = _library()
+    if library is None:
+        raise CompileError(
+            "needs NVRTC (libnvrtc), which comes with jax[cuda12] and jax[cuda13] as "
+            "nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc; none was found"
+        )
+    program = ctypes.c_void_p()
+    text, label = source.encode(), name.encode()
+    status = library.nvrtcCreateProgram(ctypes.byref(program), text, label, 0, None, None)
+    if status != 0:
+        raise CompileError(f"NVRTC fails with status {status} before it compiles {name}")
+    try:
+        given = [f"--gpu-architecture={ARCHITECTURE}", *OPTIONS, f"-I{SOURCES}", *options]
+        array = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
+        status = library.nvrtcCompileProgram(program, len(given), array)
+        if status != 0:
+            messages = _text(library, "ProgramLog", program)
+            raise CompileError(f"NVRTC refuses {name} (status {status}):\n{messages[:4000]}")
+        ptx = _text(library, "PTX", program)
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+    return re.sub(r"\.version \d+\.\d+", f".version {PTX_VERSION}", ptx, count=1)
+
+
+def nvrtc_missing() -> bool:
+    """Whether there is no NVRTC."""
+    return _library() is None
+
+
+def _text(library: ctypes.CDLL, kind: str, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    getattr(library, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    getattr(library, f"nvrtcGet{kind}")(program, text)
+    return text.value.decode(errors="replace")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """NVRTC: of NVIDIA's wheels, or of a CUDA installation."""
+    for path in [*_of_wheels(), ctypes.util.find_library("nvrtc"), *_of_cuda()]:
+        if path is None:
+            continue
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            continue
+    return None
+
+
+def _of_wheels() -> list[Path]:
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    found = [path for place in places for path in Path(place).glob("*/lib/libnvrtc.so.1[0-9]")]
+    return sorted(found, reverse=True)
+
+
+def _of_cuda() -> list[Path]:
+    found = Path("/usr/local").glob("cuda*/lib64/libnvrtc.so.1[0-9]")
+    return sorted(found, reverse=True)

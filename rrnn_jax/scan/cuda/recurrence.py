@@ -1,0 +1,262 @@
+"""The recurrent part of the scan as two kernels, with the products around them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.cuda.launch import launch
+from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of
+from rrnn_jax.scan.input_terms import InputTerms
+from rrnn_jax.scan.weights import CoreWeights
+from rrnn_jax.typing import Array
+
+
+class Run(NamedTuple):
+    """How the kernels are run; static.
+
+    Attributes:
+      cell: for its configuration.
+      layout: what the kernels are compiled for.
+      time_axis: 0 for ``[T, B, ...]``, 1 for ``[B, T, ...]``.
+    """
+
+    cell: RelationalMemoryCell
+    layout: Layout
+    time_axis: int
+
+
+class _Operands(NamedTuple):
+    """What both kernels read, in their order, but for the weights."""
+
+    sizes: Array
+    vectors: Array
+    kv: Array
+    first: Array
+    fresh: Array
+    flags: Array
+
+
+class _Residuals(NamedTuple):
+    weights: CoreWeights
+    operands: _Operands
+    terms: InputTerms
+    results: list[Array]
+
+
+def cuda_recurrence(
+    cell: RelationalMemoryCell,
+    weights: CoreWeights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: InputTerms,
+    *,
+    time_axis: int,
+    gpu: Gpu | None = None,
+    tiles: int | None = None,
+) -> tuple[Array, Array]:
+    """The final memory and the memory after every step, by one kernel over all steps.
+
+    Products are of bfloat16 numbers, summed in float32; norms, softmax, gates and the memory are
+    float32. Differentiable once, in reverse mode: by a second kernel, and a product over all steps
+    for each weight gradient.
+
+    Args:
+      cell: one that `layout.unfit` finds nothing in.
+      weights: of the recurrent part, in any dtype.
+      carry: ``[B, S, F]`` float32.
+      reset_carry: what a reset puts in its place; None without resets.
+      terms: of all steps.
+      time_axis: 0 for terms ``[T, B, ...]``, 1 for ``[B, T, ...]``.
+      gpu: what the layout goes by (default: an H100).
+      tiles: of 8 rows in a block; None (default) chooses.
+
+    Returns:
+      ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
+    """
+    flags = terms.resets is not None or terms.mask is not None
+    batch, input_rows = terms.qkv[0].shape[1 - time_axis], terms.qkv[0].shape[2]
+    layout = layout_of(cell, batch, input_rows, flags, gpu, tiles)
+    run = Run(cell, layout, time_axis)
+    return _recurrence(run, weights, carry, reset_carry, terms)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(
+    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+) -> tuple[Array, Array]:
+    operands = _operands(run, weights, carry, reset_carry, terms)
+    return _both(run, _forward(run, weights, operands, terms, save=False)[0])
+
+
+def _recurrence_fwd(
+    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+) -> tuple[tuple[Array, Array], _Residuals]:
+    operands = _operands(run, weights, carry, reset_carry, terms)
+    results = _forward(run, weights, operands, terms, save=True)
+    return _both(run, results[0]), _Residuals(weights, operands, terms, results)
+
+
+def _both(run: Run, memories: Array) -> tuple[Array, Array]:
+    return jax.lax.index_in_dim(memories, -1, run.time_axis, keepdims=False), memories
+
+
+def _forward(
+    run: Run, weights: CoreWeights, operands: _Operands, terms: InputTerms, save: bool
+) -> list[Array]:
+    batch, steps = _lengths(run, terms)
+    o, layout = operands, run.layout
+    results = layout.forward_results(batch, steps, run.time_axis, save)
+    fragments = pack_fragments(_matrices(run, weights))
+    arguments = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, terms)]
+    arguments += [o.first, o.fresh, o.flags]
+    return launch("forward", layout, save, layout.blocks(batch), arguments, results)
+
+
+def _recurrence_bwd(run: Run, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
+    weights, o, terms, kept = residuals
+    d_final, d_memories = cotangents
+    batch, steps = _lengths(run, terms)
+    layout = run.layout
+    memories, before, squashed, rows, hidden, records, statistics = kept
+    fragments = pack_fragments(jnp.swapaxes(_matrices(run, weights), 1, 2))
+    arguments = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
+    arguments += [records, statistics, d_memories, d_final]
+    results = layout.backward_results(batch, steps, run.time_axis)
+    found = launch("backward", layout, True, layout.blocks(batch), arguments, results)
+    d_first, d_fresh, d_qkv, d_layers, d_gates, d_slot_gates, d_kv, d_vectors = found
+
+    pairs = {"block_0/qkv": (before, d_qkv)}
+    layers = run.cell.attention_mlp_layers
+    for j in range(layers):
+        pairs[f"mlp/layer_{j}"] = (hidden[j - 1] if j > 0 else rows), d_layers[j]
+    if layout.gates == "unit":
+        pairs["gates"] = squashed, d_gates
+    d_kernels = {name: _weight_gradient(*pair) for name, pair in pairs.items()}
+    by_name = _split_vectors(run, jnp.sum(d_vectors, axis=0))
+    d_gate_terms = None
+    if layout.gates is not None:
+        d = d_slot_gates if layout.gates == "memory" else d_gates
+        d_gate_terms = jnp.sum(d, axis=2, dtype=jnp.float32).astype(terms.gates.dtype)  # type: ignore[union-attr]
+    if layout.gates == "memory":
+        d_kernels["gates"] = by_name.pop("gates").T
+    d_weights = CoreWeights(
+        {name: d_kernels[name].astype(x.dtype) for name, x in weights.kernels.items()},
+        {name: by_name[name].astype(x.dtype) for name, x in weights.vectors.items()},
+    )
+    d_qkv_terms = d_kv.reshape(terms.qkv[0].shape).astype(terms.qkv[0].dtype)
+    d_terms = InputTerms((d_qkv_terms,), None, d_gate_terms, None, None)
+    return d_weights, d_first, d_fresh if terms.resets is not None else None, d_terms
+
+
+_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+
+
+def _lengths(run: Run, terms: InputTerms) -> tuple[int, int]:
+    """B and T."""
+    shape = terms.qkv[0].shape
+    return shape[1 - run.time_axis], shape[run.time_axis]
+
+
+def _operands(
+    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+) -> _Operands:
+    batch, steps = _lengths(run, terms)
+    strides = (1, batch) if run.time_axis == 0 else (steps, 1)
+    flags = jnp.zeros((16,), jnp.uint8)
+    if run.layout.flags:
+        flags = jnp.zeros(terms.qkv[0].shape[:2], jnp.uint8)
+        if terms.resets is not None:
+            flags += terms.resets.astype(jnp.uint8)
+        if terms.mask is not None:
+            flags += jnp.uint8(2) * (~terms.mask).astype(jnp.uint8)
+    return _Operands(
+        jnp.asarray(np.array([batch, steps, *strides], np.int32)),
+        _vectors(run, weights),
+        terms.qkv[0].astype(jnp.bfloat16),
+        carry.astype(jnp.float32),
+        (carry if reset_carry is None else reset_carry).astype(jnp.float32),
+        flags,
+    )
+
+
+def _gate_terms(run: Run, terms: InputTerms) -> Array:
+    """What the gates are given from the input, all biases added."""
+    if run.layout.gates is None:
+        return jnp.zeros((4,), jnp.float32)
+    assert terms.gates is not None
+    biases = np.array([run.cell.input_bias, run.cell.forget_bias], np.float32)
+    biases = np.repeat(biases, run.layout.gate_width // 2)
+    return terms.gates.astype(jnp.float32) + biases.reshape((1,) * (terms.gates.ndim - 1) + (-1,))
+
+
+def _matrices(run: Run, weights: CoreWeights) -> Array:
+    """All weight matrices ``[M, F, F]`` in the kernels' order, in bfloat16."""
+    names = ["block_0/qkv", *(f"mlp/layer_{j}" for j in range(run.cell.attention_mlp_layers))]
+    if run.layout.gates == "unit":
+        names.append("gates")
+    kernels = [weights.kernels[name].astype(jnp.bfloat16) for name in names]
+    F = run.layout.width
+    packed = jnp.concatenate(kernels, axis=1).reshape(F, run.layout.matrices, F)
+    return jnp.swapaxes(packed, 0, 1)
+
+
+def pack_fragments(matrices: Array) -> Array:
+    """Matrices ``[M, K, N]`` as fragments: the left sides of products, ``W^T``, as a warp has them.
+
+    Returns:
+      ``[M, N/16, K/16, 32, 4]`` words of two numbers each: of thread 4g + t word 2i + j has rows
+      8j + g of ``W^T`` (of a tile of 16) and columns 8i + 2t and 8i + 2t + 1.
+    """
+    M, K, N = matrices.shape
+    split = matrices.reshape(M, K // 16, 2, 4, 2, N // 16, 2, 8)
+    return split.transpose(0, 5, 1, 7, 3, 2, 6, 4)
+
+
+def _vector_names(run: Run) -> list[str]:
+    layers = run.cell.attention_mlp_layers
+    return [
+        "block_0/qkv/bias",
+        "block_0/qkv_norm/scale",
+        "block_0/qkv_norm/bias",
+        "block_0/attention_norm/scale",
+        "block_0/attention_norm/bias",
+        *(f"mlp/layer_{j}/bias" for j in range(layers)),
+        "block_0/mlp_norm/scale",
+        "block_0/mlp_norm/bias",
+    ]
+
+
+def _vectors(run: Run, weights: CoreWeights) -> Array:
+    """All vectors in the kernels' order; with gates per slot their two columns are among them."""
+    parts = [weights.vectors[name].astype(jnp.float32) for name in _vector_names(run)]
+    if run.layout.gates == "memory":
+        # Rounded as the operand of a product would be.
+        low = weights.kernels["gates"].astype(jnp.bfloat16)
+        parts.append(low.T.reshape(-1).astype(jnp.float32))
+    return jnp.concatenate(parts)
+
+
+def _split_vectors(run: Run, vectors: Array) -> dict[str, Array]:
+    """The gradients of `_vectors`, by name; the gates' ``[2, F]``."""
+    F = run.layout.width
+    found, at = {}, 0
+    for name in _vector_names(run):
+        size = 3 * F if name.startswith("block_0/qkv") else F
+        found[name] = vectors[at : at + size]
+        at += size
+    if run.layout.gates == "memory":
+        found["gates"] = vectors[at:].reshape(2, F)
+    return found
+
+
+def _weight_gradient(rows: Any, d: Any) -> Array:
+    """``[F, N]`` from all rows ``[..., F]`` and the cotangents ``[..., N]`` of their products."""
+    leading = tuple(range(rows.ndim - 1))
+    dimensions = ((leading, leading), ((), ()))
+    return jax.lax.dot_general(rows, d, dimensions, preferred_element_type=jnp.float32)

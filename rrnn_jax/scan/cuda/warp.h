@@ -1,0 +1,82 @@
+// What the kernels ask of a warp and of the chip: inline PTX on a GPU; on a CPU, for tests, the
+// emulator that the tests bring along (-DEMULATED). All of it exists from compute capability 8.0 on.
+#pragma once
+#ifdef EMULATED
+#include "emulator.h"
+#else
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+#define DEV __device__ __forceinline__
+
+struct alignas(16) V4 {
+  u32 x, y, z, w;
+};
+
+DEV int thread_index() { return threadIdx.x; }
+DEV int block_index() { return blockIdx.x; }
+DEV int block_count() { return gridDim.x; }
+DEV void sync() { __syncthreads(); }
+DEV float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+
+// Two numbers rounded to bfloat16, the first in the low half; and back.
+DEV u32 pack(float low, float high) {
+  u32 r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+DEV float low(u32 x) { return __uint_as_float(x << 16); }
+DEV float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+
+// c += A B for A [16, 16], B [16, 8] in bfloat16. With g = lane / 4 and t = lane % 4, a thread has
+// of c rows g, g, g+8, g+8 and columns 2t, 2t+1, 2t, 2t+1; of A in pairs of columns rows g, g+8,
+// g, g+8 and columns 2t, 2t, 2t+8, 2t+8; of B in pairs of rows column g and rows 2t, 2t+8.
+DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The transpose of a matrix [8, 8] of which a thread has row g, columns 2t and 2t+1.
+DEV u32 transpose(u32 x) {
+  u32 y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+// Matrices [8, 8] from shared memory: lanes 8m to 8m+7 point at the rows of matrix m.
+DEV void load_matrices(u32 (&r)[4], const void* row) {
+  u32 s = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(s)
+               : "memory");
+}
+DEV void load_matrices(u32 (&r)[2], const void* row) {
+  u32 s = (u32)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(s)
+               : "memory");
+}
+// Weights: read once per step by one warp of the block, so not to be kept in L1.
+DEV V4 load_weights(const V4* p) {
+  V4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+// Off by 2^-11 at most, less than the rounding to bfloat16 of what goes in.
+DEV float tanh_(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEV float exp_(float x) { return __expf(x); }
+DEV float rsqrt_(float x) { return rsqrtf(x); }
+#endif
+
+DEV float sigmoid(float x) { return 0.5f * tanh_(0.5f * x) + 0.5f; }

@@ -1,0 +1,1 @@
+"""Checks of the CUDA kernels that need no GPU."""

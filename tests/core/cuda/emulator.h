@@ -1,0 +1,211 @@
+// A block of CUDA threads on a CPU: each thread is a fiber, and what a warp does together follows
+// the PTX manual's layouts. Threads run in turns, or in random order from a seed: where a barrier
+// is missing results then change. Shared memory starts as NaN, and a warp whose threads do not meet
+// in the same operation ends the process.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+#define DEV inline
+
+struct alignas(16) V4 {
+  u32 x, y, z, w;
+};
+
+namespace emulator {
+
+struct Warp {
+  int arrived = 0;
+  u64 generation = 0;
+  int operation[32];
+  u32 in[32][10], out[32][4];
+  const void* pointer[32];
+};
+static int threads, current, block, blocks, at_barrier;
+static u64 barriers, seed;
+static std::vector<ucontext_t> contexts;
+static std::vector<char> ended, stacks;
+static std::vector<Warp> warps;
+static ucontext_t caller;
+
+inline int random(int n) {
+  seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
+  return (seed >> 33) % n;
+}
+// The thread to go on with: the next one, or with a seed any, more often one of the same warp.
+inline int next_thread() {
+  int next = current + 1;
+  if (seed) next = (random(4) ? current / 32 : random(threads / 32)) * 32 + random(32);
+  for (int i = 0; i < threads; i++, next++)
+    if (next %= threads, !ended[next] && next != current) return next;
+  return current;
+}
+inline void yield() {
+  int me = current, next = next_thread();
+  if (next == me) fprintf(stderr, "threads wait for one that has ended\n"), abort();
+  current = next;
+  swapcontext(&contexts[me], &contexts[next]);
+}
+inline Warp& warp() { return warps[current / 32]; }
+// The last of a warp's threads to arrive does it for all.
+template <class Fn> void together(int operation, Fn fn) {
+  Warp& w = warp();
+  const u64 generation = w.generation;
+  w.operation[current % 32] = operation;
+  if (++w.arrived < 32) {
+    while (w.generation == generation) yield();
+    return;
+  }
+  for (int other : w.operation)
+    if (other != operation) fprintf(stderr, "a warp divided: %d, %d\n", operation, other), abort();
+  fn(w);
+  w.arrived = 0, w.generation++;
+}
+inline float number(u32 bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline u32 bits(float x) {
+  u32 r;
+  memcpy(&r, &x, 4);
+  return r;
+}
+inline float half(u32 x, int i) { return number(i ? x & 0xffff0000u : x << 16); }
+inline u32 rounded(float x) {
+  const u32 r = bits(x);
+  if ((r & 0x7fffffff) > 0x7f800000) return 0x7fff;
+  return (r + 0x7fff + ((r >> 16) & 1)) >> 16;
+}
+
+template <class Fn> struct Entry {
+  static Fn* fn;
+  static void run() {
+    (*fn)();
+    ended[current] = 1;
+    const int next = next_thread();
+    if (next == current) setcontext(&caller);
+    current = next;
+    setcontext(&contexts[next]);
+  }
+};
+template <class Fn> Fn* Entry<Fn>::fn;
+
+// Runs fn(shared memory) in every thread of every block.
+template <class Fn> void launch(int num_blocks, int num_threads, size_t shared_bytes, u64 order, Fn body) {
+  const size_t stack = 1 << 18;
+  std::vector<u32> shared(shared_bytes / 4 + 32);
+  void* start = (void*)(((uintptr_t)shared.data() + 63) / 64 * 64);
+  auto fn = [&]() { body(start); };
+  threads = num_threads, blocks = num_blocks, seed = order, Entry<decltype(fn)>::fn = &fn;
+  stacks.resize(stack * threads);
+  for (block = 0; block < blocks; block++) {
+    memset(shared.data(), 0xff, shared.size() * 4);
+    contexts.assign(threads, ucontext_t()), ended.assign(threads, 0), warps.assign(threads / 32, Warp());
+    at_barrier = 0, barriers = 0;
+    for (int i = 0; i < threads; i++) {
+      getcontext(&contexts[i]);
+      contexts[i].uc_stack.ss_sp = stacks.data() + stack * i;
+      contexts[i].uc_stack.ss_size = stack;
+      contexts[i].uc_link = &caller;
+      makecontext(&contexts[i], (void (*)())Entry<decltype(fn)>::run, 0);
+    }
+    current = 0;
+    swapcontext(&caller, &contexts[0]);
+  }
+}
+}  // namespace emulator
+
+DEV int thread_index() { return emulator::current; }
+DEV int block_index() { return emulator::block; }
+DEV int block_count() { return emulator::blocks; }
+DEV void sync() {
+  using namespace emulator;
+  const u64 generation = barriers;
+  if (++at_barrier == threads) at_barrier = 0, barriers++;
+  else
+    while (barriers == generation) yield();
+}
+DEV float shuffle_xor(float x, int mask) {
+  using namespace emulator;
+  const int lane = current % 32;
+  warp().in[lane][0] = bits(x);
+  together(100 + mask, [&](Warp& w) {
+    for (int i = 0; i < 32; i++) w.out[i][0] = w.in[i ^ mask][0];
+  });
+  return number(warp().out[lane][0]);
+}
+DEV u32 pack(float low, float high) { return emulator::rounded(low) | emulator::rounded(high) << 16; }
+DEV float low(u32 x) { return emulator::half(x, 0); }
+DEV float high(u32 x) { return emulator::half(x, 1); }
+DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+  using namespace emulator;
+  const int lane = current % 32;
+  u32* in = warp().in[lane];
+  for (int i = 0; i < 4; i++) in[i] = a[i], in[6 + i] = bits(c[i]);
+  in[4] = b0, in[5] = b1;
+  together(1, [](Warp& w) {
+    float A[16][16], B[16][8];
+    for (int i = 0; i < 32; i++)
+      for (int half_of_k = 0; half_of_k < 2; half_of_k++)
+        for (int p = 0; p < 2; p++) {
+          const int g = i >> 2, k = 2 * (i & 3) + p + 8 * half_of_k;
+          A[g][k] = half(w.in[i][2 * half_of_k], p), A[g + 8][k] = half(w.in[i][2 * half_of_k + 1], p);
+          B[k][g] = half(w.in[i][4 + half_of_k], p);
+        }
+    for (int i = 0; i < 32; i++)
+      for (int j = 0; j < 4; j++) {
+        const int row = (i >> 2) + 8 * (j >> 1), column = 2 * (i & 3) + (j & 1);
+        float sum = 0;
+        for (int k = 0; k < 16; k++) sum += A[row][k] * B[k][column];
+        w.out[i][j] = bits(number(w.in[i][6 + j]) + sum);
+      }
+  });
+  for (int i = 0; i < 4; i++) c[i] = number(warp().out[lane][i]);
+}
+DEV u32 transpose(u32 x) {
+  using namespace emulator;
+  const int lane = current % 32;
+  warp().in[lane][0] = x;
+  together(2, [](Warp& w) {
+    u32 M[8][8];
+    for (int i = 0; i < 32; i++)
+      for (int p = 0; p < 2; p++) M[i >> 2][2 * (i & 3) + p] = w.in[i][0] >> (16 * p) & 0xffff;
+    for (int i = 0; i < 32; i++) w.out[i][0] = M[2 * (i & 3)][i >> 2] | M[2 * (i & 3) + 1][i >> 2] << 16;
+  });
+  return warp().out[lane][0];
+}
+template <int N> void load_matrices(u32 (&r)[N], const void* row) {
+  using namespace emulator;
+  const int lane = current % 32;
+  warp().pointer[lane] = row;
+  together(10 + N, [](Warp& w) {
+    for (int i = 0; i < 32; i++)
+      for (int m = 0; m < N; m++) {
+        const char* from = (const char*)w.pointer[8 * m + (i >> 2)];
+        if ((uintptr_t)from % 16) fprintf(stderr, "a row of a matrix is not aligned\n"), abort();
+        memcpy(&w.out[i][m], from + 4 * (i & 3), 4);
+      }
+  });
+  for (int m = 0; m < N; m++) r[m] = warp().out[lane][m];
+}
+DEV V4 load_weights(const V4* p) {
+  if ((uintptr_t)p % 16) fprintf(stderr, "weights are not aligned\n"), abort();
+  return *p;
+}
+// Rounded to 11 bits, as far off as the chip's may be.
+DEV float tanh_(float x) {
+  return emulator::number((emulator::bits(std::tanh(x)) + 0x1000) & 0xffffe000u);
+}
+DEV float exp_(float x) { return std::exp(x); }
+DEV float rsqrt_(float x) { return 1.f / std::sqrt(x); }
