@@ -20,7 +20,8 @@ struct InputRows {
   int t, sequence;
   DEV bool has(int j) const { return j < INPUTS && sequence + j / INPUT_ROWS < at.sequences; }
   DEV size_t place(int j, int kind) const {
-    return ((at.step(sequence + j / INPUT_ROWS, t) * INPUT_ROWS + j % INPUT_ROWS) * 2 + kind) * F;
+    const int row = at.step(sequence + j / INPUT_ROWS, t) * INPUT_ROWS + j % INPUT_ROWS;
+    return ((size_t)row * 2 + kind) * F;
   }
   // Row g, features 2t and 2t+1.
   DEV u32 by_row(int kind, int a, int h) const {
@@ -42,7 +43,7 @@ struct InputRows {
   }
 };
 DEV InputRows input_rows(const Thread& me, const Place& at, const u16* kv, int t, int n) {
-  return InputRows{me, at, kv, t, (at.first + n / OWN * OWN * 8) / S};
+  return InputRows{me, at, kv, t, (int)((at.first + n / OWN * OWN * 8) / S)};
 }
 
 // Rows g of key tiles `pair` and the next, by features: a left side [keys, features].

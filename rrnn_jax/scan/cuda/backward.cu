@@ -34,8 +34,8 @@ static_assert(sizeof(BackwardShared) <= BACKWARD_SHARED, "as layout.py has it");
 struct BackwardPass {
   const BackwardArgs& p;
   BackwardShared& sh;
-  const Thread me;
-  const Place at;
+  Thread me;
+  Place at;
   int t;
   u32 resets, skips;
   DEV BackwardPass(const BackwardArgs& args, BackwardShared& shared)
@@ -67,7 +67,7 @@ struct BackwardPass {
     const size_t row = at.first + r;
     if (!at.has(r)) return 0.f;
     if (resets >> (2 * n + q) & 1) return p.fresh[row * F + f];
-    return t > 0 ? p.memories[at.row(r, t - 1) * F + f] : p.first[row * F + f];
+    return t > 0 ? p.memories[(size_t)at.row(r, t - 1) * F + f] : p.first[row * F + f];
   }
   DEV void means(float size) {
     sync();
@@ -112,6 +112,7 @@ struct BackwardPass {
   DEV void product(Wide& y, const Low& x, int matrix, u16* to, int stride) {
     sync();
     put(me, sh.X, x);
+    wait_late();
     multiply(me, y, p.weights, matrix, sh.X, true);
     copy_out(at, sh.X, to, stride, t);
   }
@@ -137,7 +138,7 @@ struct BackwardPass {
 #pragma unroll
           for (int q = 0; q < 2; q++) {
             const int r = me.row(n, q), f = me.feature(a, h);
-            float d = d_memory(a, n, h, q) + (at.has(r) ? p.d_memories[at.row(r, t) * F + f] : 0.f), past = 0.f;
+            float d = d_memory(a, n, h, q) + (at.has(r) ? p.d_memories[(size_t)at.row(r, t) * F + f] : 0.f), past = 0.f;
             if (skips >> (2 * n + q) & 1) past = d, d = 0.f;
             const float x = half_of(normal[a][n][h], q) * scale + shift;
             if (GATES == NO_GATES) {
@@ -168,7 +169,7 @@ struct BackwardPass {
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         sh.gate[k][r] = sh.sums.total(k, r);
-        if (at.has(r)) p.d_slot_gates[at.row(r, t) * 2 + k] = sh.gate[k][r];
+        if (at.has(r)) p.d_slot_gates[(size_t)at.row(r, t) * 2 + k] = sh.gate[k][r];
       }
     sync();
   }
@@ -337,7 +338,7 @@ struct BackwardPass {
   // Where the step started from the fresh memory, what has come back belongs to that.
   DEV void end_step() {
     if (FLAGS)
-      each_number([&](int a, int n, int h, int q) {
+      each_number_in_turn([&](int a, int n, int h, int q) {
         const int r = me.row(n, q);
         if (!(resets >> (2 * n + q) & 1) || !at.has(r)) return;
         p.d_fresh[(size_t)(at.first + r) * F + me.feature(a, h)] += d_memory(a, n, h, q);
@@ -346,19 +347,24 @@ struct BackwardPass {
     sync();
   }
   DEV void step() {
+    at = Place(p.sizes);
     Wide y;
     Low normal, d_gate[2], qkv[3];
     begin_step();
     fetch(normal, record(p.records, t) + KEPT_NORM2 * THREADS);
     update_backward(y, normal, d_gate);
     norm_backward(y, normal, NORM2, NORM2_RSTD);
+    at = Place(p.sizes);
     if (GATES != NO_GATES) gates_backward(d_gate);
+    at = Place(p.sizes);
     feed_forward_backward(y);
     fetch(normal, record(p.records, t) + KEPT_NORM1 * THREADS);
     norm_backward(y, normal, NORM1, NORM1_RSTD);
     each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });
     round_all(normal, y);
+    at = Place(p.sizes);
     attention_backward(qkv, normal);
+    at = Place(p.sizes);
     qkv_norm_backward(qkv);
     clear(y);
 #pragma unroll
@@ -369,7 +375,7 @@ struct BackwardPass {
 
   DEV void run() {
     for (int i = thread_index(); i < VECTORS; i += THREADS) sh.vectors[i] = 0.f;
-    each_number([&](int a, int n, int h, int q) {
+    each_number_in_turn([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
       const size_t place = (size_t)(at.first + r) * F + me.feature(a, h);
       d_memory(a, n, h, q) = at.has(r) ? p.d_final[place] : 0.f;
@@ -378,7 +384,7 @@ struct BackwardPass {
     sync();
 #pragma unroll 1
     for (t = at.steps - 1; t >= 0; t--) step();
-    each_number([&](int a, int n, int h, int q) {
+    each_number_in_turn([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
       if (at.has(r)) p.d_first[(size_t)(at.first + r) * F + me.feature(a, h)] = d_memory(a, n, h, q);
     });

@@ -79,6 +79,11 @@ template <class Fn> DEV void each_number(Fn fn) {
     for (int i = 0; i < 4; i++) fn(a, n, i >> 1, i & 1);
   });
 }
+// The same as a loop, for what is in memory: less code, fewer registers.
+template <class Fn> DEV void each_number_in_turn(Fn fn) {
+#pragma unroll 1
+  for (int i = 0; i < 4 * MT * NT; i++) fn(i / (4 * NT), i / 4 % NT, i / 2 % 2, i % 2);
+}
 DEV float half_of(u32 x, int q) { return q ? high(x) : low(x); }
 DEV void round_all(Low& to, const Wide& from) {
   each_pair([&](int a, int n, int h) { to[a][n][h] = pack(from[a][n][2 * h], from[a][n][2 * h + 1]); });
@@ -86,19 +91,19 @@ DEV void round_all(Low& to, const Wide& from) {
 
 // Where a block's rows are in arrays over all sequences and steps.
 struct Place {
-  int first, sequences, steps;
-  size_t by_sequence, by_step;
+  u32 first;  // Row of the batch, a multiple of ROWS: without a sign the compiler sees that.
+  int sequences, steps, by_sequence, by_step;
   DEV explicit Place(const int* sizes) {
-    first = block_index() * ROWS;
-    sequences = sizes[0], steps = sizes[1], by_sequence = sizes[2], by_step = sizes[3];
+    first = again(block_index()) * ROWS, sequences = again(sizes[0]), steps = again(sizes[1]);
+    by_sequence = again(sizes[2]), by_step = again(sizes[3]);
   }
-  DEV bool has(int r) const { return first + r < sequences * S; }
+  DEV bool has(int r) const { return (int)((first + r) / S) < sequences; }
   DEV int sequence(int r) const {  // The last one where there is none.
-    int b = (first + r) / S;
+    const int b = (first + r) / S;
     return b < sequences ? b : sequences - 1;
   }
-  DEV size_t step(int b, int t) const { return b * by_sequence + t * by_step; }
-  DEV size_t row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
+  DEV int step(int b, int t) const { return b * by_sequence + t * by_step; }
+  DEV int row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
   // Of the rows of which a thread has numbers, 2n + q: which have that flag.
   DEV u32 flagged(const u8* flags, const Thread& me, int t, int flag) const {
     u32 bits = 0;
@@ -111,11 +116,15 @@ struct Place {
 
 // y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights come from L2
 // into registers, in the order in which the tensor cores want them, each by one warp of the block.
-// With `wait` other warps have yet to write of X; where registers allow, weights set out before.
+// With `wait` other warps have yet to write of X: of a product's two barriers, `wait_late` comes
+// before all that the caller does for it and is there where registers are scarce; the other lets
+// the weights set out first.
+DEV void wait_late() {
+  if (!EARLY) sync();
+}
 template <int NA>
 DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[NA], const u16* X,
                   bool wait) {
-  if (wait && !EARLY) sync();
   V4 coming[AHEAD][NA];
 #pragma unroll
   for (int k = 0; k < AHEAD; k++)
@@ -154,9 +163,10 @@ DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[
     }
   }
 }
-// Where the fragments of a warp's tile of a matrix begin.
+// Where the fragments of a warp's tile of a matrix begin. Found again in each step: else the first
+// of them are kept in registers over all steps, which there are not enough of.
 DEV const V4* fragments(const Thread& me, const V4* weights, int matrix, int tile) {
-  return weights + (size_t)(matrix * SLICES + me.warp * MT + tile) * SLICES * 32 + me.lane;
+  return weights + again((matrix * SLICES + me.warp * MT + tile) * SLICES * 32 + me.lane);
 }
 // The same with a warp's tiles of one matrix.
 DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X, bool wait) {
@@ -177,7 +187,7 @@ DEV void put(const Thread& me, u16* X, const Low& x) {
 DEV void copy_out(const Place& at, const u16* X, u16* to, int stride, int t) {
   for (int i = thread_index(); i < ROWS * (F / 8); i += THREADS) {
     int r = i / (F / 8), piece = i % (F / 8) * 8;
-    if (at.has(r)) *(V4*)(to + at.row(r, t) * stride + piece) = *(const V4*)(X + r * STRIDE + piece);
+    if (at.has(r)) *(V4*)(to + (size_t)at.row(r, t) * stride + piece) = *(const V4*)(X + r * STRIDE + piece);
   }
 }
 

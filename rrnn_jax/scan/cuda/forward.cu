@@ -30,8 +30,8 @@ static_assert(sizeof(ForwardShared) <= FORWARD_SHARED, "as layout.py has it");
 struct ForwardPass {
   const ForwardArgs& p;
   ForwardShared& sh;
-  const Thread me;
-  const Place at;
+  Thread me;
+  Place at;
   int t;
   DEV ForwardPass(const ForwardArgs& args, ForwardShared& shared)
       : p(args), sh(shared), me(), at(args.sizes), t(0) {}
@@ -77,7 +77,7 @@ struct ForwardPass {
     }
     const int r = thread_index();
     if (GATES == SLOT_GATES && r < ROWS) {
-      const float* term = p.gate_terms + at.step(at.sequence(r), t) * 2;
+      const float* term = p.gate_terms + (size_t)at.step(at.sequence(r), t) * 2;
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         const float gate = sigmoid(sh.gate_sums.total(k, r) + term[k]);
@@ -130,21 +130,24 @@ struct ForwardPass {
 
   // Queries, keys and values of the memory rows, normalised together.
   DEV void project(Low (&qkv)[3]) {
-    float sum[COLUMNS], squares[COLUMNS];
-    clear(sum), clear(squares);
 #pragma unroll
     for (int kind = 0; kind < 3; kind++) {
       Wide y;
+      if (kind == 0) wait_late();
       begin(y, QKV_BIAS + kind * F);
       multiply(me, y, p.weights, kind, sh.X, kind == 0);
       if (kind == 0) keep_operands();
       round_all(qkv[kind], y);
+      if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
+    }
+    float sum[COLUMNS], squares[COLUMNS];
+    clear(sum), clear(squares);
+#pragma unroll
+    for (int kind = 0; kind < 3; kind++)
       each_number([&](int a, int n, int h, int q) {
         const float v = half_of(qkv[kind][a][n][h], q);
         sum[2 * n + q] += v, squares[2 * n + q] += v * v;
       });
-      if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
-    }
     sh.sums.put(me, 0, sum), sh.sums.put(me, 1, squares);
     statistics(3.f * F, QKV_MEAN, QKV_RSTD);
 #pragma unroll
@@ -191,6 +194,7 @@ struct ForwardPass {
     put(me, sh.X, rows);
 #pragma unroll
     for (int layer = 0; layer < LAYERS; layer++) {
+      wait_late();
       begin(x, MLP_BIAS + layer * F);
       multiply(me, x, p.weights, 3 + layer, sh.X, true);
       if (SAVE) {
@@ -217,6 +221,10 @@ struct ForwardPass {
   // The next memory from the candidate, which is in x.
   DEV void update(Wide& x) {
     const u32 skips = FLAGS ? at.flagged(p.flags, me, t, SKIP) : 0;
+    Low candidate;  // Rounded: registers are scarce beside the gates' products.
+    if (GATES != NO_GATES)
+      each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = tanh_(x[a][n][2 * h + q]); });
+    round_all(candidate, x);
 #pragma unroll
     for (int a = 0; a < MT; a++) {
       float z[2][NT][4];
@@ -227,15 +235,16 @@ struct ForwardPass {
         for (int i = 0; i < 4; i++) {
           const int h = i >> 1, q = i & 1, r = me.row(n, q);
           float& m = memory(a, n, h, q);
+          const float c = GATES == UNIT_GATES ? half_of(candidate[a][n][h], q) : x[a][n][i];
           if (skips >> (2 * n + q) & 1) continue;
-          if (GATES == NO_GATES) m = x[a][n][i];
-          if (GATES == SLOT_GATES) m = sh.gate[0][r] * tanh_(x[a][n][i]) + sh.gate[1][r] * m;
-          if (GATES == UNIT_GATES) m = sigmoid(z[0][n][i]) * tanh_(x[a][n][i]) + sigmoid(z[1][n][i]) * m;
+          if (GATES == NO_GATES) m = c;
+          if (GATES == SLOT_GATES) m = sh.gate[0][r] * c + sh.gate[1][r] * m;
+          if (GATES == UNIT_GATES) m = sigmoid(z[0][n][i]) * c + sigmoid(z[1][n][i]) * m;
         }
     }
     each_number([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
-      if (at.has(r)) p.memories[at.row(r, t) * F + me.feature(a, h)] = memory(a, n, h, q);
+      if (at.has(r)) p.memories[(size_t)at.row(r, t) * F + me.feature(a, h)] = memory(a, n, h, q);
     });
   }
   // Both gates before their sigmoid, of the warp's tile a of features.
@@ -245,7 +254,7 @@ struct ForwardPass {
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const float* term = p.gate_terms + at.step(at.sequence(me.row(n, i & 1)), t) * 2 * F;
+        const float* term = p.gate_terms + (size_t)at.step(at.sequence(me.row(n, i & 1)), t) * 2 * F;
 #pragma unroll
         for (int k = 0; k < 2; k++) z[k][n][i] = term[k * F + me.feature(a, i >> 1)];
       }
@@ -266,12 +275,13 @@ struct ForwardPass {
   }
 
   DEV void run() {
-    each_number([&](int a, int n, int h, int q) {
+    each_number_in_turn([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
       memory(a, n, h, q) = at.has(r) ? p.first[(size_t)(at.first + r) * F + me.feature(a, h)] : 0.f;
     });
 #pragma unroll 1
     for (t = 0; t < at.steps; t++) {
+      at = Place(p.sizes);
       Low qkv[3];
       Wide x;
       publish();

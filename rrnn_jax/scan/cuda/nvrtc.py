@@ -1,4 +1,4 @@
-"""Compiling the kernels: by NVRTC, the compiler that comes with ``jax[cuda]``, when they are traced.
+"""Compiling the kernels when they are traced, by NVRTC, which comes with ``jax[cuda]``.
 
 What comes out is PTX for compute capability 8.0, which any later GPU takes too: its driver makes
 machine code of it when XLA loads it.
@@ -17,11 +17,15 @@ from pathlib import Path
 from rrnn_jax.scan.cuda.layout import Layout
 
 # NVRTC writes the newest version of PTX that it knows, which an older driver refuses. The kernels
-# use nothing newer than this; drivers since 525 (CUDA 12.0), the oldest of any jax[cuda12], take it.
+# use nothing newer than this, which drivers since 525 (CUDA 12.0) take.
 PTX_VERSION = "8.0"
 ARCHITECTURE = "compute_80"
 OPTIONS = ("-std=c++17", "-default-device", "-ftz=true", "-prec-div=false", "-prec-sqrt=false")
 SOURCES = Path(__file__).parent
+MISSING = (
+    "needs NVRTC (libnvrtc), which comes with jax[cuda12] and jax[cuda13] as "
+    "nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc; none was found"
+)
 
 
 class CompileError(RuntimeError):
@@ -58,10 +62,7 @@ def compile_ptx(source: str, name: str, options: Sequence[str] = ()) -> str:
     """
     library = _library()
     if library is None:
-        raise CompileError(
-            "needs NVRTC (libnvrtc), which comes with jax[cuda12] and jax[cuda13] as "
-            "nvidia-cuda-nvrtc-cu12 and nvidia-cuda-nvrtc; none was found"
-        )
+        raise CompileError(MISSING)
     program = ctypes.c_void_p()
     text, label = source.encode(), name.encode()
     status = library.nvrtcCreateProgram(ctypes.byref(program), text, label, 0, None, None)

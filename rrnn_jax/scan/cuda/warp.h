@@ -18,6 +18,12 @@ DEV int thread_index() { return threadIdx.x; }
 DEV int block_index() { return blockIdx.x; }
 DEV int block_count() { return gridDim.x; }
 DEV void sync() { __syncthreads(); }
+// The same number, of which the compiler knows nothing: what follows from it is computed again in
+// every step rather than kept in registers over all of them.
+DEV int again(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 DEV float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
 // Two numbers rounded to bfloat16, the first in the low half; and back.
@@ -60,10 +66,11 @@ DEV void load_matrices(u32 (&r)[2], const void* row) {
                : "r"(s)
                : "memory");
 }
-// Weights: read once per step by one warp of the block, so not to be kept in L1.
+// Weights: read once per step by one warp of the block, so not to be kept in L1. Not as constants
+// (.nc): those the assembler fetches so early, before barriers too, that registers run out.
 DEV V4 load_weights(const V4* p) {
   V4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;

@@ -136,6 +136,7 @@ DEV void sync() {
   else
     while (barriers == generation) yield();
 }
+DEV int again(int x) { return x; }
 DEV float shuffle_xor(float x, int mask) {
   using namespace emulator;
   const int lane = current % 32;

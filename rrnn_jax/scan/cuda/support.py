@@ -1,0 +1,111 @@
+"""Whether the kernels can run: what they want of a cell, and of the GPU that there is."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.cuda import nvrtc
+from rrnn_jax.scan.cuda.launch import ptx_call
+from rrnn_jax.scan.cuda.layout import Gpu, Shape, layout_of, unfit
+from rrnn_jax.typing import Dtype
+
+# Shared memory that a block may have (CUDA C++ Programming Guide, technical specifications by
+# compute capability), and what any GPU from 8.0 on has.
+SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
+LEAST_KIB = 99
+LEAST_CAPABILITY = (8, 0)  # The first with products of bfloat16 numbers.
+
+
+def why_not(
+    cell: RelationalMemoryCell,
+    dtype: Dtype,
+    batch: int = 1,
+    input_rows: int = 1,
+    gpu: Gpu | None = None,
+) -> str | None:
+    """What keeps the kernels from running a cell, as the end of a sentence; None if nothing does.
+
+    >>> import jax.numpy as jnp
+    >>> why_not(RelationalMemoryCell(mem_slots=3), jnp.dtype(jnp.bfloat16))
+    'needs mem_slots 1, 2, 4, 8 or 16, got 3'
+
+    Args:
+      cell: the cell.
+      dtype: of the products.
+      batch: B.
+      input_rows: R.
+      gpu: to run on (default: an H100).
+    """
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"needs products in bfloat16 (dtype=jnp.bfloat16), got {jnp.dtype(dtype).name}"
+    reason = unfit(cell, input_rows)
+    if reason is not None:
+        return reason
+    try:
+        layout_of(cell, batch, input_rows, True, gpu)
+    except ValueError as error:
+        return f"does not fit: {error}"
+    return None
+
+
+def why_not_here() -> str | None:
+    """What keeps the kernels from running on JAX's default device; None if nothing does.
+
+    Once per process a kernel of a few instructions is compiled and run, the way the others will be.
+    """
+    device: Any = jax.devices()[0]
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is not None:
+        device = jax.devices(default)[0] if isinstance(default, str) else default
+    return _why_not_on(device)
+
+
+def gpu_of(device: Any) -> Gpu:
+    """What of a device the layout goes by."""
+    kib = SHARED_KIB.get(_capability(device), LEAST_KIB)
+    return Gpu(int(getattr(device, "core_count", Gpu.multiprocessors)), 1024 * kib)
+
+
+@cache
+def _why_not_on(device: Any) -> str | None:
+    if device.platform not in ("gpu", "cuda") or not hasattr(device, "compute_capability"):
+        return f"needs an NVIDIA GPU, got {device.platform}"
+    found = _capability(device)
+    if found < LEAST_CAPABILITY:
+        text = ".".join(map(str, found))
+        return f"needs a GPU of compute capability 8.0 or later, got {text}"
+    if nvrtc.nvrtc_missing():
+        return nvrtc.MISSING
+    try:
+        with jax.ensure_compile_time_eval(), jax.default_device(device):
+            _probe()
+    # Whatever XLA or the driver raises of it: there is another way to run the cell.
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        return f"cannot run a kernel on this GPU: {first[0][:300]}"
+    return None
+
+
+def _capability(device: Any) -> tuple[int, ...]:
+    """(9, 0) of an H100; AMD's GPUs have names, which are no numbers."""
+    try:
+        return tuple(int(part) for part in str(device.compute_capability).split("."))
+    except ValueError:
+        return (0, 0)
+
+
+def _probe() -> None:
+    """Runs a small kernel that has all unusual instructions, and compares what it gives."""
+    source = (nvrtc.SOURCES / "probe.cu").read_text()
+    ptx = nvrtc.compile_ptx(source, "probe.cu")
+    call = ptx_call("rrnn_probe", ptx, 1, 32, 0, [Shape((32,), jnp.uint32)])
+    numbers = np.arange(1, 33, dtype=np.uint32)
+    (found,) = jax.jit(call)(numbers)
+    if not np.array_equal(np.asarray(found), numbers):
+        raise RuntimeError("the kernel that is tried first gives wrong numbers")

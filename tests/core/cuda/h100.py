@@ -1,0 +1,179 @@
+"""A training step compiled for an H100 without one: ``python -m tests.core.cuda.h100 rl``.
+
+Wants the packages of ``jax[cuda12]`` or ``jax[cuda13]`` and no GPU. Prints a JSON object: how many
+operations the step has, and the registers and spills of both kernels.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+SETTINGS = {  # benchmarks/settings.py's, by the names of its fields
+    "rl": {"batch": 32, "steps": 40, "slots": 4, "heads": 4, "size": 64, "inputs": 256}
+    | {"gates": "memory", "learned_inputs": True},
+    "nth_farthest": {"batch": 1600, "steps": 8, "slots": 8, "heads": 8, "size": 32, "inputs": 40}
+    | {"gates": "unit", "learned_inputs": False},
+}
+TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def missing() -> str | None:
+    """What is not installed that this wants; None if all is there."""
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        return "needs the packages of jax[cuda12] or jax[cuda13]"
+    return None if ptxas() else "needs ptxas (nvidia-cuda-nvcc)"
+
+
+def ptxas() -> Path | None:
+    """The assembler: of NVIDIA's wheels, or of a CUDA installation."""
+    spec = importlib.util.find_spec("nvidia")
+    places = [] if spec is None else list(spec.submodule_search_locations or [])
+    found = [path for place in places for path in Path(place).glob("*/bin/ptxas")]
+    path = found[0] if found else shutil.which("ptxas")
+    return None if path is None else Path(path)
+
+
+def measure(setting: str) -> dict[str, Any]:
+    """`compiled_step` in a process of its own: XLA reads its flags once."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", __spec__.name, setting]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compiled_step(setting: str) -> dict[str, Any]:
+    """Compiles the step; the operations by kind, the kernels' calls, registers and spills."""
+    with TemporaryDirectory() as folder:
+        assembler = ptxas()
+        flags = f"--xla_gpu_autotune_level=0 --xla_dump_to={folder} --xla_dump_hlo_as_text"
+        if assembler is not None:
+            flags += f" --xla_gpu_cuda_data_dir={assembler.parent.parent}"
+            os.environ["PATH"] = f"{assembler.parent}:{os.environ['PATH']}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        layout, temporary = _compile(setting)
+        lines = [
+            line
+            for path in Path(folder).glob("*thunk_sequence.txt")
+            if "step" in path.name
+            for line in path.read_text().splitlines()
+            if re.match(r"\s*\d+: k", line)
+        ]
+    kinds: dict[str, int] = {}
+    for line in lines:
+        match = re.search(r": (k\w+)", line)
+        assert match is not None
+        kinds[match[1]] = kinds.get(match[1], 0) + 1
+    return {
+        "setting": setting,
+        "operations": len(lines),
+        "kinds": kinds,
+        "kernels": sum("rrnn_" in line for line in lines),
+        "temporary_bytes": temporary,
+        "forward": registers("forward", layout),
+        "backward": registers("backward", layout),
+    }
+
+
+def _compile(setting: str) -> tuple[Any, int]:
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from rrnn_jax import RelationalMemoryCell
+    from rrnn_jax.scan.cuda.layout import layout_of
+    from tests.core.cuda.program import kernels_run
+
+    s = SETTINGS[setting]
+    cell = RelationalMemoryCell(
+        s["slots"], s["size"], s["heads"], gate_style=s["gates"], dtype=jnp.bfloat16
+    )
+    topology = topologies.get_topology_desc(
+        "h100", platform="cuda", topology="1x1x1", target_config=TARGET
+    )
+    on_device = jax.sharding.SingleDeviceSharding(topology.devices[0])
+
+    def step(params: Any, x: Any, weights: Any, carry: Any) -> Any:
+        outputs = kernels_run(cell, params, x, carry)[1]
+        return jnp.mean(outputs.astype(jnp.float32) * weights)
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    B, T, F = s["batch"], s["steps"], cell.mem_size
+    x, carry = shape(B, T, s["inputs"]), shape(B, cell.mem_slots, F)
+    params = jax.eval_shape(cell.init, jax.random.key(0), carry, shape(B, s["inputs"]))["params"]
+    arguments = (params, x, shape(B, T, cell.output_size), carry)
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_device), arguments
+    )
+    wanted = (0, 1) if s["learned_inputs"] else 0
+    compiled = jax.jit(jax.value_and_grad(step, wanted)).lower(*arguments).compile()
+    return layout_of(cell, B), compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
+
+
+def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | None:
+    """Registers of a thread and bytes of spills, by the assembler; None without one."""
+    from rrnn_jax.scan.cuda.nvrtc import kernel_ptx
+
+    assembler = ptxas()
+    if assembler is None:
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(kernel_ptx(kernel, layout, save))
+        command = [
+            str(assembler),
+            "-arch=sm_90",
+            "-v",
+            str(path),
+            "-o",
+            str(path.with_suffix(".o")),
+        ]
+        messages = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = {}
+    for name, pattern in {
+        "registers": r"Used (\d+) registers",
+        "spill_stores": r"(\d+) bytes spill stores",
+        "spill_loads": r"(\d+) bytes spill loads",
+    }.items():
+        match = re.search(pattern, messages)
+        assert match is not None, messages
+        found[name] = int(match[1])
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(compiled_step(sys.argv[1])))

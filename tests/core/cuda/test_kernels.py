@@ -1,0 +1,241 @@
+"""The CUDA kernels, run by the emulator on a CPU, against autodiff of `flax.linen.RNN`.
+
+All configurations: ``python -m pytest -m "slow or not slow" tests/core/cuda/test_kernels.py``.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rrnn_jax import RelationalMemoryCell
+from tests.core.compiling import quick_jit
+from tests.core.cuda.emulation import Emulator, has_compiler
+from tests.core.cuda.program import kernels_run
+from tests.core.random_variables import normal, random_variables
+
+pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
+
+
+class Case(NamedTuple):
+    """A cell and a sequence; flags: 'resets', 'mask' or both."""
+
+    cell: dict[str, Any]
+    B: int = 3
+    T: int = 3
+    rows: int | None = None
+    flags: str = ""
+    tiles: int | None = None
+    time_axis: int = 1
+
+
+def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
+    options |= {"mem_slots": S, "num_heads": H, "head_size": D, "attention_mlp_layers": L}
+    return options | {"input_bias": 0.25}
+
+
+QUICK = {
+    "gates_of_units": Case(sizes(8, 2, 32, L=2), B=2, flags="resets mask"),
+    "gates_of_slots": Case(sizes(4, 1, 64, gate_style="memory"), time_axis=0),
+}
+SLOW = {
+    "no_gates": Case(sizes(2, 4, 16, L=2, gate_style=None), B=5),
+    "one_slot": Case(sizes(1, 8, 16, L=3), B=11),
+    "sixteen_slots": Case(sizes(16, 4, 16, L=2), T=2),
+    "sixteen_slots_wide_heads": Case(sizes(16, 2, 64, gate_style="memory"), T=2, flags="resets"),
+    "two_input_rows": Case(sizes(2, 6, 32, L=2), B=5, T=2, rows=2),
+    "rl": Case(sizes(4, 4, 64, L=2, gate_style="memory"), B=4, flags="resets"),
+    "nth_farthest": Case(sizes(8, 8, 32, L=2), B=4, T=2, tiles=3),
+    "many_rows_of_a_block": Case(sizes(8, 8, 32), B=9, T=2, tiles=7),
+    "six_warps": Case(sizes(4, 6, 32), flags="mask"),
+    "ten_warps": Case(sizes(8, 5, 64, gate_style="memory"), B=2, T=2, time_axis=0),
+    "five_layers": Case(sizes(1, 4, 32, L=5), B=9, T=2),
+    "wide": Case(sizes(1, 4, 128), B=2, T=2),
+}
+CASES = [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
+
+
+class Problem(NamedTuple):
+    cell: RelationalMemoryCell
+    case: Case
+    params: Any
+    x: Any
+    carry: Any
+    fresh: Any
+    resets: Any
+    mask: Any
+    weights: Any
+
+    def gradients(self, run: Any) -> Any:
+        """Loss of outputs and final carry; gradients of params, inputs, both carries."""
+
+        def loss(params: Any, x: Any, carry: Any, fresh: Any) -> Any:
+            final, outputs = run(params, x, carry, fresh)
+            return jnp.sum(outputs.astype(jnp.float32) * self.weights) + jnp.sum(jnp.cos(final))
+
+        wanted = (0, 1, 2, 3) if "resets" in self.case.flags else (0, 1, 2)
+        return jax.value_and_grad(loss, wanted), (self.params, self.x, self.carry, self.fresh)
+
+    def plain(self, cell: RelationalMemoryCell) -> Any:
+        """What `flax.linen.RNN` gives; with flags a scan over the cell's steps."""
+        axis = self.case.time_axis
+
+        def run(params: Any, x: Any, carry: Any, fresh: Any) -> Any:
+            if not self.case.flags:
+                rnn = nn.RNN(cell, time_major=axis == 0, return_carry=True)
+                return rnn.apply({"params": {"cell": params}}, x, initial_carry=carry)
+
+            def step(carry: Any, inputs: Any) -> Any:
+                x, reset, mask = inputs
+                start = carry if reset is None else jnp.where(reset[:, None, None], fresh, carry)
+                end, _ = cell.apply({"params": params}, start, x)
+                if mask is not None:
+                    end = jnp.where(mask[:, None, None], end, carry)
+                return end, cell.output_from_carry(end)
+
+            def first(x: Any) -> Any:
+                return None if x is None else jnp.moveaxis(x, axis, 0)
+
+            final, outputs = jax.lax.scan(
+                step, carry, tuple(map(first, (x, self.resets, self.mask)))
+            )
+            return final, jnp.moveaxis(outputs, 0, axis)
+
+        return self.gradients(run)
+
+    def kernels(self) -> Any:
+        def run(params: Any, x: Any, carry: Any, fresh: Any) -> Any:
+            return kernels_run(
+                self.cell.clone(dtype=jnp.bfloat16),
+                *(params, x, carry, fresh, self.resets, self.mask),
+                time_axis=self.case.time_axis,
+                tiles=self.case.tiles,
+            )
+
+        return self.gradients(run)
+
+
+def make_problem(case: Case, inputs: int = 5) -> Problem:
+    rng = np.random.default_rng(0)
+    cell = RelationalMemoryCell(**case.cell, matrix_inputs=case.rows is not None)
+    B, T, S, F = case.B, case.T, cell.mem_slots, cell.mem_size
+    x = normal(rng, (B, T, *(() if case.rows is None else (case.rows,)), inputs))
+    carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+    carry += normal(rng, carry.shape, scale=0.3)
+    params = random_variables(cell, carry, x[:, 0])["params"]
+    # Kernels as at their start; biases and scales drawn wide.
+    params = jax.tree.map(lambda a: a if a.ndim == 1 else 2 * a / a.shape[0] ** 0.5, params)
+    resets = jnp.asarray(rng.random((B, T)) < 0.4).at[0, 1].set(True)
+    mask = jnp.asarray(rng.random((B, T)) < 0.7).at[0, 0].set(False)
+    arrays = [x, resets, mask, normal(rng, (B, T, S * F))]
+    x, resets, mask, weights = (jnp.moveaxis(a, 1, case.time_axis) for a in arrays)
+    return Problem(
+        cell,
+        case,
+        params,
+        x,
+        carry,
+        normal(rng, carry.shape, scale=0.3),
+        resets if "resets" in case.flags else None,
+        mask if "mask" in case.flags else None,
+        weights,
+    )
+
+
+def errors(found: Any, exact: Any) -> np.ndarray:
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    return np.array(
+        [float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel())) for a, b in pairs]
+    )
+
+
+@pytest.mark.parametrize(("name", "case"), CASES, ids=[*QUICK, *SLOW])
+def test_gradients_are_as_exact_as_the_plain_scan_in_bfloat16(
+    name, case, monkeypatch, record_property
+):
+    emulator = Emulator().use(monkeypatch)
+    problem = make_problem(case)
+
+    def run(function: Any, arguments: Any) -> Any:
+        return quick_jit(function)(*arguments)
+
+    exact = run(*problem.plain(problem.cell))
+    plain = errors(run(*problem.plain(problem.cell.clone(dtype=jnp.bfloat16))), exact)
+    found = run(*problem.kernels())
+    assert emulator.runs == {"forward": 1, "backward": 1}
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+    kernels = errors(found, exact)
+    for key, value in {"kernels": kernels, "plain": plain}.items():
+        record_property(f"{key}_largest", f"{value.max():.1e}")
+        record_property(f"{key}_median", f"{np.median(value):.1e}")
+    # Of few numbers the plain scan may be right by chance: there its median counts.
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(exact)]
+    assert kernels.max() > 1e-4
+    for path, a, b in zip(paths, kernels, np.maximum(plain, np.median(plain)), strict=True):
+        assert a < 2 * b, f"{name}: {path} is off by {a:.1e}, the plain scan by {b:.1e}"
+
+
+def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) -> list[bool]:
+    """Whether all results are bitwise those of threads that take turns, for each order."""
+    emulator = Emulator(edits=tuple(edits)).use(monkeypatch)
+    function, arguments = make_problem(case).kernels()
+    compiled = quick_jit(function)
+
+    def run(order: int) -> list[np.ndarray]:
+        emulator.order = order
+        return [np.asarray(x) for x in jax.tree.leaves(compiled(*arguments))]
+
+    expected = run(0)
+    return [all(map(np.array_equal, run(order), expected)) for order in orders]
+
+
+def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
+    orders = [88172645463325252, 1234567890123]
+    assert all(run_in_orders(QUICK["gates_of_units"], orders, monkeypatch))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gates_of_units", "gates_of_slots", "rl", "sixteen_slots"])
+def test_twenty_orders_of_threads_give_the_same_bits(name, monkeypatch):
+    orders = [int(x) for x in np.random.default_rng(0).integers(1, 2**62, 20)]
+    assert all(run_in_orders((QUICK | SLOW)[name], orders, monkeypatch))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        ("      sync();\n      put(me, sh.X, hidden);", "      put(me, sh.X, hidden);"),
+        ("    sync();\n    put(me, sh.X, x);", "    put(me, sh.X, x);"),
+    ],
+    ids=["forward", "backward"],
+)
+def test_a_missing_barrier_is_seen(edit, monkeypatch):
+    case = QUICK["gates_of_units"]
+    assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
+
+
+def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
+    Emulator().use(monkeypatch)
+    # Wide inputs, whose terms are computed the same way for any number of steps.
+    problem = make_problem(Case(sizes(4, 4, 16), B=3, T=4), inputs=64)
+    cell, x = problem.cell.clone(dtype=jnp.bfloat16), problem.x
+
+    @quick_jit
+    def run(x: Any, carry: Any, resets: Any = None, mask: Any = None) -> Any:
+        return kernels_run(cell, problem.params, x, carry, problem.fresh, resets, mask)[1]
+
+    ones = jnp.ones((3, 4), bool)
+    packed = run(x, problem.carry, (~ones).at[:, 2].set(True), ones)
+    first, second = run(x[:, :2], problem.carry), run(x[:, 2:], problem.fresh)
+    np.testing.assert_array_equal(packed, jnp.concatenate([first, second], 1))
+
+    # The second and third steps are passed over, whatever their inputs.
+    mask = ones.at[:, 1:3].set(False)
+    padded = run(x.at[:, 1:3].set(jnp.nan), problem.carry, ~ones, mask)
+    np.testing.assert_array_equal(padded[:, jnp.array([0, 3])], run(x[:, ::3], problem.carry))
+    np.testing.assert_array_equal(padded[:, 1:3], jnp.repeat(padded[:, :1], 2, axis=1))
