@@ -92,10 +92,11 @@ def _why_not_on(device: Any) -> str | None:
     return None
 
 
-def _capability(device: Any) -> tuple[int, ...]:
+def _capability(device: Any) -> tuple[int, int]:
     """(9, 0) of an H100; AMD's GPUs have names, which are no numbers."""
     try:
-        return tuple(int(part) for part in str(device.compute_capability).split("."))
+        major, minor = str(device.compute_capability).split(".")
+        return int(major), int(minor)
     except ValueError:
         return (0, 0)
 
