@@ -12,9 +12,29 @@ import numpy as np
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.cuda.launch import launch
 from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of
-from rrnn_jax.scan.input_terms import InputTerms
-from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array
+
+
+class Weights(NamedTuple):
+    """Of the recurrent part, by name; queries, keys and values of all heads side by side."""
+
+    kernels: dict[str, Array]
+    vectors: dict[str, Array]
+
+
+class Terms(NamedTuple):
+    """What the steps take from their inputs; all ``[B, T, ...]``, or all time first.
+
+    Attributes:
+      kv: keys and values of the input rows, ``[B, T, R, 2F]``.
+      gates: the input's share of the gates, learned biases included, ``[B, T, n]``; None without.
+      resets, mask: bool ``[B, T]``, or None.
+    """
+
+    kv: Array
+    gates: Array | None
+    resets: Array | None = None
+    mask: Array | None = None
 
 
 class Run(NamedTuple):
@@ -43,18 +63,18 @@ class _Operands(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    weights: CoreWeights
+    weights: Weights
     operands: _Operands
-    terms: InputTerms
+    terms: Terms
     results: list[Array]
 
 
 def cuda_recurrence(
     cell: RelationalMemoryCell,
-    weights: CoreWeights,
+    weights: Weights,
     carry: Array,
     reset_carry: Array | None,
-    terms: InputTerms,
+    terms: Terms,
     *,
     time_axis: int,
     gpu: Gpu | None = None,
@@ -80,7 +100,7 @@ def cuda_recurrence(
       ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
     """
     flags = terms.resets is not None or terms.mask is not None
-    batch, input_rows = terms.qkv[0].shape[1 - time_axis], terms.qkv[0].shape[2]
+    batch, input_rows = terms.kv.shape[1 - time_axis], terms.kv.shape[2]
     layout = layout_of(cell, batch, input_rows, flags, gpu, tiles)
     run = Run(cell, layout, time_axis)
     return _recurrence(run, weights, carry, reset_carry, terms)
@@ -88,14 +108,14 @@ def cuda_recurrence(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(
-    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
 ) -> tuple[Array, Array]:
     operands = _operands(run, weights, carry, reset_carry, terms)
     return _both(run, _forward(run, weights, operands, terms, save=False)[0])
 
 
 def _recurrence_fwd(
-    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
 ) -> tuple[tuple[Array, Array], _Residuals]:
     operands = _operands(run, weights, carry, reset_carry, terms)
     results = _forward(run, weights, operands, terms, save=True)
@@ -107,7 +127,7 @@ def _both(run: Run, memories: Array) -> tuple[Array, Array]:
 
 
 def _forward(
-    run: Run, weights: CoreWeights, operands: _Operands, terms: InputTerms, save: bool
+    run: Run, weights: Weights, operands: _Operands, terms: Terms, save: bool
 ) -> list[Array]:
     batch, steps = _lengths(run, terms)
     o, layout = operands, run.layout
@@ -145,32 +165,32 @@ def _recurrence_bwd(run: Run, residuals: _Residuals, cotangents: tuple[Array, Ar
         d_gate_terms = jnp.sum(d, axis=2, dtype=jnp.float32).astype(terms.gates.dtype)  # type: ignore[union-attr]
     if layout.gates == "memory":
         d_kernels["gates"] = by_name.pop("gates").T
-    d_weights = CoreWeights(
+    d_weights = Weights(
         {name: d_kernels[name].astype(x.dtype) for name, x in weights.kernels.items()},
         {name: by_name[name].astype(x.dtype) for name, x in weights.vectors.items()},
     )
-    d_qkv_terms = d_kv.reshape(terms.qkv[0].shape).astype(terms.qkv[0].dtype)
-    d_terms = InputTerms((d_qkv_terms,), None, d_gate_terms, None, None)
+    d_kv = d_kv.reshape(terms.kv.shape).astype(terms.kv.dtype)
+    d_terms = Terms(d_kv, d_gate_terms, None, None)
     return d_weights, d_first, d_fresh if terms.resets is not None else None, d_terms
 
 
 _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
-def _lengths(run: Run, terms: InputTerms) -> tuple[int, int]:
+def _lengths(run: Run, terms: Terms) -> tuple[int, int]:
     """B and T."""
-    shape = terms.qkv[0].shape
+    shape = terms.kv.shape
     return shape[1 - run.time_axis], shape[run.time_axis]
 
 
 def _operands(
-    run: Run, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
+    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
 ) -> _Operands:
     batch, steps = _lengths(run, terms)
     strides = (1, batch) if run.time_axis == 0 else (steps, 1)
     flags = jnp.zeros((16,), jnp.uint8)
     if run.layout.flags:
-        flags = jnp.zeros(terms.qkv[0].shape[:2], jnp.uint8)
+        flags = jnp.zeros(terms.kv.shape[:2], jnp.uint8)
         if terms.resets is not None:
             flags += terms.resets.astype(jnp.uint8)
         if terms.mask is not None:
@@ -178,14 +198,14 @@ def _operands(
     return _Operands(
         jnp.asarray(np.array([batch, steps, *strides], np.int32)),
         _vectors(run, weights),
-        terms.qkv[0].astype(jnp.bfloat16),
+        terms.kv.astype(jnp.bfloat16),
         carry.astype(jnp.float32),
         (carry if reset_carry is None else reset_carry).astype(jnp.float32),
         flags,
     )
 
 
-def _gate_terms(run: Run, terms: InputTerms) -> Array:
+def _gate_terms(run: Run, terms: Terms) -> Array:
     """What the gates are given from the input, all biases added."""
     if run.layout.gates is None:
         return jnp.zeros((4,), jnp.float32)
@@ -195,7 +215,7 @@ def _gate_terms(run: Run, terms: InputTerms) -> Array:
     return terms.gates.astype(jnp.float32) + biases.reshape((1,) * (terms.gates.ndim - 1) + (-1,))
 
 
-def _matrices(run: Run, weights: CoreWeights) -> Array:
+def _matrices(run: Run, weights: Weights) -> Array:
     """All weight matrices ``[M, F, F]`` in the kernels' order, in bfloat16."""
     names = ["block_0/qkv", *(f"mlp/layer_{j}" for j in range(run.cell.attention_mlp_layers))]
     if run.layout.gates == "unit":
@@ -232,7 +252,7 @@ def _vector_names(run: Run) -> list[str]:
     ]
 
 
-def _vectors(run: Run, weights: CoreWeights) -> Array:
+def _vectors(run: Run, weights: Weights) -> Array:
     """All vectors in the kernels' order; with gates per slot their two columns are among them."""
     parts = [weights.vectors[name].astype(jnp.float32) for name in _vector_names(run)]
     if run.layout.gates == "memory":

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.scan import dispatch
-from rrnn_jax.scan.cuda.recurrence import cuda_recurrence
+from rrnn_jax.scan.cuda.recurrence import Terms, Weights, cuda_recurrence
 from rrnn_jax.scan.input_terms import input_terms
 from rrnn_jax.scan.sequence import without_masked
 from rrnn_jax.scan.weights import core_weights
@@ -31,9 +31,14 @@ def kernels_run(
     x = x if cell.matrix_inputs else x[:, :, None]
     if mask is not None:
         x, resets = without_masked(x, resets, mask)
-    terms = input_terms(plan, params, x, resets, mask)
-    weights = core_weights(cell, params)
+    terms = input_terms(plan, params, x, None, None)
     final, memories = cuda_recurrence(
-        cell, weights, carry, reset_carry, terms, time_axis=time_axis, tiles=tiles
+        cell,
+        Weights(*core_weights(cell, params)),
+        carry,
+        reset_carry,
+        Terms(terms.qkv[0], terms.gates, resets, mask),
+        time_axis=time_axis,
+        tiles=tiles,
     )
     return final, cell.output_from_carry(memories)
