@@ -61,19 +61,19 @@ def fill(text: str, content: dict[str, str]) -> str:
 
 def index() -> str:
     """The experiments: command, what it reproduces, time, results."""
-    quick, program = read("nth_farthest/quick"), read("program_evaluation/quick")
+    quick, program = read("nth_farthest/small"), read("program_evaluation/quick")
     minutes = sum(run["summary"]["wall_seconds"] for run in quick.values()) / 60
     runs = [run for models in program["runs"].values() for run in models.values()]
     hours = sum(run["summary"]["wall_seconds"] for run in runs) / 3600 / 2  # Two at a time.
     rows = [
         (
-            "experiments.nth_farthest",
+            "experiments.nth_farthest --preset small",
             "[Nth Farthest](nth_farthest/README.md), small: RMC and LSTM (4.1, A.1)",
             f"{minutes:.0f} min",
-            "[numbers](results/nth_farthest/quick.json)",
+            "[numbers](results/nth_farthest/small.json)",
         ),
         (
-            "experiments.nth_farthest.figures runs/nth_farthest/quick",
+            "experiments.nth_farthest.figures runs/nth_farthest/small",
             "figure 3: attention and memory of the run above",
             "half a minute",
             "[numbers](results/nth_farthest/figures/attention.json), "
@@ -117,7 +117,7 @@ def index() -> str:
 
 def nth_farthest() -> str:
     """The memory core against the LSTM."""
-    quick = read("nth_farthest/quick")
+    quick = read("nth_farthest/small")
     task, train = (quick["rmc"]["config"][name] for name in ("task", "train"))
     scores = {name: _mean(run["summary"]["evaluation"]["accuracy"]) for name, run in quick.items()}
     trivial = 2 / task["num_objects"]
@@ -132,7 +132,8 @@ def nth_farthest() -> str:
 **{"The order holds" if ahead else "The order does not hold"}** at equal updates and about equal \
 parameters ({quick["rmc"]["summary"]["parameters"]:,} and \
 {quick["lstm"]["summary"]["parameters"]:,}), with {_seeds(train["num_seeds"])} \
-([numbers](results/nth_farthest/quick.json), `python -m experiments.nth_farthest`).{_elsewhere()}"""
+([numbers](results/nth_farthest/small.json), \
+`python -m experiments.nth_farthest --preset small`).{_elsewhere()}"""
 
 
 def _elsewhere() -> str:
@@ -221,7 +222,7 @@ right. m is spread over the slots: the one that it changes most takes \
 {_percent(written["largest_share"])} of the change (evenly: {_percent(written["even_share"])}; in \
 one slot alone: 100 %). Another vector in m's place moves the last memory {ratio:.1f} times as far \
 as one in another object's place ([numbers](results/nth_farthest/figures/attention.json), \
-`python -m experiments.nth_farthest.figures runs/nth_farthest/quick`)."""
+`python -m experiments.nth_farthest.figures runs/nth_farthest/small`)."""
     )
 
 

@@ -42,7 +42,7 @@ def changed_options(config: Any, usual: Any) -> list[str]:
         if isinstance(value, bool):
             found.append(option if value else option.replace("--", "--no-", 1))
         else:
-            found += [option, str(value)]
+            found += [option, *map(str, value if isinstance(value, tuple | list) else [value])]
     return found
 
 

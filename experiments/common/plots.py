@@ -17,6 +17,7 @@ def plot_curves(
     trivial: float | None = None,
     y_limits: tuple[float, float] | None = None,
     x_label: str = "updates",
+    bands: Sequence[tuple[str, float, float]] = (),
 ) -> Path:
     """Draws learning curves of several models, every seed of each, into a PNG file.
 
@@ -28,6 +29,7 @@ def plot_curves(
       trivial: the score of not learning, drawn as a line.
       y_limits: limits of the values' axis.
       x_label: what steps count.
+      bands: parts of training to shade: a label, the first and the last step.
 
     Returns:
       The path.
@@ -39,6 +41,7 @@ def plot_curves(
         y_label=y_label,
         trivial=trivial,
         y_limits=y_limits,
+        bands=bands,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -1,7 +1,9 @@
 """Options and presets of Nth Farthest.
 
-``quick``: ``python -m experiments.nth_farthest``; minutes on 2 CPU cores.
-``paper``: ``python -m experiments.nth_farthest --preset paper``; the paper's sizes, for a GPU.
+``quick``: ``python -m experiments.nth_farthest``; the paper's task, minutes on 2 CPU cores.
+``laptop``: ``--preset laptop``; the same core trained on, an hour or so of 2 cores for each model.
+``paper``: ``--preset paper``; the paper's sizes, for a GPU.
+``small``: ``--preset small``; 4 objects of 4 features without a curriculum, minutes on 2 cores.
 What to expect of both stands in README.md, with the hardware it was measured on.
 """
 
@@ -9,6 +11,7 @@ import dataclasses
 from typing import Literal
 
 from experiments.common.train_config import TrainConfig
+from experiments.nth_farthest.curriculum import CurriculumConfig
 from rrnn_jax.checks import check_positive
 from rrnn_jax.tasks import nth_farthest
 
@@ -42,6 +45,8 @@ class RMCConfig:
     """Layers of the row-wise MLP."""
     gate_style: Literal["unit", "memory", "none"] = "unit"
     """A gate per memory unit, per slot, or none."""
+    qkv_norm: bool = True
+    """LayerNorm of queries, keys and values."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -70,23 +75,93 @@ class LSTMConfig:
 class Config:
     """All that a run's numbers depend on."""
 
-    preset: Literal["quick", "paper"] = "quick"
-    """Which defaults: "quick" (minutes on 2 CPU cores) or "paper" (the paper's sizes)."""
+    preset: Literal["quick", "laptop", "paper", "small"] = "quick"
+    """Which defaults: "quick" (minutes on 2 CPU cores), "laptop" (an hour or so), "paper" (the
+    paper's sizes, for a GPU) or "small" (4 objects of 4 features)."""
     model: Literal["all", "rmc", "lstm"] = "all"
     """Which model; "all" trains one after the other and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of products. Parameters, norms, softmax and memory are float32 always."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
+    readout_features: int = 256
+    """Width of each of the read-out's four layers."""
+    staged: bool = True
+    """Train on the stages of the curriculum; if not, on what is evaluated, from the start."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
     lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_positive(readout_features=self.readout_features)
+
+
+STAGES = CurriculumConfig(
+    # Farthest only, behind the reference; anywhere; all ranks; nearly uniform vectors.
+    ranks=(1, 1, 0, 0),
+    reference_first=(1.0, 0.0, 0.0, 0.0),
+    correlation=(1.0, 1.0, 0.6, 0.2),
+    least_correlation=(1.0, 0.5, 0.0, 0.0),
+    earlier_weight=(0.3, 0.3, 0.3, 0.1),
+    until_accuracy=(0.7, 0.65, 0.5),
+    accuracy_updates=50,
+)
+"""The curriculum of all presets at the paper's task."""
+
+_QUICK = Config(
+    preset="quick",
+    readout_features=128,
+    rmc=RMCConfig(mem_slots=8, num_heads=4, head_size=16),
+    lstm=LSTMConfig(lstm_features=132),
+    curriculum=STAGES,
+    train=TrainConfig(
+        steps=4000,
+        batch_size=512,
+        optimizer="muon",
+        learning_rate=1e-2,
+        adam_learning_rate=2e-3,
+        schedule="cosine",
+        hold=0.5,
+        warmup_steps=100,
+        clip_norm=1.0,
+        chunk_steps=25,
+        eval_every=100,
+        eval_samples=4096,
+        checkpoint_every=200,
+        checkpoint_minutes=5,
+    ),
+)
 
 PRESETS: dict[str, Config] = {
-    "quick": Config(
-        preset="quick",
+    "quick": _QUICK,
+    "laptop": dataclasses.replace(
+        _QUICK,
+        preset="laptop",
+        train=dataclasses.replace(_QUICK.train, steps=12_000, eval_samples=16_384),
+    ),
+    # Paper A.1: batch 1600, 2048 units over 8 slots, a read-out of 4 x 256. The number of updates
+    # is not stated there; its optimiser is Adam at 1e-4.
+    "paper": Config(
+        preset="paper",
+        model="all",
+        dtype="bfloat16",
+        curriculum=STAGES,
+        train=dataclasses.replace(
+            _QUICK.train,
+            steps=25_000,
+            batch_size=1600,
+            num_seeds=3,
+            chunk_steps=100,
+            eval_every=500,
+            eval_samples=16_000,
+            checkpoint_every=2500,
+        ),
+    ),
+    "small": Config(
+        preset="small",
+        staged=False,
         task=TaskConfig(num_objects=4, num_features=4),
         rmc=RMCConfig(mem_slots=4, num_heads=2, head_size=32),
         lstm=LSTMConfig(lstm_features=128),
@@ -102,23 +177,6 @@ PRESETS: dict[str, Config] = {
             eval_every=100,
             eval_samples=16384,
             checkpoint_every=400,
-        ),
-    ),
-    # Paper A.1: 8 vectors of 16 features, batch 1600, Adam at 1e-4, 2048 units over 8 slots.
-    # The number of updates is not stated there.
-    "paper": Config(
-        preset="paper",
-        task=TaskConfig(),
-        rmc=RMCConfig(),
-        lstm=LSTMConfig(),
-        train=TrainConfig(
-            steps=500_000,
-            batch_size=1600,
-            learning_rate=1e-4,
-            chunk_steps=100,
-            eval_every=1000,
-            eval_samples=16_000,
-            checkpoint_every=1000,
         ),
     ),
 }

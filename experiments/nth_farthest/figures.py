@@ -161,7 +161,7 @@ def main(args: Sequence[str] | None = None) -> int:
         description="Figures of attention and memory of a trained memory core.",
     )
     parser.add_argument(
-        "run_dir", type=Path, help="a finished run, such as runs/nth_farthest/quick"
+        "run_dir", type=Path, help="a finished run, such as runs/nth_farthest/laptop"
     )
     parser.add_argument(
         "--out-dir", type=Path, default=None, help="where files go (default: RUN_DIR/figures)"

@@ -11,27 +11,32 @@ from rrnn_jax.typing import Array, Dtype
 
 
 class Model(nn.Module):
-    """A core over a sequence, and an MLP on its last output.
+    """A core over a sequence, and an MLP on its last output, or on that of every step.
 
     Attributes:
       cell: the recurrent core.
       num_objects: N, the number of answers.
+      readout_features: width of the MLP's four layers (default: the paper's 256).
       implementation: how the core runs, see `rrnn_jax.RNN`.
       dtype: dtype of the products.
     """
 
     cell: nn.RNNCellBase
     num_objects: int
+    readout_features: int = 256
     implementation: str = "auto"
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:
-        """Logits ``[B, N]`` in float32 for inputs ``[B, T, I]``."""
+    def __call__(self, inputs: Array, every_step: bool = False) -> Array:
+        """Logits ``[B, N]``, or ``[B, T, N]`` of every step, in float32, for ``[B, T, I]``."""
         core = RNN(self.cell, implementation=self.implementation, name="core")
-        last = core(inputs)[..., -1, :]
-        logits = MLP(self.num_objects, dtype=self.dtype, name="readout")(last)
-        return logits.astype(jnp.float32)
+        outputs = core(inputs)
+        if not every_step:
+            outputs = outputs[..., -1, :]
+        hidden = (self.readout_features,) * 4
+        readout = MLP(self.num_objects, hidden, dtype=self.dtype, name="readout")
+        return readout(outputs).astype(jnp.float32)
 
 
 def make_model(config: Config) -> Model:
@@ -51,6 +56,7 @@ def make_model(config: Config) -> Model:
             num_blocks=rmc.num_blocks,
             attention_mlp_layers=rmc.mlp_layers,
             gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
+            qkv_norm=rmc.qkv_norm,
             dtype=dtype,
         )
     elif config.model == "lstm":
@@ -59,4 +65,4 @@ def make_model(config: Config) -> Model:
         implementation = "auto"
     else:
         raise ValueError(f"model must be 'rmc' or 'lstm', got {config.model!r}")
-    return Model(cell, config.task.num_objects, implementation, dtype)
+    return Model(cell, config.task.num_objects, config.readout_features, implementation, dtype)

@@ -22,7 +22,8 @@ TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
 def make_problem(config: Config) -> Problem:
     """Task and model of a config as the training loop wants them."""
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
-    return problem.make_problem(task, make_model(config), config.train)
+    stages = config.curriculum if config.staged else None
+    return problem.make_problem(task, make_model(config), config.train, stages)
 
 
 def train(
@@ -77,9 +78,17 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Path]:
-    """Draws accuracy and loss of all models and seeds from their metrics files alone."""
+    """Draws accuracy and loss of all models and seeds from their metrics files alone.
+
+    The stages that are shaded are those of the first model and seed.
+    """
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
-    task = f"{config.task.num_objects} objects of {config.task.num_features} features"
+    bands = stage_bands(next(iter(rows.values())))
+    title = (
+        f"Nth Farthest, {config.task.num_objects} objects of {config.task.num_features} features"
+    )
+    if bands and len(directories) > 1:
+        title += f"\nshaded: stages of the {next(iter(rows))}, seed {config.train.seed}"
     trivial = nth_farthest.Config(
         config.task.num_objects, config.task.num_features
     ).trivial_accuracy
@@ -87,18 +96,40 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
         plot_curves(
             run_dir / "plots" / "accuracy.png",
             {name: curve(r, "valid", "accuracy") for name, r in rows.items()},
-            title=f"Nth Farthest, {task}",
+            title=title,
             y_label="accuracy on fresh sequences",
             trivial=trivial,
             y_limits=(0.0, 1.02),  # A curve at 1 would lie on the frame.
+            bands=bands,
         ),
         plot_curves(
             run_dir / "plots" / "loss.png",
             {name: curve(r, "train", "loss") for name, r in rows.items()},
-            title=f"Nth Farthest, {task}",
+            title=title,
             y_label="training loss (nats)",
+            bands=bands,
         ),
     ]
+
+
+def stage_bands(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """The stages of a run's first seed: label, first and last step; none without a curriculum.
+
+    >>> row = {"split": "train", "seed": 0}
+    >>> stage_bands([row | {"step": s, "stage": float(s > 200)} for s in (100, 200, 300)])
+    [('stage 1', 0, 200), ('stage 2', 200, 300)]
+    """
+    curves = curve(rows, "train", "stage")
+    if not curves:
+        return []
+    bands: list[tuple[str, float, float]] = []
+    before = 0
+    for step, value in zip(*curves[min(curves)], strict=True):
+        label = f"stage {round(value) + 1}"
+        start = bands.pop()[1] if bands and bands[-1][0] == label else before
+        bands.append((label, start, step))
+        before = step
+    return bands
 
 
 def steps_to_thresholds(run_dir: Path) -> dict[str, list[int | None]]:
@@ -106,5 +137,5 @@ def steps_to_thresholds(run_dir: Path) -> dict[str, list[int | None]]:
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
     return {
         f"{threshold:.0%}": [first_step_at(*curves[seed], threshold) for seed in sorted(curves)]
-        for threshold in (0.65, 0.9, 0.91, 0.95)
+        for threshold in (0.3, 0.5, 0.65, 0.7, 0.8, 0.9, 0.91, 0.95)
     }

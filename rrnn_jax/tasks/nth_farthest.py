@@ -163,6 +163,7 @@ def sample_questions(
     num_shown: int | None = None,
     num_ranks: int | Array | None = None,
     correlation: Correlation | None = None,
+    reference_first: float | Array | None = None,
 ) -> Question:
     """Draws questions, as `sample` does, before they are written as inputs.
 
@@ -184,12 +185,14 @@ def sample_questions(
       correlation: a, see the module's description: a number, or a pair (low, high) out of which
         each sequence draws its own uniformly (default: uniform vectors). Arrays, traced or not, are
         not checked.
+      reference_first: share of sequences whose reference is the first object; in the others it is
+        any (default: 0). An array, traced or not, is not checked.
 
     Returns:
       A `Question` with one batch axis.
 
     Raises:
-      ValueError: `batch_size` below 1, `num_shown`, `num_ranks` or `correlation` out of range.
+      ValueError: `batch_size` below 1, an option out of range.
       TypeError: a size that is not an integer.
     """
     check_positive(batch_size=batch_size)
@@ -199,12 +202,14 @@ def sample_questions(
         num_ranks = steps
     elif not isinstance(num_ranks, jax.Array):
         _check_between("num_ranks", num_ranks, 1, steps)
-    for_vectors, for_labels, for_rank, for_position = jax.random.split(key, 4)
+    for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
     bits = jax.random.bits(for_labels, (batch_size, config.num_objects), jnp.uint32)
     labels = _ranks(bits)[:, :steps]
     num_ranks = jnp.clip(jnp.asarray(num_ranks, jnp.int32), 1, steps)
-    position = jax.random.randint(for_position, (batch_size,), 0, steps, jnp.int32)
-    is_reference = jnp.arange(steps, dtype=jnp.int32)[None, :] == position[:, None]
+    index = jax.random.randint(for_reference, (batch_size,), 0, steps, jnp.int32)
+    is_reference = _ranks(labels) == index[:, None]
+    if reference_first is not None:
+        is_reference = _move_first(jax.random.fold_in(key, 2), is_reference, reference_first)
     shape = (batch_size, steps, config.num_features)
     vectors = jax.random.uniform(for_vectors, shape, jnp.float32, -1.0, 1.0)
     if correlation is not None:
@@ -215,6 +220,16 @@ def sample_questions(
         rank=jax.random.randint(for_rank, (batch_size,), 0, num_ranks, jnp.int32),
         reference=jnp.sum(jnp.where(is_reference, labels, 0), axis=-1, dtype=jnp.int32),
     )
+
+
+def _move_first(key: Array, is_reference: Array, share: float | Array) -> Array:
+    """Makes the first object the reference, in a share of the sequences."""
+    if not isinstance(share, jax.Array) and not 0 <= share <= 1:
+        raise ValueError(f"reference_first must lie in [0, 1], got {share}")
+    batch_size, steps = is_reference.shape
+    moves = jax.random.uniform(key, (batch_size, 1), jnp.float32) < jnp.asarray(share, jnp.float32)
+    is_first = jnp.arange(steps, dtype=jnp.int32)[None, :] == 0
+    return jnp.where(moves, is_first, is_reference)
 
 
 def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Correlation) -> Array:

@@ -21,6 +21,7 @@ def learning_curves_figure(
     y_label: str = "accuracy",
     trivial: float | None = None,
     y_limits: tuple[float, float] | None = None,
+    bands: Sequence[tuple[str, float, float]] = (),
 ) -> Figure:
     """Draws the curves of every seed; with several seeds their mean and range as well.
 
@@ -35,6 +36,8 @@ def learning_curves_figure(
       y_label: what the values are, with their unit.
       trivial: the score of not learning, drawn as a labelled line.
       y_limits: limits of the y axis.
+      bands: parts of training to shade in turn, such as the stages of a curriculum: a label, and
+        where each begins and ends on the x axis.
 
     Returns:
       A figure that has not been shown or saved.
@@ -65,6 +68,17 @@ def learning_curves_figure(
             ha="right",
             va="top",
             fontsize=8,
+        )
+    for i, (label, start, end) in enumerate(bands):
+        axes.axvspan(start, end, color="black", alpha=0.03 if i % 2 else 0.09, linewidth=0)
+        axes.annotate(
+            label,
+            xy=(start, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
         )
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if y_limits is not None:

@@ -18,13 +18,13 @@ from experiments.nth_farthest.train import make_problem
 from rrnn_jax.tasks.nth_farthest import Question
 
 CONFIG = dataclasses.replace(
-    PRESETS["quick"],
+    PRESETS["small"],
     model="rmc",
     task=TaskConfig(3, 2),
     rmc=RMCConfig(mem_slots=3, num_heads=2, head_size=4),
     lstm=LSTMConfig(3),
     train=dataclasses.replace(
-        PRESETS["quick"].train,
+        PRESETS["small"].train,
         **{"steps": 2, "batch_size": 8, "micro_batch_size": None, "chunk_steps": 2},
         **{"warmup_steps": 0, "num_seeds": 2, "seed": 5, "eval_samples": 8},
     ),

@@ -30,11 +30,12 @@ PROGRAM = [
 ]
 CASES = {
     "nth_farthest rmc": [
-        *("nth_farthest", "--model", "rmc", "--micro-batch-size", "4", *RMC),
+        *("nth_farthest", "--preset", "small", "--model", "rmc", "--micro-batch-size", "4", *RMC),
         *("--num-objects", "3", "--num-features", "2", "--num-seeds", "2", "--seed", "3"),
     ],
     "nth_farthest lstm": [
-        *("nth_farthest", "--model", "lstm", "--micro-batch-size", "None", "--clip-norm", "None"),
+        *("nth_farthest", "--preset", "small", "--model", "lstm"),
+        *("--micro-batch-size", "None", "--clip-norm", "None"),
         *("--lstm-features", "8", "--num-objects", "3", "--num-features", "2"),
     ],
     "copy lstm": [

@@ -285,6 +285,7 @@ def command(run_dir: Path, *more: str) -> list[str]:
         sys.executable,
         "-m",
         "experiments.nth_farthest",
+        *("--preset", "small"),
         "--run-dir",
         str(run_dir),
         *TINY,

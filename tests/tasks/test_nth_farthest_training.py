@@ -93,6 +93,15 @@ def test_questions_of_the_first_ranks():
     assert draw(jax.random.key(4), jnp.int32(99), 0.0, 0.0).rank.max() == 7
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_reference_is_first_in_a_share_of_sequences(share):
+    question = sample_questions(jax.random.key(12), CONFIG, SAMPLES, reference_first=share)
+    first = np.asarray(question.labels[:, 0] == question.reference)
+    expected = share + (1 - share) / 8
+    assert abs(first.mean() - expected) <= 4 * (expected * (1 - expected) / SAMPLES) ** 0.5
+    assert chi_square(np.asarray(question.reference), 8) < 29.9
+
+
 def copies(question: nf.Question) -> tuple[np.ndarray, np.ndarray]:
     """For each other object ``[B, 7]``: coordinates that are the reference's, and minus it."""
     vectors, labels = np.asarray(question.vectors), np.asarray(question.labels)
@@ -198,9 +207,10 @@ def test_float32_even_where_doubles_are_enabled():
         ({"num_ranks": 0}, ValueError, "num_ranks must be at least 1, got 0"),
         ({"num_shown": 4, "num_ranks": 5}, ValueError, "num_ranks must be between 1 and 4, got 5"),
         ({"correlation": 1.5}, ValueError, r"correlation must be .* in \[0, 1\], got 1.5"),
+        ({"reference_first": -0.1}, ValueError, r"reference_first must lie in \[0, 1\], got -0.1"),
         ({"correlation": (0.5, 0.2)}, ValueError, r"a pair \(low, high\).*got \(0.5, 0.2\)"),
     ],
 )
 def test_bad_options(options, error, message):
     with pytest.raises(error, match=message):
-        nf.sample(jax.random.key(0), CONFIG, 4, **options)
+        nf.sample_questions(jax.random.key(0), CONFIG, 4, **options)
