@@ -29,6 +29,9 @@ class SequenceInputs(NamedTuple):
 class SequenceOutputs(NamedTuple):
     """What a scan returns.
 
+    >>> SequenceOutputs(carry=jnp.zeros((8, 4)), outputs=jnp.zeros((8, 10, 4))).carries is None
+    True
+
     Attributes:
       carry: the final carry.
       outputs: ``[*B, T, ...]`` (or time-major).
