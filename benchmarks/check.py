@@ -1,4 +1,4 @@
-"""Is one variant never slower than another? ``python -m benchmarks.check FILE.jsonl``."""
+"""Is one variant never slower than another: ``python -m benchmarks.check FILE.jsonl``."""
 
 import argparse
 import sys

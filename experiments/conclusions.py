@@ -1,4 +1,4 @@
-"""Writes the numbers of ``experiments/README.md``: ``python -m experiments.conclusions``.
+"""Writes the numbers of the experiments' README: ``python -m experiments.conclusions``.
 
 Every number there stands between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``;
 what is between them is made here from the files in ``experiments/results``. With ``--check``

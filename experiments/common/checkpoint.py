@@ -2,8 +2,11 @@
 
 import contextlib
 import hashlib
+import io
+import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +17,10 @@ import orbax.checkpoint as ocp
 from experiments.common.refused import RefusedError
 
 KEPT = 3
+
+
+class StorageError(RefusedError):
+    """A checkpoint cannot be written."""
 
 
 class Restored(NamedTuple):
@@ -99,26 +106,25 @@ class Writer:
           notes: to be read with it, or by `note`.
 
         Raises:
-          RefusedError: it cannot be written, such as on a full disk; earlier ones stay.
+          StorageError: it cannot be written, such as on a full disk; earlier ones stay.
         """
         if step in self._manager.all_steps():
             return
         state = jax.tree.map(np.asarray, state)
         about = {"sha256": _digest(state), **(notes or {})}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(about)
+        )
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(about)
-                ),
-            )
+            with _quiet():
+                self._manager.save(step, args=args)
         except Exception as error:  # Orbax and its threads wrap what the system says.
             reason = _reason(error)
         else:
             return
         # Outside the handler: what orbax raised is a hundred lines, and says no more.
         free = shutil.disk_usage(self._directory).free
-        raise RefusedError(
+        raise StorageError(
             f"the checkpoint of step {step} cannot be written into {self._directory} "
             f"({free / 2**20:,.0f} MiB free): {reason}"
         )
@@ -200,4 +206,19 @@ def _reason(error: BaseException) -> str:
     for each in reversed(seen):
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    text = str(error) or type(error).__name__
+    told = re.findall(r"OS error \d+: ([^\]]+)\]", text)  # By tensorstore.
+    return told[-1] if told else text.splitlines()[0][-200:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what orbax's threads print of an error that is raised as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from experiments.common.interrupts import EXIT_INTERRUPTED
+from experiments.common.checkpoint import StorageError
+from experiments.common.interrupts import EXIT_INTERRUPTED, end_command
 from experiments.common.loop import Interrupted, NonFiniteError
 from experiments.common.options import checked, is_given, name_options, option_of, without_checks
 from experiments.common.refused import RefusedError
@@ -115,7 +116,7 @@ def parse(
     run = options.run
     try:
         run = checked(run)
-        config = checked(_fit_warmup(options.config, args))
+        config = checked(_fit_micro_batch(_fit_warmup(options.config, args), args))
         check(config)
     except ValueError as error:
         print(f"error: {name_options(str(error), options.config)}", file=sys.stderr)
@@ -152,6 +153,18 @@ def _fit_warmup(config: Any, args: Sequence[str]) -> Any:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, warmup_steps=steps))
 
 
+def _fit_micro_batch(config: Any, args: Sequence[str]) -> Any:
+    """The config, with a preset's micro-batch made to divide the batch that was asked for."""
+    batch, rows = config.train.batch_size, config.train.micro_batch_size
+    if is_given("micro_batch_size", args) or rows is None or batch < 1 or batch % rows == 0:
+        return config
+    fitting = max(n for n in range(1, min(rows, batch) + 1) if batch % n == 0)
+    option = option_of("micro_batch_size")
+    print(f"{option} {rows} of the preset is {fitting}, for {batch} sequences", file=sys.stderr)
+    train = dataclasses.replace(config.train, micro_batch_size=fitting)
+    return dataclasses.replace(config, train=train)
+
+
 def exit_code(action: Callable[[], Any]) -> int:
     """Runs `action` and turns what users are to be told into a message and an exit code.
 
@@ -161,6 +174,9 @@ def exit_code(action: Callable[[], Any]) -> int:
     """
     try:
         action()
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return end_command(EXIT_REFUSED)  # The threads of libraries go on complaining.
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -169,7 +185,7 @@ def exit_code(action: Callable[[], Any]) -> int:
         if error.errno is not None and error.errno not in _PLACES:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
+        return end_command(EXIT_REFUSED)
     except (NonFiniteError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_NON_FINITE

@@ -11,6 +11,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
+_is_command = False
 PARENT = "RRNN_JAX_PARENT"
 """Environment variable with the process that started this one, and without which it ends."""
 
@@ -56,12 +57,27 @@ def exit_at_once() -> None:
     piece, so there is nothing to wait for; and what would be waited for, a compiler or the thread
     of a library, need not come to an end.
     """
+    global _is_command
+    _is_command = True
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _exit)
     parent = os.environ.get(PARENT)
     if parent is not None:
         threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
+
+
+def end_command(code: int) -> int:
+    """Ends a command line here and now, so that nothing is printed after its last message.
+
+    Returns:
+      The code, where this process is not a command's.
+    """
+    if _is_command:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def is_command(package: str) -> bool:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from experiments.common import parallel
 from experiments.common.checkpoint import Reader, Writer
 from experiments.common.interrupts import StopRequest
-from experiments.common.metrics import MetricsWriter
+from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem
+from experiments.common.progress import Progress
 from experiments.common.records import RowWriter, read_rows
 from experiments.common.run_directory import (
     check_not_failed,
@@ -164,21 +164,16 @@ class _Session:
         train_chunk, batches = None, None
         if self.step < config.steps:
             check_not_failed(self.run_dir)
+        is_done = self._begin(state)
+        if not is_done:
             note_session(self.run_dir, self.step)
             # Compile before the bar starts: its estimate would count compilation.
             started = time.perf_counter()
             batches = programs.batches(self.step, self._next_steps())
             train_chunk = programs.compile(state, self._next_steps(), batches)
-            print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s")
-        bar = tqdm(
-            total=config.steps, initial=self.step, desc=self.name, disable=not progress, unit="step"
-        )
+            print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s", flush=True)
         compiled_steps = self._next_steps()
-        with bar, StopRequest() as stop:
-            self._evaluate(state, write=self.begins.step < 0)
-            is_done = self._is_done()
-            if is_done:
-                self._evaluate_test(state, write=False)
+        with Progress(self.name, self.step, config.steps, progress) as bar, StopRequest() as stop:
             while not is_done:
                 num_steps = self._next_steps()
                 started = time.perf_counter()
@@ -199,8 +194,9 @@ class _Session:
                 if is_done:
                     self._evaluate_test(state)
                 stops = self._save(state, num_steps, stop.requested, is_done)
-                bar.update(num_steps)
-                bar.set_postfix_str(self._describe(values))
+                bar.update(
+                    self.step, self._describe(values), self._due(num_steps, config.eval_every)
+                )
                 if stops and not is_done:
                     raise Interrupted(
                         f"stopped at step {self.step}; the same command goes on from there"
@@ -218,10 +214,38 @@ class _Session:
     def _next_steps(self) -> int:
         return min(self.config.chunk_steps, self.config.steps - self.step)
 
-    def _evaluate(self, state: TrainState, write: bool = True) -> None:
+    def _begin(self, state: TrainState) -> bool:
+        """The first evaluation, or that of the checkpoint; whether there is nothing left to do."""
+        if self.begins.step < 0:
+            self._evaluate(state)
+            return self._is_done()
+        # What was written is what it was, to the last digit.
+        self.evaluation = self._recorded("valid") or self.programs.evaluate(state)
+        is_done = self._is_done()
+        if is_done:
+            print(f"{self.name}: finished before, at step {self.step}")
+            if "test" in self.programs.problem.evaluations:
+                self.test = self._recorded("test") or self.programs.evaluate(state, "test")
+        return is_done
+
+    def _recorded(self, split: str) -> Values | None:
+        """An evaluation of this step in the metrics; None if it is not there for all seeds."""
+        rows = {
+            row["seed"]: row
+            for row in read_rows(self.run_dir / METRICS_FILE)
+            if (row["step"], row["split"]) == (self.step, split)
+        }
+        if self.score.name not in set().union(*rows.values()) or len(rows) < self.config.num_seeds:
+            return None
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        return {
+            name: [rows[seed].get(name) for seed in self.config.seeds]
+            for name in names
+            if name not in ("step", "split", "seed")
+        }
+
+    def _evaluate(self, state: TrainState) -> None:
         self.evaluation = self.programs.evaluate(state)
-        if not write:
-            return
         self.writer.write(self.step, "valid", self.config.seeds, self.evaluation)
         if self.samples is not None:
             self.samples.write(self.step, str(self.programs.show(state)))
@@ -230,11 +254,10 @@ class _Session:
             self.best_score = value
             self.best.save(self.step, parallel.to_host(state), {"score": value})
 
-    def _evaluate_test(self, state: TrainState, write: bool = True) -> None:
+    def _evaluate_test(self, state: TrainState) -> None:
         if "test" in self.programs.problem.evaluations:
             self.test = self.programs.evaluate(state, "test")
-            if write:
-                self.writer.write(self.step, "test", self.config.seeds, self.test)
+            self.writer.write(self.step, "test", self.config.seeds, self.test)
 
     def _is_done(self) -> bool:
         """Whether the last update is made, or the target is reached."""
@@ -265,11 +288,13 @@ class _Session:
         return self.step >= self.config.steps or self.step // every > before // every
 
     def _describe(self, values: Values) -> str:
-        parts = [f"loss {_mean(values['loss']):.3f}"] if "loss" in values else []
         name = self.score.name
+        parts = [f"valid {self.score.write(self.evaluation[name])}"]
+        if "loss" in values:
+            parts.append(f"loss {_mean(values['loss']):.3f}")
         if name in values:
             parts.append(f"{name} {self.score.write(values[name])}")
-        return ", ".join([*parts, f"valid {self.score.write(self.evaluation[name])}"])
+        return ", ".join(parts)
 
 
 class _Clock:

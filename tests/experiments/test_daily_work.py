@@ -1,0 +1,107 @@
+"""What a person meets day by day: progress, plots at any time, finished runs, lists of commands."""
+
+import dataclasses
+import io
+import subprocess
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from experiments import plot
+from experiments.common import progress
+from experiments.common.steps import Programs
+from experiments.nth_farthest.config import PRESETS
+from tests.experiments.test_command_lines import read
+from tests.experiments.test_run_directory import QUICK
+from tests.experiments.test_training import ROOT, run
+
+
+def test_without_a_terminal_each_evaluation_is_a_line(capsys, monkeypatch):
+    seconds = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+    with progress.Progress("rmc", 100, 2300, shown=True) as shown:
+        shown.update(150, "valid 40.0%, loss 1.234", evaluated=False)
+        shown.update(200, "valid 45.0%, loss 1.200", evaluated=True)
+    printed = capsys.readouterr()
+    line = "rmc: step 200/2300, valid 45.0%, loss 1.200, 10 updates/s, 0:03:30 left\n"
+    assert (printed.out, printed.err) == (line, "")
+    with progress.Progress("rmc", 0, 10, shown=False) as hidden:
+        hidden.update(10, "valid 45.0%", evaluated=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_narrow_terminal_keeps_the_score(columns):
+    shown = tqdm.format_meter(
+        *(400, 2300, 60.0),
+        ncols=columns,
+        prefix="rmc: ",
+        unit="step",
+        postfix="valid 45.0%, loss 1.200, accuracy 44.1%",
+        bar_format=progress.BAR_FORMAT,
+    )
+    assert len(shown) <= columns
+    assert "valid 45.0%" in shown
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.Progress("rmc", 0, 10, shown=True) as shown:
+        shown.update(10, "valid 45.0%", evaluated=True)
+    assert "rmc: 10/10, valid 45.0% [" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_finished_run_asked_again_says_so_and_computes_nothing(tmp_path, monkeypatch, capsys):
+    first = run(tmp_path, QUICK)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    for name in ("evaluate", "compile", "train_chunk"):
+        monkeypatch.setattr(Programs, name, None)
+    capsys.readouterr()
+    again = run(tmp_path, QUICK)
+    assert "finished before, at step 10" in capsys.readouterr().out
+    assert (again.metrics, again.test) == (first.metrics, first.test)
+    assert again.seconds == first.seconds
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
+
+
+def test_plots_of_a_run_from_its_metrics_alone(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no metrics\.jsonl in"):
+        plot.plot_runs([tmp_path], tmp_path)
+    run(tmp_path / "b", QUICK)
+    text = (tmp_path / "b" / "metrics.jsonl").read_text()
+    (tmp_path / "a" / "metrics.jsonl").write_text(text[:-20])  # In training: its last row is torn.
+    assert plot.main([str(tmp_path)]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert drawn == ["accuracy.png", "gradient_norm.png", "loss.png"]
+    assert plot.main([str(tmp_path / "absent")]) == 2
+    assert "error: no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_a_presets_micro_batch_is_fitted_to_the_batch(capsys):
+    assert PRESETS["quick"].train.micro_batch_size == 256
+    for batch, rows in ((128, 128), (512, 256), (384, 192), (1, 1)):
+        config = read("nth_farthest", "--batch-size", str(batch))
+        assert (config.train.batch_size, config.train.micro_batch_size) == (batch, rows)
+        said = f"--micro-batch-size 256 of the preset is {rows}, for {batch} sequences\n"
+        assert capsys.readouterr().err == ("" if rows == 256 else said)
+    same = read("nth_farthest", "--batch-size", "128", "--micro-batch-size", "64")
+    quick = dataclasses.replace(PRESETS["quick"].train, batch_size=128, micro_batch_size=64)
+    assert same.train == quick
+
+
+@pytest.mark.parametrize(("package", "name"), [("experiments", "plot"), ("benchmarks", "check")])
+def test_packages_list_their_commands(package, name):
+    done = subprocess.run(
+        [sys.executable, "-m", package], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("python -m ")]
+    assert any(line.startswith(f"python -m {package}.{name} ") for line in lines)
+    assert all(len(line.split("  ")[-1]) > 10 for line in lines)
+    assert "``" not in done.stdout

@@ -1,0 +1,51 @@
+"""Trainers on a full disk, and beside readers and other trainers, as processes."""
+
+import os
+import resource
+import signal
+import subprocess
+import time
+
+from tests.experiments.test_training import ROOT, command
+
+
+def test_a_full_disk_is_named_in_the_last_line(tmp_path):
+    """The limit of a file's size stands for it: a checkpoint outgrows it first."""
+    done = subprocess.run(
+        command(tmp_path / "run"),
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "File too large" in last
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 10
+    subprocess.run(command(tmp_path / "run"), cwd=ROOT, check=True, capture_output=True)
+
+
+def test_evaluating_a_run_in_training_does_not_disturb_it(tmp_path):
+    run_dir = tmp_path / "run"
+    trainer = subprocess.Popen(
+        command(run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    end = time.time() + 120
+    while not (run_dir / "checkpoints" / "25").exists():
+        assert trainer.poll() is None
+        assert time.time() < end
+        time.sleep(0.01)
+    trainer.send_signal(signal.SIGSTOP)  # In the middle of whatever it does.
+    reader = subprocess.run(
+        [*command(run_dir), "--eval-only"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    second = subprocess.run(command(run_dir), cwd=ROOT, capture_output=True, text=True, check=False)
+    trainer.send_signal(signal.SIGCONT)
+    _, err = trainer.communicate(timeout=120)
+    assert (reader.returncode, trainer.returncode) == (0, 0), reader.stderr + err
+    assert second.returncode == 2
+    assert f"is in use by process {trainer.pid} on" in second.stderr.splitlines()[-1]
