@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import io
 import logging
+import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +119,11 @@ class Writer:
         )
         try:
             with _quiet():
-                self._manager.save(step, args=args)
+                try:
+                    self._manager.save(step, args=args)
+                except Exception:
+                    time.sleep(2)  # In which its threads complain, too.
+                    raise
         except Exception as error:  # Orbax and its threads wrap what the system says.
             reason = _reason(error)
         else:
@@ -207,8 +213,8 @@ def _reason(error: BaseException) -> str:
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
     text = str(error) or type(error).__name__
-    told = re.findall(r"OS error \d+: ([^\]]+)\]", text)  # By tensorstore.
-    return told[-1] if told else text.splitlines()[0][-200:]
+    told = re.search(r"os_error_code='(\d+)'", text)  # By tensorstore.
+    return os.strerror(int(told[1])) if told else text.splitlines()[0][-200:]
 
 
 @contextlib.contextmanager

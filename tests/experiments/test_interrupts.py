@@ -39,6 +39,11 @@ print("saved", flush=True)
 """
 
 
+NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+# Makes the terminal the one that controls the session.
+CONTROL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
+
+
 def code(where: str, ready: Path) -> str:
     given = f"import sys, pathlib; sys.argv_given = ({where!r}, pathlib.Path({str(ready)!r}))"
     return f"{given}\n{COMMAND}"
@@ -51,10 +56,10 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
-def start(where: str, ready: Path, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", code(where, ready)]
+def start(where: str, ready: Path, before: str = "") -> subprocess.Popen:
+    command = [sys.executable, "-c", before + code(where, ready)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(ready)
     return process
@@ -92,10 +97,9 @@ def test_a_second_signal_ends_it_whatever_it_waits_for(tmp_path, where):
 def test_a_closed_terminal_lets_it_save(tmp_path):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", code("training", tmp_path / "ready")],
+        [sys.executable, "-c", CONTROL + code("training", tmp_path / "ready")],
         **{"cwd": ROOT, "stdin": slave, "stdout": slave, "stderr": slave},
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # Controls the session.
     )
     os.close(slave)
     wait_for(tmp_path / "ready")
@@ -105,11 +109,7 @@ def test_a_closed_terminal_lets_it_save(tmp_path):
 
 
 def test_nohup_is_heeded(tmp_path):
-    process = start(
-        "training",
-        tmp_path / "ready",
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
+    process = start("training", tmp_path / "ready", NOHUP)
     process.send_signal(signal.SIGHUP)
     time.sleep(0.2)
     assert process.poll() is None

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -89,7 +88,8 @@ def test_a_file_is_replaced_in_one_piece(tmp_path, monkeypatch):
 
 
 FILL = """
-import sys
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 from pathlib import Path
 from experiments.common.records import RowWriter
 writer = RowWriter(Path(sys.argv[1]))
@@ -106,7 +106,6 @@ def test_a_full_disk_tears_the_last_row_alone(tmp_path):
     """The limit of a file's size stands for it."""
     done = subprocess.run(
         [sys.executable, "-c", FILL, str(tmp_path / "rows.jsonl")],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
         capture_output=True,
         text=True,
         check=False,

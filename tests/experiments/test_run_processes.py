@@ -1,9 +1,9 @@
 """Trainers on a full disk, and beside readers and other trainers, as processes."""
 
 import os
-import resource
 import signal
 import subprocess
+import sys
 import time
 
 from tests.experiments.test_training import ROOT, command
@@ -11,10 +11,13 @@ from tests.experiments.test_training import ROOT, command
 
 def test_a_full_disk_is_named_in_the_last_line(tmp_path):
     """The limit of a file's size stands for it: a checkpoint outgrows it first."""
+    limited = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
     done = subprocess.run(
-        command(tmp_path / "run"),
+        [sys.executable, "-c", limited, *command(tmp_path / "run")],
         cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
         env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
