@@ -7,7 +7,7 @@ from experiments.common.modules import MLP
 from experiments.nth_farthest.config import Config
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.baselines import StackedLSTMCell
-from rrnn_jax.typing import Array, Dtype
+from rrnn_jax.typing import Array, Dtype, Implementation
 
 
 class Model(nn.Module):
@@ -24,7 +24,7 @@ class Model(nn.Module):
     cell: nn.RNNCellBase
     num_objects: int
     readout_features: int = 256
-    implementation: str = "auto"
+    implementation: Implementation = "auto"
     dtype: Dtype | None = None
 
     @nn.compact
