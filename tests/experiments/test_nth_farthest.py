@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
+import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import nth_farthest
 from experiments.common.cli import parse
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.__main__ import default_dir, main
@@ -14,6 +18,7 @@ from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskC
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
 
+README = Path(nth_farthest.__file__).with_name("README.md")
 FAST = [
     *("--preset", "small"),
     *("--steps", "6", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
@@ -133,6 +138,22 @@ def test_default_directories():
     assert run.run_dir.as_posix() == "runs/nth_farthest/quick"
     _, run = parse(PRESETS, "nth_farthest", "", ["--preset=paper", "--model=rmc"], default_dir)
     assert run.run_dir.as_posix() == "runs/nth_farthest/paper/rmc"
+
+
+def test_commands_of_the_readme_are_understood():
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), re.S)
+    text = "".join(blocks).replace("$seed", "1").replace("$rate", "1e-2").replace("\\\n", "")
+    rows = re.search(r"for options in (.*); do", text)
+    assert rows is not None
+    commands = re.findall(r"-m experiments.nth_farthest( .*?)?(?:#|;|$)", text, re.M)
+    assert len(commands) >= 10
+    for command in commands:
+        if "$options" not in command:
+            parse(PRESETS, "nth_farthest", "", shlex.split(command), default_dir)
+    for options in shlex.split(rows[1]):
+        config, _ = parse(PRESETS, "nth_farthest", "", options.split(), default_dir)
+        assert config != PRESETS["quick"]
+        make_problem(dataclasses.replace(config, model="rmc"))
 
 
 def test_vmapped_seeds_and_bfloat16(tmp_path):
