@@ -33,7 +33,7 @@ from benchmarks.timing import positive_minutes, time_limit
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
 from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.scan.dispatch import unfusable
+from rrnn_jax.scan.pallas import unfusable
 
 FAST = ("hoisted", "fused")
 """The variants of `rrnn_jax.RNN` that are checked, where they can run."""

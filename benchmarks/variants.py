@@ -9,7 +9,8 @@ from benchmarks import jax_programs
 from benchmarks.gated_models import cudnn_lstm, gated
 from benchmarks.problem import Problem
 from benchmarks.program import Program, UnavailableError
-from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, unfusable
+from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
+from rrnn_jax.scan.pallas import unfusable
 from rrnn_jax.typing import Remat
 
 REFERENCE = "plain"

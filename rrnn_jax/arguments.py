@@ -50,14 +50,13 @@ class Prepared(NamedTuple):
     flip: Callable[[Array], Array]
 
 
-def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call, wants_carry: bool) -> Prepared:
+def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     """Checks and prepares what a call brings.
 
     Args:
       cell: the cell, bound.
       inputs: as they came.
       call: the other arguments.
-      wants_carry: whether the final carry is asked for.
 
     Returns:
       `Prepared`.
@@ -82,7 +81,7 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call, wants_carry: bool) ->
             resets = _shift_right(flip(resets), time_axis)
 
     valid = None
-    if lengths is not None and wants_carry:
+    if lengths is not None:
         index = jax.lax.broadcasted_iota(jnp.int32, per_step, time_axis)
         valid = index < jnp.expand_dims(lengths, time_axis)
     every = range(len(per_step))

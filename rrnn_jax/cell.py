@@ -9,9 +9,10 @@ from flax import linen as nn
 
 from rrnn_jax.attention import dense, linear_options, norm_options
 from rrnn_jax.checks import check_choice, check_positive, check_shape
-from rrnn_jax.gating import GATE_STYLES, MemoryGates, gate_memory
+from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
+from rrnn_jax.scan.dispatch import register
 from rrnn_jax.typing import (
     Array,
     Carry,
@@ -323,13 +324,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
         self.sow("intermediates", "forget_gate", gates.forget)
         if keep is not None:
             gates = gates._replace(input=gates.input * keep.astype(gates.input.dtype))
-        if gates.output is None:
-            return gate_memory(gates, jnp.tanh(candidate), memory)
-        self.sow("intermediates", "output_gate", gates.output)
-        new_memory = gate_memory(gates, candidate, memory)
-        new_hidden = gates.output * jnp.tanh(new_memory.astype(gates.output.dtype))
-        assert hidden is not None
-        return new_memory, new_hidden.astype(hidden.dtype)
+        if gates.output is not None:
+            self.sow("intermediates", "output_gate", gates.output)
+        return next_carry(gates, candidate, memory, hidden)
 
     def dropout(self, shape: tuple[int, ...]) -> Array | None:
         """What a step's candidate ``[*B, S, F]`` is multiplied by; None without dropout."""
@@ -392,3 +389,6 @@ class RelationalMemoryCell(nn.RNNCellBase):
             check_shape(part, array, shape, "[*B, S, F]")
             if not jnp.issubdtype(array.dtype, jnp.floating):
                 raise TypeError(f"{part} must be floating-point, got {array.dtype}")
+
+
+register(RelationalMemoryCell, "rrnn_jax.scan.pallas", "rrnn_jax.scan.relational")

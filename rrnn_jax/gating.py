@@ -1,5 +1,6 @@
 """The gates that blend the candidate memory with the previous one (paper eq. 4-8)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from rrnn_jax.checks import check_choice
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import (
     Array,
+    Carry,
     DotGeneral,
     Dtype,
     GateStyle,
@@ -67,6 +69,68 @@ def gate_memory(gates: Gates, candidate: Memory, memory: Memory) -> Memory:
     dtype = gates.input.dtype
     mixed = gates.input * candidate.astype(dtype) + gates.forget * memory.astype(dtype)
     return mixed.astype(memory.dtype)
+
+
+def gate_values(
+    packed: Array,
+    input_bias: float,
+    forget_bias: float,
+    output_gate: bool,
+    sigmoid: Callable[[Array], Array] = jax.nn.sigmoid,
+) -> Gates:
+    r"""The gates of their summed pre-activations (paper eq. 4-6).
+
+    .. math:: i = \sigma(G_i + b_i), \quad f = \sigma(G_f + b_f), \quad o = \sigma(G_o)
+
+    >>> gate_values(jnp.zeros((4, 2)), 0.0, 0.0, output_gate=False).forget.shape
+    (4, 1)
+
+    Args:
+      packed: ``[*B, S, n*g]``: the input gate first, then the forget gate (Sonnet v1's order), then
+        the output gate.
+      input_bias: constant added to the input gate.
+      forget_bias: constant added to the forget gate.
+      output_gate: whether there are three gates.
+      sigmoid: the logistic function.
+
+    Returns:
+      `Gates`, in the dtype of `packed`.
+    """
+    parts = jnp.split(packed, 3 if output_gate else 2, axis=-1)
+    return Gates(
+        input=sigmoid(parts[0] + jnp.asarray(input_bias, packed.dtype)),
+        forget=sigmoid(parts[1] + jnp.asarray(forget_bias, packed.dtype)),
+        output=sigmoid(parts[2]) if output_gate else None,
+    )
+
+
+def next_carry(gates: Gates, candidate: Memory, memory: Memory, hidden: Array | None) -> Carry:
+    r"""The memory after a step or, with an output gate, (m, h) (paper eq. 7-8).
+
+    .. math::
+
+        M_t &= i \circ \tanh(\tilde M) + f \circ M_{t-1} &&\text{without an output gate} \\
+        m_t &= i \circ \tilde M + f \circ m_{t-1}, \quad h_t = o \circ \tanh(m_t)
+        &&\text{with one}
+
+    >>> gates = Gates(input=jnp.ones((1, 1)), forget=jnp.ones((1, 1)))
+    >>> next_carry(gates, jnp.zeros((1, 2)), jnp.ones((1, 2)), None)
+    Array([[1., 1.]], dtype=float32)
+
+    Args:
+      gates: of this step.
+      candidate: ``[*B, S, F]``, what attention and MLP made of the memory.
+      memory: the previous memory, ``[*B, S, F]``.
+      hidden: the previous h with an output gate, else None.
+
+    Returns:
+      The next carry, in the dtypes of `memory` and `hidden`.
+    """
+    if hidden is None or gates.output is None:
+        return gate_memory(gates, jnp.tanh(candidate), memory)
+    new_memory = gate_memory(gates, candidate, memory)
+    new_hidden = gates.output * jnp.tanh(new_memory.astype(gates.output.dtype))
+    return new_memory, new_hidden.astype(hidden.dtype)
 
 
 class MemoryGates(nn.Module):
@@ -131,9 +195,4 @@ class MemoryGates(nn.Module):
         from_memory = dense(num_gates * width, self, "memory")(hidden)
         dtype = accumulation_dtype(from_memory.dtype)
         packed = from_input.astype(dtype) + from_memory.astype(dtype)
-        parts = jnp.split(packed, num_gates, axis=-1)
-        return Gates(
-            input=jax.nn.sigmoid(parts[0] + jnp.asarray(self.input_bias, dtype)),
-            forget=jax.nn.sigmoid(parts[1] + jnp.asarray(self.forget_bias, dtype)),
-            output=jax.nn.sigmoid(parts[2]) if self.output_gate else None,
-        )
+        return gate_values(packed, self.input_bias, self.forget_bias, self.output_gate)

@@ -1,6 +1,5 @@
 """`RNN`: runs a cell over a sequence, like `flax.linen.RNN`, with resets, masks and more."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,18 +8,10 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from rrnn_jax.arguments import Call, Prepared, prepare
-from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_choice, check_positive
-from rrnn_jax.scan.dispatch import (
-    IMPLEMENTATIONS,
-    REMATS,
-    has_explicit_axes,
-    hoisted_plan,
-    resolve_implementation,
-)
-from rrnn_jax.scan.plain import Lifting, plain_scan
+from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, Request, run
+from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceOutputs
-from rrnn_jax.scan.weights import checked_params
 from rrnn_jax.typing import Array, Carry, Implementation, Remat
 
 
@@ -263,7 +254,7 @@ class RNN(nn.Module):
         self, inputs: Array, call: Call, wants_carry: bool, all_carries: bool
     ) -> SequenceOutputs:
         """Prepares what a call brings, runs it, and puts the results in order."""
-        prepared = prepare(self.cell, inputs, call, wants_carry)
+        prepared = prepare(self.cell, inputs, call)
         result = self._run(prepared, all_carries)
         if call.reverse and call.keep_order:
             outputs, carries = jax.tree.map(prepared.flip, (result.outputs, result.carries))
@@ -272,15 +263,10 @@ class RNN(nn.Module):
 
     def _run(self, prepared: Prepared, all_carries: bool) -> SequenceOutputs:
         """Runs the sequence on the implementation that fits."""
-        sequence, time_axis = prepared.sequence, prepared.time_axis
         capturing = self.is_mutable_collection("intermediates")
-        sizes = {
-            "batch_size": math.prod(prepared.batch),
-            "steps": sequence.inputs.shape[time_axis],
-        }
         variable_axes = dict(self.variable_axes)
         if capturing:
-            variable_axes.setdefault("intermediates", time_axis)
+            variable_axes.setdefault("intermediates", prepared.time_axis)
         lifting = Lifting(
             self.unroll,
             variable_axes,
@@ -288,39 +274,15 @@ class RNN(nn.Module):
             self.variable_carry,
             self.split_rngs,
         )
-        implementation = resolve_implementation(
-            self.implementation,
+        request = Request(
             self.cell,
-            lifting,
-            flags=sequence.resets is not None or sequence.mask is not None,
-            explicit=has_explicit_axes(sequence.inputs),
-            **sizes,
-        )
-        if implementation != "scan" and not capturing and not self.is_initializing():
-            from rrnn_jax.scan.relational import relational_scan  # See dispatch.py.
-
-            assert isinstance(self.cell, RelationalMemoryCell)
-            step = jax.ShapeDtypeStruct(prepared.step_shape, sequence.inputs.dtype)
-            return relational_scan(
-                self.cell,
-                checked_params(self.cell, self.cell.variables, prepared.carry, step),
-                sequence,
-                prepared.carry,
-                prepared.reset_carry,
-                time_axis=time_axis,
-                plan=hoisted_plan(self.cell, self.unroll, fused=implementation == "fused", **sizes),
-                remat=self.remat,
-                all_carries=all_carries,
-            )
-        # Neither initialising nor capturing is differentiated, and both want every variable.
-        remat = "none" if capturing or self.is_initializing() else self.remat
-        return plain_scan(
-            self.cell,
-            sequence,
+            prepared.sequence,
             prepared.carry,
             prepared.reset_carry,
-            time_axis=time_axis,
+            time_axis=prepared.time_axis,
             lifting=lifting,
-            remat=remat,
+            remat=self.remat,
             all_carries=all_carries,
+            capture=capturing,
         )
+        return run(self.implementation, request)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import InvalidRngError
 
 from rrnn_jax.scan.sequence import (
     SequenceInputs,
@@ -14,7 +16,6 @@ from rrnn_jax.scan.sequence import (
     hold_last_valid,
     output_before_first_step,
     select,
-    without_masked,
 )
 from rrnn_jax.typing import Array, Carry, Remat
 
@@ -54,10 +55,13 @@ def plain_scan(
 
     Returns:
       `SequenceOutputs`.
+
+    Raises:
+      ValueError: ``remat="chunked"`` where chunks would draw other random numbers than the whole
+        sequence, or have variables of each step to cut.
     """
-    if sequence.mask is not None:
-        inputs, resets = without_masked(sequence.inputs, sequence.resets, sequence.mask)
-        sequence = sequence._replace(inputs=inputs, resets=resets)
+    if remat == "chunked":
+        _check_chunks(cell, sequence, initial_carry, time_axis, lifting)
 
     def step(cell: nn.RNNCellBase, state: tuple[Carry, Carry], x: SequenceInputs):
         carry, last_valid = state
@@ -109,12 +113,43 @@ def _scan_with_remat(
     return scan(step)
 
 
+def _check_chunks(
+    cell: nn.RNNCellBase,
+    sequence: SequenceInputs,
+    carry: Carry,
+    time_axis: int,
+    lifting: Lifting,
+) -> None:
+    """Raises where a scan of chunks is another function than a scan of steps."""
+    stepwise = [name for name in lifting.variable_axes if name != "intermediates"]
+    if stepwise:
+        raise ValueError(
+            f"remat='chunked' needs variables that all steps share, got variable_axes={stepwise}; "
+            "use remat='full'"
+        )
+    if cell.is_initializing():
+        return
+    alone = cell.clone(parent=None, name=None)
+    shape = list(sequence.inputs.shape)
+    del shape[time_axis]
+    x = jax.ShapeDtypeStruct(tuple(shape), sequence.inputs.dtype)
+    try:
+        jax.eval_shape(partial(alone.apply, mutable=True), cell.variables, carry, x)
+    except InvalidRngError as error:
+        raise ValueError(
+            "remat='chunked' would draw other random numbers than the whole sequence, and "
+            f"{type(cell).__name__} draws some in a step; use remat='full'"
+        ) from error
+
+
 def _chunked_scan(scan: Callable, step: Callable, time_axis: int) -> Callable:
     """A scan over chunks of about sqrt(T) steps that keeps only the carries between chunks."""
     inner = nn.remat(lambda cell, state, xs: scan(step)(cell, state, xs), prevent_cse=False)
 
     def run(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
         steps = xs.inputs.shape[time_axis]
+        if not isinstance(steps, int):  # `jax.export` does not know how many: one chunk.
+            return inner(cell, state, xs)
         length = max(1, math.isqrt(steps))
         whole = steps // length * length
 

@@ -53,16 +53,18 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(leaf, on_true, on_false)
 
 
-def without_masked(inputs: Array, resets: Array | None, mask: Array) -> tuple[Array, Array | None]:
-    """Inputs and resets of which nothing in a masked step can reach a gradient, NaN included.
+def without_unused(sequence: SequenceInputs) -> SequenceInputs:
+    """A sequence of which nothing in a step that is left out can reach a gradient, NaN included.
 
-    Args:
-      inputs: the axes of `mask`, then any.
-      resets: shaped like `mask`, or None.
-      mask: bool.
+    Such steps are masked ones, and those past the end of a sequence.
     """
-    inputs = select(mask, inputs, jnp.zeros_like(inputs))
-    return inputs, None if resets is None else resets & mask
+    inputs, resets, mask, valid = sequence
+    used = mask if valid is None else valid if mask is None else mask & valid
+    if used is not None:
+        inputs = select(used, inputs, jnp.zeros_like(inputs))
+    if resets is not None and mask is not None:
+        resets = resets & mask
+    return SequenceInputs(inputs, resets, mask, valid)
 
 
 def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) -> Array:

@@ -10,11 +10,15 @@ import pytest
 from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.scan import dispatch
-from rrnn_jax.scan.hoisted import hoisted_scan
-from rrnn_jax.scan.plan import Arguments, Timewise
+from rrnn_jax.scan import pallas, relational
+from rrnn_jax.scan.dispatch import Request
+from rrnn_jax.scan.plain import Lifting
+from rrnn_jax.scan.sequence import SequenceInputs
+from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+
+pytestmark = pytest.mark.filterwarnings("ignore:implementation='fused' is interpreted")
 
 B, T, I = 3, 3, 5  # noqa: E741 - axis letters
 
@@ -55,8 +59,8 @@ def assert_agree(actual: Any, expected: Any, tolerance: float) -> None:
         assert error < tolerance, f"{jax.tree_util.keystr(path)} is off by {error:.1e}"
 
 
-def is_fused(rnn: RNN, *args: Any, **kwargs: Any) -> bool:
-    return "name=fused_recurrence" in str(jax.make_jaxpr(rnn.apply)(*args, **kwargs))
+def is_fused(rnn: RNN, x: Any, **flags: Any) -> bool:
+    return chosen(rnn, x, **flags) == "fused"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -66,7 +70,6 @@ def test_same_outputs_and_gradients(name):
     x = normal(np.random.default_rng(0), (T, B, I) if time_major else (B, T, I))
     ours = RNN(cell, implementation="fused", time_major=time_major)
     variables = random_variables(ours, x)
-    assert is_fused(ours, variables, x)
     expected = value_and_gradients(nn.RNN(cell, time_major=time_major), variables, x)
     assert_agree(value_and_gradients(ours, variables, x), expected, 1e-5)
 
@@ -76,7 +79,7 @@ def test_several_input_rows():
     x = normal(np.random.default_rng(0), (B, T, 2, I))
     ours = RNN(cell, implementation="fused")
     variables = random_variables(ours, x)
-    assert is_fused(ours, variables, x)
+    assert is_fused(ours, x)
     expected = value_and_gradients(RNN(cell, implementation="scan"), variables, x)
     assert_agree(value_and_gradients(ours, variables, x), expected, 1e-5)
 
@@ -86,7 +89,7 @@ def test_bfloat16_is_as_exact_as_the_plain_scan():
     wide, low = make_cell(), make_cell(dtype=jnp.bfloat16)
     ours = RNN(low, implementation="fused")
     variables = random_variables(ours, x)
-    assert is_fused(ours, variables, x)
+    assert is_fused(ours, x)
     exact, plain, fused = (
         value_and_gradients(rnn, variables, x) for rnn in (nn.RNN(wide), nn.RNN(low), ours)
     )
@@ -130,7 +133,6 @@ def test_resets_and_mask(names):
     if names == "mask":
         x, options = jnp.swapaxes(x, 0, 1), {"mask": flags["mask"].T}
     variables = random_variables(ours, x)
-    assert is_fused(ours, variables, x, **options)
     expected = value_and_gradients(theirs, variables, x, **options)
     assert_agree(value_and_gradients(ours, variables, x, **options), expected, 1e-5)
 
@@ -140,27 +142,27 @@ def test_gradient_of_what_a_reset_starts_from():
     x = normal(np.random.default_rng(0), (B, T, I))
     resets = jnp.asarray([[True, False, True], [False, True, True], [False] * 3])
     variables = random_variables(RNN(cell), x)
-    plan = dispatch.hoisted_plan(cell, 1, batch_size=B, steps=T, fused=True)
     first, fresh = 0.5 * normal(np.random.default_rng(1), (2, B, 2, 4))
-    params = nn.meta.unbox(variables["params"]["cell"])
 
-    def gradient(plan: Any) -> Any:
+    def gradient(backend: Any) -> Any:
         def loss(first: Any, fresh: Any) -> Any:
-            arguments = Arguments(params, first, fresh)
-            final, carries = hoisted_scan(plan, arguments, Timewise(x[:, :, None], resets, None))
-            return jnp.sum(jnp.sin(carries * 3)) + jnp.sum(jnp.cos(final))
+            sequence = SequenceInputs(x, resets)
+            lifting = Lifting(1, {}, "params", False, {})
+            request = Request(cell, sequence, first, fresh, time_axis=1, lifting=lifting)
+            found, _ = backend.run(request, {"params": variables["params"]["cell"]})
+            return jnp.sum(jnp.sin(found.outputs * 3)) + jnp.sum(jnp.cos(found.carry))
 
         return quick_jit(jax.grad(loss, argnums=(0, 1)))(first, fresh)
 
-    assert_agree(gradient(plan), gradient(plan._replace(fused=False)), 1e-5)
+    assert_agree(gradient(pallas), gradient(relational), 1e-5)
 
 
-def test_other_remats_run_hoisted():
-    x = normal(np.random.default_rng(0), (B, T, I))
-    variables = random_variables(RNN(make_cell()), x)
-    for remat, fused in (("save_products", True), ("full", False), ("chunked", False)):
-        rnn = RNN(make_cell(), implementation="fused", remat=remat)
-        assert is_fused(rnn, variables, x) == fused
+def test_other_remats_are_refused():
+    x = jnp.zeros((B, T, I))
+    assert is_fused(RNN(make_cell(), implementation="fused", remat="save_products"), x)
+    for remat in ("full", "chunked"):
+        with pytest.raises(ValueError, match="'fused' needs remat='none' or 'save_products'"):
+            RNN(make_cell(), implementation="fused", remat=remat).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize(
@@ -181,21 +183,20 @@ def test_refused(options, message):
         RNN(make_cell(**options), implementation="fused").init(jax.random.key(0), x)
 
 
-def choose(unroll: int = 1, flags: bool = False, **options: Any) -> str:
-    cell = make_cell(**options)
-    return dispatch.resolve_implementation(
-        "auto", cell, RNN(cell, unroll=unroll), batch_size=8, steps=T, flags=flags
-    )
+def choose(unroll: int = 1, **options: Any) -> str:
+    resets = jnp.zeros((8, T), bool) if options.pop("flags", False) else None
+    rnn = RNN(make_cell(**options), unroll=unroll)
+    return chosen(rnn, jnp.zeros((8, T, I)), resets=resets)
 
 
 def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
     assert choose() == "hoisted"
-    monkeypatch.setattr(dispatch, "_on_one_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(pallas, "_on_one_nvidia_gpu", lambda: True)
     assert choose() == "fused"
     assert choose(num_blocks=2) == "hoisted"
     assert choose(flags=True) == "hoisted"
     assert choose(unroll=2) == "hoisted"
-    monkeypatch.setattr(dispatch, "_has_pallas_triton", lambda: False)
+    monkeypatch.setattr(pallas, "_has_pallas_triton", lambda: False)
     assert choose() == "hoisted"
     with pytest.raises(ValueError, match=r"'fused' needs jax\.experimental\.pallas\.triton"):
         RNN(make_cell(), implementation="fused").init(jax.random.key(0), jnp.zeros((B, T, I)))
@@ -212,9 +213,9 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "devices", lambda: [device] * devices)
-    assert dispatch._on_one_nvidia_gpu() is expected
+    assert pallas._on_one_nvidia_gpu() is expected
     with jax.default_device(cpu):
-        assert not dispatch._on_one_nvidia_gpu()
+        assert not pallas._on_one_nvidia_gpu()
 
 
 def test_forward_mode_says_what_to_do():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.scan import dispatch, input_terms
-from rrnn_jax.scan.plain import Lifting
+from rrnn_jax.scan import relational
+from rrnn_jax.scan.relational import input_terms
+from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
@@ -103,19 +104,24 @@ def test_agrees_with_plain_autodiff(name):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
-@pytest.mark.parametrize("rows", [1, 2 * B * 3, 4 * B * 3, 10**6])
-def test_any_number_of_rows_per_weight_gradient(rows, monkeypatch):
-    """One step, several, a number that does not divide T, and all steps at once."""
-    monkeypatch.setattr(dispatch, "ROWS_PER_PRODUCT", rows)
-    assert_close(gradients({}, FLAGS, "hoisted"), plain_gradients({}, FLAGS))
+# As for a core that no cache holds: gradients of kernels after the scan, and its chunks.
+LARGE = {
+    "flags": ({}, FLAGS),
+    "blocks-2-output-gate": ({"num_blocks": 2, "output_gate": True}, FLAGS),
+    "matrix-time-major": ({"matrix_inputs": True}, {"time_major": True, "unroll": 2}),
+    "full": ({}, {"remat": "full"}),
+    "chunked": ({"gate_style": None}, FLAGS | {"remat": "chunked"}),
+}
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [({"num_blocks": 2, "output_gate": True}, FLAGS), ({}, {"remat": "full"})],
-)
-def test_kernels_turned_over(config, options, monkeypatch):
-    monkeypatch.setattr(dispatch, "_turns_kernels", lambda *sizes: True)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("name", LARGE)
+def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
+    config, options = LARGE[name]
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: True)
+    monkeypatch.setattr(relational, "_pays_to_transpose", lambda steps: transpose)
+    # Chunks of two steps, which do not divide T.
+    monkeypatch.setattr(relational, "ROWS_PER_GRADIENT", 2 * B * 3)
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
@@ -126,17 +132,16 @@ def test_as_other_backends_would_run_it(config, monkeypatch):
     assert_close(gradients(config, FLAGS, "hoisted"), expected)
 
 
-def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
+def test_large_kernels_are_transposed_for_few_rows(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(dispatch, "_has_avx512", lambda: False)
+    monkeypatch.setattr(relational, "_has_avx512", lambda: False)
     language = RelationalMemoryCell(mem_slots=1, head_size=500, num_heads=5, attention_mlp_layers=5)
     small = RelationalMemoryCell(mem_slots=1, head_size=32, num_heads=8)
 
     def found(cell, batch_size, steps):
-        sizes = {"batch_size": batch_size, "steps": steps}
-        turned = dispatch.hoisted_plan(cell, 1, **sizes).turned
-        lifting = Lifting(1, {}, "params", False, {})
-        return turned, dispatch.resolve_implementation("auto", cell, lifting, **sizes)
+        x = jax.ShapeDtypeStruct((batch_size, steps, 3), jnp.float32)
+        large = relational._has_large_kernels(cell, batch_size, steps)
+        return large and relational._pays_to_transpose(steps), chosen(RNN(cell), x)
 
     assert found(language, 4, 20) == (True, "hoisted")
     assert found(language, 32, 20) == (True, "hoisted")
@@ -144,7 +149,7 @@ def test_large_kernels_are_turned_over_for_few_rows(monkeypatch):
     assert found(language, 1, 20) == (False, "scan")
     assert found(language, 4, 3) == (False, "scan")
     assert found(small, 4, 20) == (False, "scan")
-    monkeypatch.setattr(dispatch, "_has_avx512", lambda: True)
+    monkeypatch.setattr(relational, "_has_avx512", lambda: True)
     assert found(language, 4, 20) == (False, "hoisted")
     assert found(language, 4, 100) == (True, "hoisted")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -168,20 +173,18 @@ def test_weights_are_combined_where_that_saves_operations():
 
 def test_auto_hoists_where_it_pays():
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
-    variables = random_variables(RNN(cell), jnp.ones((2, 2, 3)))
-    for implementation, batch, steps, hoists in (
-        ("auto", 4, 1, False),
-        ("auto", 4, 2, True),
-        ("auto", 3, 2, jax.default_backend() != "cpu"),
-        ("hoisted", 1, 1, True),
+    for implementation, batch, steps, expected in (
+        ("auto", 4, 1, "scan"),
+        ("auto", 4, 2, "hoisted"),
+        ("auto", 3, 2, "scan" if jax.default_backend() == "cpu" else "hoisted"),
+        ("hoisted", 1, 1, "hoisted"),
     ):
-        rnn = RNN(cell, implementation=implementation)
-        x = jnp.ones((batch, steps, 3))
-        jaxpr = jax.make_jaxpr(lambda x, rnn=rnn: rnn.apply(variables, x))(x)
-        assert ("name=_recurrence" in str(jaxpr)) == hoists, (implementation, batch, steps)
+        x = jax.ShapeDtypeStruct((batch, steps, 3), jnp.float32)
+        found = chosen(RNN(cell, implementation=implementation), x)
+        assert found == expected, (implementation, batch, steps)
 
 
-def test_unroll_reaches_both_loops():
+def test_unroll_reaches_the_loop():
     x = jnp.ones((2, 4, 3))
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
     variables = random_variables(RNN(cell), x)
@@ -190,41 +193,72 @@ def test_unroll_reaches_both_loops():
     assert str(jaxpr).count("unroll=2") == 2
 
 
-def test_second_derivatives():
+LARGER = {"no": False, "large-kernels": True}
+
+
+@pytest.fixture(params=LARGER)
+def squares(request, monkeypatch):
+    """Functions of inputs and of a kernel that sum up squared outputs, for each implementation."""
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: LARGER[request.param])
     cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1)
     x = normal(np.random.default_rng(0), (2, 3, 4))
     variables = random_variables(RNN(cell), x)
+    layer = variables["params"]["cell"]["memory"]["mlp"]["layer_0"]
+    resets = jnp.asarray([[False, True, False], [False] * 3])
 
-    def second(implementation: str) -> jax.Array:
+    def of(implementation):
         rnn = RNN(cell, implementation=implementation)
 
-        def f(x):
-            return jnp.sum(jnp.square(rnn.apply(variables, x)))
+        def f(args):
+            changed = jax.tree.map(lambda leaf: leaf, variables)
+            changed["params"]["cell"]["memory"]["mlp"]["layer_0"]["kernel"] = args[1]
+            return jnp.sum(jnp.square(rnn.apply(changed, args[0], resets=resets)))
 
-        return quick_jit(jax.grad(lambda x: jnp.sum(jnp.sin(jax.grad(f)(x)))))(x)
+        return f
+
+    return of, (x, layer["kernel"])
+
+
+def test_second_derivatives(squares):
+    of, args = squares
+
+    def second(implementation):
+        f = of(implementation)
+
+        def sines(args):
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(f)(args))
+
+        return quick_jit(jax.grad(sines))(args)
 
     assert_close(second("hoisted"), second("scan"))
 
 
-def test_forward_mode_says_what_to_use():
-    x = jnp.ones((1, 2, 3))
-    cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=1)
-    variables = random_variables(RNN(cell), x)
-    fast = RNN(cell, implementation="hoisted")
+def test_forward_mode_and_forward_over_reverse(squares):
+    of, args = squares
+    tangents = jax.tree.map(jnp.cos, args)
 
-    def f(x):
-        return jnp.sum(fast.apply(variables, x))
+    def both(implementation):
+        f = of(implementation)
+        forward = jax.jvp(f, (args,), (tangents,))
+        product = jax.jvp(jax.grad(f), (args,), (tangents,))
+        _, linear = jax.linearize(f, args)
+        return forward, product, linear(tangents)
 
-    for differentiate in (lambda: jax.jvp(f, (x,), (x,)), lambda: jax.hessian(f)(x)):
-        with pytest.raises(TypeError, match="use implementation='scan'"):
-            differentiate()
-    # Of what is compiled the error comes too late to explain it.
-    for differentiate in (
-        lambda: jax.jit(lambda x: jax.jvp(f, (x,), (x,))).lower(x),
-        lambda: jax.linearize(f, x)[1](x),
-    ):
-        with pytest.raises(TypeError, match="custom_vjp"):
-            differentiate()
-    plain = RNN(cell, implementation="scan")
-    _, tangent = jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
-    assert float(jnp.max(jnp.abs(tangent))) > 0
+    actual, expected = (quick_jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
+    assert_close(actual, expected)
+
+
+def test_hessian_and_second_forward_derivative(squares):
+    of, (x, kernel) = squares
+
+    def both(implementation):
+        f = of(implementation)
+
+        def of_kernel(row):
+            return f((x, kernel.at[0].set(row)))
+
+        along = jax.jacfwd(jax.jacfwd(lambda a: f((a * x, kernel))))(1.0)
+        return jax.hessian(of_kernel)(kernel[0]), along
+
+    actual, expected = (quick_jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
+    assert_close(actual, expected)

@@ -1,46 +1,13 @@
-"""The loop over time: what it computes, and what it must not do to its buffers."""
+"""The loops over time of a compiled program: what they must not do to arrays of all steps."""
 
 import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.scan.loop import Timed, loop_over_time
 from tests.core.compiling import quick_jit
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("prefetch", [False, True])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_by_hand(axis, prefetch, reverse):
-    """A running sum; the buffer holds a number for each step, to which the sum is added."""
-    xs = np.asarray([1.0, 2.0, 4.0, 8.0], np.float32)
-    before = np.asarray([10.0, 20.0, 30.0, 40.0], np.float32)
-    inputs, buffer = (jnp.expand_dims(jnp.asarray(x), 1 - axis) for x in (xs, before))
-
-    def step(carry, inputs, t):
-        x, standing = inputs
-        carry = carry + x
-        return carry, (standing + carry + 100 * t.astype(jnp.float32),)
-
-    final, (filled,) = loop_over_time(
-        step,
-        jnp.zeros((1,)),
-        [Timed(inputs, axis)],
-        start=3 if reverse else 0,
-        num_steps=4,
-        buffers=[Timed(buffer, axis)],
-        in_place=True,
-        reverse=reverse,
-        prefetch=prefetch,
-    )
-    assert final.item() == 15
-    sums = [15, 14, 12, 8] if reverse else [1, 3, 7, 15]
-    expected = before + np.asarray(sums) + 100 * np.arange(4)
-    np.testing.assert_array_equal(jnp.squeeze(filled, 1 - axis), expected)
 
 
 def copies_in_loops(program: str, steps: int) -> list[str]:

@@ -25,7 +25,6 @@ class Spec(NamedTuple):
     """What the kernels are specialised for.
 
     Attributes:
-      time_axis: of the input terms and the outputs' cotangents: 0 or 1.
       gate_style: of the cell.
       input_bias, forget_bias: of the cell.
       last: T - 1; going backward, ``t`` counts the steps from the end.
@@ -33,7 +32,6 @@ class Spec(NamedTuple):
       mask: whether the second flag says that a step is to be done, else left out.
     """
 
-    time_axis: int
     gate_style: GateStyle
     input_bias: float
     forget_bias: float
@@ -59,13 +57,13 @@ def attend(
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
-      flags: int32 ``[B, T, 2]`` or time first, see `Spec`; not looked at where there are none.
+      flags: int32 ``[T, B, 2]``, see `Spec`; not looked at where there are none.
       fresh: what a reset puts in a memory's place, ``[B, S, H, D]``; the same holds.
       qkv: the product ``[B, S, 3, H, D]``.
       vectors: ``[3, 3, H, D]``: bias of the product, scale and bias of the norm.
       norm: ``[2, H, D]``: scale and bias of the norm of the rows.
       memories: before each step ``[T+1, B, S, H, D]``.
-      terms: keys and values of the input rows, ``[B, T, R, 2, H, D]`` or time first.
+      terms: keys and values of the input rows, ``[T, B, R, 2, H, D]``.
       rest: buffers of all steps for the product and the rows (both or neither) and, after them,
         results: the rows ``[B, S, H, D]`` and the buffers again.
     """
@@ -145,7 +143,7 @@ def attend_backward(
         d_query = d_query + d_logit[..., None] * k[None]
         d_input = [jnp.sum(d_logit[..., None] * query, axis=0), jnp.sum(w[..., None] * d, axis=0)]
         for kind, g in enumerate(d_input):
-            all_d_terms[(*_place(spec, b, step), r, kind)] = g.astype(all_d_terms.dtype)
+            all_d_terms[step, b, r, kind] = g.astype(all_d_terms.dtype)
 
     cotangents = [d_query, d_key, d_value]
     for kind, (g, x) in enumerate(zip(cotangents, attention.normal, strict=True)):
@@ -186,7 +184,7 @@ def update(
       rows: what the MLP was given.
       vectors: ``[3, H, D]``: bias of the product, scale and bias of the norm.
       gates: the product ``[B, S, 2, H, D]`` ('unit') or ``[B, S, 2]`` ('memory').
-      terms: the input's share, ``[B, T, 2, H, D]`` or ``[B, T, 2]``, or time first.
+      terms: the input's share, ``[T, B, 2, H, D]`` or ``[T, B, 2]``.
       rest: hidden layers, then buffers of all steps: the memories ``[T+1, B, S, H, D]`` and, where
         the backward pass is to follow, the last products, the gates' and the hidden layers. After
         them results: what the next step starts from and its tanh, in the dtype of products, and the
@@ -242,7 +240,7 @@ def update_backward(
       d_memory: what comes back to the next memory from the step after, past its products.
       d_product: the same through queries, keys and values.
       d_tanh: the same to its tanh.
-      d_outputs: cotangents of the memories after each step, laid out like the terms.
+      d_outputs: cotangents of the memories after each step, time first.
       memories: before each step ``[T+1, B, S, H, D]``.
       all_last: the MLP's last products of all steps.
       all_rows: what the MLP was given in all steps.
@@ -268,7 +266,7 @@ def update_backward(
         nothing = jnp.zeros_like(d)
         d_fresh_out[b] = d_fresh[b] + jnp.where(reset, d, nothing)
         d = jnp.where(reset, nothing, d)
-    d = d + d_outputs[_place(spec, b, step)]
+    d = d + d_outputs[step, b]
     left_out = jnp.zeros_like(d)
     if spec.mask:
         done = _flag(spec, b, step, flags, 1, d)
@@ -289,7 +287,7 @@ def update_backward(
         d_gates_out[b, :, kind] = low
         all_d_gates[step, b, :, kind] = low
         g = jnp.sum(g, axis=0).astype(all_d_terms.dtype)
-        all_d_terms[(*_place(spec, b, step), kind)] = g
+        all_d_terms[step, b, kind] = g
 
     d_normed = d * i * (1 - candidate * candidate)
     all_sums[step, b, 0] = jnp.sum(d_normed * found.normal, axis=0)
@@ -341,7 +339,7 @@ def _attention(
         _wide((x * vectors[1, kind][None] + vectors[2, kind][None]).astype(low))
         for kind, x in enumerate(normal)
     )
-    place = _place(spec, b, step)
+    place = step, b
     inputs = [
         (_wide(terms[(*place, r, 0)]), _wide(terms[(*place, r, 1)])) for r in range(terms.shape[2])
     ]
@@ -388,7 +386,7 @@ def _update(
     """The next memory; `lead`: the step, where the gates are of all steps."""
     normal, rstd = _normalise(_wide(rows) + (_wide(last) + vectors[0][None]))
     candidate = jnp.tanh(normal * vectors[1][None] + vectors[2][None])
-    place = _place(spec, b, step)
+    place = step, b
 
     def gate(kind: int, bias: float) -> Array:
         x = _wide(gates[(*lead, b, slice(None), kind)]) + _wide(terms[(*place, kind)])[None]
@@ -414,11 +412,7 @@ def _next_reset(spec: Spec, b: Array, step: Array, flags: Ref, like: Array) -> A
 
 
 def _flag(spec: Spec, b: Array, step: Array, flags: Ref, which: int, like: Array) -> Array:
-    return jnp.broadcast_to(flags[(*_place(spec, b, step), which)] > 0, like.shape)
-
-
-def _place(spec: Spec, b: Array, step: Array) -> tuple[Array, Array]:
-    return (b, step) if spec.time_axis == 1 else (step, b)
+    return jnp.broadcast_to(flags[step, b, which] > 0, like.shape)
 
 
 def _three(qkv: Ref, *place: Array) -> list[Array]:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from rrnn_jax.scan import kernels
-from rrnn_jax.scan.input_terms import InputTerms
-from rrnn_jax.scan.plan import Plan
-from rrnn_jax.scan.weights import CoreWeights
-from rrnn_jax.typing import Array
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.pallas import kernels
+from rrnn_jax.scan.relational.input_terms import InputTerms
+from rrnn_jax.scan.relational.weights import CoreWeights
+from rrnn_jax.typing import Array, Dtype
 
 Shape = jax.ShapeDtypeStruct
 
@@ -22,7 +22,8 @@ Shape = jax.ShapeDtypeStruct
 class Sizes(NamedTuple):
     """Shapes of arrays, and how kernels are called."""
 
-    plan: Plan
+    cell: RelationalMemoryCell
+    dtype: Dtype
     batch: int
     steps: int
     resets: bool
@@ -31,22 +32,21 @@ class Sizes(NamedTuple):
     @property
     def rows(self) -> tuple[int, int, int]:
         """S, H and D."""
-        cell = self.plan.cell
+        cell = self.cell
         return cell.mem_slots, cell.num_heads, cell.head_size
 
     @property
     def gates(self) -> tuple[int, ...]:
         """Both gates of a slot: ``[2, H, D]`` or ``[2]``."""
-        cell = self.plan.cell
+        cell = self.cell
         unit = (cell.num_heads, cell.head_size) if cell.gate_style == "unit" else ()
         return (2, *unit)
 
     @property
     def spec(self) -> kernels.Spec:
         """What the kernels are specialised for."""
-        cell = self.plan.cell
+        cell = self.cell
         return kernels.Spec(
-            time_axis=self.plan.time_axis,
             gate_style=cell.gate_style,
             input_bias=float(cell.input_bias),
             forget_bias=float(cell.forget_bias),
@@ -62,7 +62,7 @@ class Sizes(NamedTuple):
 
     def low(self, *shape: int) -> Shape:
         """``[B, *shape]`` in the dtype of products."""
-        return Shape((self.batch, *shape), self.plan.dtype)
+        return Shape((self.batch, *shape), self.dtype)
 
     def wide(self, *shape: int) -> Shape:
         """``[B, *shape]`` in float32."""
@@ -96,11 +96,10 @@ class Sizes(NamedTuple):
         return min(max(slots * slots * heads * size // 2048, 4), 8)
 
 
-def sizes_of(plan: Plan, terms: InputTerms) -> Sizes:
-    """The sizes of a run."""
-    shape = terms.qkv[0].shape
-    flags = terms.resets is not None, terms.mask is not None
-    return Sizes(plan, shape[1 - plan.time_axis], shape[plan.time_axis], *flags)
+def sizes_of(cell: RelationalMemoryCell, dtype: Dtype, terms: InputTerms, flags: tuple) -> Sizes:
+    """The sizes of a run; `flags` are resets and mask, or None."""
+    steps, batch = terms.qkv[0].shape[:2]
+    return Sizes(cell, dtype, batch, steps, *(x is not None for x in flags))
 
 
 def empty(shapes: Sequence[Shape]) -> list[Array]:
@@ -151,7 +150,7 @@ class Vectors(NamedTuple):
 def vectors_of(sizes: Sizes, weights: CoreWeights) -> Vectors:
     """The vectors of the core, put together as the kernels want them."""
     v = {name: x.astype(jnp.float32) for name, x in weights.vectors.items()}
-    layers = sizes.plan.cell.attention_mlp_layers
+    layers = sizes.cell.attention_mlp_layers
     qkv = [v["block_0/qkv/bias"], v["block_0/qkv_norm/scale"], v["block_0/qkv_norm/bias"]]
     norm = [v["block_0/attention_norm/scale"], v["block_0/attention_norm/bias"]]
     last = [
@@ -167,12 +166,14 @@ def vectors_of(sizes: Sizes, weights: CoreWeights) -> Vectors:
     )
 
 
-def flags_of(sizes: Sizes, reset_carry: Array | None, terms: InputTerms) -> tuple[Array, Array]:
+def flags_of(
+    sizes: Sizes, reset_carry: Array | None, resets: Array | None, mask: Array | None
+) -> tuple[Array, Array]:
     """Flags and fresh memories as the kernels want them; of no meaning where there are none."""
-    some = terms.mask if terms.resets is None else terms.resets
+    some = mask if resets is None else resets
     if some is None:
         return jnp.zeros((1,), jnp.int32), jnp.zeros((1,), jnp.float32)
-    pair = [some if x is None else x for x in (terms.resets, terms.mask)]
+    pair = [some if x is None else x for x in (resets, mask)]
     flags = jnp.stack(pair, axis=-1).astype(jnp.int32)
     if reset_carry is None:
         return flags, jnp.zeros((1,), jnp.float32)

@@ -13,13 +13,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.scan import kernels
-from rrnn_jax.scan.fused_layout import Shape, empty, flags_of, sizes_of, split_terms, vectors_of
-from rrnn_jax.scan.input_terms import InputTerms
-from rrnn_jax.scan.plan import Plan, cast_kernels
-from rrnn_jax.scan.products import weight_gradient
+from rrnn_jax.scan.pallas import kernels
+from rrnn_jax.scan.pallas.layout import (
+    Shape,
+    Sizes,
+    empty,
+    flags_of,
+    split_terms,
+    vectors_of,
+)
+from rrnn_jax.scan.relational.input_terms import InputTerms
+from rrnn_jax.scan.relational.weights import CoreWeights
 from rrnn_jax.scan.sequence import select
-from rrnn_jax.scan.weights import CoreWeights
 from rrnn_jax.typing import Array
 
 
@@ -46,54 +51,69 @@ class _Kept(NamedTuple):
 class _Residuals(NamedTuple):
     weights: CoreWeights
     reset_carry: Array | None
+    resets: Array | None
     terms: InputTerms
+    flags: tuple[Array, Array]
     kept: _Kept
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def fused_recurrence(
-    plan: Plan, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
-) -> tuple[Array, Array]:
-    """The final memory and the memory after every step, as `hoisted._recurrence` gives them.
-
-    Args:
-      plan: how to run it; ``plan.fused``.
-      weights: of the core.
-      carry: ``[B, S, F]`` float32.
-      reset_carry: what a reset puts in its place; None without resets.
-      terms: of all steps.
-    """
-    final, memories, _ = _forward(plan, weights, carry, reset_carry, terms, save=False)
-    return final, memories
-
-
-def _fused_fwd(
-    plan: Plan, weights: CoreWeights, carry: Array, reset_carry: Array | None, terms: InputTerms
-) -> tuple[tuple[Array, Array], _Residuals]:
-    final, memories, kept = _forward(plan, weights, carry, reset_carry, terms, save=True)
-    return (final, memories), _Residuals(weights, reset_carry, terms, kept)
-
-
-def _fused_bwd(plan: Plan, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
-    return _backward(plan, residuals, *cotangents)
-
-
-fused_recurrence.defvjp(_fused_fwd, _fused_bwd)
-
-
-def _forward(
-    plan: Plan,
+def recurrence(
+    sizes: Sizes,
     weights: CoreWeights,
     carry: Array,
     reset_carry: Array | None,
     terms: InputTerms,
+    flags: tuple[Array | None, Array | None],
+) -> tuple[Array, Array]:
+    """The final memory, and the memory after every step ``[T, B, S, F]``.
+
+    Args:
+      sizes: of the run.
+      weights: of the core.
+      carry: ``[B, S, F]`` float32.
+      reset_carry: what a reset puts in its place; None without resets.
+      terms: of all steps, time first.
+      flags: resets and mask, ``[T, B]`` bool or None.
+    """
+    final, memories, _ = _forward(sizes, weights, carry, reset_carry, terms, flags, save=False)
+    return final, memories
+
+
+def _recurrence_fwd(
+    sizes: Sizes,
+    weights: CoreWeights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: InputTerms,
+    flags: tuple[Array | None, Array | None],
+) -> tuple[tuple[Array, Array], _Residuals]:
+    final, memories, kept = _forward(sizes, weights, carry, reset_carry, terms, flags, save=True)
+    for_kernels = flags_of(sizes, reset_carry, *flags)
+    residuals = _Residuals(weights, reset_carry, flags[0], terms, for_kernels, kept)
+    return (final, memories), residuals
+
+
+def _recurrence_bwd(sizes: Sizes, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
+    return *_backward(sizes, residuals, *cotangents), (None, None)
+
+
+recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+
+
+def _forward(
+    sizes: Sizes,
+    weights: CoreWeights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: InputTerms,
+    given: tuple[Array | None, Array | None],
     save: bool,
 ) -> tuple[Array, Array, _Kept]:
-    sizes = sizes_of(plan, terms)
-    w, v = cast_kernels(weights, plan.dtype), vectors_of(sizes, weights)
+    w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
-    flags, fresh = flags_of(sizes, reset_carry, terms)
-    layers = plan.cell.attention_mlp_layers
+    flags, fresh = flags_of(sizes, reset_carry, *given)
+    layers = sizes.cell.attention_mlp_layers
     row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
     memory = sizes.split(carry)
@@ -118,7 +138,7 @@ def _forward(
         hidden, x = [], rows
         for j in range(layers - 1):
             x = _multiply(x, w[f"mlp/layer_{j}"]).astype(jnp.float32) + v.hidden[j]
-            x = jax.nn.relu(x).astype(plan.dtype)
+            x = jax.nn.relu(x).astype(sizes.dtype)
             hidden.append(x)
         last = _multiply(x, w[f"mlp/layer_{layers - 1}"]).reshape(row.shape)
         shown = hidden if save else []
@@ -130,24 +150,21 @@ def _forward(
         )
         return low, squashed, memories, buffers
 
-    memory = _started(plan, memory[None], fresh, terms)[0]
-    first = memory.astype(plan.dtype), jnp.tanh(memory).astype(plan.dtype)
+    memory = _started(memory[None], fresh, given[0])[0]
+    first = memory.astype(sizes.dtype), jnp.tanh(memory).astype(sizes.dtype)
     _, _, memories, buffers = jax.lax.fori_loop(0, sizes.steps, step, (*first, memories, buffers))
-    outputs = memories[1:] if plan.time_axis == 0 else jnp.swapaxes(memories[1:], 0, 1)
-    outputs = outputs.reshape(*outputs.shape[:3], -1)
+    outputs = memories[1:].reshape(*memories[1:].shape[:3], -1)
     saved = (*buffers[:4], tuple(buffers[4:])) if save else ((),) * 5
     return memories[-1].reshape(carry.shape), outputs, _Kept(memories, *saved)  # type: ignore[arg-type]
 
 
 def _backward(
-    plan: Plan, residuals: _Residuals, d_final: Array, d_outputs: Array
+    sizes: Sizes, residuals: _Residuals, d_final: Array, d_outputs: Array
 ) -> tuple[CoreWeights, Array, Array | None, InputTerms]:
-    weights, reset_carry, terms, kept = residuals
-    sizes = sizes_of(plan, terms)
-    w, v = cast_kernels(weights, plan.dtype), vectors_of(sizes, weights)
+    weights, _, resets, terms, (flags, fresh), kept = residuals
+    w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
-    flags, fresh = flags_of(sizes, reset_carry, terms)
-    layers = plan.cell.attention_mlp_layers
+    layers = sizes.cell.attention_mlp_layers
     d_outputs = sizes.split(d_outputs)
     row, wide = sizes.low(*sizes.rows), sizes.wide(*sizes.rows)
     gate = sizes.low(sizes.rows[0], *sizes.gates)
@@ -206,13 +223,13 @@ def _backward(
     state = jnp.zeros_like(fresh), sizes.split(d_final), nothing, nothing, buffers
     d_fresh, d_memory, d_product, d_tanh, buffers = jax.lax.fori_loop(0, sizes.steps, step, state)
     found = _Found(*buffers[:8], hidden=buffers[8:])
-    before = _started(plan, kept.memories[:-1], fresh, terms)
+    before = _started(kept.memories[:-1], fresh, resets)
     squashed = jnp.tanh(before[0])
     d_carry = d_memory + d_product.astype(jnp.float32)
     d_carry = d_carry + d_tanh.astype(jnp.float32) * (1 - squashed * squashed)
     d_reset = None
-    if terms.resets is not None:
-        reset = jax.lax.index_in_dim(terms.resets, 0, plan.time_axis, keepdims=False)
+    if resets is not None:
+        reset = resets[0]
         d_reset = d_fresh + select(reset, d_carry, jnp.zeros_like(d_carry))
         d_reset = d_reset.reshape(d_final.shape)
         d_carry = select(reset, jnp.zeros_like(d_carry), d_carry)
@@ -221,10 +238,8 @@ def _backward(
         (found.qkv_terms.reshape(terms.qkv[0].shape),),
         None,
         found.gate_terms.reshape(terms.gates.shape),  # type: ignore[union-attr]
-        None,
-        None,
     )
-    d_weights = _weight_gradients(plan, weights, kept, before, found)
+    d_weights = _weight_gradients(sizes, weights, kept, before, found)
     return d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms
 
 
@@ -251,17 +266,17 @@ class _Found(NamedTuple):
 
 
 def _weight_gradients(
-    plan: Plan, weights: CoreWeights, kept: _Kept, before: Array, found: _Found
+    sizes: Sizes, weights: CoreWeights, kept: _Kept, before: Array, found: _Found
 ) -> CoreWeights:
     """Gradients of kernels and vectors, over the rows of all steps; `before`: steps' memories."""
     operands, cotangents = [kept.rows, *kept.hidden], [*found.hidden, found.last]
     pairs = {f"mlp/layer_{j}": x for j, x in enumerate(zip(operands, cotangents, strict=True))}
-    pairs["block_0/qkv"] = before.astype(plan.dtype), found.qkv
-    pairs["gates"] = jnp.tanh(before).astype(plan.dtype), found.gates
+    pairs["block_0/qkv"] = before.astype(sizes.dtype), found.qkv
+    pairs["gates"] = jnp.tanh(before).astype(sizes.dtype), found.gates
     d_kernels, d_vectors = {}, {}
     for name, (rows, d) in pairs.items():
         rows, d = _flat(rows), _flat(d)
-        gradient = weight_gradient(rows, d, jnp.float32, plan.transpose)
+        gradient = _over_rows(rows, d)
         d_kernels[name] = gradient.astype(weights.kernels[name].dtype)
         if f"{name}/bias" in weights.vectors:
             d_vectors[f"{name}/bias"] = jnp.sum(d, axis=(0, 1, 2), dtype=jnp.float32)
@@ -277,13 +292,22 @@ def _weight_gradients(
     )
 
 
-def _started(plan: Plan, memories: Array, fresh: Array, terms: InputTerms) -> Array:
+def _started(memories: Array, fresh: Array, resets: Array | None) -> Array:
     """What steps started from, ``[T, B, S, H, D]``, of the memories before them."""
-    if terms.resets is None:
+    if resets is None:
         return memories
-    resets = terms.resets if plan.time_axis == 0 else terms.resets.T
-    resets = resets[: memories.shape[0]]
-    return select(resets, jnp.broadcast_to(fresh[None], memories.shape), memories)
+    fresh = jnp.broadcast_to(fresh[None], memories.shape)
+    return select(resets[: memories.shape[0]], fresh, memories)
+
+
+def _cast(sizes: Sizes, weights: CoreWeights) -> dict[str, Array]:
+    return {name: kernel.astype(sizes.dtype) for name, kernel in weights.kernels.items()}
+
+
+def _over_rows(rows: Array, cotangents: Array) -> Array:
+    """The gradient ``[F, N]`` of a kernel from all rows ``[T, B, S, F]`` and their cotangents."""
+    dims = ((0, 1, 2), (0, 1, 2)), ((), ())
+    return jax.lax.dot_general(rows, cotangents, dims, preferred_element_type=jnp.float32)
 
 
 def _flat(x: Array) -> Array:

@@ -1,0 +1,307 @@
+"""The operations of a step, each with its derivative and the backward pass that XLA is fast with.
+
+Every rule is a `jax.custom_jvp`: forward mode, reverse mode and any mixture of them work. `keep`
+marks what the backward pass wants of the forward pass: `recurrence.py` has just that stored
+(`jax.checkpoint`), all else is recomputed.
+
+A backward pass is what JAX makes of the derivative by transposing it. On a CPU (``cpu=True``) XLA
+is slow with some of that, and backward passes are given (`linear`), for four reasons, measured on
+two cores of an AMD EPYC:
+
+- a product is fast whose left side has contiguous rows and whose right side is not transposed: to
+  transpose an array first, behind a barrier lest XLA merge that into the product, costs less;
+- a sum that is fused with the product in it is not vectorised: it is a product with a vector then
+  (a training step is 1.04 to 1.09 times as fast at 256 numbers a slot);
+- what is summed up in two ways would be computed twice;
+- gradients of kernels are summed up in a wide dtype.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
+
+from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.scan.relational.linear import linear
+from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+
+KEPT = "rrnn_jax_kept"
+_EXACT = jax.lax.Precision.HIGHEST  # A sum rounds nothing but its result.
+
+
+def keep(x: Array) -> Array:
+    """Marks what the backward pass wants."""
+    return checkpoint_name(x, KEPT)
+
+
+def as_rows(vector: Array, like: Array) -> Array:
+    """A vector that broadcasts against the last axis of `like`, in its dtype."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def multiply(cpu: bool, rows: Array, kernel: Array, used: Array, used_t: Array | None) -> Array:
+    """Rows ``[..., F]`` times a kernel.
+
+    Args:
+      cpu: see above.
+      rows: ``[..., F]``, in the dtype of the product.
+      kernel: ``[F, N]`` as it is differentiated, in a wide dtype. Its values are not read.
+      used: the same kernel in the dtype of the product.
+      used_t: the same ``[N, F]``, to be read in place of `used`; or None.
+
+    Returns:
+      ``[..., N]``.
+    """
+    del cpu, kernel
+    return _product(rows, used, used_t)
+
+
+@partial(multiply.defjvp, symbolic_zeros=True)
+def _multiply_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[Array, Any]:
+    rows, _, used, used_t = primals
+    d_rows, d_kernel, *_ = tangents  # `used` is the kernel, too: it has no tangent of its own.
+    product = _product(rows, used, used_t)
+    terms = []
+    if not isinstance(d_rows, SymbolicZero):
+        terms.append(_product(d_rows, used, None))
+    if not isinstance(d_kernel, SymbolicZero):
+        terms.append(kernel_term(cpu, rows, d_kernel, product))
+    return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
+
+
+def kernel_term(cpu: bool, rows: Array, d_kernel: Array, like: Array) -> Array:
+    """Rows times the tangent of a kernel, `like` ``[..., N]``; its transpose is the gradient."""
+    return _linear(cpu, _by_kernel, _by_kernel_backward, (rows,), (d_kernel,), (like,))[0]
+
+
+def _by_kernel(rows: Array, d_kernel: Array) -> tuple[Array]:
+    return (_product(rows, d_kernel.astype(rows.dtype), None),)
+
+
+def _by_kernel_backward(rows: Array, g: Array) -> tuple[Array]:
+    rows = jax.lax.optimization_barrier(jnp.moveaxis(rows, -1, 0))
+    lead = tuple(range(g.ndim - 1))
+    dims = (tuple(axis + 1 for axis in lead), lead), ((), ())
+    dtype = accumulation_dtype(rows.dtype)
+    return (jax.lax.dot_general(rows, g, dims, preferred_element_type=dtype),)
+
+
+@jax.custom_jvp
+def multiply_apart(rows: Array, used: Array, used_t: Array | None, slot: Array) -> Array:
+    """`multiply` whose kernel is differentiated elsewhere: `slot` takes the place of its term.
+
+    Args:
+      rows: as in `multiply`.
+      used: as in `multiply`.
+      used_t: as in `multiply`.
+      slot: shaped like the result. Its values are not read; its tangent is added to the result's.
+    """
+    del slot
+    return _product(rows, used, used_t)
+
+
+@multiply_apart.defjvp
+def _multiply_apart_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    rows, used, used_t, _ = primals
+    return _product(rows, used, used_t), _product(tangents[0], used, None) + tangents[3]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def add_bias(cpu: bool, rows: Array, bias: Array) -> Array:
+    """Rows ``[..., N]`` with a bias ``[N]`` added."""
+    del cpu
+    return rows + as_rows(bias, rows)
+
+
+@add_bias.defjvp
+def _add_bias_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    rows, bias = primals
+    d_rows, d_bias = tangents
+    shifted = rows + as_rows(bias, rows)
+    d_bias = d_bias.astype(rows.dtype)
+    found = _linear(cpu, _plus_bias, _plus_bias_backward, (), (d_rows, d_bias), (shifted,))
+    return shifted, found[0]
+
+
+def _plus_bias(d_rows: Array, d_bias: Array) -> tuple[Array]:
+    return (d_rows + as_rows(d_bias, d_rows),)
+
+
+def _plus_bias_backward(g: Array) -> tuple[Array, Array]:
+    lead = g.shape[:-1]
+    return g, jnp.tensordot(jnp.ones(lead, g.dtype), g, axes=len(lead), precision=_EXACT)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def layer_norm(cpu: bool, x: Array, scale: Array, bias: Array) -> Array:
+    """LayerNorm over the last axis, in the dtype of `x`."""
+    del cpu
+    normal, _ = _normalise(x)
+    return normal * as_rows(scale, x) + as_rows(bias, x)
+
+
+@layer_norm.defjvp
+def _layer_norm_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    x, scale, bias = primals
+    normal, rstd = _normalise(x)
+    if cpu:
+        # One array for what comes next and for the backward pass: else XLA makes it twice.
+        normal, rstd = jax.lax.optimization_barrier((normal, rstd))
+    known = keep(normal), keep(rstd), scale.astype(x.dtype)
+    d_x, d_scale, d_bias = (t.astype(x.dtype) for t in tangents)
+    y = known[0] * as_rows(scale, x) + as_rows(bias, x)
+    return y, _linear(cpu, _norm, _norm_backward, known, (d_x, d_scale, d_bias), (y,))[0]
+
+
+def _norm(
+    normal: Array, rstd: Array, scale: Array, d_x: Array, d_scale: Array, d_bias: Array
+) -> tuple[Array]:
+    centred = d_x - jnp.mean(d_x, axis=-1, keepdims=True)
+    d_normal = rstd * (centred - normal * jnp.mean(normal * d_x, axis=-1, keepdims=True))
+    return (d_normal * as_rows(scale, d_x) + normal * as_rows(d_scale, d_x) + as_rows(d_bias, d_x),)
+
+
+def _norm_backward(normal: Array, rstd: Array, scale: Array, g: Array) -> tuple:
+    projected = jax.lax.optimization_barrier(g * normal)
+    lead, weights = tuple(range(g.ndim - 1)), scale / g.shape[-1]
+    mean, projection = (jnp.dot(x, weights, precision=_EXACT)[..., None] for x in (g, projected))
+    d_x = rstd * (g * as_rows(scale, g) - mean - normal * projection)
+    return d_x, jnp.sum(projected, axis=lead), jnp.sum(g, axis=lead)
+
+
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """ReLU, whose derivative is read from its result."""
+    return jnp.maximum(x, jnp.zeros_like(x))
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    y = keep(jnp.maximum(primals[0], jnp.zeros_like(primals[0])))
+    return y, jnp.where(y > 0, tangents[0], jnp.zeros_like(y))
+
+
+@jax.custom_jvp
+def sigmoid(x: Array) -> Array:
+    """The logistic function, whose derivative is read from its result."""
+    return jax.nn.sigmoid(x)
+
+
+@sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    y = keep(jax.nn.sigmoid(primals[0]))
+    return y, tangents[0] * (y * (1 - y))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def attend(cpu: bool, query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Attention of queries ``[*B, H, Q, K]`` to all M rows.
+
+    Args:
+      cpu: see above.
+      query: ``[*B, H, Q, K]``.
+      key: ``[*B, H, M, K]``.
+      value: ``[*B, H, M, D]``.
+
+    Returns:
+      ``[*B, H, Q, D]`` in the dtype of `value`, and the weights ``[*B, H, Q, M]`` in float32 or
+      wider.
+    """
+    dtype = accumulation_dtype(query.dtype)
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    weights = jax.nn.softmax(_inner_products(cpu, scaled, key, dtype), axis=-1)
+    attended = _multiply(weights.astype(value.dtype), value, (-1, -2), dtype)
+    return attended.astype(value.dtype), weights
+
+
+@attend.defjvp
+def _attend_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+    query, key, value = primals
+    attended, weights = attend.fun(cpu, query, key, value)
+    weights = keep(weights)
+    known, results = (query, key, value, weights), (attended, weights)
+    found = _linear(cpu, _attention, _attention_backward, known, tangents, results)
+    return results, tuple(found)
+
+
+def _attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    weights: Array,
+    d_query: Array,
+    d_key: Array,
+    d_value: Array,
+) -> tuple[Array, Array]:
+    scale = jnp.asarray(query.shape[-1] ** -0.5, weights.dtype)
+    d_logits = _multiply(d_query, key, (-1, -1)) + _multiply(query, d_key, (-1, -1))
+    d_logits = d_logits.astype(weights.dtype) * scale
+    d_weights = weights * (d_logits - jnp.sum(weights * d_logits, axis=-1, keepdims=True))
+    low = weights.astype(value.dtype)
+    d_attended = _multiply(d_weights.astype(value.dtype), value, (-1, -2))
+    return d_attended + _multiply(low, d_value, (-1, -2)), d_weights
+
+
+def _attention_backward(
+    query: Array, key: Array, value: Array, weights: Array, g: Array, g_weights: Array
+) -> tuple[Array, Array, Array]:
+    dtype = weights.dtype
+    d_weights = _inner_products(True, g, value, dtype) + g_weights
+    d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
+    d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
+    d_query = _multiply(d_logits, key, (-1, -2), dtype)
+    d_key = _transposed_product(d_logits, query, dtype)
+    d_value = _transposed_product(weights.astype(g.dtype), g, dtype)
+    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+
+def _inner_products(cpu: bool, rows: Array, others: Array, dtype: Dtype) -> Array:
+    """Products ``[*B, H, Q, M]`` of all rows ``[*B, H, Q, D]`` with all others ``[*B, H, M, D]``.
+
+    Transposed first, a forward pass on a CPU is 1.06 and 1.03 times as fast with 4 and 8 numbers a
+    head; with 32 it makes no difference.
+    """
+    if not cpu:
+        return _multiply(rows, others, (-1, -1), dtype)
+    others = jax.lax.optimization_barrier(jnp.swapaxes(others, -1, -2))
+    return _multiply(rows, others, (-1, -2), dtype)
+
+
+def _transposed_product(x: Array, rows: Array, dtype: Dtype) -> Array:
+    """The products ``[*B, H, M, D]`` of ``[*B, H, Q, M]``, transposed, and rows ``[*B, H, Q, D]``.
+
+    One product for the memory's rows and one for the others, which go different ways: XLA is slow
+    to take a part of the rows while it swaps heads and rows there.
+    """
+    x = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
+    parts = jnp.split(x, (rows.shape[-2],), axis=-2)
+    products = [_multiply(part, rows, (-1, -2), dtype) for part in parts if part.shape[-2] > 0]
+    return jnp.concatenate(products, axis=-2)
+
+
+def _normalise(x: Array) -> tuple[Array, Array]:
+    """Rows of zero mean and unit variance, and what they were multiplied by, ``[..., 1]``."""
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    rstd = jax.lax.rsqrt(variance + jnp.asarray(LAYER_NORM_EPSILON, x.dtype))
+    return centred * rstd, rstd
+
+
+def _product(rows: Array, used: Array, used_t: Array | None) -> Array:
+    kernel, axis = (used, 0) if used_t is None else (used_t, 1)
+    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (axis,)), ((), ())))
+
+
+def _multiply(a: Array, b: Array, axes: tuple[int, int], dtype: Any = None) -> Array:
+    """A product for each leading index, contracting one of the last two axes of each side."""
+    lead = tuple(range(a.ndim - 2))
+    contracting = (a.ndim + axes[0],), (b.ndim + axes[1],)
+    return jax.lax.dot_general(a, b, (contracting, (lead, lead)), preferred_element_type=dtype)
+
+
+def _linear(cpu: bool, function: Any, transpose: Any, known: tuple, xs: tuple, like: tuple) -> Any:
+    return linear(function, transpose, known, xs, like) if cpu else function(*known, *xs)

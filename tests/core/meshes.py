@@ -1,0 +1,136 @@
+"""A program for four devices: batches over meshes of every kind, against one device."""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.sharded import collectives
+
+BATCH, STEPS, FEATURES = 8, 5, 3
+CELL = RelationalMemoryCell(mem_slots=4, head_size=4, num_heads=2)
+FLAGS = {
+    "plain": (),
+    "resets": ("resets",),
+    "mask": ("mask",),
+    "resets and lengths": ("resets", "seq_lengths"),
+}
+
+
+def problem(names: tuple[str, ...], implementation: str) -> tuple[Any, Any, Any]:
+    """A loss of parameters, inputs and flags, and arguments for it."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (BATCH, STEPS, FEATURES))
+    resets = jax.random.bernoulli(keys[1], 0.3, (BATCH, STEPS))
+    flags = {"resets": resets, "mask": ~resets, "seq_lengths": jnp.arange(BATCH) % STEPS + 1}
+    rnn = RNN(CELL, implementation=implementation, return_carry=True)
+    params = rnn.init(keys[2], x)
+
+    def loss(params: Any, x: Any, flags: Any, **more: Any) -> Any:
+        carry, y = rnn.apply(params, x, **flags, **more)  # type: ignore[misc]
+        y = y if "seq_lengths" not in flags else 0 * y
+        return jnp.mean(jnp.sin(3 * y)) + jnp.mean(carry**2)
+
+    return loss, (params, x, {name: flags[name] for name in names}), rnn
+
+
+def error(actual: Any, expected: Any) -> float:
+    """The largest error of an array, relative to its largest entry."""
+    pairs = zip(*map(jax.tree.leaves, jax.device_get((actual, expected))), strict=True)
+    return max(float(abs(a - b).max() / (abs(b).max() + 1e-12)) for a, b in pairs)
+
+
+def explicit(names: tuple[str, ...], implementation: str) -> float:
+    """Data parallelism in JAX's present way: axes of the mesh are parts of arrays' types."""
+    loss, args, _ = problem(names, implementation)
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    expected = gradient(*args)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        found = gradient(*placed(mesh, args))
+    return error(found, expected)
+
+
+def placed(mesh: Any, args: tuple) -> tuple:
+    def put(tree: Any, spec: P) -> Any:
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
+
+    return put(args[0], P()), put(args[1], P("data")), put(args[2], P("data"))
+
+
+def mapped(names: tuple[str, ...], implementation: str, carry: bool = False) -> float:
+    """`jax.shard_map` that checks which values vary; a carry made varying, or the layer's own."""
+    loss, args, _ = problem(names, implementation)
+    expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*args)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def of_a_shard(params: Any, x: Any, flags: Any) -> Any:
+        more = {}
+        if carry:
+            first = CELL.initialize_carry(jax.random.key(0), x[:, 0].shape)
+            more = {"initial_carry": jax.lax.pcast(first, ("data",), to="varying")}
+
+        def mean(params: Any, x: Any) -> Any:
+            return jax.lax.pmean(loss(params, x, flags, **more), "data")
+
+        return jax.value_and_grad(mean, argnums=(0, 1))(params, x)
+
+    specs = (P(), P("data"), P("data"))
+    function = jax.shard_map(
+        of_a_shard, mesh=mesh, in_specs=specs, out_specs=(P(), (P(), P("data")))
+    )
+    return error(jax.jit(function)(*args), expected)
+
+
+def two_axes(implementation: str) -> dict[str, Any]:
+    """Two batch axes, both sharded: nothing is gathered."""
+    rnn = RNN(CELL, implementation=implementation)
+    x = jax.random.normal(jax.random.key(0), (4, 4, STEPS, FEATURES))
+    params = rnn.init(jax.random.key(1), x)
+    gradient = jax.jit(
+        jax.value_and_grad(lambda p, x: jnp.mean(jnp.sin(rnn.apply(p, x))), argnums=(0, 1))
+    )
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    here = jax.device_put(params, NamedSharding(mesh, P()))
+    there = jax.device_put(x, NamedSharding(mesh, P("a", "b")))
+    compiled = gradient.lower(here, there).compile()
+    return {
+        "error": error(compiled(here, there), gradient(params, x)),
+        "collectives": collectives(compiled.as_text()),
+        "largest_weight": max(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+
+
+def sharded_params(implementation: str) -> dict[str, Any]:
+    """Kernels over devices, too: how many numbers are sent in all."""
+    loss, args, _ = problem((), implementation)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.tree.map(lambda p: P(None, "data") if p.ndim == 2 else P(), args[0])
+    params = jax.tree.map(
+        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), args[0], split
+    )
+    x = jax.device_put(args[1], NamedSharding(mesh, P("data")))
+    gradient = jax.jit(jax.value_and_grad(loss))
+    found = gradient(params, x, {})
+    return {"error": error(found, gradient(*args))}
+
+
+def main() -> None:
+    """Prints what was found as JSON."""
+    found: dict[str, Any] = {}
+    for implementation in ("auto", "scan"):
+        for name, flags in FLAGS.items():
+            found[f"explicit, {implementation}, {name}"] = explicit(flags, implementation)
+            found[f"mapped, {implementation}, {name}"] = mapped(flags, implementation)
+        found[f"mapped, {implementation}, carry"] = mapped(("resets",), implementation, carry=True)
+    found["two axes"] = two_axes("auto")
+    found["sharded params"] = sharded_params("auto")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

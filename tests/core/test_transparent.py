@@ -1,0 +1,334 @@
+"""The fast path within JAX's and Flax's transformations, or the plain scan in its place."""
+
+import gc
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import export
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.choices import chosen
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+B, T, I = 4, 6, 3  # noqa: E741 - axis letters
+CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2)
+X = normal(np.random.default_rng(0), (B, T, I))
+RESETS = jnp.asarray(np.random.default_rng(1).random((B, T)) < 0.3)
+MASK = jnp.asarray(np.random.default_rng(2).random((B, T)) < 0.7)
+
+
+def variables_of(cell: Any = CELL, x: Any = X) -> Any:
+    return random_variables(RNN(cell), x)
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+# What the call gets beside the inputs, and options of the layer.
+EXPORTED = {
+    "nothing": ((), {}),
+    "all flags": (("resets", "mask", "seq_lengths"), {"return_carry": True}),
+    "time-major": (("resets",), {"time_major": True}),
+    "chunked": (("mask",), {"remat": "chunked"}),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_export_for_any_batch_and_length(name):
+    names, options = EXPORTED[name]
+    cell = CELL.clone(output_gate=True) if name == "all flags" else CELL
+    rnn = RNN(cell, **options)
+    variables = variables_of(cell)
+    given = {"resets": RESETS, "mask": MASK, "seq_lengths": jnp.asarray([2, 6, 1, 4])}
+    lead = "t, b" if rnn.time_major else "b, t"
+    scope = export.SymbolicScope()
+
+    def loss(variables: Any, x: Any, flags: Any) -> Any:
+        result = rnn.apply(variables, x, **flags)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result)), result
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    shapes = {n: "b" if n == "seq_lengths" else lead for n in names}
+    flags = {
+        n: jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), given[n].dtype)
+        for n, shape in shapes.items()
+    }
+    x = jax.ShapeDtypeStruct(export.symbolic_shape(f"{lead}, {I}", scope=scope), X.dtype)
+    exported = export.deserialize(export.export(gradient)(variables, x, flags).serialize())
+    for batch, steps in ((B, T), (3, 5)):
+        some = {n: given[n][:batch] for n in names}
+        some = {n: f if n == "seq_lengths" else f[:, :steps] for n, f in some.items()}
+        if "seq_lengths" in some:
+            some["seq_lengths"] = jnp.minimum(some["seq_lengths"], steps)
+        inputs = X[:batch, :steps]
+        if rnn.time_major:
+            inputs, some = jnp.swapaxes(inputs, 0, 1), {n: f.T for n, f in some.items()}
+        assert_close(
+            exported.call(variables, inputs, some), gradient(variables, inputs, some), 1e-4
+        )
+
+
+def test_auto_hoists_what_has_symbolic_sizes():
+    shape = export.symbolic_shape(f"b, t, {I}")
+    assert chosen(RNN(CELL), jax.ShapeDtypeStruct(shape, jnp.float32)) == "hoisted"
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize("with_carry", [True, False])
+def test_nan_past_the_end_of_a_sequence(implementation, with_carry):
+    lengths = jnp.asarray([2, 6, 1, 4])
+    used = jnp.arange(T)[None] < lengths[:, None]
+    rnn = RNN(CELL, implementation=implementation, return_carry=True)
+    variables = variables_of()
+
+    def loss(variables: Any, x: Any) -> Any:
+        carry, y = rnn.apply(variables, x, seq_lengths=lengths)  # type: ignore[misc]
+        return jnp.sum(carry**2) if with_carry else jnp.sum(jnp.where(used[..., None], y, 0.0) ** 2)
+
+    gradient = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    clean = gradient(variables, jnp.where(used[..., None], X, 0.0))
+    dirty = gradient(variables, jnp.where(used[..., None], X, jnp.nan))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(clean))
+    assert_close(dirty, clean)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_nothing_of_a_memory_that_is_reset_comes_through(implementation):
+    resets = jnp.zeros((B, T), bool).at[:, 0].set(True)
+    rnn = RNN(CELL, implementation=implementation)
+    variables = variables_of()
+
+    def loss(variables: Any, carry: Any) -> Any:
+        return jnp.sum(rnn.apply(variables, X, initial_carry=carry, resets=resets) ** 2)
+
+    gradient = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    clean = gradient(variables, jnp.zeros((B, 2, 8)))
+    for bad in (jnp.nan, jnp.inf):
+        assert_close(gradient(variables, jnp.full((B, 2, 8), bad)), clean)
+    assert not jnp.any(clean[1][1])
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_debug_nans_finds_none(implementation):
+    rnn = RNN(CELL, implementation=implementation)
+    dirty = jnp.where(MASK[..., None], X, jnp.nan)
+
+    def loss(variables: Any) -> Any:
+        return jnp.sum(rnn.apply(variables, dirty, resets=RESETS, mask=MASK) ** 2)
+
+    with jax.debug_nans(True):
+        value, _ = quick_jit(jax.value_and_grad(loss))(variables_of())
+    assert float(value) > 0
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "chunked"])
+@pytest.mark.parametrize("time_major", [False, True])
+def test_capture_of_the_fast_path_within_a_loss(remat, time_major):
+    cell = CELL.clone(num_blocks=2, output_gate=True)
+    x = jnp.swapaxes(X, 0, 1) if time_major else X
+    variables = variables_of(cell)
+
+    def value_and_gradient(implementation: str) -> Any:
+        rnn = RNN(cell, implementation=implementation, remat=remat, time_major=time_major)
+
+        def loss(variables: Any) -> Any:
+            y, state = rnn.apply(variables, x, mutable=["intermediates"])
+            weights = state["intermediates"]["cell"]["attention_weights"][0]
+            entropy = -jnp.sum(weights * jnp.log(weights + 1e-9))
+            return jnp.mean(y**2) + entropy, state
+
+        return quick_jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    assert chosen(RNN(cell), X, capture=True) == "hoisted"
+    (_, state), _ = fast = value_and_gradient("auto")
+    assert set(state["intermediates"]["cell"]) == {
+        "attention_weights",
+        "input_gate",
+        "forget_gate",
+        "output_gate",
+    }
+    assert_close(fast, value_and_gradient("scan"), 1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_capture_leaves_remat_in_force(implementation):
+    x = jnp.ones((4, 256, 5))
+    cell = RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2)
+    variables = jax.eval_shape(RNN(cell).init, jax.random.key(0), x)
+
+    def bytes_used(remat: Any, capture: bool) -> int:
+        rnn = RNN(cell, remat=remat, implementation=implementation)
+
+        def loss(variables: Any) -> Any:
+            if not capture:
+                return jnp.mean(rnn.apply(variables, x) ** 2)
+            y, state = rnn.apply(variables, x, mutable=["intermediates"])
+            return jnp.mean(y**2) + jnp.sum(state["intermediates"]["cell"]["attention_weights"][0])
+
+        program = quick_jit(jax.grad(loss)).lower(variables).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert bytes_used("full", capture=True) < 0.7 * bytes_used("none", capture=True)
+
+
+def test_interceptors_and_captured_calls_run_the_plain_scan():
+    variables = variables_of()
+    called = []
+
+    def interceptor(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        result = next_method(*args, **kwargs)
+        if isinstance(context.module, nn.Dense):
+            called.append(context.module.name)
+            return 2 * result
+        return result
+
+    plain, fast = (RNN(CELL, implementation=name) for name in ("scan", "auto"))
+    with nn.intercept_methods(interceptor):
+        expected = plain.apply(variables, X)
+        called.clear()
+        actual = fast.apply(variables, X)
+        with pytest.raises(ValueError, match=r"'hoisted' .*intercept_methods is active"):
+            RNN(CELL, implementation="hoisted").apply(variables, X)
+    assert "qkv" in called
+    assert_close(actual, expected)
+    assert float(jnp.max(jnp.abs(actual - fast.apply(variables, X)))) > 1e-3
+    _, state = fast.apply(variables, X, capture_intermediates=True)
+    assert "memory" in state["intermediates"]["cell"]
+
+
+def test_no_tracer_leaks_and_no_cell_stays_alive():
+    def loss(scale: Any, variables: Any) -> Any:
+        cell = CELL.clone(carry_init=lambda key, shape, dtype: scale * jnp.ones(shape, dtype))
+        return jnp.sum(RNN(cell).apply(variables, X, resets=RESETS) ** 2)
+
+    variables = variables_of()
+    with jax.checking_leaks():
+        found = jax.jit(jax.grad(loss))(1.0, variables)
+    assert float(jnp.abs(found)) > 0
+    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2)
+    alive = weakref.ref(cell)
+    jax.jit(RNN(cell).apply)(variables, X)
+    del cell
+    jax.clear_caches()
+    gc.collect()
+    assert alive() is None
+
+
+class _OwnStart(RelationalMemoryCell):
+    """Starts elsewhere, and has a method of its own."""
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Any, input_shape: Any) -> Any:
+        return 0.5 + super().initialize_carry(rng, input_shape)
+
+    def helper(self) -> int:
+        return self.mem_slots
+
+
+class _OwnStep(RelationalMemoryCell):
+    @nn.compact
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        carry, y = super().__call__(carry, inputs)
+        return carry, 2 * y
+
+
+def test_subclasses():
+    options: dict[str, Any] = {"mem_slots": 2, "head_size": 4, "num_heads": 2}
+    assert chosen(RNN(_OwnStart(**options)), X) == "hoisted"
+    assert chosen(RNN(_OwnStep(**options)), X) == "scan"
+    assert chosen(RNN(nn.remat(RelationalMemoryCell)(**options)), X) == "scan"
+    variables = variables_of()
+    for cell in (_OwnStart(**options), _OwnStep(**options)):
+        actual = RNN(cell).apply(variables, X, resets=RESETS)
+        assert_close(actual, RNN(cell, implementation="scan").apply(variables, X, resets=RESETS))
+    with pytest.raises(ValueError, match=r"got _OwnStep, which defines __call__ anew"):
+        RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("carry_dtype", [jnp.float32, jnp.bfloat16])
+def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, carry_dtype):
+    cell = CELL.clone(param_dtype=jnp.bfloat16)
+    x = X[:batch].astype(jnp.bfloat16)
+    variables = variables_of(cell, x)
+    carry = jax.tree.map(
+        lambda m: m.astype(carry_dtype), cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+    )
+
+    def outputs(implementation: str, precise: bool = False) -> Any:
+        def cast(tree: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) if precise else tree
+
+        rnn = RNN(CELL if precise else cell, implementation=implementation)
+        y = rnn.apply(cast(variables), cast(x), initial_carry=cast(carry), resets=None)
+        return np.asarray(y, np.float32), y.dtype
+
+    (plain, plain_dtype), (fast, fast_dtype) = outputs("scan"), outputs("hoisted")
+    exact, _ = outputs("scan", precise=True)
+    assert plain_dtype == fast_dtype
+    error = np.linalg.norm(fast - exact) / np.linalg.norm(exact)
+    assert error <= 1.2 * np.linalg.norm(plain - exact) / np.linalg.norm(exact)
+    np.testing.assert_allclose(fast, plain, atol=2e-2)
+
+
+class _Dropping(nn.RNNCellBase):
+    """A cell that draws random numbers."""
+
+    @nn.compact
+    def __call__(self, carry: Any, x: Any) -> Any:
+        carry = carry + nn.Dropout(0.5, deterministic=False)(x)
+        return carry, carry
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Any, input_shape: Any) -> Any:
+        return jnp.zeros(input_shape)
+
+    num_feature_axes = 1
+
+
+def test_chunks_that_would_be_another_function_are_refused():
+    rngs = {"dropout": jax.random.key(1)}
+    rnn = RNN(_Dropping(), remat="full", split_rngs={"params": False, "dropout": True})
+    expected = rnn.clone(remat="none").apply({}, X, rngs=rngs)
+    np.testing.assert_array_equal(rnn.apply({}, X, rngs=rngs), expected)
+    with pytest.raises(ValueError, match=r"other random numbers .*_Dropping .*use remat='full'"):
+        rnn.clone(remat="chunked").apply({}, X, rngs=rngs)
+    untied: dict[str, Any] = {"variable_axes": {"params": 0}, "variable_broadcast": False}
+    rnn = RNN(CELL, remat="chunked", split_rngs={"params": True}, **untied)
+    with pytest.raises(ValueError, match=r"'chunked' needs variables that all steps share"):
+        rnn.init(jax.random.key(0), X)
+    # Other parts of a model may draw.
+    RNN(CELL, remat="chunked", implementation="scan").apply(variables_of(), X, rngs=rngs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int32, np.int64])
+def test_lengths_of_any_integer_dtype(dtype):
+    lengths = np.asarray([2, 6, 1, 4])
+    rnn = RNN(CELL, return_carry=True)
+    variables = variables_of()
+    x = jnp.tile(X, (1, 50, 1))
+    long = lengths + 120  # More than int8 counts to, with the steps after them.
+    expected = [
+        RNN(CELL, implementation="scan", return_carry=True).apply(
+            variables, x[i : i + 1, : long[i]]
+        )[0]
+        for i in range(1)
+    ]
+    carry, _ = rnn.apply(variables, x, seq_lengths=np.asarray(long, dtype))
+    assert_close(carry[:1], expected[0], 1e-3)
+
+
+def test_explicit_fused_on_a_cpu_says_so():
+    variables = variables_of()
+    rnn = RNN(CELL, implementation="fused")
+    with pytest.warns(UserWarning, match="'fused' is interpreted .* 'auto'|'fused' is interpreted"):
+        rnn.apply(variables, X[:, :2])
