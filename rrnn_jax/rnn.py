@@ -187,7 +187,7 @@ class RNN(nn.Module):
             self.reverse if reverse is None else reverse,
             self.keep_order if keep_order is None else keep_order,
         )
-        result = self._over_time(inputs, call, return_carry, return_all_carries)
+        result = self._over_time(inputs, call, return_all_carries)
         returned = (
             *((result.carry,) if return_carry else ()),
             *((result.carries,) if return_all_carries else ()),
@@ -217,7 +217,7 @@ class RNN(nn.Module):
           `SequenceOutputs`: ``carry``, ``outputs`` and ``carries`` (or None).
         """
         own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
-        return self._over_time(inputs, Call(**(own | arguments)), True, return_all_carries)
+        return self._over_time(inputs, Call(**(own | arguments)), return_all_carries)
 
     @nn.nowrap
     def initialize_carry(
@@ -250,9 +250,7 @@ class RNN(nn.Module):
         key = jax.random.key(0) if rng is None else rng
         return self.cell.initialize_carry(key, (*batch_shape, *features))
 
-    def _over_time(
-        self, inputs: Array, call: Call, wants_carry: bool, all_carries: bool
-    ) -> SequenceOutputs:
+    def _over_time(self, inputs: Array, call: Call, all_carries: bool) -> SequenceOutputs:
         """Prepares what a call brings, runs it, and puts the results in order."""
         prepared = prepare(self.cell, inputs, call)
         result = self._run(prepared, all_carries)
