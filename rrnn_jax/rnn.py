@@ -30,9 +30,9 @@ class RNN(nn.Module):
       same numbers sooner;
     - ``mutable=["intermediates"]`` captures what the cell sows, with the time axis in place.
 
-    Under `jax.jit` batch axes may be sharded over devices: a training step then sends nothing but
-    sums of the weights' gradients. Within `jax.shard_map` give it ``check_vma=False``, as for any
-    loop that begins with a carry of its own.
+    Batch axes may be sharded over devices, in one or several axes of a mesh, automatic or explicit
+    (`jax.set_mesh`): a training step then sends nothing but sums of the weights' gradients. It runs
+    within `jax.shard_map` as well. `jax.export` works with symbolic batch and length.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
@@ -75,30 +75,27 @@ class RNN(nn.Module):
       remat: what the backward pass recomputes rather than stores. ``"none"`` (default) stores what
         autodiff wants; ``"save_products"`` recomputes all but matrix products (on the hoisted path
         it is the same as ``"none"``); ``"full"`` stores the carries only; ``"chunked"`` stores one
-        carry every sqrt(T) steps. Take ``"none"`` while it fits into memory; then ``"full"``, which
-        needs a third to a half of it for a tenth of the speed or less; ``"chunked"``, a fifth for
-        a seventh of the speed, for thousands of steps (as measured on the hoisted path of a CPU).
+        carry every sqrt(T) steps (not of a cell that draws random numbers: they would be others).
+        Take ``"none"`` while it fits into memory; then ``"full"``, which needs a third to a half of
+        it for a tenth of the speed or less; ``"chunked"``, a fifth for a seventh of the speed, for
+        thousands of steps (as measured on the hoisted path of a CPU).
       implementation: ``"auto"`` (default) picks by cell, platform and shape. ``"scan"`` is the
-        plain scan, differentiable any number of times and in forward mode. ``"hoisted"`` computes
-        all that depends on inputs alone before the loop and has a backward pass of its own: the
-        same numbers sooner, for a :class:`RelationalMemoryCell` whose steps share their params.
-        ``"fused"`` is the same with Pallas kernels for all that lies between the products of a
-        step, for NVIDIA GPUs: for one block with gates, no output gate, a norm of queries, keys
-        and values, and slots, heads and head size powers of 2. With memories that are not float32,
-        products in neither float32 nor bfloat16, or another `remat` than ``"none"`` and
-        ``"save_products"`` it is ``"hoisted"``. `unroll` is of no effect. Elsewhere than on an
-        NVIDIA GPU it is interpreted, which takes minutes. Arrays that are sharded over devices it
-        gathers on each. ``"auto"`` takes it on a single such GPU, without `unroll`, `resets` and
-        `mask`: with these it was tested interpreted only.
-        Neither ``"hoisted"`` nor ``"fused"`` has a forward-mode derivative: `jax.jvp`,
-        `jax.jacfwd` and `jax.hessian` (forward over reverse) raise TypeError. The message says to
-        use ``"scan"``, or is JAX's own, about forward mode and a custom_vjp function, where what
-        is differentiated is jitted itself; what `jax.linearize` returns raises it when called.
-        `jax.grad` and `jax.jacrev` work, and with ``"hoisted"`` reverse mode over these;
-        ``"fused"`` raises TypeError there. With axes of a mesh that are explicit ``"auto"`` is
-        ``"scan"``, and resets are not supported.
-        Initialising, capturing and sequences without any numbers (B or T 0) run the plain scan
-        always.
+        plain scan. ``"hoisted"`` computes all that depends on inputs alone before the loop, and its
+        operations have backward passes that are fast: the same numbers sooner, for a
+        :class:`RelationalMemoryCell` whose steps share their params; a subclass that changes only
+        where sequences start (`initialize_carry`) is one, too. ``"fused"`` is the same with Pallas
+        kernels for all that lies between the products of a step, for NVIDIA GPUs: for one block
+        with gates, no output gate, a norm of queries, keys and values, memories in float32, and
+        slots, heads and head size powers of 2; without `seq_lengths` and capture, with `remat`
+        ``"none"`` or ``"save_products"``. `unroll` is of no effect on it. Elsewhere than on an
+        NVIDIA GPU it is interpreted, which takes minutes, and warns. On several devices each runs
+        its share of the batch where the ambient mesh (`jax.set_mesh`) has an automatic axis named
+        ``"data"``; else sharded arrays are gathered on each. ``"auto"`` takes it on a single such
+        GPU or on such a mesh, without `unroll`, `resets` and `mask`: with these it was tested
+        interpreted only.
+        ``"auto"`` runs the plain scan where `flax.linen.intercept_methods` or
+        ``capture_intermediates`` want to see calls of the cell. Initialising, and sequences without
+        any numbers (B or T 0), run the plain scan always.
 
     Raises:
       ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,

@@ -191,7 +191,7 @@ def choose(unroll: int = 1, **options: Any) -> str:
 
 def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
     assert choose() == "hoisted"
-    monkeypatch.setattr(pallas, "_on_one_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(pallas, "_on_nvidia_gpus", lambda devices: True)
     assert choose() == "fused"
     assert choose(num_blocks=2) == "hoisted"
     assert choose(flags=True) == "hoisted"
@@ -213,26 +213,27 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "devices", lambda: [device] * devices)
-    assert pallas._on_one_nvidia_gpu() is expected
+    assert pallas._on_nvidia_gpus(1) is expected
     with jax.default_device(cpu):
-        assert not pallas._on_one_nvidia_gpu()
+        assert not pallas._on_nvidia_gpus(1)
 
 
-def test_forward_mode_says_what_to_do():
+def test_every_other_derivative_is_that_of_the_plain_recurrence():
     x = normal(np.random.default_rng(0), (B, T, I))
-    ours = RNN(make_cell(), implementation="fused")
-    variables = random_variables(ours, x)
-    with pytest.raises(TypeError, match=r"'fused' .* no forward-mode .* implementation='scan'"):
-        jax.jvp(lambda x: ours.apply(variables, x), (x,), (x,))
+    resets = jnp.asarray([[True, False, False], [False, True, True], [False] * 3])
+    variables = random_variables(RNN(make_cell()), x)
 
+    def derivatives(implementation: str) -> Any:
+        rnn = RNN(make_cell(), implementation=implementation)  # type: ignore[arg-type]
 
-def test_second_derivatives_say_what_to_do():
-    x = normal(np.random.default_rng(0), (B, T, I))
-    ours = RNN(make_cell(), implementation="fused")
-    variables = random_variables(ours, x)
+        def f(x: Any) -> Any:
+            return jnp.sum(jnp.sin(rnn.apply(variables, x, resets=resets)))
 
-    def gradient(x: Any) -> Any:
-        return jax.grad(lambda x: jnp.sum(jnp.sin(ours.apply(variables, x))))(x)
+        tangent = jnp.cos(x)
+        forward = jax.jvp(f, (x,), (tangent,))
+        product = jax.jvp(jax.grad(f), (x,), (tangent,))
+        twice = jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x)
+        return forward, product, twice
 
-    with pytest.raises(TypeError, match="once only; use implementation='hoisted'"):
-        jax.make_jaxpr(jax.grad(lambda x: jnp.sum(gradient(x) ** 2)))(x)
+    actual, expected = (quick_jit(lambda n=n: derivatives(n))() for n in ("fused", "scan"))
+    assert_agree(actual, expected, 1e-5)

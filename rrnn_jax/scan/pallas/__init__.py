@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan import gpu
 from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.eligible import why_plain
-from rrnn_jax.scan.mesh import has_explicit_axes, platform, product_of, varying_axes
-from rrnn_jax.scan.relational import outputs_of, params_of, time_first
+from rrnn_jax.scan.mesh import platform
 from rrnn_jax.scan.relational import why_slow as why_slow_at_all
-from rrnn_jax.scan.relational.input_terms import input_terms
-from rrnn_jax.scan.relational.weights import Dtypes, core_weights, product_dtypes
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array
 
@@ -35,35 +33,25 @@ MOST_PAIRS = 1 << 15
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
     cell: Any = request.cell
-    sequence = request.sequence
     reason = why_plain(cell) or unfusable(cell)
-    if reason is not None:
-        return reason
-    if not _has_pallas_triton():
-        return "needs jax.experimental.pallas.triton, which this JAX does not have"
-    if request.remat not in ("none", "save_products"):
-        return f"needs remat='none' or 'save_products', got {request.remat!r}"
-    if request.capture:
-        return "does not keep what is captured"
-    if sequence.valid is not None:
-        return "needs mask in place of seq_lengths"
-    if product_of((*request.batch, request.steps)) is None:
-        return "needs known sizes, not symbolic ones"
-    arrays = (sequence, request.carry, request.fresh)
-    if has_explicit_axes(sequence.inputs) or varying_axes(arrays):
-        return "does not run within a mesh"
-    carries = jax.tree.leaves((request.carry, request.fresh))
-    for carry in carries:
-        if carry.dtype != jnp.float32:
-            return f"needs memories in float32, got {carry.dtype}"
-    return None
+    if reason is None and not _has_pallas_triton():
+        reason = "needs jax.experimental.pallas.triton, which this JAX does not have"
+    if reason is None:
+        reason = gpu.why_not(request)
+    dtype = cell.dtype
+    if reason is None and dtype is not None and dtype not in (jnp.float32, jnp.bfloat16):
+        reason = f"needs products in float32 or bfloat16, got dtype={jnp.dtype(dtype)}"
+    return reason
 
 
 def why_slow(request: Request) -> str | None:
     """See `dispatch.Backend`."""
     sequence = request.sequence
-    if not _on_one_nvidia_gpu():
-        return "is for a single NVIDIA GPU"
+    if not _on_nvidia_gpus(gpu.devices_of(request)):
+        return (
+            "is for NVIDIA GPUs, several of them with the batch on the automatic axis "
+            f"{gpu.DATA_AXIS!r} of an ambient mesh"
+        )
     if sequence.resets is not None or sequence.mask is not None or request.lifting.unroll != 1:
         return "was measured without resets, mask and unroll only"
     return why_slow_at_all(request)
@@ -94,50 +82,20 @@ def unfusable(cell: RelationalMemoryCell) -> str | None:
 
 def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs, dict[str, Array]]:
     """See `dispatch.Backend`."""
-    from rrnn_jax.scan.pallas.layout import sizes_of
-    from rrnn_jax.scan.pallas.recurrence import recurrence
+    from rrnn_jax.scan.pallas.recurrence import kernels_of
 
-    cell: Any = request.cell
     if platform() not in ("gpu", "cuda"):
         warnings.warn(
             "implementation='fused' is interpreted on a platform other than a GPU, which may take "
             f"minutes; implementation='auto' picks what is fast on {platform()!r}",
             stacklevel=2,
         )
-    params = params_of(request, variables)
-    inputs, resets, mask, _ = time_first(request)
-    assert inputs is not None
-    dtypes = product_dtypes(cell, params, inputs.dtype, request.carry)
-    if dtypes.rows not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(
-            f"implementation='fused' needs products in float32 or bfloat16, got {dtypes.rows}; use "
-            "implementation='hoisted' (or 'auto')"
-        )
-    steps, batch = inputs.shape[0], inputs.shape[1:-2]
-    size = product_of(batch)
-
-    def merged(x: Array | None) -> Array | None:
-        return None if x is None else x.reshape(steps, size, *x.shape[1 + len(batch) :])
-
-    terms = input_terms(cell, False, Dtypes(*[dtypes.rows] * 3), params, merged(inputs))  # type: ignore[arg-type]
-    flags = merged(resets), merged(mask)
-    carry = request.carry.reshape(size, *request.carry.shape[-2:])
-    fresh = None if resets is None else jnp.reshape(request.fresh, carry.shape)  # type: ignore[arg-type]
-    plain = cell.clone(parent=None, name=None)
-    sizes = sizes_of(plain, dtypes.rows, terms, flags)
-    found: Any = recurrence(sizes, core_weights(cell, params), carry, fresh, terms, flags)
-    final, carries = found
-    final = final.reshape(*batch, *final.shape[-2:])
-    carries = carries.reshape(steps, *batch, *carries.shape[-2:])
-    return outputs_of(request, final, jnp.moveaxis(carries, 0, request.time_axis)), {}
+    return gpu.run(request, variables, kernels_of)
 
 
-def _on_one_nvidia_gpu() -> bool:
-    """Whether what is traced now is likely to run on the only device, of that kind.
-
-    XLA does not divide a kernel among devices that share a batch.
-    """
-    if platform() not in ("gpu", "cuda") or jax.device_count() > 1:
+def _on_nvidia_gpus(devices: int) -> bool:
+    """Whether what is traced now is likely to run on all devices, that many, of that kind."""
+    if platform() not in ("gpu", "cuda") or jax.device_count() != devices:
         return False
     # AMD's are "gpu", too.
     return platform() == "cuda" or "cuda" in jax.devices()[0].client.platform_version.lower()

@@ -124,18 +124,7 @@ def _run(kernel: Callable[..., None], arguments: Sequence[Array], **options: Any
     def on(interpret: bool) -> Callable[..., list[Array]]:
         return lambda *args: list(pl.pallas_call(kernel, interpret=interpret, **options)(*args))
 
-    @jax.custom_jvp
-    def run(*args: Array) -> list[Array]:
-        return jax.lax.platform_dependent(*args, cuda=on(False), default=on(True))
-
-    @run.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        raise TypeError(
-            "implementation='fused' (which 'auto' chose, if you did not) can be differentiated "
-            "once only; use implementation='hoisted' for reverse mode over reverse mode, or 'scan'"
-        )
-
-    return run(*arguments)
+    return list(jax.lax.platform_dependent(*arguments, cuda=on(False), default=on(True)))
 
 
 class Vectors(NamedTuple):

@@ -8,24 +8,27 @@ product over the rows of all steps. Buffers of all steps are written in place.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.gpu import Arguments, Kernels
 from rrnn_jax.scan.pallas import kernels
 from rrnn_jax.scan.pallas.layout import (
     Shape,
     Sizes,
     empty,
     flags_of,
+    sizes_of,
     split_terms,
     vectors_of,
 )
 from rrnn_jax.scan.relational.input_terms import InputTerms
 from rrnn_jax.scan.relational.weights import CoreWeights
 from rrnn_jax.scan.sequence import select
-from rrnn_jax.typing import Array
+from rrnn_jax.typing import Array, Dtype
 
 
 class _Kept(NamedTuple):
@@ -48,71 +51,26 @@ class _Kept(NamedTuple):
     hidden: tuple[Array, ...]
 
 
-class _Residuals(NamedTuple):
-    weights: CoreWeights
-    reset_carry: Array | None
-    resets: Array | None
-    terms: InputTerms
-    flags: tuple[Array, Array]
-    kept: _Kept
+def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -> Kernels:
+    """The kernels for a cell, a dtype of products, and arguments of such shapes."""
+    flags = arguments.resets, arguments.mask
+    sizes = sizes_of(cell, dtype, arguments.terms, flags)
+
+    def forward(arguments: Arguments, keep: bool) -> tuple[Any, Any]:
+        final, memories, kept = _forward(sizes, arguments, keep)
+        return (final, memories), kept
+
+    def backward(arguments: Arguments, kept: _Kept, cotangents: Any) -> Arguments:
+        return _backward(sizes, arguments, kept, *cotangents)
+
+    return Kernels(forward, backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def recurrence(
-    sizes: Sizes,
-    weights: CoreWeights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: InputTerms,
-    flags: tuple[Array | None, Array | None],
-) -> tuple[Array, Array]:
-    """The final memory, and the memory after every step ``[T, B, S, F]``.
-
-    Args:
-      sizes: of the run.
-      weights: of the core.
-      carry: ``[B, S, F]`` float32.
-      reset_carry: what a reset puts in its place; None without resets.
-      terms: of all steps, time first.
-      flags: resets and mask, ``[T, B]`` bool or None.
-    """
-    final, memories, _ = _forward(sizes, weights, carry, reset_carry, terms, flags, save=False)
-    return final, memories
-
-
-def _recurrence_fwd(
-    sizes: Sizes,
-    weights: CoreWeights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: InputTerms,
-    flags: tuple[Array | None, Array | None],
-) -> tuple[tuple[Array, Array], _Residuals]:
-    final, memories, kept = _forward(sizes, weights, carry, reset_carry, terms, flags, save=True)
-    for_kernels = flags_of(sizes, reset_carry, *flags)
-    residuals = _Residuals(weights, reset_carry, flags[0], terms, for_kernels, kept)
-    return (final, memories), residuals
-
-
-def _recurrence_bwd(sizes: Sizes, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
-    return *_backward(sizes, residuals, *cotangents), (None, None)
-
-
-recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
-
-
-def _forward(
-    sizes: Sizes,
-    weights: CoreWeights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: InputTerms,
-    given: tuple[Array | None, Array | None],
-    save: bool,
-) -> tuple[Array, Array, _Kept]:
+def _forward(sizes: Sizes, arguments: Arguments, save: bool) -> tuple[Array, Array, _Kept]:
+    weights, carry, reset_carry, terms, resets, mask = arguments
     w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
-    flags, fresh = flags_of(sizes, reset_carry, *given)
+    flags, fresh = flags_of(sizes, reset_carry, resets, mask)
     layers = sizes.cell.attention_mlp_layers
     row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
@@ -150,7 +108,7 @@ def _forward(
         )
         return low, squashed, memories, buffers
 
-    memory = _started(memory[None], fresh, given[0])[0]
+    memory = _started(memory[None], fresh, resets)[0]
     first = memory.astype(sizes.dtype), jnp.tanh(memory).astype(sizes.dtype)
     _, _, memories, buffers = jax.lax.fori_loop(0, sizes.steps, step, (*first, memories, buffers))
     outputs = memories[1:].reshape(*memories[1:].shape[:3], -1)
@@ -159,9 +117,10 @@ def _forward(
 
 
 def _backward(
-    sizes: Sizes, residuals: _Residuals, d_final: Array, d_outputs: Array
-) -> tuple[CoreWeights, Array, Array | None, InputTerms]:
-    weights, _, resets, terms, (flags, fresh), kept = residuals
+    sizes: Sizes, arguments: Arguments, kept: _Kept, d_final: Array, d_outputs: Array
+) -> Arguments:
+    weights, _, reset_carry, terms, resets, mask = arguments
+    flags, fresh = flags_of(sizes, reset_carry, resets, mask)
     w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
     layers = sizes.cell.attention_mlp_layers
@@ -240,7 +199,7 @@ def _backward(
         found.gate_terms.reshape(terms.gates.shape),  # type: ignore[union-attr]
     )
     d_weights = _weight_gradients(sizes, weights, kept, before, found)
-    return d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms
+    return Arguments(d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms, None, None)
 
 
 class _Found(NamedTuple):

@@ -1,0 +1,236 @@
+"""What backends made of GPU kernels share: derivatives, batch axes, and several devices.
+
+Kernels run the recurrent part (`relational.recurrence`) of sequences ``[T, B, ...]``, forward and
+backward once. Everything else is here: products of the inputs, further derivatives, and the mesh.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from rrnn_jax.scan.dispatch import Request
+from rrnn_jax.scan.mesh import has_explicit_axes, product_of, varying_axes
+from rrnn_jax.scan.relational import outputs_of, params_of, time_first
+from rrnn_jax.scan.relational.input_terms import InputTerms, input_terms
+from rrnn_jax.scan.relational.linear import linear
+from rrnn_jax.scan.relational.recurrence import Carried, Settings, Timed, recurrence
+from rrnn_jax.scan.relational.weights import CoreWeights, Dtypes, core_weights, product_dtypes
+from rrnn_jax.scan.sequence import SequenceOutputs
+from rrnn_jax.typing import Array, Dtype
+
+DATA_AXIS = "data"
+
+
+class Arguments(NamedTuple):
+    """What kernels are given.
+
+    Attributes:
+      weights: of the core.
+      carry: ``[B, S, F]``.
+      fresh: what a reset puts in its place; None without resets.
+      terms: of the inputs, time first.
+      resets: ``[T, B]`` bool, or None.
+      mask: the same.
+    """
+
+    weights: CoreWeights
+    carry: Array
+    fresh: Array | None
+    terms: InputTerms
+    resets: Array | None
+    mask: Array | None
+
+
+class Kernels(NamedTuple):
+    """The recurrent part by kernels.
+
+    Attributes:
+      forward: ``forward(arguments, keep)`` gives the final memory ``[B, S, F]`` and all memories
+        ``[T, B, S, F]``, as a pair, and what `backward` wants (anything unless `keep`).
+      backward: ``backward(arguments, kept, cotangents)`` gives the cotangents as `Arguments`; those
+        of flags are not looked at.
+    """
+
+    forward: Callable[[Arguments, bool], tuple[Any, Any]]
+    backward: Callable[[Arguments, Any, Any], Arguments]
+
+
+def why_not(request: Request) -> str | None:
+    """Why no kernels run a request, whatever the cell; None if they may."""
+    sequence = request.sequence
+    if request.remat not in ("none", "save_products"):
+        return f"needs remat='none' or 'save_products', got {request.remat!r}"
+    if request.capture:
+        return "does not keep what is captured"
+    if sequence.valid is not None:
+        return "needs mask in place of seq_lengths"
+    if product_of((*request.batch, request.steps)) is None:
+        return "needs known sizes, not symbolic ones"
+    arrays = (sequence, request.carry, request.fresh)
+    if has_explicit_axes(sequence.inputs) or varying_axes(arrays):
+        return "does not run within jax.shard_map, nor on axes of a mesh that are explicit"
+    for carry in jax.tree.leaves((request.carry, request.fresh)):
+        if carry.dtype != jnp.float32:
+            return f"needs memories in float32, got {carry.dtype}"
+    return None
+
+
+def devices_of(request: Request) -> int:
+    """How many devices share the batch: those of the automatic axis "data" of the ambient mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or DATA_AXIS not in mesh.axis_names:
+        return 1
+    kind = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[DATA_AXIS]
+    devices, batch = mesh.shape[DATA_AXIS], product_of(request.batch)
+    fits = kind == AxisType.Auto and batch is not None and batch % devices == 0
+    return devices if fits else 1
+
+
+def run(
+    request: Request,
+    variables: Mapping[str, Any],
+    kernels_of: Callable[[Any, Dtype, Arguments], Kernels],
+    dtype: Dtype | None = None,
+) -> tuple[SequenceOutputs, dict[str, Array]]:
+    """Runs a request by kernels; see `dispatch.Backend`.
+
+    Args:
+      request: one that `why_not` has nothing against.
+      variables: the cell's.
+      kernels_of: gives the kernels for a cell, a dtype of products, and arguments of such shapes.
+      dtype: of the products (default: the cell's).
+    """
+    cell: Any = request.cell.clone(parent=None, name=None)
+    params = params_of(request, variables)
+    inputs, resets, mask, _ = time_first(request)
+    assert inputs is not None
+    dtype = (
+        product_dtypes(cell, params, inputs.dtype, request.carry).rows if dtype is None else dtype
+    )
+    dtypes = Dtypes(dtype, dtype, dtype)
+    steps, batch = inputs.shape[0], inputs.shape[1:-2]
+    size = product_of(batch)
+
+    def merged(x: Array) -> Array:
+        return x.reshape(steps, size, *x.shape[1 + len(batch) :])
+
+    carry = request.carry.reshape(size, *request.carry.shape[-2:])
+    arguments = Arguments(
+        core_weights(cell, params),
+        carry,
+        None if resets is None else jnp.reshape(request.fresh, carry.shape),  # type: ignore[arg-type]
+        input_terms(cell, False, dtypes, params, merged(inputs)),
+        None if resets is None else merged(resets),
+        None if mask is None else merged(mask),
+    )
+    settings = Settings(cell, dtypes, False, False, False, 0, False, True, 1)
+
+    def plain(a: Arguments) -> tuple[Array, Array]:
+        timed = Timed(a.terms, a.resets, a.mask, None)
+        carried, ys = recurrence(settings, a.weights, Carried(a.carry, None), a.fresh, timed)
+        return carried.carry, ys.carries
+
+    def by_kernels(a: Arguments) -> tuple[Array, Array]:
+        return differentiable(plain, kernels_of(cell, dtype, a), a)
+
+    final, carries = _on_devices(by_kernels, arguments, devices_of(request))
+    final = final.reshape(*batch, *final.shape[-2:])
+    carries = carries.reshape(steps, *batch, *carries.shape[-2:])
+    return outputs_of(request, final, jnp.moveaxis(carries, 0, request.time_axis)), {}
+
+
+def _on_devices(function: Callable, arguments: Arguments, devices: int) -> tuple[Array, Array]:
+    """Each device runs its share of the batch: XLA does not divide a kernel among devices."""
+    if devices == 1:
+        return function(arguments)
+    first, second = P(DATA_AXIS), P(None, DATA_AXIS)
+    specs = Arguments(P(), first, first, second, second, second)  # type: ignore[arg-type]
+    return jax.shard_map(
+        function,
+        in_specs=(specs,),
+        out_specs=(first, second),
+        axis_names={DATA_AXIS},
+        check_vma=False,
+    )(arguments)
+
+
+def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> Any:
+    """``plain(arguments)`` by kernels.
+
+    The first derivative in reverse mode is by kernels, too; forward mode and every further
+    derivative are those of `plain`.
+    """
+    leaves, tree = jax.tree.flatten(arguments)
+    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+    count = sum(is_float)
+
+    def joined(floats: Sequence[Array], others: Sequence[Array]) -> Arguments:
+        both = iter(floats), iter(others)
+        return jax.tree.unflatten(tree, [next(both[0 if yes else 1]) for yes in is_float])
+
+    def pushforward(floats: Sequence, others: Sequence, tangents: Sequence) -> tuple[Array, Array]:
+        def of_floats(*floats: Array) -> Any:
+            return plain(joined(floats, others))
+
+        return jax.jvp(of_floats, tuple(floats), tuple(tangents))[1]
+
+    def pullback(floats: Sequence, others: Sequence, g: Any) -> list[Array]:
+        return list(jax.vjp(lambda *x: plain(joined(x, others)), *floats)[1](g))
+
+    @jax.custom_jvp
+    def forward(floats: list[Array], others: list[Array]) -> tuple[Any, Any]:
+        return kernels.forward(joined(floats, others), True)
+
+    @forward.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        # What is kept is read by `backward` only, and that has the derivative of `plain`.
+        results, kept = forward(*primals)
+        zeros = jax.tree.map(jnp.zeros_like, kept)
+        return (results, kept), (pushforward(*primals, tangents[0]), zeros)
+
+    @jax.custom_jvp
+    def backward(floats: list[Array], others: list[Array], kept: Any, g: Any) -> list[Array]:
+        found = kernels.backward(joined(floats, others), kept, g)
+        found = jax.tree.leaves(found, is_leaf=lambda x: x is None)
+        given = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
+        pairs = [(d, x) for d, x in zip(found, given, strict=True) if x is not None]
+        return [d for (d, _), yes in zip(pairs, is_float, strict=True) if yes]
+
+    @backward.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        floats, others, _, g = primals
+
+        def both(floats: list[Array], g: Any) -> list[Array]:
+            return pullback(floats, others, g)
+
+        return backward(*primals), jax.jvp(both, (floats, g), (tangents[0], tangents[3]))[1]
+
+    @jax.custom_jvp
+    def run(floats: list[Array], others: list[Array]) -> tuple[Array, Array]:
+        return kernels.forward(joined(floats, others), False)[0]
+
+    @run.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        floats, others = primals
+        results, kept = forward(floats, others)
+        kept, kept_tree = jax.tree.flatten(kept)
+        where = count, count + len(others), count + len(others) + len(kept)
+
+        def function(*x: Array) -> tuple[Array, Array]:
+            return pushforward(x[: where[0]], x[where[0] : where[1]], x[where[2] :])
+
+        def transpose(*x: Array) -> list[Array]:
+            all_kept = jax.tree.unflatten(kept_tree, x[where[1] : where[2]])
+            return backward(
+                list(x[: where[0]]), list(x[where[0] : where[1]]), all_kept, tuple(x[where[2] :])
+            )
+
+        known = (*floats, *others, *kept)
+        return results, tuple(linear(function, transpose, known, tuple(tangents[0]), results))
+
+    floats = [x for x, yes in zip(leaves, is_float, strict=True) if yes]
+    return run(floats, [x for x, yes in zip(leaves, is_float, strict=True) if not yes])
