@@ -190,7 +190,7 @@ def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> A
         # What is kept is read by `backward` only, and that has the derivative of `plain`.
         results, kept = forward(*primals)
         zeros = jax.tree.map(jnp.zeros_like, kept)
-        return (results, kept), (pushforward(*primals, tangents[0]), zeros)
+        return (results, kept), (pushforward(primals[0], primals[1], tangents[0]), zeros)
 
     @jax.custom_jvp
     def backward(floats: list[Array], others: list[Array], kept: Any, g: Any) -> list[Array]:

@@ -62,7 +62,7 @@ def test_export_for_any_batch_and_length(name):
         for n, shape in shapes.items()
     }
     x = jax.ShapeDtypeStruct(export.symbolic_shape(f"{lead}, {I}", scope=scope), X.dtype)
-    exported = export.deserialize(export.export(gradient)(variables, x, flags).serialize())
+    exported = export.export(gradient)(variables, x, flags)
     for batch, steps in ((B, T), (3, 5)):
         some = {n: given[n][:batch] for n in names}
         some = {n: f if n == "seq_lengths" else f[:, :steps] for n, f in some.items()}
@@ -304,8 +304,9 @@ def test_chunks_that_would_be_another_function_are_refused():
         rnn.clone(remat="chunked").apply({}, X, rngs=rngs)
     untied: dict[str, Any] = {"variable_axes": {"params": 0}, "variable_broadcast": False}
     rnn = RNN(CELL, remat="chunked", split_rngs={"params": True}, **untied)
+    variables = random_variables(rnn, X)
     with pytest.raises(ValueError, match=r"'chunked' needs variables that all steps share"):
-        rnn.init(jax.random.key(0), X)
+        rnn.apply(variables, X)
     # Other parts of a model may draw.
     RNN(CELL, remat="chunked", implementation="scan").apply(variables_of(), X, rngs=rngs)
 

@@ -41,7 +41,7 @@ from rrnn_jax.scan.relational.weights import (
     query_key_sizes,
 )
 from rrnn_jax.scan.sequence import SequenceOutputs
-from rrnn_jax.typing import Array, Carry
+from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 NAME = "hoisted"
 
@@ -87,6 +87,8 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     params, carry, fresh = varying_over(axes, (params, request.carry, request.fresh))
     inputs, resets, mask, valid = time_first(request)
     settings = _settings(request, params, carry)
+    # In bfloat16 sums of gradients over many steps, or chunks of them, would stand still.
+    params = jax.tree.map(lambda p: p.astype(accumulation_dtype(p.dtype)), params)
     weights = core_weights(cell, params)
 
     def over(carried: Carried, x: tuple) -> tuple[Carried, Outputs]:
