@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 
 from rrnn_jax.arguments import Call, Prepared, prepare
 from rrnn_jax.checks import check_choice, check_positive
-from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, Request, run
+from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, Request, explain, run
 from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array, Carry, Implementation, Remat
@@ -250,14 +250,36 @@ class RNN(nn.Module):
     def _over_time(self, inputs: Array, call: Call, all_carries: bool) -> SequenceOutputs:
         """Prepares what a call brings, runs it, and puts the results in order."""
         prepared = prepare(self.cell, inputs, call)
-        result = self._run(prepared, all_carries)
+        result = run(self.implementation, self._request(prepared, all_carries))
         if call.reverse and call.keep_order:
             outputs, carries = jax.tree.map(prepared.flip, (result.outputs, result.carries))
             result = result._replace(outputs=outputs, carries=carries)
         return result
 
-    def _run(self, prepared: Prepared, all_carries: bool) -> SequenceOutputs:
-        """Runs the sequence on the implementation that fits."""
+    def explain(self, inputs: Array, **arguments: Any) -> str:
+        """Which implementation runs a call, and why no faster one does.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from rrnn_jax import RNN, RelationalMemoryCell
+        >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
+        >>> x = jnp.ones((8, 1, 5))
+        >>> variables = rnn.init(jax.random.key(0), x)
+        >>> print(rnn.apply(variables, x, method="explain").split("; ")[-1])
+        'hoisted' gains nothing in a single step
+
+        Args:
+          inputs: as for a call.
+          **arguments: the others of a call, without `return_carry`.
+
+        Returns:
+          A sentence or two.
+        """
+        own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
+        prepared = prepare(self.cell, inputs, Call(**(own | arguments)))
+        return explain(self.implementation, self._request(prepared, False))
+
+    def _request(self, prepared: Prepared, all_carries: bool) -> Request:
+        """What is to be run."""
         capturing = self.is_mutable_collection("intermediates")
         variable_axes = dict(self.variable_axes)
         if capturing:
@@ -269,7 +291,7 @@ class RNN(nn.Module):
             self.variable_carry,
             self.split_rngs,
         )
-        request = Request(
+        return Request(
             self.cell,
             prepared.sequence,
             prepared.carry,
@@ -280,4 +302,3 @@ class RNN(nn.Module):
             all_carries=all_carries,
             capture=capturing,
         )
-        return run(self.implementation, request)

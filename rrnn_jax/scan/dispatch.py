@@ -159,6 +159,20 @@ def choose(implementation: str, request: Request) -> Choice:
     return Choice("scan", reasons)
 
 
+def explain(implementation: str, request: Request) -> str:
+    """What runs a request, and why nothing faster does, in a sentence or two.
+
+    Args:
+      implementation: what the user asked for.
+      request: what is to be run.
+    """
+    try:
+        name, reasons = choose(implementation, request)
+    except ValueError as error:
+        return str(error)
+    return "; ".join([f"{name!r} runs", *(f"{other!r} {why}" for other, why in reasons.items())])
+
+
 def why_other(cell: nn.RNNCellBase) -> str:
     """Why no fast path runs a cell whose class has none."""
     return f"runs a RelationalMemoryCell only, got {type(cell).__name__}"

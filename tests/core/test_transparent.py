@@ -333,3 +333,15 @@ def test_explicit_fused_on_a_cpu_says_so():
     rnn = RNN(CELL, implementation="fused")
     with pytest.warns(UserWarning, match="'fused' is interpreted .* 'auto'|'fused' is interpreted"):
         rnn.apply(variables, X[:, :2])
+
+
+def test_explain_says_what_runs_and_why():
+    variables = variables_of()
+    flags = {"resets": RESETS, "time_major": False}
+    found = RNN(CELL).apply(variables, X, method="explain", **flags)
+    assert str(found).startswith("'hoisted' runs; 'fused' is for NVIDIA GPUs")
+    found = RNN(CELL.clone(dropout_rate=0.5)).apply(variables, X, method="explain")
+    assert str(found).startswith("'scan' runs; ")
+    assert "'hoisted' has no dropout" in str(found)
+    found = RNN(nn.GRUCell(4)).init_with_output(jax.random.key(0), X, method="explain")[0]
+    assert found == "'scan' runs"
