@@ -53,18 +53,35 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
     return jax.tree.map(leaf, on_true, on_false)
 
 
-def without_unused(sequence: SequenceInputs) -> SequenceInputs:
+def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> SequenceInputs:
     """A sequence of which nothing in a step that is left out can reach a gradient, NaN included.
 
     Such steps are masked ones, and those past the end of a sequence.
+
+    Args:
+      sequence: any.
+      time_axis: its time axis.
+      repeat: put an input that is used in their place, the one before if there is one; else zeros,
+        at which a cell may have no derivative.
     """
     inputs, resets, mask, valid = sequence
     used = mask if valid is None else valid if mask is None else mask & valid
     if used is not None:
         inputs = select(used, inputs, jnp.zeros_like(inputs))
+        if repeat and used.size > 0:
+            first = jnp.argmax(used, axis=time_axis).astype(jnp.int32)
+            first = jnp.take_along_axis(
+                inputs, _beside(jnp.expand_dims(first, time_axis), inputs), axis=time_axis
+            )
+            inputs = hold_last_valid(inputs, used, jnp.squeeze(first, time_axis), time_axis)
     if resets is not None and mask is not None:
         resets = resets & mask
     return SequenceInputs(inputs, resets, mask, valid)
+
+
+def _beside(flags: Array, array: Array) -> Array:
+    """Flags of steps with as many axes as an array."""
+    return flags.reshape(flags.shape + (1,) * (array.ndim - flags.ndim))
 
 
 def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) -> Array:
@@ -81,9 +98,7 @@ def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) 
     """
     steps = jax.lax.broadcasted_iota(jnp.int32, mask.shape, time_axis)
     last = jax.lax.cummax(jnp.where(mask, steps, -1), axis=time_axis)
-    index = jnp.maximum(last, 0)
-    index = index.reshape(index.shape + (1,) * (outputs.ndim - index.ndim))
-    held = jnp.take_along_axis(outputs, index, axis=time_axis)
+    held = jnp.take_along_axis(outputs, _beside(jnp.maximum(last, 0), outputs), axis=time_axis)
     before = jnp.broadcast_to(jnp.expand_dims(before, time_axis), outputs.shape)
     return select(last >= 0, held, before)
 

@@ -345,3 +345,32 @@ def test_explain_says_what_runs_and_why():
     assert "'hoisted' has no dropout" in str(found)
     found = RNN(nn.GRUCell(4)).init_with_output(jax.random.key(0), X, method="explain")[0]
     assert found == "'scan' runs"
+
+
+class _Normalising(nn.RNNCellBase):
+    """Divides inputs by their length, which has no derivative at zero."""
+
+    @nn.compact
+    def __call__(self, carry: Any, x: Any) -> Any:
+        carry = carry + x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return carry, carry
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Any, input_shape: Any) -> Any:
+        return jnp.zeros(input_shape)
+
+    num_feature_axes = 1
+
+
+@pytest.mark.parametrize("time_axis", [0, 1])
+def test_a_cell_without_a_derivative_at_zero(time_axis):
+    mask = MASK.at[0].set(False).at[1, 0].set(False)
+    rnn = RNN(_Normalising(), time_major=time_axis == 0)
+    x, flags = jnp.where(mask[..., None], X, jnp.nan), mask
+    if time_axis == 0:
+        x, flags = jnp.swapaxes(x, 0, 1), mask.T
+    gradient = jax.grad(lambda x: jnp.sum(rnn.apply({}, x, mask=flags)[..., -1, :] ** 2))(x)
+    gradient = gradient if time_axis == 1 else jnp.swapaxes(gradient, 0, 1)
+    some = mask.any(axis=1)  # Of a sequence without any step there is nothing to take.
+    assert bool(jnp.isfinite(gradient[some]).all())
+    np.testing.assert_array_equal(gradient[some][~mask[some]], 0.0)
