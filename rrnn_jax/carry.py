@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_shape
+from rrnn_jax.scan.mesh import varying_axes
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
 
@@ -191,14 +192,6 @@ def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = fro
     if own is not None and list(own.spec) == spec:
         return x
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
-
-
-def varying_axes(x: Array) -> frozenset:
-    """Mesh axes over which a value varies within `jax.shard_map`."""
-    kind = jax.typeof(x)
-    # Some versions of JAX call it `vma`.
-    found = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
-    return found or getattr(kind, "vma", None) or frozenset()
 
 
 def _explicit_sharding(x: Array) -> NamedSharding | None:
