@@ -119,6 +119,34 @@ def sharded_params(implementation: str) -> dict[str, Any]:
     return {"error": error(found, gradient(*args))}
 
 
+def kernels() -> dict[str, Any]:
+    """Interpreted kernels: each device runs its share of the batch."""
+    cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=2)
+    x = jax.random.normal(jax.random.key(0), (4, 3, FEATURES))
+    resets = jax.random.bernoulli(jax.random.key(1), 0.3, (4, 3))
+    params = RNN(cell).init(jax.random.key(2), x)
+
+    def gradient(implementation: Any) -> Any:
+        rnn = RNN(cell, implementation=implementation)
+        return jax.jit(
+            jax.value_and_grad(
+                lambda p, x, r: jnp.mean(jnp.sin(rnn.apply(p, x, resets=r))), argnums=(0, 1)
+            )
+        )
+
+    expected = gradient("scan")(params, x, resets)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        args = placed(mesh, (params, x, resets))
+        compiled = gradient("fused").lower(*args).compile()
+        found = compiled(*args)
+    return {
+        "error": error(found, expected),
+        "collectives": collectives(compiled.as_text()),
+        "largest_weight": max(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+
+
 def main() -> None:
     """Prints what was found as JSON."""
     found: dict[str, Any] = {}
@@ -129,6 +157,7 @@ def main() -> None:
         found[f"mapped, {implementation}, carry"] = mapped(("resets",), implementation, carry=True)
     found["two axes"] = two_axes("auto")
     found["sharded params"] = sharded_params("auto")
+    found["kernels"] = kernels()
     print(json.dumps(found))
 
 

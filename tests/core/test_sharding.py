@@ -4,28 +4,60 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from tests.core.meshes import FLAGS
 from tests.core.sharded import CASES, WAYS, collectives
+
+
+def run_program(name: str, devices: int) -> dict[str, Any]:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", name], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.core.sharded"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run_program("tests.core.sharded", devices=2)
+
+
+@pytest.fixture(scope="module")
+def on_meshes() -> dict[str, Any]:
+    return run_program("tests.core.meshes", devices=4)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("implementation", ["auto", "scan"])
+@pytest.mark.parametrize("way", ["explicit", "mapped"])
+def test_explicit_axes_and_checked_shard_map(on_meshes, way, implementation, flags):
+    assert on_meshes[f"{way}, {implementation}, {flags}"] < 1e-4
+
+
+@pytest.mark.parametrize("implementation", ["auto", "scan"])
+def test_a_carry_made_varying(on_meshes, implementation):
+    assert on_meshes[f"mapped, {implementation}, carry"] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["two axes", "kernels"])
+def test_nothing_is_gathered(on_meshes, name):
+    numbers = on_meshes[name]
+    assert numbers["error"] < 1e-4
+    assert set(numbers["collectives"]) == {"all-reduce"}, numbers
+    assert numbers["collectives"]["all-reduce"] <= numbers["largest_weight"]
+
+
+def test_parameters_over_devices(on_meshes):
+    assert on_meshes["sharded params"]["error"] < 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
