@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.meshes import FLAGS
+from tests.core import meshes
 from tests.core.sharded import CASES, WAYS, collectives
 
 
@@ -36,16 +36,14 @@ def on_meshes() -> dict[str, Any]:
     return run_program("tests.core.meshes", devices=4)
 
 
-@pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("implementation", ["auto", "scan"])
+@pytest.mark.parametrize(("implementation", "flags"), meshes.CASES)
 @pytest.mark.parametrize("way", ["explicit", "mapped"])
 def test_explicit_axes_and_checked_shard_map(on_meshes, way, implementation, flags):
     assert on_meshes[f"{way}, {implementation}, {flags}"] < 1e-4
 
 
-@pytest.mark.parametrize("implementation", ["auto", "scan"])
-def test_a_carry_made_varying(on_meshes, implementation):
-    assert on_meshes[f"mapped, {implementation}, carry"] < 1e-4
+def test_a_carry_made_varying(on_meshes):
+    assert on_meshes["mapped, carry"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["two axes", "kernels"])
