@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.mesh import has_explicit_axes, product_of, varying_axes
 from rrnn_jax.scan.relational import outputs_of, params_of, time_first
-from rrnn_jax.scan.relational.input_terms import InputTerms, input_terms
+from rrnn_jax.scan.relational.input_terms import InputTerms, terms_of_inputs
 from rrnn_jax.scan.relational.linear import linear
 from rrnn_jax.scan.relational.recurrence import Carried, Settings, Timed, recurrence
 from rrnn_jax.scan.relational.weights import CoreWeights, Dtypes, core_weights, product_dtypes
@@ -123,7 +123,7 @@ def run(
         core_weights(cell, params),
         carry,
         None if resets is None else jnp.reshape(request.fresh, carry.shape),  # type: ignore[arg-type]
-        input_terms(cell, False, dtypes, params, merged(inputs)),
+        terms_of_inputs(cell, False, dtypes, params, merged(inputs)),
         None if resets is None else merged(resets),
         None if mask is None else merged(mask),
     )

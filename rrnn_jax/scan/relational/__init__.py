@@ -25,7 +25,7 @@ from rrnn_jax.scan.mesh import (
     varying_axes,
     varying_over,
 )
-from rrnn_jax.scan.relational.input_terms import input_terms
+from rrnn_jax.scan.relational.input_terms import terms_of_inputs
 from rrnn_jax.scan.relational.recurrence import (
     Carried,
     Outputs,
@@ -93,7 +93,7 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
 
     def over(carried: Carried, x: tuple) -> tuple[Carried, Outputs]:
         inputs, *flags = x
-        terms = input_terms(cell, settings.cpu, settings.dtypes, params, inputs)
+        terms = terms_of_inputs(cell, settings.cpu, settings.dtypes, params, inputs)
         return recurrence(settings, weights, carried, fresh, Timed(terms, *flags))
 
     first = Carried(carry, None if valid is None else carry)

@@ -31,7 +31,7 @@ class InputTerms(NamedTuple):
     gates: Array | None
 
 
-def input_terms(
+def terms_of_inputs(
     cell: RelationalMemoryCell, cpu: bool, dtypes: Dtypes, params: Mapping[str, Any], inputs: Array
 ) -> InputTerms:
     """Computes the input terms of all steps, one product each.

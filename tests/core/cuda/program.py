@@ -5,11 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from rrnn_jax import RelationalMemoryCell
-from rrnn_jax.scan import dispatch
 from rrnn_jax.scan.cuda.recurrence import Terms, Weights, cuda_recurrence
-from rrnn_jax.scan.input_terms import input_terms
-from rrnn_jax.scan.sequence import without_masked
-from rrnn_jax.scan.weights import core_weights
+from rrnn_jax.scan.relational.input_terms import terms_of_inputs
+from rrnn_jax.scan.relational.weights import Dtypes, core_weights
+from rrnn_jax.scan.sequence import SequenceInputs, without_unused
 
 
 def kernels_run(
@@ -24,14 +23,11 @@ def kernels_run(
     tiles: int | None = None,
 ) -> tuple[Any, Any]:
     """Final carry and outputs ``[B, T, S*F]``, in the cell's dtype."""
-    batch, steps = x.shape[1 - time_axis], x.shape[time_axis]
-    plan = dispatch.hoisted_plan(cell, 1, batch_size=batch, steps=steps, fused=True)._replace(
-        dtype=jnp.dtype(jnp.bfloat16), time_axis=time_axis, transpose=False, for_cpu=False
-    )
+    sequence = without_unused(SequenceInputs(x, resets, mask), time_axis, repeat=False)
+    x, resets = sequence.inputs, sequence.resets
     x = x if cell.matrix_inputs else x[:, :, None]
-    if mask is not None:
-        x, resets = without_masked(x, resets, mask)
-    terms = input_terms(plan, params, x, None, None)
+    low = jnp.dtype(jnp.bfloat16)
+    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x)
     final, memories = cuda_recurrence(
         cell,
         Weights(*core_weights(cell, params)),
