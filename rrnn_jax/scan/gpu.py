@@ -158,6 +158,38 @@ def _on_devices(function: Callable, arguments: Arguments, devices: int) -> tuple
     )(arguments)
 
 
+class _Plain(NamedTuple):
+    """The function that kernels compute, of lists of arrays: floating-point ones, and others.
+
+    Attributes:
+      function: of `Arguments`.
+      tree: their structure.
+      is_float: of each array.
+    """
+
+    function: Callable[[Arguments], Any]
+    tree: Any
+    is_float: list[bool]
+
+    def joined(self, floats: Sequence[Array], others: Sequence[Array]) -> Arguments:
+        """The arguments."""
+        both = iter(floats), iter(others)
+        leaves = [next(both[0 if yes else 1]) for yes in self.is_float]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def jvp(self, floats: Sequence, others: Sequence, tangents: Sequence) -> Any:
+        """The tangent of the result."""
+
+        def of_floats(*floats: Array) -> Any:
+            return self.function(self.joined(floats, others))
+
+        return jax.jvp(of_floats, tuple(floats), tuple(tangents))[1]
+
+    def vjp(self, floats: Sequence, others: Sequence, g: Any) -> list[Array]:
+        """The cotangents of `floats`."""
+        return list(jax.vjp(lambda *x: self.function(self.joined(x, others)), *floats)[1](g))
+
+
 def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> Any:
     """``plain(arguments)`` by kernels.
 
@@ -165,72 +197,68 @@ def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> A
     derivative are those of `plain`.
     """
     leaves, tree = jax.tree.flatten(arguments)
-    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-    count = sum(is_float)
-
-    def joined(floats: Sequence[Array], others: Sequence[Array]) -> Arguments:
-        both = iter(floats), iter(others)
-        return jax.tree.unflatten(tree, [next(both[0 if yes else 1]) for yes in is_float])
-
-    def pushforward(floats: Sequence, others: Sequence, tangents: Sequence) -> tuple[Array, Array]:
-        def of_floats(*floats: Array) -> Any:
-            return plain(joined(floats, others))
-
-        return jax.jvp(of_floats, tuple(floats), tuple(tangents))[1]
-
-    def pullback(floats: Sequence, others: Sequence, g: Any) -> list[Array]:
-        return list(jax.vjp(lambda *x: plain(joined(x, others)), *floats)[1](g))
+    is_float = [bool(jnp.issubdtype(x.dtype, jnp.floating)) for x in leaves]
+    of = _Plain(plain, tree, is_float)
+    floats = [x for x, yes in zip(leaves, is_float, strict=True) if yes]
+    others = [x for x, yes in zip(leaves, is_float, strict=True) if not yes]
+    backward = _backward_of(of, kernels, arguments)
 
     @jax.custom_jvp
     def forward(floats: list[Array], others: list[Array]) -> tuple[Any, Any]:
-        return kernels.forward(joined(floats, others), True)
+        return kernels.forward(of.joined(floats, others), True)
 
     @forward.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
         # What is kept is read by `backward` only, and that has the derivative of `plain`.
         results, kept = forward(*primals)
-        zeros = jax.tree.map(jnp.zeros_like, kept)
-        return (results, kept), (pushforward(primals[0], primals[1], tangents[0]), zeros)
-
-    @jax.custom_jvp
-    def backward(floats: list[Array], others: list[Array], kept: Any, g: Any) -> list[Array]:
-        found = kernels.backward(joined(floats, others), kept, g)
-        found = jax.tree.leaves(found, is_leaf=lambda x: x is None)
-        given = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
-        pairs = [(d, x) for d, x in zip(found, given, strict=True) if x is not None]
-        return [d for (d, _), yes in zip(pairs, is_float, strict=True) if yes]
-
-    @backward.defjvp
-    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-        floats, others, _, g = primals
-
-        def both(floats: list[Array], g: Any) -> list[Array]:
-            return pullback(floats, others, g)
-
-        return backward(*primals), jax.jvp(both, (floats, g), (tangents[0], tangents[3]))[1]
+        return (results, kept), (
+            of.jvp(primals[0], primals[1], tangents[0]),
+            jax.tree.map(jnp.zeros_like, kept),
+        )
 
     @jax.custom_jvp
     def run(floats: list[Array], others: list[Array]) -> tuple[Array, Array]:
-        return kernels.forward(joined(floats, others), False)[0]
+        return kernels.forward(of.joined(floats, others), False)[0]
 
     @run.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
         floats, others = primals
         results, kept = forward(floats, others)
         kept, kept_tree = jax.tree.flatten(kept)
-        where = count, count + len(others), count + len(others) + len(kept)
+        ends = len(floats), len(floats) + len(others), len(floats) + len(others) + len(kept)
 
         def function(*x: Array) -> tuple[Array, Array]:
-            return pushforward(x[: where[0]], x[where[0] : where[1]], x[where[2] :])
+            return of.jvp(x[: ends[0]], x[ends[0] : ends[1]], x[ends[2] :])
 
         def transpose(*x: Array) -> list[Array]:
-            all_kept = jax.tree.unflatten(kept_tree, x[where[1] : where[2]])
-            return backward(
-                list(x[: where[0]]), list(x[where[0] : where[1]]), all_kept, tuple(x[where[2] :])
-            )
+            all_kept = jax.tree.unflatten(kept_tree, x[ends[1] : ends[2]])
+            given = list(x[: ends[0]]), list(x[ends[0] : ends[1]])
+            return backward(*given, all_kept, tuple(x[ends[2] :]))
 
         known = (*floats, *others, *kept)
         return results, tuple(linear(function, transpose, known, tuple(tangents[0]), results))
 
-    floats = [x for x, yes in zip(leaves, is_float, strict=True) if yes]
-    return run(floats, [x for x, yes in zip(leaves, is_float, strict=True) if not yes])
+    return run(floats, others)
+
+
+def _backward_of(of: _Plain, kernels: Kernels, arguments: Arguments) -> Callable:
+    """The backward pass by kernels, with the derivative of the plain one."""
+    given = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
+
+    @jax.custom_jvp
+    def backward(floats: list[Array], others: list[Array], kept: Any, g: Any) -> list[Array]:
+        found = kernels.backward(of.joined(floats, others), kept, g)
+        found = jax.tree.leaves(found, is_leaf=lambda x: x is None)
+        cotangents = [d for d, x in zip(found, given, strict=True) if x is not None]
+        return [d for d, yes in zip(cotangents, of.is_float, strict=True) if yes]
+
+    @backward.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+        floats, others, _, g = primals
+
+        def plain(floats: list[Array], g: Any) -> list[Array]:
+            return of.vjp(floats, others, g)
+
+        return backward(*primals), jax.jvp(plain, (floats, g), (tangents[0], tangents[3]))[1]
+
+    return backward
