@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks import jax_programs
 from benchmarks.gated_models import cudnn_lstm, gated
 from benchmarks.problem import Problem
 from benchmarks.program import Program, UnavailableError
+from rrnn_jax.scan.cuda import support
 from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS
 from rrnn_jax.scan.pallas import unfusable
 from rrnn_jax.typing import Remat
@@ -82,6 +84,13 @@ def _check_fused(problem: Problem) -> None:
         raise UnavailableError(f"it {fault}")
 
 
+def _check_cuda(problem: Problem) -> None:
+    dtype = problem.cell.dtype or jnp.float32
+    fault = support.why_not(problem.cell, dtype, problem.setting.batch) or support.why_not_here()
+    if fault is not None:
+        raise UnavailableError(f"it {fault}")
+
+
 def build(name: str, problem: Problem, mode: str) -> Program:
     """Builds a variant by name.
 
@@ -91,6 +100,8 @@ def build(name: str, problem: Problem, mode: str) -> Program:
     if name in OTHERS:
         return OTHERS[name](problem, mode)
     implementation, _, remat = check_name(name).partition(":")
+    if implementation == "cuda":
+        _check_cuda(problem)
     if implementation == "fused":
         _check_fused(problem)
         if remat in ("full", "chunked"):

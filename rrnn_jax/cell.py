@@ -391,4 +391,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
                 raise TypeError(f"{part} must be floating-point, got {array.dtype}")
 
 
-register(RelationalMemoryCell, "rrnn_jax.scan.pallas", "rrnn_jax.scan.relational")
+register(
+    RelationalMemoryCell,
+    "rrnn_jax.scan.pallas",
+    "rrnn_jax.scan.relational",
+    "rrnn_jax.scan.cuda",
+)

@@ -22,7 +22,7 @@ from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unus
 from rrnn_jax.typing import Carry, Remat
 
 REMATS = ("none", "full", "save_products", "chunked")
-IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused")
+IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused", "cuda")
 
 
 class Request(NamedTuple):

@@ -1,1 +1,75 @@
-"""The recurrent part as CUDA kernels, for bfloat16 on NVIDIA GPUs; see README.md."""
+"""The recurrent part as CUDA kernels over all steps, for bfloat16 on NVIDIA GPUs; see README.md.
+
+This module is a `dispatch.Backend`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan import gpu
+from rrnn_jax.scan.cuda import support
+from rrnn_jax.scan.cuda.recurrence import Terms, Weights, backward_pass, forward_pass, run_of
+from rrnn_jax.scan.dispatch import Request
+from rrnn_jax.scan.eligible import why_plain
+from rrnn_jax.scan.gpu import Arguments, Kernels
+from rrnn_jax.scan.mesh import product_of
+from rrnn_jax.scan.relational.input_terms import InputTerms
+from rrnn_jax.scan.relational.weights import CoreWeights
+from rrnn_jax.scan.sequence import SequenceOutputs
+from rrnn_jax.typing import Array, Dtype
+
+NAME = "cuda"
+
+
+def why_not(request: Request) -> str | None:
+    """See `dispatch.Backend`."""
+    cell: Any = request.cell
+    reason = why_plain(cell) or gpu.why_not(request)
+    if reason is not None:
+        return reason
+    dtype = jnp.float32 if cell.dtype is None else cell.dtype
+    rows = request.sequence.inputs.shape[-2] if cell.matrix_inputs else 1
+    batch = product_of(request.batch) or 1
+    return support.why_not(cell, dtype, batch, rows) or support.why_not_here()
+
+
+def why_slow(request: Request) -> str | None:
+    """See `dispatch.Backend`."""
+    del request
+    return "has not been measured on a GPU"
+
+
+def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs, dict[str, Array]]:
+    """See `dispatch.Backend`."""
+    return gpu.run(request, variables, kernels_of)
+
+
+def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -> Kernels:
+    """The kernels for a cell and arguments of such shapes."""
+    assert dtype == jnp.bfloat16
+    plan = run_of(cell, _given(arguments)[3], time_axis=0, gpu=support.default_gpu())
+
+    def forward(arguments: Arguments, keep: bool) -> tuple[Any, Any]:
+        return forward_pass(plan, *_given(arguments), save=keep)
+
+    def backward(arguments: Arguments, kept: Any, cotangents: Any) -> Arguments:
+        found = backward_pass(plan, *_given(arguments), kept, cotangents)
+        weights, carry, fresh, terms = found
+        return Arguments(
+            CoreWeights(*weights),
+            carry,
+            fresh,
+            InputTerms((terms.kv,), None, terms.gates),
+            arguments.resets,
+            arguments.mask,
+        )
+
+    return Kernels(forward, backward)
+
+
+def _given(arguments: Arguments) -> tuple[Weights, Array, Array | None, Terms]:
+    weights, carry, fresh, terms, resets, mask = arguments
+    return Weights(*weights), carry, fresh, Terms(terms.qkv[0], terms.gates, resets, mask)

@@ -11,7 +11,6 @@ constexpr int ROWS = 8 * NT;         // Memory rows of a block, whole sequences.
 constexpr int WIDTH = F / WARPS;     // Features of a warp, in every product.
 constexpr int MT = WIDTH / 16;       // The same in tiles of 16.
 constexpr int SLICES = F / 16;       // Of the contracted axis.
-constexpr int AHEAD = 4;             // Slices of weights on their way from L2.
 constexpr int STRIDE = F + 8;        // Of a row in shared memory: no two rows on the same banks.
 constexpr int COLUMNS = (2 * NT + 7) / 8 * 8;  // Rows of which a thread has numbers, padded.
 
@@ -21,6 +20,8 @@ constexpr int WARPS_A_HEAD = D > WIDTH ? D / WIDTH : 1;
 constexpr int HEAD_TILES = (D > WIDTH ? WIDTH : D) / 16;  // Of a head in a warp.
 constexpr int HEADS_A_WARP = MT / HEAD_TILES;
 
+// AHEAD: slices of weights on their way from L2. EARLY: whether they set out before a barrier.
+static_assert(SLICES % AHEAD == 0, "whole rounds of slices");
 static_assert(F % 64 == 0 && WIDTH % 16 == 0 && D % 16 == 0, "tiles of 16 features");
 static_assert(MT % HEAD_TILES == 0 && (WARPS_A_HEAD == 1 || D % WIDTH == 0), "whole heads");
 static_assert((8 % S == 0 || S % 8 == 0) && NT % OWN == 0, "whole sequences");

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -39,12 +38,11 @@ def launch(
 
     Raises:
       rrnn_jax.scan.cuda.nvrtc.CompileError: the kernel cannot be compiled.
-      TypeError: when differentiated; the kernels are each other's derivative already.
     """
     ptx = kernel_ptx(kernel, layout, save)
     shared = layout.forward_bytes if kernel == "forward" else layout.backward_bytes
     call = ptx_call(f"rrnn_{kernel}", ptx, blocks, layout.threads, shared, results)
-    return _differentiable_once(call)(*arguments)
+    return call(*arguments)
 
 
 def ptx_call(
@@ -59,18 +57,5 @@ def ptx_call(
     def run(*arguments: Array) -> list[Array]:
         found = call(*arguments, name=name, kernel_type="ptx", kernel_data=ptx, **attributes)
         return list(found)
-
-    return run
-
-
-def _differentiable_once(call: Callable[..., list[Array]]) -> Callable[..., list[Array]]:
-    run = jax.custom_jvp(call)
-
-    @run.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        raise TypeError(
-            "implementation='fused' can be differentiated once only; use implementation='hoisted' "
-            "for reverse mode over reverse mode, or 'scan'"
-        )
 
     return run

@@ -49,6 +49,8 @@ class Layout:
       flags: whether there are resets or a mask.
       tiles: of 8 rows in a block.
       warps: in a block, each with as many features of every row.
+      ahead: slices of a matrix, 16 rows each, that a warp reads before it needs them.
+      early: whether it reads the first of them before a barrier; None: where registers allow.
     """
 
     width: int
@@ -60,6 +62,8 @@ class Layout:
     flags: bool
     tiles: int
     warps: int
+    ahead: int = 4
+    early: bool | None = None
 
     @property
     def rows(self) -> int:
@@ -129,6 +133,7 @@ class Layout:
 
     def macros(self, save: bool) -> dict[str, int]:
         """What the C++ sources are compiled with; `save`: whether a backward pass is to follow."""
+        few = self.warp_tiles * self.tiles <= 4
         return {
             "F": self.width,
             "HEADS": self.heads,
@@ -140,7 +145,8 @@ class Layout:
             "NT": self.tiles,
             "WARPS": self.warps,
             "SAVE": int(save),
-            "EARLY": int(self.warp_tiles * self.tiles <= 4),
+            "AHEAD": self.ahead,
+            "EARLY": int(few if self.early is None else self.early),
             "RECORD_FOURS": self.record,
             "VECTOR_SIZE": self.vectors,
             "FORWARD_SHARED": self.forward_bytes,

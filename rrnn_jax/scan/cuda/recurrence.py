@@ -62,13 +62,6 @@ class _Operands(NamedTuple):
     flags: Array
 
 
-class _Residuals(NamedTuple):
-    weights: Weights
-    operands: _Operands
-    terms: Terms
-    results: list[Array]
-
-
 def cuda_recurrence(
     cell: RelationalMemoryCell,
     weights: Weights,
@@ -99,50 +92,103 @@ def cuda_recurrence(
     Returns:
       ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
     """
+    run = run_of(cell, terms, time_axis=time_axis, gpu=gpu, tiles=tiles)
+    return _recurrence(run, weights, carry, reset_carry, terms)
+
+
+def run_of(
+    cell: RelationalMemoryCell,
+    terms: Terms,
+    *,
+    time_axis: int,
+    gpu: Gpu | None = None,
+    tiles: int | None = None,
+) -> Run:
+    """How the kernels are run for terms of such shapes; arguments as in `cuda_recurrence`."""
     flags = terms.resets is not None or terms.mask is not None
     batch, input_rows = terms.kv.shape[1 - time_axis], terms.kv.shape[2]
-    layout = layout_of(cell, batch, input_rows, flags, gpu, tiles)
-    run = Run(cell, layout, time_axis)
-    return _recurrence(run, weights, carry, reset_carry, terms)
+    return Run(cell, layout_of(cell, batch, input_rows, flags, gpu, tiles), time_axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(
     run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
 ) -> tuple[Array, Array]:
-    operands = _operands(run, weights, carry, reset_carry, terms)
-    return _both(run, _forward(run, weights, operands, terms, save=False)[0])
+    return forward_pass(run, weights, carry, reset_carry, terms, save=False)[0]
 
 
-def _recurrence_fwd(
-    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
-) -> tuple[tuple[Array, Array], _Residuals]:
-    operands = _operands(run, weights, carry, reset_carry, terms)
-    results = _forward(run, weights, operands, terms, save=True)
-    return _both(run, results[0]), _Residuals(weights, operands, terms, results)
+def _recurrence_fwd(run: Run, *arguments: Any) -> tuple[tuple[Array, Array], tuple]:
+    results, kept = forward_pass(run, *arguments, save=True)
+    return results, (*arguments, kept)
 
 
-def _both(run: Run, memories: Array) -> tuple[Array, Array]:
-    return jax.lax.index_in_dim(memories, -1, run.time_axis, keepdims=False), memories
+def _recurrence_bwd(run: Run, residuals: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    weights, carry, reset_carry, terms, kept = residuals
+    return backward_pass(run, weights, carry, reset_carry, terms, kept, cotangents)
 
 
-def _forward(
-    run: Run, weights: Weights, operands: _Operands, terms: Terms, save: bool
-) -> list[Array]:
+_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
+
+
+def forward_pass(
+    run: Run,
+    weights: Weights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: Terms,
+    save: bool,
+) -> tuple[tuple[Array, Array], list[Array]]:
+    """The kernel that runs forward.
+
+    Args:
+      run: how.
+      weights: as in `cuda_recurrence`, like the next three.
+      carry: see there.
+      reset_carry: see there.
+      terms: see there.
+      save: whether `backward_pass` is to follow.
+
+    Returns:
+      The final memory and all memories, and what `backward_pass` wants.
+    """
     batch, steps = _lengths(run, terms)
-    o, layout = operands, run.layout
-    results = layout.forward_results(batch, steps, run.time_axis, save)
+    layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
     fragments = pack_fragments(_matrices(run, weights))
     arguments = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, terms)]
     arguments += [o.first, o.fresh, o.flags]
-    return launch("forward", layout, save, layout.blocks(batch), arguments, results)
+    results = layout.forward_results(batch, steps, run.time_axis, save)
+    kept = launch("forward", layout, save, layout.blocks(batch), arguments, results)
+    memories = kept[0]
+    final = jax.lax.index_in_dim(memories, -1, run.time_axis, keepdims=False)
+    return (final, memories), kept
 
 
-def _recurrence_bwd(run: Run, residuals: _Residuals, cotangents: tuple[Array, Array]) -> tuple:
-    weights, o, terms, kept = residuals
+def backward_pass(
+    run: Run,
+    weights: Weights,
+    carry: Array,
+    reset_carry: Array | None,
+    terms: Terms,
+    kept: list[Array],
+    cotangents: tuple[Array, Array],
+) -> tuple[Weights, Array, Array | None, Terms]:
+    """The kernel that runs backward, and the products after it.
+
+    Args:
+      run: how.
+      weights: as in `cuda_recurrence`, like the next three.
+      carry: see there.
+      reset_carry: see there.
+      terms: see there.
+      kept: by `forward_pass`.
+      cotangents: of the final memory and all memories.
+
+    Returns:
+      The cotangents of the four; None for flags.
+    """
     d_final, d_memories = cotangents
     batch, steps = _lengths(run, terms)
-    layout = run.layout
+    layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
     memories, before, squashed, rows, hidden, records, statistics = kept
     fragments = pack_fragments(jnp.swapaxes(_matrices(run, weights), 1, 2))
     arguments = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
@@ -172,9 +218,6 @@ def _recurrence_bwd(run: Run, residuals: _Residuals, cotangents: tuple[Array, Ar
     d_kv = d_kv.reshape(terms.kv.shape).astype(terms.kv.dtype)
     d_terms = Terms(d_kv, d_gate_terms, None, None)
     return d_weights, d_first, d_fresh if terms.resets is not None else None, d_terms
-
-
-_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 def _lengths(run: Run, terms: Terms) -> tuple[int, int]:

@@ -59,17 +59,23 @@ def why_not_here() -> str | None:
 
     Once per process a kernel of a few instructions is compiled and run, the way the others will be.
     """
-    device: Any = jax.devices()[0]
-    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
-    if default is not None:
-        device = jax.devices(default)[0] if isinstance(default, str) else default
-    return _why_not_on(device)
+    return _why_not_on(_default_device())
 
 
-def gpu_of(device: Any) -> Gpu:
-    """What of a device the layout goes by."""
+def default_gpu() -> Gpu:
+    """What of JAX's default device the layout goes by; an H100 where that is no GPU."""
+    device = _default_device()
+    if device.platform not in ("gpu", "cuda"):
+        return Gpu()
     kib = SHARED_KIB.get(_capability(device), LEAST_KIB)
     return Gpu(int(getattr(device, "core_count", Gpu.multiprocessors)), 1024 * kib)
+
+
+def _default_device() -> Any:
+    default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if default is None or isinstance(default, str):
+        return jax.devices(default)[0]
+    return default
 
 
 @cache

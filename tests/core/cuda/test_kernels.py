@@ -3,6 +3,7 @@
 All configurations: ``python -m pytest -m "slow or not slow" tests/core/cuda/test_kernels.py``.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rrnn_jax import RelationalMemoryCell
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan.cuda import support
+from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
@@ -237,3 +240,28 @@ def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     padded = run(x.at[:, 1:3].set(jnp.nan), problem.carry, ~ones, mask)
     np.testing.assert_array_equal(padded[:, jnp.array([0, 3])], run(x[:, ::3], problem.carry))
     np.testing.assert_array_equal(padded[:, 1:3], jnp.repeat(padded[:, :1], 2, axis=1))
+
+
+def test_it_is_an_implementation_of_rnn(monkeypatch):
+    emulator = Emulator().use(monkeypatch)
+    monkeypatch.setattr(support, "why_not_here", lambda: None)
+    cell = RelationalMemoryCell(**sizes(4, 4, 16), dtype=jnp.bfloat16)
+    x = normal(np.random.default_rng(0), (2, 3, 5))
+    resets, mask = jnp.zeros((2, 3), bool).at[1, 1].set(True), jnp.ones((2, 3), bool)
+    variables = random_variables(RNN(cell), x)
+
+    def loss(rnn: RNN, variables: Any) -> Any:
+        carry, outputs = rnn.apply(variables, x, resets=resets, mask=mask, return_carry=True)
+        assert carry.dtype == jnp.float32
+        assert outputs.dtype == jnp.bfloat16
+        return jnp.sum(jnp.sin(outputs.astype(jnp.float32))) + jnp.sum(carry)
+
+    ours, theirs = (RNN(cell, implementation=name) for name in ("cuda", "hoisted"))
+    found, expected = (quick_jit(jax.grad(partial(loss, rnn)))(variables) for rnn in (ours, theirs))
+    assert emulator.runs == {"forward": 1, "backward": 1}
+    assert errors(found, expected).max() < 0.05
+    # Auto does not take what has not been measured; elsewhere than on a GPU there is a reason.
+    assert chosen(RNN(cell), x) == "hoisted"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="'cuda' needs an NVIDIA GPU, got cpu; use"):
+        ours.apply(variables, x)
