@@ -92,16 +92,20 @@ class RNN(nn.Module):
         its share of the batch where the ambient mesh (`jax.set_mesh`) has an automatic axis named
         ``"data"``; else sharded arrays are gathered on each. ``"auto"`` takes it on a single such
         GPU or on such a mesh, without `unroll`, `resets` and `mask`: with these it was tested
-        interpreted only.
+        interpreted only. ``"cuda"`` runs all steps in one CUDA kernel each way, for
+        ``dtype=jnp.bfloat16`` on NVIDIA GPUs of compute capability 8.0 or later, resets and mask
+        included; ``rrnn_jax/scan/cuda/README.md`` says for which cells. No GPU has run it yet, so
+        ``"auto"`` does not take it.
         ``"auto"`` runs the plain scan where `flax.linen.intercept_methods` or
         ``capture_intermediates`` want to see calls of the cell. Initialising, and sequences without
         any numbers (B or T 0), run the plain scan always.
 
     Raises:
       ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,
-        `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"`` and
-        ``"fused"`` for another cell than a :class:`RelationalMemoryCell`, or for one with params
-        for each step; ``"fused"`` for a cell that its kernels are not made for.
+        `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"``,
+        ``"fused"`` and ``"cuda"`` for another cell than a :class:`RelationalMemoryCell`, or for one
+        with params for each step; ``"fused"`` and ``"cuda"`` for a cell that their kernels are not
+        made for, ``"cuda"`` for a device too.
       TypeError: `mask` not bool, `resets` neither bool nor numbers, `seq_lengths` not integer,
         inputs not an array, `initial_carry` not of the cell's structure or of integers.
       flax.errors.FlaxError: parameters that are missing, or of other shapes than the cell's.

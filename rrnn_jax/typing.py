@@ -33,7 +33,7 @@ Memory: TypeAlias = Array
 Carry: TypeAlias = Any
 GateStyle: TypeAlias = Literal["unit", "memory"] | None
 Remat: TypeAlias = Literal["none", "full", "save_products", "chunked"]
-Implementation: TypeAlias = Literal["auto", "scan", "hoisted", "fused"]
+Implementation: TypeAlias = Literal["auto", "scan", "hoisted", "fused", "cuda"]
 DotGeneral: TypeAlias = Callable[..., Array]
 """A product like `jax.lax.dot_general`, such as a quantised one."""
 
