@@ -27,6 +27,7 @@ from rrnn_jax.visualize.capture import attention_of as attention_of
 from rrnn_jax.visualize.capture import captured_array as captured_array
 from rrnn_jax.visualize.curves import learning_curves_figure as learning_curves_figure
 from rrnn_jax.visualize.dynamics import dynamics_figure as dynamics_figure
+from rrnn_jax.visualize.episode import episode_animation as episode_animation
 from rrnn_jax.visualize.input_numbers import InputShare as InputShare
 from rrnn_jax.visualize.input_numbers import input_share as input_share
 from rrnn_jax.visualize.memory_numbers import Projection as Projection
@@ -55,6 +56,7 @@ __all__ = [
     "captured_array",
     "change_shares",
     "dynamics_figure",
+    "episode_animation",
     "input_share",
     "input_share_figure",
     "learning_curves_figure",

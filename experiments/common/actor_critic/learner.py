@@ -106,6 +106,25 @@ class LearnerConfig:
         return self.epochs * (num_envs // self.minibatch_envs)
 
 
+def rewards_and_discounts(
+    trajectory: rollout.Trajectory, config: LearnerConfig
+) -> tuple[Array, Array]:
+    """What a step brings, and what comes after it counts.
+
+    Args:
+      trajectory: ``[T, B]``.
+      config: how to learn.
+
+    Returns:
+      Scaled rewards, with the discounted value of the last state where the episode was truncated;
+      and discounts, 0 where it ended, either way.
+    """
+    scaled = trajectory.rewards * config.reward_scale
+    rewards = scaled + config.discount * trajectory.cut_values
+    done = trajectory.terminated | trajectory.truncated
+    return rewards, jnp.where(done, 0.0, config.discount)
+
+
 class LearnerState(NamedTuple):
     """All that changes in training.
 
@@ -208,10 +227,7 @@ class Learner(NamedTuple):
     ) -> tuple[Any, Any, dict[str, Mean]]:
         """Gradient steps on one rollout."""
         config = self.config
-        scaled = trajectory.rewards * config.reward_scale
-        rewards = scaled + config.discount * trajectory.cut_values
-        done = trajectory.terminated | trajectory.truncated
-        discounts = jnp.where(done, 0.0, config.discount)
+        rewards, discounts = rewards_and_discounts(trajectory, config)
         later = jnp.concatenate([trajectory.values[1:], last_value[None]])
         advantages = generalised_advantages(
             trajectory.values, later, rewards, discounts, config.trace

@@ -16,6 +16,21 @@ from rrnn_jax.envs import Environment
 from rrnn_jax.typing import Array
 
 
+def make_learner(
+    train: TrainConfig, learner: LearnerConfig, env: Environment, agent: Agent, easy: Any = None
+) -> Learner:
+    """The learner of a problem; arguments and errors are those of `actor_critic`."""
+    inner = learner.gradient_steps(train.batch_size)
+    optimizer = make_optimizer(
+        dataclasses.replace(
+            train, steps=train.steps * inner, warmup_steps=train.warmup_steps * inner
+        )
+    )
+    params = env.default_params
+    easy = params if easy is None else easy
+    return Learner(env, params, easy, agent, learner, optimizer, train.batch_size, train.steps)
+
+
 def actor_critic(
     train: TrainConfig,
     learner: LearnerConfig,
@@ -52,15 +67,7 @@ def actor_critic(
     Raises:
       ValueError: ``minibatch_envs`` does not divide the number of environments.
     """
-    inner = learner.gradient_steps(train.batch_size)
-    optimizer = make_optimizer(
-        dataclasses.replace(
-            train, steps=train.steps * inner, warmup_steps=train.warmup_steps * inner
-        )
-    )
-    params = env.default_params
-    easy = params if easy is None else easy
-    learns = Learner(env, params, easy, agent, learner, optimizer, train.batch_size, train.steps)
+    learns = make_learner(train, learner, env, agent, easy)
 
     def update(
         state: LearnerState, key: Array, batch: None

@@ -13,6 +13,7 @@ from experiments.common.actor_critic.agent import Agent
 from experiments.common.actor_critic.cores import TITLES, make_agent
 from experiments.common.actor_critic.evaluation import Groups, no_groups, play, standard_error
 from experiments.common.actor_critic.problem import actor_critic
+from experiments.common.actor_critic.watch import save_episode
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem, Score
@@ -101,6 +102,13 @@ def train(
         frames = summary[name]["steps"] * one.train.batch_size * one.learner.unroll
         summary[name] |= {"frames": frames, "random": by_chance}
         plot(one, game, {name: directories[name]}, directories[name], by_chance)
+        save_episode(
+            directories[name] / "plots" / "episode.gif",
+            game.env,
+            make_agent(one.agent, name, game.env.num_actions, one.dtype),
+            jax.tree.map(lambda x: x[0], outcome.state.params),
+            title=f"{game.title}: {TITLES[name]}",
+        )
         write_json(directories[name] / "summary.json", summary[name])
     if len(configs) > 1:
         plot(config, game, directories, run_dir, by_chance)

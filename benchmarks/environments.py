@@ -1,0 +1,215 @@
+"""Steps per second of the environments: ``python -m benchmarks.environments --help``.
+
+Many environments at once with random actions, resets by themselves and levels drawn: BoxWorld draws
+as many fresh levels for its pool as episodes would begin if all of them took all the steps they
+may; Mini-Pacman draws one at each step. Gymnax's CartPole runs beside them if it is installed. With
+``--training`` also the parts of an update of the quick presets: environment, acting, learning.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.machine import count_threads, describe_machine, limit_threads
+from benchmarks.records import append_rows
+from benchmarks.timing import Run, interleave
+from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
+
+SCHEMA = 1
+STEPS = 200
+"""Steps of every environment in one call."""
+POOL = 4096
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        "python -m benchmarks.environments", description="Times the environments: steps per second."
+    )
+    add = result.add_argument
+    add("--envs", type=int, default=1024, help="environments at once")
+    add("--rounds", type=int, default=5, help="samples of each")
+    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
+    add("--threads", type=int, default=0, help="processors to keep to; 0: all there are")
+    add("--clock", choices=("wall", "processor"), default="wall",
+        help="seconds by the clock on the wall, or of all processors together")  # fmt: skip
+    add("--training", action="store_true", help="time the parts of a training step instead")
+    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    arguments = parser()
+    given = arguments.parse_args(args)
+    if given.envs < 1 or given.rounds < 1:
+        arguments.error("--envs and --rounds must be at least 1")
+    if given.threads:
+        try:
+            limit_threads(given.threads)
+        except ValueError as error:
+            arguments.error(str(error))
+    programs = training_programs() if given.training else environment_programs(given.envs)
+    clock = time.perf_counter if given.clock == "wall" else time.process_time
+    runs = {name: program.run for name, program in programs.items()}
+    result = interleave(
+        runs, rounds=given.rounds, warmup=1, min_seconds=given.min_seconds, clock=clock
+    )
+    rows = [
+        {
+            "schema": SCHEMA,
+            "benchmark": "environments",
+            "threads": count_threads(),
+            "clock": given.clock,
+            "environment": describe_machine(),
+            "program": name,
+            "environments": programs[name].envs,
+            "seconds": dataclasses.asdict(timing),
+            "steps_per_second": programs[name].steps / timing.median,
+        }
+        for name, timing in result.summaries().items()
+    ]
+    for row in rows:
+        print(
+            f"{row['program']}, {row['environments']} at once: "
+            f"{row['steps_per_second']:,.0f} steps/s ({given.clock} clock)"
+        )
+    if given.out is not None:
+        append_rows(given.out, rows)
+    return 130 if result.interrupted else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to time.
+
+    Attributes:
+      run: runs it once.
+      envs: environments at once.
+      steps: steps of all of them in a call.
+    """
+
+    run: Run
+    envs: int
+    steps: int
+
+
+def environment_programs(envs: int) -> dict[str, Program]:
+    """The environments by name."""
+    boxes = {
+        "BoxWorld 8, viewport": BoxWorld(
+            grid_size=8, solution_length=(1, 2), num_distractors=(0, 1), max_steps=60
+        ),
+        "BoxWorld 12, viewport": BoxWorld(),
+        "BoxWorld 12, whole grid": BoxWorld(viewport=False),
+    }
+    found = {
+        name: _program(env, envs, fresh=envs * STEPS // (env.default_params.max_steps + 1))
+        for name, env in boxes.items()
+    }
+    found["Mini-Pacman, viewport"] = _program(MiniPacman(), envs)
+    found["Mini-Pacman, whole map"] = _program(MiniPacman(viewport=False), envs)
+    try:
+        from gymnax.environments.classic_control.cartpole import CartPole
+    except ImportError:
+        print("gymnax is not installed: no CartPole", file=sys.stderr)
+    else:
+        found["gymnax CartPole"] = _program(CartPole(), envs)
+    return found
+
+
+def _program(env: Any, envs: int, fresh: int = 0) -> Program:
+    """Random play in one jitted call; `fresh` levels of a pool are drawn anew in it."""
+    params = env.default_params
+    if fresh:
+        params = params.replace(levels=jax.jit(env.draw_levels, static_argnums=1)(_key(0), POOL))
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
+        params, state, total = carry
+        for_actions, for_steps = jax.random.split(key)
+        actions = jax.random.bits(for_actions, (envs,), jnp.uint32) % env.num_actions
+        obs, state, reward, *_ = jax.vmap(env.step, (0, 0, 0, None))(
+            jax.random.split(for_steps, envs), state, actions.astype(jnp.int32), params
+        )
+        # All that a step gives is used, or the compiler would leave it out.
+        return (params, state, total + reward.sum() + obs.sum()), None
+
+    @jax.jit
+    def play(params: Any, state: Any, key: jax.Array) -> tuple:
+        for_levels, for_steps = jax.random.split(key)
+        if fresh:
+            new = env.draw_levels(for_levels, min(fresh, POOL), params.replace(levels=None))
+            levels = jax.tree.map(lambda x, y: x.at[: len(y)].set(y), params.levels, new)
+            params = params.replace(levels=levels)
+        start = (params, state, jnp.float32(0))
+        return jax.lax.scan(step, start, jax.random.split(for_steps, STEPS))[0]
+
+    state = jax.jit(jax.vmap(env.reset, (0, None)))(jax.random.split(_key(1), envs), params)[1]
+    return Program(_repeat(lambda key: play(params, state, key)), envs, envs * STEPS)
+
+
+def training_programs() -> dict[str, Program]:
+    """An update of the quick presets and its parts, each of them also part of the next."""
+    from experiments import box_world, mini_pacman
+    from experiments.box_world.train import make_game as box_world_game
+    from experiments.common.actor_critic import rollout, runs
+    from experiments.common.actor_critic.cores import make_agent
+    from experiments.mini_pacman.train import make_game as mini_pacman_game
+
+    found: dict[str, Program] = {}
+    games = {
+        "BoxWorld": (box_world.PRESETS["quick"], box_world_game),
+        "Mini-Pacman": (mini_pacman.PRESETS["quick"], mini_pacman_game),
+    }
+    for name, (config, make_game) in games.items():
+        game: runs.Game = make_game(config)
+        problem = runs.make_problem(config, game)
+        agent = make_agent(config.agent, config.model, game.env.num_actions)
+        state = jax.jit(problem.init)(_key(0))
+        params = game.env.default_params.replace(levels=state.levels)
+        steps, envs = config.learner.unroll, config.train.batch_size
+        parts: dict[str, Callable] = {
+            "environment": _only_environment(game.env, state.play.env, params, envs, steps),
+            "rollout": jax.jit(
+                lambda key, p=params, s=state, e=game.env, a=agent, t=steps: rollout.rollout(
+                    e, a, s.params, s.play, key, p, t
+                )
+            ),
+            "update": jax.jit(lambda key, s=state, x=problem: x.update(s, key, None)),
+        }
+        for part, function in parts.items():
+            found[f"{name} quick, {part}"] = Program(_repeat(function), envs, envs * steps)
+    return found
+
+
+def _only_environment(
+    env: Environment, state: Any, params: Any, envs: int, steps: int
+) -> Callable[[jax.Array], Any]:
+    def step(state: Any, key: jax.Array) -> tuple[Any, Any]:
+        keys = jax.random.split(key, envs)
+        actions = jnp.zeros((envs,), jnp.int32)
+        obs, state, reward, *_ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
+        return state, (obs, reward)
+
+    return jax.jit(lambda key: jax.lax.scan(step, state, jax.random.split(key, steps)))
+
+
+def _repeat(function: Callable[[jax.Array], Any]) -> Run:
+    """Calls a function with one key after the other, and waits for what it gives."""
+    keys = iter(range(1_000_000_000))
+    return lambda: jax.block_until_ready(function(_key(next(keys))))
+
+
+def _key(seed: int) -> jax.Array:
+    return jax.random.key(seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

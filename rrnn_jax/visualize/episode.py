@@ -1,0 +1,80 @@
+"""An episode as an animation: the game, and the agent's attention beside it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.animation import FuncAnimation
+
+from rrnn_jax.visualize.attention import draw_attention, label_attention
+from rrnn_jax.visualize.style import SMALL, new_figure
+
+
+def episode_animation(
+    frames: np.ndarray,
+    weights: np.ndarray | None = None,
+    *,
+    captions: Sequence[str] = (),
+    title: str = "",
+) -> FuncAnimation:
+    """An episode, a frame for each step; `save_gif` writes it.
+
+    >>> import io
+    >>> from rrnn_jax.visualize import save_gif
+    >>> animation = episode_animation(np.zeros((2, 7, 7, 3), np.uint8), np.full((2, 4, 5), 0.2))
+    >>> buffer = io.BytesIO()
+    >>> save_gif(animation, buffer, frame_seconds=0.2)
+    >>> buffer.getvalue()[:6]
+    b'GIF89a'
+
+    Args:
+      frames: ``[T, height, width, 3]`` uint8, as an environment's `render` gives them.
+      weights: ``[T, S, S+R]``, the attention of each step (see `attention_of`), or None.
+      captions: what stands over each frame (default: 'step 1', ...).
+      title: of the figure.
+
+    Returns:
+      An animation. (Matplotlib warns of one that is thrown away undrawn.)
+
+    Raises:
+      ValueError: `frames` or `weights` of other axes, or not as many weights or captions as frames.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames must be [T, height, width, 3] with T > 0, got {frames.shape}")
+    steps = len(frames)
+    if weights is not None:
+        weights = np.asarray(weights)
+        if weights.ndim != 3 or weights.shape[-1] <= weights.shape[-2] or len(weights) != steps:
+            raise ValueError(f"weights must be [{steps}, S, S+R], got shape {weights.shape}")
+    captions = list(captions) or [f"step {i + 1}" for i in range(steps)]
+    if len(captions) != steps:
+        raise ValueError(f"captions must have {steps} entries, got {len(captions)}")
+
+    figure = new_figure(2.8 if weights is None else 5.4, 3.0)
+    axes = figure.subplots(1, 1 if weights is None else 2, squeeze=False)[0]
+    picture = axes[0].imshow(frames[0], interpolation="nearest")
+    axes[0].set(xticks=[], yticks=[])
+    images: list[Any] = []
+    slots = 0
+    if weights is not None:
+        slots = weights.shape[1]
+        images = draw_attention(axes[1], weights[0], float(weights.max()), "attention")
+        label_attention(axes[1], slots, weights.shape[2] - slots, at_most=8)
+        axes[1].set_xlabel("attended to: slot, and input (in)", fontsize=SMALL + 1)
+        axes[1].set_ylabel("attending slot", fontsize=SMALL + 1)
+    figure.suptitle(title, fontsize=SMALL + 2)
+
+    def draw(step: int) -> Any:
+        picture.set_data(frames[step])
+        axes[0].set_title(captions[step], fontsize=SMALL + 2)
+        if weights is not None:
+            images[0].set_data(weights[step, :, :slots])
+            images[1].set_data(weights[step, :, slots:])
+        return [picture, *images]
+
+    # Laid out once: a layout goes on from the last one, and frames would shift a little.
+    axes[0].set_title(max(captions, key=len), fontsize=SMALL + 2)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return FuncAnimation(figure, draw, frames=steps, blit=False)

@@ -1,0 +1,254 @@
+"""Agents, rollouts and the learner: resets, stored carries, ends of episodes, lag."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import struct
+
+from experiments.common.actor_critic import rollout
+from experiments.common.actor_critic.agent import Agent, Conv2x2, run
+from experiments.common.actor_critic.cores import AgentConfig, make_agent
+from experiments.common.actor_critic.evaluation import play, standard_error
+from experiments.common.actor_critic.learner import (
+    Learner,
+    LearnerConfig,
+    LearnerState,
+    rewards_and_discounts,
+)
+from rrnn_jax.envs import Box, BoxWorld, Environment
+from rrnn_jax.envs.environment import Transition
+
+ENVS, STEPS = 4, 14
+TINY = AgentConfig(mem_slots=2, num_heads=2, head_size=4, lstm_features=8, conv_features=3, width=8)
+BOXES = BoxWorld(grid_size=5, solution_length=(1,), num_distractors=(0,), max_steps=5)
+
+
+def make_learner(loss: str = "ppo", model: str = "rmc", **options: Any) -> Learner:
+    config = LearnerConfig(
+        loss=loss, unroll=STEPS, minibatch_envs=2, epochs=1, level_pool=8, fresh_levels=4, **options
+    )
+    agent = make_agent(TINY, model, BOXES.num_actions)
+    params = BOXES.default_params
+    return Learner(BOXES, params, params, agent, config, optax.sgd(0.1), ENVS, 10)
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return make_learner()
+
+
+@pytest.fixture(scope="module")
+def state(learner) -> LearnerState:
+    """A state in the middle of play: the carries are not the initial ones."""
+    state = jax.jit(learner.init)(jax.random.key(0))
+    return jax.jit(learner.update)(state, jax.random.key(1))[0]
+
+
+@pytest.fixture(scope="module")
+def played(learner, state):
+    params = learner.env_params.replace(levels=state.levels)
+    return jax.jit(
+        lambda play, key: rollout.rollout(
+            learner.env, learner.agent, state.params, play, key, params, STEPS
+        )
+    )(state.play, jax.random.key(2))
+
+
+def test_convolution_is_flaxs():
+    x = jax.random.normal(jax.random.key(0), (3, 2, 5, 6, 4))
+    ours, theirs = Conv2x2(7), nn.Conv(7, (2, 2))
+    variables = theirs.init(jax.random.key(1), x)
+    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x))
+    assert shapes == jax.tree.map(jnp.shape, variables)
+    variables = jax.tree.map(lambda p: p + 0.1, variables)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["rmc", "lstm", "conv_lstm", "none"])
+def test_resets_begin_anew(model):
+    """Two episodes in a row give what two runs give, the second from the initial memory."""
+    agent = make_agent(TINY, model, 4)
+    keys = jax.random.split(jax.random.key(3), 4)
+    obs = jax.random.uniform(keys[0], (6, 2, 5, 5, 6))
+    actions = jax.random.randint(keys[1], (6, 2), 0, 4, jnp.int32)
+    rewards = jax.random.normal(keys[2], (6, 2))
+    resets = jnp.zeros((6, 2), bool).at[3].set(True)
+    fresh = agent.initial_carry((5, 5, 6), 2)
+    other = jax.tree.map(lambda x: x + 0.5, fresh)
+    inputs = (obs, resets, actions, rewards)
+    variables = agent.init(keys[3], fresh, *inputs)
+    apply = jax.jit(lambda carry, inputs: run(agent, variables, carry, inputs))
+    _, logits, values = apply(other, inputs)
+    _, first, _ = apply(other, jax.tree.map(lambda x: x[:3], inputs))
+    _, second, v = apply(fresh, jax.tree.map(lambda x: x[3:], inputs))
+    np.testing.assert_allclose(logits, jnp.concatenate([first, second]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(values[3:], v, rtol=1e-4, atol=1e-6)
+    if model != "none":  # The carry matters, without a reset.
+        _, unlike, _ = apply(fresh, jax.tree.map(lambda x: x[:3], inputs))
+        assert not np.allclose(first, unlike, rtol=1e-4, atol=1e-6)
+
+
+def test_stored_carry_and_trajectory_replay_the_rollout(learner, state, played):
+    _, trajectory, _ = played
+    assert trajectory.resets.any()  # Episodes are at most 6 steps long.
+    _, logits, values = run(learner.agent, state.params, state.play.carry, trajectory[:4])
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), trajectory.actions[..., None], -1)
+    np.testing.assert_allclose(chosen[..., 0], trajectory.log_probs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values, trajectory.values, rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_keeps_the_books(played):
+    """Last actions, resets and the returns of finished episodes, against a loop in NumPy."""
+    play, trajectory, metrics = jax.device_get(played)
+    done = trajectory.terminated | trajectory.truncated
+    np.testing.assert_array_equal(trajectory.resets[1:], done[:-1])
+    np.testing.assert_array_equal(trajectory.last_actions[1:], trajectory.actions[:-1])
+    np.testing.assert_array_equal(trajectory.last_rewards[1:], trajectory.rewards[:-1])
+    np.testing.assert_array_equal(play.reset, done[-1])
+    returns, lengths = [], []
+    for b in range(ENVS):
+        starts = np.flatnonzero(trajectory.resets[:, b])
+        ends = np.flatnonzero(done[starts[0] :, b]) + starts[0]
+        for start, end in zip(starts, ends, strict=False):  # The last one goes on.
+            returns.append(trajectory.rewards[start : end + 1, b].sum())
+            lengths.append(end + 1 - start)
+    # The first episodes had begun before; what is known of all is that none is longer than 6.
+    assert metrics["length"].count == done.sum() >= len(returns) > 0
+    assert max(lengths) <= 6
+    assert (trajectory.cut_values == 0).all()  # BoxWorld is never cut off.
+
+
+def test_truncation_bootstraps_and_termination_does_not():
+    config = LearnerConfig(reward_scale=0.5, discount=0.8)
+    zeros = jnp.zeros((3,))
+    trajectory = rollout.Trajectory(
+        *[zeros] * 7,
+        rewards=jnp.array([2.0, 2.0, 2.0]),
+        terminated=jnp.array([False, True, False]),
+        truncated=jnp.array([False, False, True]),
+        cut_values=jnp.array([0.0, 0.0, 10.0]),
+    )
+    rewards, discounts = rewards_and_discounts(trajectory, config)
+    np.testing.assert_allclose(rewards, [1.0, 1.0, 1.0 + 0.8 * 10.0])
+    np.testing.assert_allclose(discounts, [0.8, 0.0, 0.0])
+
+
+@struct.dataclass
+class Params:
+    levels: None = None
+
+
+class Count(Environment):
+    """Counts to 3, shows the count, and cuts the episode off there."""
+
+    default_params = Params()
+    can_truncate = True
+    num_actions = 2
+
+    def observation_space(self, params=None):
+        return Box(0.0, 3.0, (2, 2, 1))
+
+    def draw_level(self, key, params):
+        return jnp.int32(0)
+
+    def start(self, level, params):
+        return level
+
+    def get_obs(self, state, params):
+        return jnp.full((2, 2, 1), state, jnp.float32)
+
+    def transition(self, key, state, action, params):
+        new = state + 1
+        no = jnp.zeros((), bool)
+        return Transition(new, new, jnp.float32(1), no, new == 3, {})
+
+
+def test_a_cut_episode_counts_with_the_value_of_its_last_state():
+    env, agent = Count(), Agent(2, width=4)
+    game = rollout.begin(env, agent, jax.random.key(0), env.default_params, 2)
+    inputs = jax.tree.map(lambda x: x[None], (game.obs, game.reset, game.action, game.reward))
+    variables = agent.init(jax.random.key(1), (), *inputs)
+    _, trajectory, metrics = rollout.rollout(
+        env, agent, variables, game, jax.random.key(2), env.default_params, 4
+    )
+    np.testing.assert_array_equal(trajectory.truncated[:, 0], [False, False, True, False])
+    np.testing.assert_array_equal(trajectory.obs[:, 0, 0, 0, 0], [0, 1, 2, 0])  # 3 is not shown,
+    last = jnp.full((1, 2, 2, 2, 1), 3.0)  # but valued.
+    inputs = (last, jnp.zeros((1, 2), bool), trajectory.actions[2:3], trajectory.rewards[2:3])
+    _, _, values = run(agent, variables, (), inputs)
+    np.testing.assert_allclose(trajectory.cut_values[2], values[0], rtol=1e-5)
+    assert not trajectory.cut_values[jnp.array([0, 1, 3])].any()
+    assert metrics["return"].value() == 3.0
+    ended = play(env, agent, variables, jax.random.key(3), env.default_params, 5)
+    np.testing.assert_array_equal(ended.total, np.full(5, 3.0))
+    np.testing.assert_array_equal(ended.length, np.full(5, 3))
+
+
+def test_first_minibatch_is_on_policy_and_later_ones_lag():
+    """With V-trace the ratios of the first minibatch are 1; those of the second are not."""
+    learner = make_learner("vtrace", model="lstm")
+    state = jax.jit(learner.init)(jax.random.key(0))
+    whole = dataclasses.replace(learner.config, minibatch_envs=ENVS)
+    once = jax.jit(learner._replace(config=whole).update)(state, jax.random.key(1))[1]
+    twice = jax.jit(learner.update)(state, jax.random.key(1))[1]
+    assert abs(float(once["kl"].value())) < 1e-9
+    assert float(twice["kl"].value()) > 1e-9
+    assert twice["loss"].count == 2
+
+
+def test_pool_is_refilled_in_turn(learner):
+    state = jax.jit(learner.init)(jax.random.key(0))
+    refill = jax.jit(learner._refill)
+    once = refill(state.levels, jnp.int32(0), jax.random.key(5))
+    twice = refill(once, jnp.int32(1), jax.random.key(6))
+    changed = [(a.grid != b.grid).any((1, 2)) for a, b in ((state.levels, once), (once, twice))]
+    assert changed[0][:4].any()
+    assert not changed[0][4:].any()
+    assert changed[1][4:].any()
+    assert not changed[1][:4].any()
+
+
+def test_curriculum_begins_with_easy_levels():
+    easy = BoxWorld(grid_size=8, solution_length=(1,), num_distractors=(0,)).default_params
+    env = BoxWorld(grid_size=8, solution_length=(2,), num_distractors=(1,))
+    learner = make_learner(easy_share=0.5)
+    learner = learner._replace(env=env, env_params=env.default_params, easy_params=easy)
+    draw = jax.jit(learner._draw, static_argnums=1)
+    for step, expected in ((0, 1), (4, 1), (5, 2), (9, 2)):
+        levels = draw(jax.random.key(step), 3, jnp.int32(step))
+        assert (levels.solution_length == expected).all()
+
+
+def test_standard_error_by_hand():
+    values = np.array([1.0, 2.0, 4.0, 5.0])
+    expected = values.std(ddof=1) / 2
+    assert standard_error(3.0, float((values**2).mean()), 4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "dqn"}, "loss must be one of 'ppo', 'vtrace'; got 'dqn'"),
+        ({"unroll": 0}, "unroll must be at least 1, got 0"),
+        ({"discount": 1.1}, r"discount must lie in \[0, 1\], got 1.1"),
+        ({"entropy_cost": -1.0}, "entropy_cost must not be negative, got -1.0"),
+        ({"clip_rho": 0.0}, "clip_rho must be positive, got 0.0"),
+        ({"level_pool": 100}, "level_pool must be 0 or a multiple of fresh_levels 128, got 100"),
+        ({"level_pool": 0, "easy_share": 0.5}, "easy_share must be 0 without a level_pool"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        LearnerConfig(**options)
+
+
+def test_minibatches_must_fit():
+    with pytest.raises(ValueError, match="minibatch_envs must divide batch_size=100, got 64"):
+        LearnerConfig().gradient_steps(100)
+    assert LearnerConfig(epochs=3).gradient_steps(256) == 12

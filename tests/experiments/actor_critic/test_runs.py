@@ -1,0 +1,113 @@
+"""Runs of the two commands at tiny sizes: files, resume to the bit, refusals, both losses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import box_world, mini_pacman
+from experiments.box_world.__main__ import main
+from experiments.box_world.train import make_game
+from experiments.common.actor_critic import runs
+from experiments.common.cli import EXIT_REFUSED
+
+TINY = dataclasses.replace(
+    box_world.PRESETS["smoke"],
+    model="rmc",
+    task=dataclasses.replace(
+        box_world.PRESETS["smoke"].task, grid_size=5, max_steps=4, test_episodes=8
+    ),
+    agent=dataclasses.replace(
+        box_world.PRESETS["smoke"].agent,
+        mem_slots=2, num_heads=2, head_size=2, lstm_features=4, conv_features=2, width=4,
+    ),
+    learner=dataclasses.replace(
+        box_world.PRESETS["smoke"].learner,
+        unroll=3, minibatch_envs=2, epochs=1, level_pool=8, fresh_levels=4,
+    ),
+    train=dataclasses.replace(
+        box_world.PRESETS["smoke"].train,
+        steps=4, batch_size=4, chunk_steps=2, eval_every=2, eval_samples=4, checkpoint_every=2,
+    ),
+)  # fmt: skip
+
+
+def with_steps(config, steps, **learner):
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=steps),
+        learner=dataclasses.replace(config.learner, **learner),
+    )
+
+
+def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
+    """Environments, carries, levels and optimiser come back as they were."""
+    whole = box_world.train(TINY, tmp_path / "whole", progress=False)["rmc"]
+    # Stopped after two updates: time is over at once.
+    limited = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, minutes=1e-9))
+    with pytest.raises(Exception, match="stopped at step 2"):
+        box_world.train(limited, tmp_path / "cut", progress=False)
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    config["train"]["minutes"] = None
+    (tmp_path / "cut" / "config.json").write_text(json.dumps(config))
+    box_world.train(TINY, tmp_path / "cut", progress=False)
+    files = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    assert whole["frames"] == 4 * 4 * 3
+    assert 0 <= whole["random"]["solved"] <= 1
+    assert {"return", "greedy_solved", "length"} <= set(whole["test"])
+    for plot in ("score.png", "return.png", "entropy.png", "episode.gif"):
+        assert (tmp_path / "whole" / "plots" / plot).stat().st_size > 500
+    again = box_world.evaluate(TINY, tmp_path / "whole")["rmc"]
+    assert again["evaluation"] == whole["test"]
+    table = runs.table({"rmc": whole}, make_game(TINY))
+    assert "| Relational Memory Core |" in table
+    assert f"{whole['test']['solved'][0]:.3g} ±" in table
+
+
+def test_mini_pacman_with_vtrace_and_two_seeds(tmp_path):
+    config = dataclasses.replace(
+        mini_pacman.PRESETS["quick"],
+        model="none",
+        task=dataclasses.replace(
+            mini_pacman.PRESETS["quick"].task, mode="rush", max_frames=5, test_episodes=4
+        ),
+        agent=TINY.agent,
+        learner=dataclasses.replace(TINY.learner, loss="vtrace", level_pool=0),
+        train=dataclasses.replace(TINY.train, steps=2, num_seeds=2),
+    )
+    result = mini_pacman.train(config, tmp_path, progress=False)["none"]
+    assert len(result["test"]["return"]) == 2
+    assert result["test"]["return"][0] != result["test"]["return"][1]
+    assert max(result["test"]["length"]) <= 5
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["split"] == "train"]
+    assert all(np.isfinite([row["loss"], row["entropy"], row["kl"]]).all() for row in trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "100"], "--minibatch-envs must divide --batch-size=100, got 64"),
+        (["--grid-size", "6"], "--grid-size 6 has room for 2 items at most"),
+        (["--entropy-cost", "-1"], "--entropy-cost must not be negative, got -1.0"),
+        (["--discount", "2"], r"--discount must lie in"),
+    ],
+)
+def test_bad_options_are_refused(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--run-dir", str(tmp_path)])
+    assert stopped.value.code == EXIT_REFUSED
+    said = capsys.readouterr().err
+    assert message.split(" must")[0].lstrip("-") in said.replace("_", "-")
+    assert not list(tmp_path.iterdir())
+
+
+def test_presets_are_the_papers():
+    paper = box_world.PRESETS["paper"]
+    frames = paper.train.steps * paper.train.batch_size * paper.learner.unroll
+    assert frames == pytest.approx(1e9, rel=1e-5)
+    assert (paper.learner.unroll, paper.learner.minibatch_envs) == (40, 32)
+    assert paper.learner.gradient_steps(paper.train.batch_size) == 3
+    assert paper.agent.mem_slots * paper.agent.num_heads * paper.agent.head_size == 1024
