@@ -1,7 +1,7 @@
 """Keeps a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
 
 Collects what the READMEs quote of a run, or of the runs of several models below it: command,
-config, environment, summary and the curves of accuracy go into ``experiments/results/NAME.json``,
+config, environment, summary and the curves of the score go into ``experiments/results/NAME.json``,
 the plot into ``NAME.png``.
 """
 
@@ -17,6 +17,12 @@ from experiments.common.run_directory import read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 
+CURVES = ("accuracy", "solved", "return")
+"""Metrics of evaluations whose curves are kept."""
+
+PLOTS = ("accuracy.png", "score.png")
+"""The plot that is kept: the first of these."""
+
 
 def collect(run_dir: Path) -> dict[str, Any]:
     """The numbers of a run, or of each run in the directories below it.
@@ -29,17 +35,18 @@ def collect(run_dir: Path) -> dict[str, Any]:
         if not found:
             raise FileNotFoundError(f"no run in {run_dir}")
         return {path.name: collect(path) for path in found}
-    curves = curve(read_metrics(run_dir), "valid", "accuracy")
+    rows = read_metrics(run_dir)
     found = {"environment": read_environment(run_dir)}
     found |= {name: read_json(run_dir / f"{name}.json") for name in ("config", "summary")}
     found["environment"]["command"] = without_place(found["environment"]["command"])
-    return {
-        **found,
-        "accuracy": {
-            str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
-            for seed, (steps, values) in curves.items()
-        },
-    }
+    for metric in CURVES:
+        curves = curve(rows, "valid", metric)
+        if curves:
+            found[metric] = {
+                str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
+                for seed, (steps, values) in curves.items()
+            }
+    return found
 
 
 def without_place(command: str) -> str:
@@ -60,8 +67,8 @@ def main() -> None:
     target = RESULTS / f"{arguments.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, collect(arguments.run_dir))
-    plot = arguments.run_dir / "plots" / "accuracy.png"
-    if plot.exists():
+    plots = [arguments.run_dir / "plots" / name for name in PLOTS]
+    for plot in [path for path in plots if path.exists()][:1]:
         shutil.copyfile(plot, target.with_suffix(".png"))
     print(f"wrote {target}")
 
