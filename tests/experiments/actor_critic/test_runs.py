@@ -14,7 +14,7 @@ from experiments.common.cli import EXIT_REFUSED
 
 TINY = dataclasses.replace(
     box_world.PRESETS["smoke"],
-    model="rmc",
+    model="lstm",
     task=dataclasses.replace(
         box_world.PRESETS["smoke"].task, grid_size=5, max_steps=4, test_episodes=8
     ),
@@ -41,9 +41,10 @@ def with_steps(config, steps, **learner):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     """Environments, carries, levels and optimiser come back as they were."""
-    whole = box_world.train(TINY, tmp_path / "whole", progress=False)["rmc"]
+    whole = box_world.train(TINY, tmp_path / "whole", progress=False)["lstm"]
     # Stopped after two updates: time is over at once.
     limited = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, minutes=1e-9))
     with pytest.raises(Exception, match="stopped at step 2"):
@@ -59,13 +60,14 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert {"return", "greedy_solved", "length"} <= set(whole["test"])
     for plot in ("score.png", "return.png", "entropy.png", "episode.gif"):
         assert (tmp_path / "whole" / "plots" / plot).stat().st_size > 500
-    again = box_world.evaluate(TINY, tmp_path / "whole")["rmc"]
+    again = box_world.evaluate(TINY, tmp_path / "whole")["lstm"]
     assert again["evaluation"] == whole["test"]
-    table = runs.table({"rmc": whole}, make_game(TINY))
-    assert "| Relational Memory Core |" in table
+    table = runs.table({"lstm": whole}, make_game(TINY))
+    assert "| LSTM |" in table
     assert f"{whole['test']['solved'][0]:.3g} ±" in table
 
 
+@pytest.mark.slow
 def test_mini_pacman_with_vtrace_and_two_seeds(tmp_path):
     config = dataclasses.replace(
         mini_pacman.PRESETS["quick"],
