@@ -55,7 +55,7 @@ def episode_animation(
     axes = figure.subplots(1, 1 if weights is None else 2, squeeze=False)[0]
     picture = axes[0].imshow(frames[0], interpolation="nearest")
     axes[0].set(xticks=[], yticks=[])
-    images: list[Any] = []
+    images: Any = ()
     slots = 0
     if weights is not None:
         slots = weights.shape[1]

@@ -10,17 +10,16 @@ import numpy as np
 from experiments.common.actor_critic import rollout
 from experiments.common.actor_critic.agent import Agent
 from rrnn_jax import RelationalMemoryCell
-from rrnn_jax.envs import BoxWorld, MiniPacman
 from rrnn_jax.visualize import episode_animation, save_gif
 
 
 def record(
-    env: BoxWorld | MiniPacman, agent: Agent, variables: Any, key: jax.Array, at_most: int = 150
+    env: Any, agent: Agent, variables: Any, key: jax.Array, at_most: int = 150
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Plays one episode with drawn actions.
 
     Args:
-      env: the environment.
+      env: the environment, one that can `render`.
       agent: the agent.
       variables: its parameters.
       key: a PRNG key.
