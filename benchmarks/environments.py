@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.machine import count_threads, describe_machine, limit_threads
-from benchmarks.records import append_rows
 from benchmarks.timing import Run, interleave
+from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.records import append_rows
 from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
 
 SCHEMA = 1
@@ -66,9 +66,9 @@ def main(args: Sequence[str] | None = None) -> int:
         {
             "schema": SCHEMA,
             "benchmark": "environments",
-            "threads": count_threads(),
+            "threads": count_cores(),
             "clock": given.clock,
-            "environment": describe_machine(),
+            "environment": describe_environment(),
             "program": name,
             "environments": programs[name].envs,
             "seconds": dataclasses.asdict(timing),
