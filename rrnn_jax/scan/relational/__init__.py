@@ -86,7 +86,7 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     axes = varying_axes(params, request.sequence, request.carry, request.fresh)
     params, carry, fresh = varying_over(axes, (params, request.carry, request.fresh))
     inputs, resets, mask, valid = time_first(request)
-    settings = _settings(request, params, carry)
+    settings, length = _settings(request, params, carry)
     # In bfloat16 sums of gradients over many steps, or chunks of them, would stand still.
     params = jax.tree.map(lambda p: p.astype(accumulation_dtype(p.dtype)), params)
     weights = core_weights(cell, params)
@@ -97,7 +97,6 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
         return recurrence(settings, weights, carried, fresh, Timed(terms, *flags))
 
     first = Carried(carry, None if valid is None else carry)
-    length = _chunk_length(request, settings)
     xs = (inputs, resets, mask, valid)
     if length is None:
         carried, outputs = over(first, xs)
@@ -134,40 +133,38 @@ def outputs_of(request: Request, final: Carry, carries: Carry) -> SequenceOutput
     return SequenceOutputs(final, outputs, carries if request.all_carries else None)
 
 
-def _settings(request: Request, params: Mapping[str, Any], carry: Carry) -> Settings:
+def _settings(
+    request: Request, params: Mapping[str, Any], carry: Carry
+) -> tuple[Settings, int | None]:
+    """How a request is run, and the steps of a chunk if only carries between chunks are stored."""
     cell: Any = request.cell
     inputs = request.sequence.inputs
     rows = product_of((*request.batch, cell.mem_slots))
     typed = has_explicit_axes(inputs) or bool(varying_axes(params))
     cpu = platform() == "cpu" and not typed
     large = cpu and _has_large_kernels(cell, rows, request.steps)
-    store = request.remat in ("none", "save_products")
-    return Settings(
+    length = _chunk_length(request, rows, large)
+    settings = Settings(
         cell=cell.clone(parent=None, name=None),
         dtypes=product_dtypes(cell, params, inputs.dtype, carry),
         cpu=cpu,
         transpose=large and _pays_to_transpose(request.steps),
         apart=large,
-        time_axis=request.time_axis if _chunks(request, large) is None else 0,
+        time_axis=request.time_axis if length is None else 0,
         capture=request.capture,
-        store=store or _chunks(request, large) is not None,
+        store=length is not None or request.remat in ("none", "save_products"),
         unroll=request.lifting.unroll,
     )
+    return settings, length
 
 
-def _chunk_length(request: Request, settings: Settings) -> int | None:
-    return _chunks(request, settings.apart)
-
-
-def _chunks(request: Request, apart: bool) -> int | None:
-    """Steps of a chunk, if only the carries between chunks are to be stored."""
-    cell: Any = request.cell
-    steps, rows = product_of((request.steps,)), product_of((*request.batch, cell.mem_slots))
-    if steps is None or rows is None:
+def _chunk_length(request: Request, rows: int | None, apart: bool) -> int | None:
+    steps = product_of((request.steps,))
+    if steps is None:
         return None
     if request.remat == "chunked":
         return max(1, math.isqrt(steps))
-    if request.remat == "full" and apart:  # As many as one gradient of a kernel wants.
+    if request.remat == "full" and apart and rows:  # As many as one gradient of a kernel wants.
         return max(1, min(steps, ROWS_PER_GRADIENT // rows))
     return None
 
