@@ -131,6 +131,10 @@ def make_problem(case: Case, inputs: int = 5) -> Problem:
     params = random_variables(cell, carry, x[:, 0])["params"]
     # Kernels as at their start; biases and scales drawn wide.
     params = jax.tree.map(lambda a: a if a.ndim == 1 else 2 * a / a.shape[0] ** 0.5, params)
+    # Most hidden units far from zero: at a ReLU whatever rounding turns is a matter of chance.
+    for j in range(cell.attention_mlp_layers - 1):
+        layer = params["memory"]["mlp"][f"layer_{j}"]
+        layer["bias"] += 2 * jnp.sign(layer["bias"])
     resets = jnp.asarray(rng.random((B, T)) < 0.4).at[0, 1].set(True)
     mask = jnp.asarray(rng.random((B, T)) < 0.7).at[0, 0].set(False)
     arrays = [x, resets, mask, normal(rng, (B, T, S * F))]
