@@ -108,8 +108,8 @@ def test_bad_options_of_mini_pacman(options, error, message):
         MiniPacman(**options)
 
 
-def test_runs_in_gymnax(env):
-    """Gymnax's own `step` and `reset` run on these environments and give the same."""
+def test_is_shaped_as_gymnaxs(env):
+    """These environments have what gymnax's base class has, and its own `reset` runs on them."""
     gymnax = pytest.importorskip("gymnax.environments.environment")
     theirs, params = gymnax.Environment, env.default_params
     names = [name for name in vars(theirs) if not name.startswith("_")]

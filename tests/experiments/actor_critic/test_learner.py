@@ -25,6 +25,7 @@ from rrnn_jax.envs import Box, BoxWorld, Environment
 from rrnn_jax.envs.environment import Transition
 
 ENVS, STEPS = 4, 14
+SLOW = ("lstm", "conv_lstm", "none")
 TINY = AgentConfig(mem_slots=2, num_heads=2, head_size=4, lstm_features=8, conv_features=3, width=8)
 BOXES = BoxWorld(grid_size=5, solution_length=(1,), num_distractors=(0,), max_steps=5)
 
@@ -70,7 +71,9 @@ def test_convolution_is_flaxs():
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["rmc", "lstm", "conv_lstm", "none"])
+@pytest.mark.parametrize(
+    "model", ["rmc", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_resets_begin_anew(model):
     """Two episodes in a row give what two runs give, the second from the initial memory."""
     agent = make_agent(TINY, model, 4)
@@ -190,6 +193,7 @@ def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     np.testing.assert_array_equal(ended.length, np.full(5, 3))
 
 
+@pytest.mark.slow
 def test_first_minibatch_is_on_policy_and_later_ones_lag():
     """With V-trace the ratios of the first minibatch are 1; those of the second are not."""
     learner = make_learner("vtrace", model="lstm")
@@ -202,8 +206,7 @@ def test_first_minibatch_is_on_policy_and_later_ones_lag():
     assert twice["loss"].count == 2
 
 
-def test_pool_is_refilled_in_turn(learner):
-    state = jax.jit(learner.init)(jax.random.key(0))
+def test_pool_is_refilled_in_turn(learner, state):
     refill = jax.jit(learner._refill)
     once = refill(state.levels, jnp.int32(0), jax.random.key(5))
     twice = refill(once, jnp.int32(1), jax.random.key(6))
@@ -214,6 +217,7 @@ def test_pool_is_refilled_in_turn(learner):
     assert not changed[1][:4].any()
 
 
+@pytest.mark.slow
 def test_curriculum_begins_with_easy_levels():
     easy = BoxWorld(grid_size=8, solution_length=(1,), num_distractors=(0,)).default_params
     env = BoxWorld(grid_size=8, solution_length=(2,), num_distractors=(1,))
