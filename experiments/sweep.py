@@ -1,0 +1,180 @@
+"""Tunes models alike: ``python -m experiments.sweep EXPERIMENT --models M... --vary OPTION V...``.
+
+Trains every model with every setting, each in a run directory of its own, several at once; skips
+what is done. The best setting of a model is chosen on the validation stream ("valid", the mean of
+the seeds after the last update) and reported on the test stream, which nothing was chosen on::
+
+    python -m experiments.sweep nth_farthest --models rmc lstm --vary learning-rate 1e-3 3e-3 \
+        --vary lstm:lstm-features 128 256 --jobs 2 -- --preset small --num-seeds 3
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common.cli import exit_code
+from experiments.common.launch import run_commands
+from experiments.common.records import read_json, write_json, write_text
+from experiments.common.refused import RefusedError
+
+Setting = dict[str, str]
+"""Options of a run, by name without dashes."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    end = args.index("--") if "--" in args else len(args)
+    given, options = _parser().parse_args(args[:end]), args[end + 1 :]
+    directory = given.run_dir or Path("runs") / "sweep" / given.experiment
+    codes: dict[Path, int] = {}
+
+    def action() -> None:
+        if given.jobs < 1:
+            raise RefusedError(f"--jobs must be at least 1, got {given.jobs}")
+        runs = {
+            directory / model / name_of(setting): (model, setting)
+            for model in given.models
+            for setting in settings_of(model, given.vary or [])
+        }
+        _check_same(directory, given.experiment, options)
+        todo = {
+            run_dir: command_of(given.experiment, model, setting, options, run_dir)
+            for run_dir, (model, setting) in runs.items()
+            if not (run_dir / "summary.json").exists()
+        }
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
+        codes.update(run_commands(todo, given.jobs, given.progress))
+        rows = collect(runs)
+        print(to_markdown(rows), end="")
+        write_text(directory / "sweep.md", to_markdown(rows))
+        write_json(directory / "sweep.json", rows)
+
+    return exit_code(action) or next(filter(None, codes.values()), 0)
+
+
+def settings_of(model: str, vary: Sequence[Sequence[str]]) -> list[Setting]:
+    """All combinations of the values of options, as far as they are for a model.
+
+    >>> settings_of("rmc", [["learning-rate", "1e-3", "3e-3"], ["lstm:lstm-layers", "1", "2"]])
+    [{'learning-rate': '1e-3'}, {'learning-rate': '3e-3'}]
+    """
+    axes: dict[str, Sequence[str]] = {}
+    for name, *values in vary:
+        owner, _, option = name.rpartition(":")
+        if not values:
+            raise RefusedError(f"--vary {name} must have values")
+        if owner in ("", model):
+            axes[option.lstrip("-")] = values
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def name_of(setting: Setting) -> str:
+    """The directory of a setting.
+
+    >>> name_of({"learning-rate": "1e-3", "lstm-layers": "2"})
+    'learning-rate_1e-3,lstm-layers_2'
+    """
+    return ",".join(f"{name}_{value}" for name, value in setting.items()) or "default"
+
+
+def command_of(
+    experiment: str, model: str, setting: Setting, options: Sequence[str], run_dir: Path
+) -> list[str]:
+    """The command of a run; options of the setting come after those of all runs."""
+    own = [part for name, value in setting.items() for part in (f"--{name}", value)]
+    return [
+        *(sys.executable, "-m", f"experiments.{experiment}", *options, "--model", model, *own),
+        *("--run-dir", str(run_dir), "--no-progress"),
+    ]
+
+
+def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
+    """A row for each finished run; ``best`` marks the best of each model.
+
+    Raises:
+      FileNotFoundError: no run is finished.
+    """
+    rows = []
+    for run_dir, (model, setting) in runs.items():
+        if not (run_dir / "summary.json").exists():
+            continue
+        summary = read_json(run_dir / "summary.json")
+        summary = summary.get(model, summary)
+        score = summary["score"]
+        values = summary["evaluation"][score["name"]]
+        row = {"model": model, "setting": setting, "score": score["name"], "goal": score["goal"]}
+        row |= {"valid": values, "test": summary.get("test", {}).get(score["name"])}
+        rows.append({**row, "seeds": summary["seeds"], "parameters": summary["parameters"]})
+    if not rows:
+        raise FileNotFoundError("no run of the sweep is finished")
+    for model in {row["model"] for row in rows}:
+        own = [row for row in rows if row["model"] == model]
+        choose = max if own[0]["goal"] == "max" else min
+        best = choose(own, key=lambda row: statistics.fmean(row["valid"]))
+        best["best"] = True
+    return rows
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The best setting of each model with its test score, and all settings."""
+    name = rows[0]["score"]
+    lines = [
+        f"| model | best setting | valid {name} | test {name} | parameters | settings tried |",
+        "|---" * 6 + "|",
+    ]
+    for row in rows:
+        if row.get("best"):
+            tried = sum(other["model"] == row["model"] for other in rows)
+            cells = [row["model"], name_of(row["setting"]), _text(row["valid"]), _text(row["test"])]
+            lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}", str(tried)]) + " |")
+    lines += ["", f"| model | setting | valid {name} |", "|---" * 3 + "|"]
+    lines += [
+        f"| {row['model']} | {name_of(row['setting'])} | {_text(row['valid'])} |" for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(values: Sequence[float] | None) -> str:
+    """Mean and range of the seeds."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
+
+
+def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:
+    """A sweep's directory belongs to one experiment and its options; more settings may be added."""
+    path, wanted = directory / "options.json", [experiment, *options]
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    elif (found := read_json(path)) != wanted:
+        raise RefusedError(f"{directory} holds a sweep of {' '.join(found)}; "
+                           "choose another --run-dir")  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description="Trains models with several settings and reports the best of each.",
+        epilog="Options after -- are those of every run, such as -- --preset small --num-seeds 3.",
+    )
+    add = parser.add_argument
+    add("experiment", help="such as nth_farthest")
+    add("--models", nargs="+", required=True, help="names that the experiment's --model takes")
+    add("--vary", nargs="+", action="append", metavar=("OPTION", "VALUE"),
+        help="an option and its values, such as learning-rate 1e-3 3e-3; MODEL:OPTION for one "
+        "model alone; may be repeated: all combinations")  # fmt: skip
+    add("--run-dir", type=Path, help="default: runs/sweep/EXPERIMENT; again: goes on")
+    add("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    add("--progress", action=argparse.BooleanOptionalAction, default=True, help="draw a bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The sweep: what is run, what is skipped, and what is chosen on which stream."""
+
+import json
+import sys
+
+from experiments import sweep
+
+
+def fake(scores, calls):
+    """In place of training: summaries with scores by model and rate."""
+
+    def run_commands(commands, jobs, progress):
+        for run_dir, command in commands.items():
+            calls.append(command)
+            model = command[command.index("--model") + 1]
+            rate = command[command.index("--learning-rate") + 1]
+            valid, test = scores[model, rate]
+            run_dir.mkdir(parents=True)
+            summary = {
+                **{"seeds": [0, 1], "parameters": 1000, "evaluation": {"nats": valid}},
+                **{"test": {"nats": test}, "score": {"name": "nats", "goal": "min"}},
+            }
+            (run_dir / "summary.json").write_text(json.dumps(summary))
+        return dict.fromkeys(commands, 0)
+
+    return run_commands
+
+
+def test_the_best_is_chosen_on_valid_and_reported_on_test(tmp_path, monkeypatch, capsys):
+    scores = {
+        ("rmc", "1e-3"): ([2.0, 2.2], [1.0, 1.0]),  # Better on test, which must not count.
+        ("rmc", "3e-3"): ([1.8, 1.9], [3.0, 3.2]),
+        ("lstm", "1e-3"): ([1.0, 1.1], [1.5, 1.7]),
+        ("lstm", "3e-3"): ([1.2, 1.1], [1.4, 1.4]),
+    }
+    calls = []
+    monkeypatch.setattr(sweep, "run_commands", fake(scores, calls))
+    start = ["some", "--run-dir", str(tmp_path / "s"), "--vary", "learning-rate", "1e-3", "3e-3"]
+    assert sweep.main([*start, "--models", "rmc", "--", "--steps", "5"]) == 0
+    assert len(calls) == 2
+    assert calls[0][:5] == [sys.executable, "-m", "experiments.some", "--steps", "5"]
+    # Another model: what is done is skipped.
+    assert sweep.main([*start, "--models", "rmc", "lstm", "--", "--steps", "5"]) == 0
+    assert [command[command.index("--model") + 1] for command in calls] == ["rmc"] * 2 + [
+        "lstm"
+    ] * 2
+    printed = capsys.readouterr().out
+    assert "2 of 4 runs are done" in printed
+    best = "| rmc | learning-rate_3e-3 | 1.85 (1.8 to 1.9) | 3.1 (3 to 3.2) | 1,000 | 2 |"
+    assert best in printed
+    assert (
+        "| lstm | learning-rate_1e-3 | 1.05 (1 to 1.1) | 1.6 (1.5 to 1.7) | 1,000 | 2 |" in printed
+    )
+    assert (tmp_path / "s" / "sweep.md").read_text() in printed
+    assert sweep.main([*start, "--models", "rmc", "--", "--steps", "6"]) == 2
+    assert "holds a sweep of some --steps 5" in capsys.readouterr().err
+
+
+def test_settings_are_all_combinations_of_what_is_the_models():
+    vary = [["learning-rate", "1", "2"], ["lstm:lstm-layers", "1", "3"]]
+    assert len(sweep.settings_of("lstm", vary)) == 4
+    assert sweep.settings_of("lstm", vary)[1] == {"learning-rate": "1", "lstm-layers": "3"}
+    assert sweep.settings_of("rmc", []) == [{}]
+    assert sweep.main(["some", "--models", "rmc", "--vary", "steps"]) == 2
