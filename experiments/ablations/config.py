@@ -9,6 +9,7 @@ What to expect stands in README.md, with the hardware it was measured on.
 import dataclasses
 from typing import Literal
 
+from experiments.common.cells import LSTMConfig
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.config import TaskConfig as NthFarthestConfig
 from experiments.program_evaluation.config import DifficultyConfig
@@ -90,19 +91,6 @@ def misfit(gate_style: str, output_gate: bool, initial_memory: str) -> str | Non
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMConfig:
-    """The LSTM to compare with."""
-
-    lstm_features: int = 128
-    """Width of a layer."""
-    lstm_layers: int = 1
-    """Layers, with skip connections."""
-
-    def __post_init__(self) -> None:
-        check_positive(lstm_features=self.lstm_features, lstm_layers=self.lstm_layers)
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """The base of a grid: all that the numbers of its rows depend on."""
 
@@ -140,6 +128,7 @@ PRESETS: dict[str, Config] = {
         preset="quick",
         nth_farthest=NthFarthestConfig(num_objects=3, num_features=2),
         core=CoreConfig(head_size=32),
+        lstm=LSTMConfig(lstm_features=128),
         train=QUICK_TRAIN,
     ),
     "quick_program": Config(

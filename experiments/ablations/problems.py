@@ -20,7 +20,6 @@ from experiments.program_evaluation.data import Task, make_task
 from experiments.program_evaluation.metrics import answer_loss
 from experiments.program_evaluation.model import Model as ProgramModel
 from rrnn_jax import RelationalMemoryCell
-from rrnn_jax.baselines import StackedLSTMCell
 from rrnn_jax.initializers import identity_rows
 from rrnn_jax.tasks import curriculum, nth_farthest
 
@@ -36,8 +35,7 @@ def make_problem(row: RowConfig) -> Problem:
 def make_cell(row: RowConfig) -> nn.RNNCellBase:
     """The core of a row."""
     if row.model == "lstm":
-        lstm = row.config.lstm
-        return StackedLSTMCell(lstm.lstm_features, lstm.lstm_layers)
+        return row.config.lstm.make(None)
     core = row.config.core
     if core.initial_memory == "learned":
         return LearnedStartCell(_memory_core(core))

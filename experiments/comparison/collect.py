@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.common.cells import TITLES
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, first_step_at, read_metrics
 from experiments.common.records import read_json, read_rows
 from experiments.common.refused import RefusedError
 from experiments.common.run_directory import flatten, read_environment
 
-_MODEL_SECTIONS = ("rmc", "lstm", "dnc", "entnet", "dtype", "model")
+_MODEL_SECTIONS = (*TITLES, "dtype", "model")
 """Parts of a config that are a model's. All else but `train` says what the task is."""
 _IRRELEVANT = {
     *("preset", "implementation", "train.seed", "train.num_seeds", "train.micro_batch_size"),

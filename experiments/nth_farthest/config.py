@@ -10,6 +10,7 @@ What to expect of both stands in README.md, with the hardware it was measured on
 import dataclasses
 from typing import Literal
 
+from experiments.common.cells import CellConfigs, LSTMConfig, ModelName, RMCConfig
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.curriculum import CurriculumConfig
 from rrnn_jax.checks import check_positive
@@ -30,56 +31,14 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RMCConfig:
-    """The Relational Memory Core."""
-
-    mem_slots: int = 8
-    """Memory slots."""
-    num_heads: int = 8
-    """Attention heads."""
-    head_size: int = 32
-    """Size of a head; a slot is num_heads * head_size wide."""
-    num_blocks: int = 1
-    """Attention blocks per step."""
-    mlp_layers: int = 2
-    """Layers of the row-wise MLP."""
-    gate_style: Literal["unit", "memory", "none"] = "unit"
-    """A gate per memory unit, per slot, or none."""
-    qkv_norm: bool = True
-    """LayerNorm of queries, keys and values."""
-
-    def __post_init__(self) -> None:
-        check_positive(
-            mem_slots=self.mem_slots,
-            num_heads=self.num_heads,
-            head_size=self.head_size,
-            num_blocks=self.num_blocks,
-            mlp_layers=self.mlp_layers,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class LSTMConfig:
-    """The LSTM baseline."""
-
-    lstm_features: int = 512
-    """Width of a layer."""
-    lstm_layers: int = 1
-    """Layers, with skip connections."""
-
-    def __post_init__(self) -> None:
-        check_positive(lstm_features=self.lstm_features, lstm_layers=self.lstm_layers)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CellConfigs):
     """All that a run's numbers depend on."""
 
     preset: Literal["quick", "laptop", "paper", "small"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores), "laptop" (an hour or so), "paper" (the
     paper's sizes, for a GPU) or "small" (4 objects of 4 features)."""
-    model: Literal["all", "rmc", "lstm"] = "all"
-    """Which model; "all" trains one after the other and compares them."""
+    model: ModelName = "all"
+    """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of products. Parameters, norms, softmax and memory are float32 always."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
@@ -89,8 +48,6 @@ class Config:
     staged: bool = True
     """Train on the stages of the curriculum; if not, on what is evaluated, from the start."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
-    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
-    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 

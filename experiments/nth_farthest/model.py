@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.common.cells import make_cell
 from experiments.common.modules import MLP
 from experiments.nth_farthest.config import Config
-from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.baselines import StackedLSTMCell
+from rrnn_jax import RNN
 from rrnn_jax.typing import Array, Dtype, Implementation
 
 
@@ -46,23 +46,10 @@ def make_model(config: Config) -> Model:
       ValueError: `config.model` does not name one model.
     """
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    implementation = config.implementation
-    if config.model == "rmc":
-        rmc = config.rmc
-        cell: nn.RNNCellBase = RelationalMemoryCell(
-            mem_slots=rmc.mem_slots,
-            head_size=rmc.head_size,
-            num_heads=rmc.num_heads,
-            num_blocks=rmc.num_blocks,
-            attention_mlp_layers=rmc.mlp_layers,
-            gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
-            qkv_norm=rmc.qkv_norm,
-            dtype=dtype,
-        )
-    elif config.model == "lstm":
-        lstm = config.lstm
-        cell = StackedLSTMCell(lstm.lstm_features, lstm.lstm_layers, dtype=dtype)
-        implementation = "auto"
-    else:
-        raise ValueError(f"model must be 'rmc' or 'lstm', got {config.model!r}")
-    return Model(cell, config.task.num_objects, config.readout_features, implementation, dtype)
+    return Model(
+        make_cell(config, config.model, config.dtype),
+        config.task.num_objects,
+        config.readout_features,
+        config.implementation if config.model == "rmc" else "auto",
+        dtype,
+    )

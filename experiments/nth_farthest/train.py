@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import loop
+from experiments.common.cells import TITLES as TITLES
+from experiments.common.cells import recipe
 from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem
@@ -16,14 +18,14 @@ from experiments.nth_farthest.model import make_model
 from rrnn_jax.tasks import nth_farthest
 
 MODELS = ("rmc", "lstm")
-TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
 
 
 def make_problem(config: Config) -> Problem:
     """Task and model of a config as the training loop wants them."""
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
     stages = config.curriculum if config.staged else None
-    return problem.make_problem(task, make_model(config), config.train, stages)
+    train = recipe(config, config.model, config.train)
+    return problem.make_problem(task, make_model(config), train, stages)
 
 
 def train(
@@ -71,8 +73,11 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
         directory = run_dir if len(names) == 1 else run_dir / name
         one = dataclasses.replace(config, model=name)
         check_run(directory, one)
-        step, means = loop.evaluate_run(make_problem(one), config.train, directory)
+        of_one = make_problem(one)
+        step, means = loop.evaluate_run(of_one, config.train, directory)
+        _, test = loop.evaluate_run(of_one, config.train, directory, "test")
         result[name] = {"step": step, "seeds": list(config.train.seeds), "evaluation": means}
+        result[name]["test"] = test
         write_evaluation(directory, result[name])
     return result
 

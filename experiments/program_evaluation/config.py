@@ -6,8 +6,16 @@ a GPU. What to expect of both stands in README.md, with the hardware it was meas
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
+from experiments.common.cells import (
+    CellConfigs,
+    DNCConfig,
+    EntNetConfig,
+    LSTMConfig,
+    ModelName,
+    RMCConfig,
+)
 from experiments.common.train_config import TrainConfig
 from rrnn_jax.checks import check_positive
 
@@ -51,90 +59,14 @@ class DifficultyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RMCConfig:
-    """The Relational Memory Core."""
-
-    mem_slots: int = 4
-    """Memory slots."""
-    num_heads: int = 4
-    """Attention heads."""
-    head_size: int = 128
-    """Size of a head; a slot is num_heads * head_size wide."""
-    num_blocks: int = 1
-    """Attention blocks per step."""
-    mlp_layers: int = 2
-    """Layers of the row-wise MLP."""
-    gate_style: Literal["unit", "memory", "none"] = "memory"
-    """A gate per memory unit, per slot, or none."""
-
-    def __post_init__(self) -> None:
-        _check_sizes(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class LSTMConfig:
-    """The LSTM baseline."""
-
-    lstm_features: int = 1024
-    """Width of a layer."""
-    lstm_layers: int = 2
-    """Layers, with skip connections."""
-
-    def __post_init__(self) -> None:
-        _check_sizes(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class DNCConfig:
-    """The Differentiable Neural Computer."""
-
-    memory_size: int = 80
-    """Rows of its memory."""
-    word_size: int = 64
-    """Width of a row."""
-    num_reads: int = 4
-    """Read heads."""
-    num_writes: int = 1
-    """Write heads."""
-    controller: Literal["auto", "lstm", "feedforward"] = "auto"
-    """Kind of controller; "auto": an LSTM for programs, feed-forward for memorization."""
-    controller_layers: int = 2
-    """Layers of the controller."""
-    lstm_size: int = 256
-    """Width of a layer of an LSTM controller."""
-    feedforward_size: int = 256
-    """Width of a layer of a feed-forward controller."""
-    dnc_outputs: int = 256
-    """Width of the output."""
-
-    def __post_init__(self) -> None:
-        _check_sizes(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class EntNetConfig:
-    """The Recurrent Entity Network."""
-
-    variant: Literal["lstm_bank", "henaff"] = "lstm_bank"
-    """"lstm_bank": the paper's bank of LSTMs; "henaff": the cell of Henaff et al. 2017."""
-    num_cells: int = 4
-    """Cells (entities)."""
-    cell_size: int = 256
-    """Width of each."""
-
-    def __post_init__(self) -> None:
-        _check_sizes(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CellConfigs):
     """All that a run's numbers depend on."""
 
     preset: Literal["quick", "paper"] = "quick"
     """Which defaults: "quick" (2 CPU cores) or "paper" (the paper's sizes)."""
     task: TaskName = "all"
     """Which task; "all" is every column of the paper's Table 1, one after the other."""
-    model: Literal["all", "lstm", "entnet", "dnc", "rmc"] = "all"
+    model: ModelName = "all"
     """Which model; "all" trains one after the other and compares them."""
     decoding: Literal["non_autoregressive", "teacher_forced", "autoregressive"] = (
         "non_autoregressive"
@@ -146,10 +78,6 @@ class Config:
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
-    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
-    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
-    dnc: DNCConfig = dataclasses.field(default_factory=DNCConfig)
-    entnet: EntNetConfig = dataclasses.field(default_factory=EntNetConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
     @property
@@ -168,18 +96,12 @@ class Config:
         return "all" not in (self.task, self.model)
 
 
-def _check_sizes(config: Any) -> None:
-    """Refuses a number below one, before anything is written."""
-    sizes = {name: value for name, value in vars(config).items() if isinstance(value, int)}
-    check_positive(**sizes)
-
-
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
         difficulty=DifficultyConfig(length=2, nesting=1, memorization_length=5),
-        rmc=RMCConfig(mem_slots=4, num_heads=4, head_size=16),
-        lstm=LSTMConfig(lstm_features=60),
+        rmc=RMCConfig(mem_slots=4, num_heads=4, head_size=16, gate_style="memory"),
+        lstm=LSTMConfig(lstm_features=60, lstm_layers=2),
         dnc=DNCConfig(
             memory_size=16,
             word_size=16,
@@ -206,6 +128,8 @@ PRESETS: dict[str, Config] = {
     # those of the sweeps there; which of them were the best for a task is not stated.
     "paper": Config(
         preset="paper",
+        rmc=RMCConfig(mem_slots=4, num_heads=4, head_size=128, gate_style="memory"),
+        lstm=LSTMConfig(lstm_features=1024, lstm_layers=2),
         train=TrainConfig(
             steps=200_000,
             batch_size=128,

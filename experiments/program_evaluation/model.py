@@ -4,17 +4,18 @@ One core is encoder and decoder: it reads the input, and goes on from where it s
 steps as the answer may have characters. An MLP turns each of those steps' outputs into logits.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.common import cells
 from experiments.common.modules import MLP
-from experiments.program_evaluation.config import MEMORIZATION, Config, DNCConfig
-from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
-from rrnn_jax.typing import Array, Carry, Dtype
+from experiments.program_evaluation.config import MEMORIZATION, Config
+from rrnn_jax import RNN
+from rrnn_jax.typing import Array, Carry, Dtype, Implementation
 
 Decoding = Literal["non_autoregressive", "teacher_forced", "autoregressive"]
 
@@ -41,7 +42,7 @@ class Model(nn.Module):
     vocab_size: int
     output_steps: int
     decoding: Decoding = "non_autoregressive"
-    implementation: str = "auto"
+    implementation: Implementation = "auto"
     dtype: Dtype | None = None
 
     def setup(self) -> None:
@@ -98,50 +99,15 @@ class Model(nn.Module):
 
 
 def make_cell(config: Config) -> nn.RNNCellBase:
-    """The core that a config asks for.
+    """The core that a config asks for; the DNC with the controller that paper A.2 has for the task.
 
     Raises:
       ValueError: `config.model` does not name one model.
     """
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    if config.model == "rmc":
-        rmc = config.rmc
-        return RelationalMemoryCell(
-            mem_slots=rmc.mem_slots,
-            head_size=rmc.head_size,
-            num_heads=rmc.num_heads,
-            num_blocks=rmc.num_blocks,
-            attention_mlp_layers=rmc.mlp_layers,
-            gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
-            dtype=dtype,
-        )
-    if config.model == "lstm":
-        return StackedLSTMCell(config.lstm.lstm_features, config.lstm.lstm_layers, dtype=dtype)
-    if config.model == "entnet":
-        entnet = config.entnet
-        kind = LSTMBankCell if entnet.variant == "lstm_bank" else EntNetCell
-        return kind(entnet.cell_size, entnet.num_cells, dtype=dtype)
-    if config.model == "dnc":
-        return _make_dnc(config.dnc, config.task in MEMORIZATION, dtype)
-    raise ValueError(f"model must name one model, got {config.model!r}")
-
-
-def _make_dnc(dnc: DNCConfig, memorizes: bool, dtype: Dtype | None) -> DNCCell:
-    """The DNC, with the controller that paper A.2 has for the task."""
-    controller = dnc.controller
-    if controller == "auto":
-        controller = "feedforward" if memorizes else "lstm"
-    return DNCCell(
-        memory_size=dnc.memory_size,
-        word_size=dnc.word_size,
-        num_reads=dnc.num_reads,
-        num_writes=dnc.num_writes,
-        controller_size=dnc.lstm_size if controller == "lstm" else dnc.feedforward_size,
-        output_size=dnc.dnc_outputs,
-        controller=controller,
-        controller_layers=dnc.controller_layers,
-        dtype=dtype,
-    )
+    if config.dnc.controller == "auto" and config.task in MEMORIZATION:
+        dnc = dataclasses.replace(config.dnc, controller="feedforward")
+        config = dataclasses.replace(config, dnc=dnc)
+    return cells.make_cell(config, config.model, config.dtype)
 
 
 def make_model(config: Config, vocab_size: int, output_steps: int) -> Model:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.common import loop
+from experiments.common.cells import TITLES as TITLES
+from experiments.common.cells import recipe
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Mean, Problem, accuracy
@@ -22,12 +24,6 @@ from experiments.program_evaluation.model import Model, make_model
 from rrnn_jax.tasks import curriculum, learn_to_execute
 from rrnn_jax.tasks.characters import Batch
 
-TITLES = {
-    "rmc": "Relational Memory Core",
-    "lstm": "LSTM",
-    "dnc": "DNC",
-    "entnet": "EntNet",
-}
 SHOWN = 4
 """Samples that are printed at every evaluation."""
 
@@ -61,7 +57,7 @@ def make_problem(config: Config) -> Problem:
         return {"length": Mean.of(level.length), "nesting": Mean.of(level.nesting)}
 
     return supervised(
-        config.train,
+        recipe(config, config.model, config.train),
         init=init,
         sample=task.sample,
         loss=taught_loss if teaches else eval_loss,
@@ -147,12 +143,14 @@ def check(config: Config) -> None:
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
+    """Evaluates a run's newest checkpoints on both streams; writes ``evaluation.json``."""
     results: dict[str, Any] = {task: {} for task in config.tasks}
     for (task, model), (directory, one) in list_runs(config, run_dir).items():
         check_run(directory, one)
-        step, means = loop.evaluate_run(make_problem(one), one.train, directory)
-        result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
+        problem = make_problem(one)
+        step, means = loop.evaluate_run(problem, one.train, directory)
+        _, test = loop.evaluate_run(problem, one.train, directory, "test")
+        result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means, "test": test}
         write_evaluation(directory, result)
         results[task][model] = result
     return results

@@ -27,7 +27,7 @@ TINY = Config(
     task="copy",
     model="rmc",
     difficulty=DifficultyConfig(length=1, nesting=1, memorization_length=2),
-    rmc=RMCConfig(mem_slots=2, num_heads=1, head_size=4),
+    rmc=RMCConfig(mem_slots=2, num_heads=1, head_size=4, gate_style="memory"),
     lstm=LSTMConfig(lstm_features=3, lstm_layers=1),
     dnc=DNCConfig(4, 3, 1, 1, lstm_size=4, feedforward_size=5, dnc_outputs=6),
     entnet=EntNetConfig(num_cells=2, cell_size=3),

@@ -1,0 +1,232 @@
+"""The recurrent cores of all experiments, one config each: sizes, and a recipe of training.
+
+A core of one's own joins every experiment with one registration: a config here, whose `make` gives
+a `flax.linen.RNNCellBase`, and a field of `CellConfigs`, whose name is what ``--model`` takes.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.common.train_config import TrainConfig
+from rrnn_jax import RelationalMemoryCell
+from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
+from rrnn_jax.checks import check_positive
+from rrnn_jax.typing import Dtype
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+class _Core:
+    """What the configs of all cores have.
+
+    Attributes:
+      TITLE: its name for people.
+    """
+
+    TITLE: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        sizes = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int) and not isinstance(value, bool)
+        }
+        check_positive(**sizes)  # Before anything is written.
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell; `dtype` is that of its products."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class RMCConfig(_Core):
+    """The Relational Memory Core."""
+
+    TITLE = "Relational Memory Core"
+
+    mem_slots: int = 8
+    """Memory slots."""
+    num_heads: int = 8
+    """Attention heads."""
+    head_size: int = 32
+    """Size of a head; a slot is num_heads * head_size wide."""
+    num_blocks: int = 1
+    """Attention blocks per step."""
+    mlp_layers: int = 2
+    """Layers of the row-wise MLP."""
+    gate_style: Literal["unit", "memory", "none"] = "unit"
+    """A gate per memory unit, per slot, or none."""
+    key_size: int | None = None
+    """Size of queries and keys. None: that of a head."""
+    qkv_norm: bool = True
+    """LayerNorm of queries, keys and values."""
+    rmc_learning_rate: float | None = None
+    """Its peak learning rate. None: learning_rate."""
+    rmc_schedule: Schedule | None = None
+    """Its schedule. None: schedule."""
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell."""
+        return RelationalMemoryCell(
+            mem_slots=self.mem_slots,
+            head_size=self.head_size,
+            num_heads=self.num_heads,
+            num_blocks=self.num_blocks,
+            key_size=self.key_size,
+            attention_mlp_layers=self.mlp_layers,
+            gate_style=None if self.gate_style == "none" else self.gate_style,
+            qkv_norm=self.qkv_norm,
+            dtype=dtype,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig(_Core):
+    """The LSTM baseline."""
+
+    TITLE = "LSTM"
+
+    lstm_features: int = 512
+    """Width of a layer."""
+    lstm_layers: int = 1
+    """Layers, with skip connections."""
+    lstm_learning_rate: float | None = None
+    """Its peak learning rate. None: learning_rate."""
+    lstm_schedule: Schedule | None = None
+    """Its schedule. None: schedule."""
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell."""
+        return StackedLSTMCell(self.lstm_features, self.lstm_layers, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class DNCConfig(_Core):
+    """The Differentiable Neural Computer."""
+
+    TITLE = "DNC"
+
+    memory_size: int = 80
+    """Rows of its memory."""
+    word_size: int = 64
+    """Width of a row."""
+    num_reads: int = 4
+    """Read heads."""
+    num_writes: int = 1
+    """Write heads."""
+    controller: Literal["auto", "lstm", "feedforward"] = "auto"
+    """Kind of controller; "auto": feed-forward for memorization, else an LSTM."""
+    controller_layers: int = 2
+    """Layers of the controller."""
+    lstm_size: int = 256
+    """Width of a layer of an LSTM controller."""
+    feedforward_size: int = 256
+    """Width of a layer of a feed-forward controller."""
+    dnc_outputs: int = 256
+    """Width of the output."""
+    dnc_learning_rate: float | None = None
+    """Its peak learning rate. None: learning_rate."""
+    dnc_schedule: Schedule | None = None
+    """Its schedule. None: schedule."""
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell."""
+        controller = "lstm" if self.controller == "auto" else self.controller
+        return DNCCell(
+            memory_size=self.memory_size,
+            word_size=self.word_size,
+            num_reads=self.num_reads,
+            num_writes=self.num_writes,
+            controller_size=self.lstm_size if controller == "lstm" else self.feedforward_size,
+            output_size=self.dnc_outputs,
+            controller=controller,
+            controller_layers=self.controller_layers,
+            dtype=dtype,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EntNetConfig(_Core):
+    """The Recurrent Entity Network."""
+
+    TITLE = "EntNet"
+
+    variant: Literal["lstm_bank", "henaff"] = "lstm_bank"
+    """"lstm_bank": the paper's bank of LSTMs; "henaff": the cell of Henaff et al. 2017."""
+    num_cells: int = 4
+    """Cells (entities)."""
+    cell_size: int = 256
+    """Width of each."""
+    entnet_learning_rate: float | None = None
+    """Its peak learning rate. None: learning_rate."""
+    entnet_schedule: Schedule | None = None
+    """Its schedule. None: schedule."""
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell."""
+        cell = LSTMBankCell if self.variant == "lstm_bank" else EntNetCell
+        return cell(self.cell_size, self.num_cells, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellConfigs:
+    """The cores by name; the config of an experiment with recurrent cores begins with these."""
+
+    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
+    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    dnc: DNCConfig = dataclasses.field(default_factory=DNCConfig)
+    entnet: EntNetConfig = dataclasses.field(default_factory=EntNetConfig)
+
+
+TITLES: dict[str, str] = {
+    field.name: field.default_factory.TITLE  # type: ignore[union-attr, misc]
+    for field in dataclasses.fields(CellConfigs)
+}
+"""The cores' names for people, by name."""
+
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[("all", *TITLES)]
+    """What ``--model`` takes: a core, or "all" of those that the experiment compares."""
+
+
+def make_cell(configs: CellConfigs, model: str, dtype: str = "float32") -> nn.RNNCellBase:
+    """The core that is named.
+
+    >>> type(make_cell(CellConfigs(), "lstm")).__name__
+    'StackedLSTMCell'
+
+    Args:
+      configs: of all cores.
+      model: which one.
+      dtype: of its products; parameters are float32 always.
+
+    Returns:
+      The cell.
+
+    Raises:
+      ValueError: there is no such core, or it cannot be made.
+    """
+    if model not in TITLES:
+        raise ValueError(f"model must be one of {', '.join(TITLES)}, got {model!r}")
+    return getattr(configs, model).make(None if dtype == "float32" else jnp.dtype(dtype))
+
+
+def recipe(configs: CellConfigs, model: str, train: TrainConfig) -> TrainConfig:
+    """How a core is trained: as all, but for the learning rate and schedule of its own config.
+
+    >>> configs = CellConfigs(lstm=LSTMConfig(lstm_learning_rate=0.01))
+    >>> recipe(configs, "lstm", TrainConfig()).learning_rate
+    0.01
+    >>> recipe(configs, "rmc", TrainConfig()) == TrainConfig()
+    True
+    """
+    own: dict[str, Any] = {
+        field: getattr(getattr(configs, model), f"{model}_{field}", None)
+        for field in ("learning_rate", "schedule")
+    }
+    return dataclasses.replace(train, **{k: v for k, v in own.items() if v is not None})
