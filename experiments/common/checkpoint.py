@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
+from experiments.common.parallel import count
 from experiments.common.refused import RefusedError
 
 KEPT = 3
@@ -66,7 +68,9 @@ class Reader:
           FileNotFoundError: there is no checkpoint.
           RefusedError: there are checkpoints, but not one of them can be used.
         """
-        options = ocp.CheckpointManagerOptions(read_only=True, create=False)
+        options = ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=_alone()
+        )
         manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
         with contextlib.closing(manager):
             restored, _ = _restore_latest(manager, like)
@@ -89,13 +93,15 @@ class Writer:
     def __init__(self, directory: Path, keep: int = KEPT) -> None:
         # Orbax refuses relative paths.
         self._directory = directory.absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                create=True,
+                create=False,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
+                multiprocessing_options=_alone(),
             ),
         )
 
@@ -156,6 +162,16 @@ class Writer:
     def close(self) -> None:
         """Releases orbax's threads."""
         self._manager.close()
+
+
+def _alone() -> MultiprocessingOptions:
+    """Each process for itself: states are whole on every host, and the first one writes."""
+    if count() == 1:
+        return MultiprocessingOptions()
+    index = jax.process_index()
+    return MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
 
 
 def _restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[Restored | None, list[int]]:

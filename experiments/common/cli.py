@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from experiments.common import parallel
 from experiments.common.checkpoint import StorageError
 from experiments.common.interrupts import EXIT_INTERRUPTED, end_command
 from experiments.common.loop import Interrupted, NonFiniteError
@@ -49,11 +50,22 @@ class RunOptions(DirectoryOptions):
     eval_only: bool = False
     """Do not train, but evaluate the newest checkpoint on the sequences that training evaluates on,
     which --seed fixes; writes evaluation.json."""
+    distributed: bool = False
+    """This is one of several processes, as SLURM, Open MPI or Kubernetes started them."""
+    coordinator: str | None = None
+    """Or started by hand: HOST:PORT at which the first process can be reached by the others."""
+    num_processes: int | None = None
+    """With --coordinator: how many processes there are."""
+    process_id: int | None = None
+    """With --coordinator: which one this is, from 0."""
 
     def __post_init__(self) -> None:
         if self.fresh and (self.resume or self.eval_only):
             other = "--resume" if self.resume else "--eval-only"
             raise ValueError(f"{other} and --fresh exclude each other")
+        by_hand = (self.coordinator, self.num_processes, self.process_id)
+        if any(each is None for each in by_hand) and any(each is not None for each in by_hand):
+            raise ValueError("--coordinator, --num-processes and --process-id go together")
 
     @property
     def must_resume(self) -> bool | None:
@@ -121,6 +133,12 @@ def parse(
     except ValueError as error:
         print(f"error: {name_options(str(error), options.config)}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from None
+    if getattr(run, "distributed", False) or getattr(run, "coordinator", None):
+        try:
+            parallel.connect(run.coordinator, run.num_processes, run.process_id)
+        except RefusedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(EXIT_REFUSED) from None
     if run.run_dir is None:
         directory = Path("runs") / experiment.split()[0] / default_dir(config)
         run = dataclasses.replace(run, run_dir=directory)
@@ -170,7 +188,8 @@ def exit_code(action: Callable[[], Any]) -> int:
 
     Returns:
       0; 2: refused (another config in the directory, nothing to resume, no such place, a full
-      disk); 3: NaN or infinity; 130: stopped by Ctrl-C, SIGTERM or a closed terminal, after saving.
+      disk); 3: NaN or infinity; 4: another process of the run is gone; 130: stopped by Ctrl-C,
+      SIGTERM or a closed terminal, after saving.
     """
     try:
         action()
@@ -192,4 +211,7 @@ def exit_code(action: Callable[[], Any]) -> int:
     except Interrupted as stop:
         print(f"{stop}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        parallel.leave_lost(error)
+        raise
     return 0

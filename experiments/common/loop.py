@@ -13,7 +13,7 @@ from experiments.common import parallel
 from experiments.common.checkpoint import Reader, Writer
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
-from experiments.common.problem import Problem
+from experiments.common.problem import Problem, Score
 from experiments.common.progress import Progress
 from experiments.common.records import RowWriter, read_rows
 from experiments.common.run_directory import (
@@ -56,6 +56,7 @@ class Outcome(NamedTuple):
       seconds: time spent in training chunks, all sessions together; without compilation,
         evaluation and saving.
       wall_seconds: all time from the start of training to its last step, all sessions together.
+      score: what it is judged by.
     """
 
     state: TrainState
@@ -63,6 +64,7 @@ class Outcome(NamedTuple):
     test: Values | None
     seconds: float
     wall_seconds: float
+    score: Score
 
 
 def train(
@@ -93,10 +95,16 @@ def train(
     started = time.perf_counter()
     programs = make_programs(problem, config)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(hold(run_dir))
-        checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
-        best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
-        restored = checkpoints.restore_latest(programs.shapes)
+        checkpoints = best = restored = None
+        if parallel.is_main():
+            stack.enter_context(hold(run_dir))
+            checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
+            best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
+            restored = checkpoints.restore_latest(programs.shapes)
+        parallel.agree(False)  # The first process has removed by now what is damaged.
+        if not parallel.is_main():
+            with contextlib.suppress(FileNotFoundError):
+                restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
         begins = Begins(-1, None)
         if restored is None:
             state = programs.init()
@@ -138,8 +146,8 @@ class _Session:
         programs: Programs,
         run_dir: Path,
         begins: Begins,
-        checkpoints: Writer,
-        best: Writer,
+        checkpoints: Writer | None,
+        best: Writer | None,
         name: str,
         started: float,
     ) -> None:
@@ -148,7 +156,7 @@ class _Session:
         self.score = programs.problem.score
         self.run_dir, self.name = run_dir, name
         self.checkpoints, self.best = checkpoints, best
-        self.best_score = best.note("score")
+        self.best_score = None if best is None else best.note("score")
         self.saved_step = begins.step
         self.started = self.saved = started
         self.clock = _Clock(run_dir / TIMINGS_FILE, begins.step, started)
@@ -173,7 +181,8 @@ class _Session:
             train_chunk = programs.compile(state, self._next_steps(), batches)
             print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s", flush=True)
         compiled_steps = self._next_steps()
-        with Progress(self.name, self.step, config.steps, progress) as bar, StopRequest() as stop:
+        shown = progress and parallel.is_main()
+        with Progress(self.name, self.step, config.steps, shown) as bar, StopRequest() as stop:
             while not is_done:
                 num_steps = self._next_steps()
                 started = time.perf_counter()
@@ -203,7 +212,12 @@ class _Session:
                     )
         final = parallel.to_host(state)
         return Outcome(
-            final, self.evaluation, self.test, self.clock.seconds, self.clock.wall_seconds
+            final,
+            self.evaluation,
+            self.test,
+            self.clock.seconds,
+            self.clock.wall_seconds,
+            self.score,
         )
 
     def close(self) -> None:
@@ -230,6 +244,8 @@ class _Session:
 
     def _recorded(self, split: str) -> Values | None:
         """An evaluation of this step in the metrics; None if it is not there for all seeds."""
+        if parallel.count() > 1:
+            return None  # The first process may be writing there; all must do the same.
         rows = {
             row["seed"]: row
             for row in read_rows(self.run_dir / METRICS_FILE)
@@ -250,9 +266,14 @@ class _Session:
         if self.samples is not None:
             self.samples.write(self.step, str(self.programs.show(state)))
         value = self.score.mean(self.evaluation[self.score.name])
-        if self.step and value is not None and self.score.is_better(value, self.best_score):
-            self.best_score = value
-            self.best.save(self.step, parallel.to_host(state), {"score": value})
+        if not self.step or value is None:
+            return
+        is_better = self.best is not None and self.score.is_better(value, self.best_score)
+        if parallel.agree(is_better)[0]:
+            whole = parallel.to_host(state)
+            if self.best is not None:
+                self.best_score = value
+                self.best.save(self.step, whole, {"score": value})
 
     def _evaluate_test(self, state: TrainState) -> None:
         if "test" in self.programs.problem.evaluations:
@@ -277,7 +298,9 @@ class _Session:
         if stops or late or is_done or self._due(num_steps, config.checkpoint_every):
             self.writer.flush()
             rows = {"rows": self.writer.count}
-            self.checkpoints.save(self.step, parallel.to_host(state), rows)
+            whole = parallel.to_host(state)
+            if self.checkpoints is not None:
+                self.checkpoints.save(self.step, whole, rows)
             self.saved_step = self.step
             self.saved = time.perf_counter()
         return stops
@@ -358,6 +381,7 @@ def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
         "parameters": sum(leaf[0].size for leaf in leaves),
         "train_seconds": round(outcome.seconds, 1),
         "wall_seconds": round(outcome.wall_seconds, 1),
+        "score": {"name": outcome.score.name, "goal": outcome.score.goal},
         "evaluation": outcome.metrics,
         **test,
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common.records import RowWriter, read_rows
+from experiments.common.records import RowWriter, read_rows, writes
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,8 +32,8 @@ class MetricsWriter:
             If some are lost, a message says so.
         """
         path = run_dir / METRICS_FILE
-        kept = sum(row["step"] <= step for row in read_rows(path))
-        if count is not None and kept < count:
+        kept = sum(row["step"] <= step for row in read_rows(path)) if writes() else 0
+        if writes() and count is not None and kept < count:
             print(
                 f"warning: {path} holds {kept} of the {count} rows that belong to step {step}: the "
                 "curves will lack the others",
@@ -114,6 +114,8 @@ def first_step_at(steps: Sequence[int], values: Sequence[float], threshold: floa
 
 def _tensorboard(directory: Path, step: int) -> Any:
     """A TensorBoard writer, or None (with a note) where tensorboardX is not installed."""
+    if not writes():
+        return None
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

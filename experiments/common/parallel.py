@@ -5,17 +5,79 @@ wherever its rows lie, and the compiler adds the sums that cross devices.
 """
 
 import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.common import records
 from experiments.common.refused import RefusedError
 from experiments.common.train_config import TrainConfig
 
 SEEDS, DATA = "seeds", "data"
 """Axes of the mesh."""
+
+EXIT_LOST = 4
+_HEARTBEAT_SECONDS = 20  # A process that is silent for so long is taken for dead by the others.
+_SHUTDOWN_SECONDS = 10
+
+
+def connect(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this one of several processes of a run; to be called before JAX finds its devices.
+
+    All but the first process write no files from now on, and print nothing but errors.
+
+    Args:
+      coordinator: HOST:PORT at which the first process can be reached. None, here and for the
+        others: as SLURM, Open MPI or Kubernetes say, see `jax.distributed.initialize`.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      RefusedError: nothing says how many processes there are, or they cannot be reached.
+    """
+    # Its notice of SIGTERM would come in place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RefusedError(
+            "the processes of this run cannot be connected; give --coordinator HOST:PORT, "
+            f"--num-processes and --process-id where no cluster does: {reason}"
+        ) from error
+    if not is_main():
+        records.only_read()
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for the rest of the process
+
+
+def leave_lost(error: Exception) -> None:
+    """Ends this process if an error may be that another process is gone; else does nothing."""
+    if count() == 1:
+        return
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        traceback.print_exception(error)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    print(
+        "error: another process of this run has ended, or failed; the same command, in all of "
+        f"them, goes on from the last checkpoint ({reason[:200]})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_LOST)  # Python's own end would wait for the other process.
 
 
 def make_mesh(config: TrainConfig) -> Mesh | None:
@@ -42,10 +104,10 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
             f"{config.num_seeds} seeds and {rows} rows per pass go evenly onto {used} of "
             f"{len(devices)} devices"
         )
-        if jax.process_count() > 1:
+        if count() > 1:
             raise RefusedError(f"{what}; with several processes all must be used")
         print(f"{what}; the others are not used")
-    if used == 1 and jax.process_count() == 1:
+    if used == 1 and count() == 1:
         return None
     kinds = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((seeds, data), (SEEDS, DATA), axis_types=kinds, devices=devices[:used])
@@ -55,7 +117,8 @@ def split_rows(tree: Any, axis: int = 0) -> Any:
     """Divides the rows of arrays over the devices of the mesh; without a mesh does nothing.
 
     To be called in a problem's functions on what has a batch axis: batches that were drawn,
-    environments, carries. What is computed row by row of such arrays stays where its rows are.
+    environments, carries. What is computed row by row of such arrays stays where its rows are. Rows
+    that do not go evenly onto the devices are left where they are.
 
     Args:
       tree: arrays.
@@ -67,8 +130,14 @@ def split_rows(tree: Any, axis: int = 0) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or DATA not in mesh.axis_names or mesh.shape[DATA] == 1:
         return tree
-    spec = PartitionSpec(*[None] * axis, DATA)
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)
+    spec, devices = PartitionSpec(*[None] * axis, DATA), mesh.shape[DATA]
+
+    def split(x: jax.Array) -> jax.Array:
+        if x.ndim <= axis or x.shape[axis] % devices:
+            return x
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(split, tree)
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -87,7 +156,7 @@ def place(tree: Any, shardings: Any) -> Any:
         shardings = jax.tree.map(lambda _: shardings, tree)
 
     def put(array: Any, sharding: NamedSharding) -> jax.Array:
-        if jax.process_count() == 1:
+        if count() == 1:
             return jax.device_put(array, sharding)
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -112,7 +181,7 @@ def to_host(tree: Any) -> Any:
 
 def agree(*flags: bool) -> tuple[bool, ...]:
     """Each flag, if it is set in any process; to be called by all of them at the same point."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return flags
     from jax.experimental import multihost_utils
 
@@ -122,4 +191,24 @@ def agree(*flags: bool) -> tuple[bool, ...]:
 
 def is_main() -> bool:
     """Whether this process writes files and draws the bar."""
-    return jax.process_index() == 0
+    return count() == 1 or jax.process_index() == 0
+
+
+def count() -> int:
+    """How many processes this run has; does not look for devices where it is one."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def first(action: Callable[[], Any]) -> None:
+    """Does something in the first process; the others wait, and fail if it fails."""
+    error: Exception | None = None
+    if is_main():
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    (failed,) = agree(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise RefusedError("the first process of this run has refused it")

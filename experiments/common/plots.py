@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.common.records import writes
 from rrnn_jax.visualize import learning_curves_figure
 
 Curve = tuple[Sequence[int], Sequence[float]]
@@ -43,6 +44,7 @@ def plot_curves(
         y_limits=y_limits,
         bands=bands,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    if writes():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
     return path

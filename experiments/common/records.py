@@ -12,9 +12,23 @@ from experiments.common.refused import RefusedError
 
 Row = dict[str, Any]
 
+_state = {"writes": True}
+
+
+def only_read() -> None:
+    """This process writes no files from now on: another process of the same run does."""
+    _state["writes"] = False
+
+
+def writes() -> bool:
+    """Whether this process writes files."""
+    return _state["writes"]
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one piece: a reader, or a crash, sees the old or the new one, whole."""
+    if not writes():
+        return
     # Named by the process, so that two writers never fill one temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -71,6 +85,10 @@ class RowWriter:
     """
 
     def __init__(self, path: Path, keep: int | None = None) -> None:
+        self._file: Any = None
+        if not writes():
+            self.count = 0
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         rows, ends = _read(path)
         self.count = len(rows) if keep is None else min(keep, len(rows))
@@ -81,6 +99,8 @@ class RowWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row; numbers that JSON lacks become null."""
+        if self._file is None:
+            return
         line = json.dumps(finite(row), allow_nan=False).encode() + b"\n"
         while line:
             line = line[self._file.write(line) :]
@@ -88,11 +108,13 @@ class RowWriter:
 
     def sync(self) -> None:
         """Brings all rows to the disk; to be called before what counts on them is written."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

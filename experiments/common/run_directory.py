@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common import parallel
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_json, read_rows, write_json
 from experiments.common.refused import RefusedError
@@ -60,6 +61,10 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
       RunBusyError: there is something to write, and another process writes there.
       RefusedError: the config there is damaged, or JAX finds no device.
     """
+    parallel.first(lambda: _open_run(run_dir, config, resume))
+
+
+def _open_run(run_dir: Path, config: Any, resume: bool | None) -> None:
     if not (run_dir / CONFIG_FILE).exists() and not resume:
         _find_device()  # Before a directory is made.
         with hold(run_dir):

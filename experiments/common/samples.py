@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.common.records import write_text
+from experiments.common.records import write_text, writes
 
 SAMPLES_FILE = "samples.txt"
 
@@ -33,8 +33,9 @@ class SamplesWriter:
         """Prints a block above the progress bar, and appends it to the file."""
         block = f"== step {step} ==\n{text.rstrip()}\n"
         tqdm.write(block, end="")
-        with self._path.open("a") as file:
-            file.write(block)
+        if writes():
+            with self._path.open("a") as file:
+                file.write(block)
 
 
 def _drop_blocks_after(text: str, step: int) -> str:

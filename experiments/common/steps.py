@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.common.parallel import DATA, SEEDS, make_mesh, place, to_host
+from experiments.common.parallel import DATA, SEEDS, count, make_mesh, place, to_host
 from experiments.common.problem import Evaluation, Mean, Problem
 from experiments.common.train_config import TrainConfig
 
@@ -132,21 +132,22 @@ class Programs:
         total: dict[str, Pooled] = {}
         with self._on_mesh():
             carry = begin(state.inner, self._data)
-            for first in range(0, evaluation.num_steps, piece):
-                count = min(piece, evaluation.num_steps - first)
-                batches = self._fed(evaluation.feed, first, count)
+        for first in range(0, evaluation.num_steps, piece):
+            count = min(piece, evaluation.num_steps - first)
+            batches = self._fed(evaluation.feed, first, count)
+            with self._on_mesh():
                 carry, found = steps(
                     *(state.inner, carry, stream, np.int32(first), batches, self._data, count)
                 )
-                found = to_host(found)
-                total = {k: mean + total[k] for k, mean in found.items()} if total else found
+            found = to_host(found)
+            total = {k: mean + total[k] for k, mean in found.items()} if total else found
         return to_values(total)
 
     def show(self, state: TrainState) -> str | None:
         """The problem's examples for the first seed; None if it has none."""
         if self.problem.show is None:
             return None
-        inner = state.inner if jax.process_count() == 1 else to_host(state.inner)
+        inner = state.inner if count() == 1 else to_host(state.inner)
         return self.problem.show(jax.tree.map(lambda x: x[0], inner))
 
     def _make_init(self) -> Callable[..., TrainState]:
@@ -180,9 +181,9 @@ class Programs:
         """Its jitted functions; evaluations of the same functions share them."""
         key = (evaluation.init, evaluation.step)
         if key not in self._evaluations:
-            seeds = jnp.asarray(self._seeds)
 
             def begin(inner: Any, data: tuple) -> Any:
+                seeds = jnp.asarray(self._seeds)
                 return _over_seeds(lambda seed, inner: evaluation.init(inner, *data))(seeds, inner)
 
             def steps(inner, carry, stream, first, batches, data, num_steps) -> tuple:
@@ -198,7 +199,7 @@ class Programs:
                     carry, metrics = jax.lax.scan(step, carry, (indices, batches))
                     return carry, _pool(metrics)
 
-                return _over_seeds(one)(seeds, inner, carry)
+                return _over_seeds(one)(jnp.asarray(self._seeds), inner, carry)
 
             self._evaluations[key] = jax.jit(begin), jax.jit(steps, static_argnums=6)
         return self._evaluations[key]
@@ -206,7 +207,15 @@ class Programs:
     def _fed(self, feed: Any, step: int, num_steps: int) -> Any:
         if feed is None:
             return None
-        return place(feed(step, num_steps), self._sharding(None, DATA))
+        batches = feed(step, num_steps)
+        if self.mesh is None:
+            return place(batches, None)
+        split, whole = self._sharding(None, DATA), self._everywhere
+        devices = self.mesh.shape[DATA]
+        return place(
+            batches,
+            jax.tree.map(lambda x: whole if np.shape(x)[1] % devices else split, batches),
+        )
 
     def _sharding(self, *axes: str | None) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
