@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from experiments.common.metrics import curve, read_metrics
 from experiments.common.optimizers import averaged, decaying, make_optimizer, make_schedule
 from experiments.common.problem import Evaluation, Mean, Problem, Score
 from experiments.common.run_directory import open_run
-from experiments.common.steps import make_programs, to_values
+from experiments.common.steps import Programs, make_programs, to_values
 from experiments.common.streaming import Windows
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
@@ -336,3 +337,36 @@ def test_batches_from_the_host_are_those_of_the_step():
     assert to_values(metrics)["mean"] == [7.0]
     assert programs.evaluate(state)["mean"] == [1.0]
     assert seen == [(0, 5), (5, 5), (0, 3)]
+
+
+@pytest.mark.slow
+def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
+    """From the end of a chunk to the start of the next, with batches of a file, in wall time."""
+    config = dataclasses.replace(CONFIG, batch_size=512, steps=400, eval_every=400, chunk_steps=40)
+    config = dataclasses.replace(config, checkpoint_every=400)
+    tokens = write_tokens(tmp_path / "tokens.npy", 2_000_000)
+    marks = []
+
+    def noted(name, function):
+        def call(*args):
+            marks.append((name, "begins", time.perf_counter()))
+            result = function(*args)
+            marks.append((name, "ends", time.perf_counter()))
+            return result
+
+        return call
+
+    compiles, feeds = Programs.compile, Programs.batches
+    monkeypatch.setattr(
+        Programs, "compile", lambda self, *args: noted("chunk", compiles(self, *args))
+    )
+    monkeypatch.setattr(Programs, "batches", noted("feed", feeds))
+    monkeypatch.setattr(loop, "to_values", noted("values", loop.to_values))
+    run(tmp_path / "run", stream(config, tokens), config)
+    starts = [t for name, event, t in marks if (name, event) == ("chunk", "begins")]
+    ends = [t for name, event, t in marks if (name, event) == ("values", "ends")]
+    waits = [t for name, event, t in marks if (name, event) == ("values", "begins")]
+    # The host waits for the device, and not the other way round: the feed was ready before.
+    assert min(end - wait for end, wait in zip(ends[1:-1], waits[1:-1], strict=True)) > 0
+    idle = sum(start - end for start, end in zip(starts[2:], ends[1:-1], strict=True))
+    assert idle < 0.02 * (ends[-1] - starts[1])

@@ -1,7 +1,8 @@
 """Small runs of every experiment give the metrics that were recorded, with fixed options.
 
 ``python -m tests.experiments.test_recorded_metrics`` records them anew. Where the processor and the
-versions are those of the record the metrics agree to the last bit, elsewhere to rounding.
+versions are those of the record the metrics of other models than the memory core agree to the last
+bit, else to rounding.
 """
 
 import importlib
@@ -54,6 +55,8 @@ CASES = {
     ],
 }
 """Experiment and options by name."""
+QUICK = ("nth_farthest rmc", "nth_farthest lstm", "reverse entnet")
+"""Those that compile quickly enough for every run of the tests."""
 
 
 def metrics_of(case: str, directory: Path) -> list[dict]:
@@ -77,17 +80,27 @@ def made_with() -> dict:
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+def has_memory_core(case: str) -> bool:
+    """Whether a case runs on the scans of this package, which may come to round in another way."""
+    return "rmc" in case or "ablations" in case
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_metrics_are_those_that_were_recorded(case, tmp_path):
     record = json.loads(RECORD.read_text())
     found, expected = metrics_of(case, tmp_path), record["metrics"][case]
     assert [CASES[case], TRAIN] == [record["options"][case], record["train_options"]]
-    if record["made_with"] == made_with():
+    if record["made_with"] == made_with() and not has_memory_core(case):
         assert found == expected
     assert [set(row) for row in found] == [set(row) for row in expected]
     for row, other in zip(found, expected, strict=True):
         for name, value in row.items():
-            close = value if name == "split" else pytest.approx(value, rel=1e-3, abs=0.13)
+            # A sample on the edge may fall to either side elsewhere.
+            edge = 0.13 if name.endswith("accuracy") else 1e-5
+            close = value if name == "split" else pytest.approx(value, rel=1e-3, abs=edge)
             assert other[name] == close, (name, row)
 
 
