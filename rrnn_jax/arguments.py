@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.recurrent import flip_sequences
 
-from rrnn_jax.carry import as_flags, beside, broadcast_carry, checked_carry, varying_axes
+from rrnn_jax.carry import as_flags, beside, broadcast_carry, checked_carry
 from rrnn_jax.checks import check_shape
+from rrnn_jax.scan.mesh import varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
 
@@ -23,6 +24,7 @@ class Call(NamedTuple):
     resets: Any = None
     reset_carry: Carry | None = None
     mask: Any = None
+    row_mask: Any = None
     time_major: bool = False
     reverse: bool = False
     keep_order: bool = False
@@ -73,8 +75,10 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     def flip(x: Array) -> Array:
         return flip_sequences(x, lengths, len(batch), call.time_major)
 
+    row_mask = _checked_rows(cell, call, inputs)
     if call.reverse:
         inputs = flip(inputs)
+        row_mask = None if row_mask is None else flip(row_mask)
         mask = None if mask is None else flip(mask)
         if resets is not None:
             # Running backwards, an episode is entered after its first step has been left.
@@ -88,7 +92,9 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     resets, mask, valid = (
         None if x is None else beside(x, inputs, every) for x in (resets, mask, valid)
     )
-    sequence = SequenceInputs(inputs, resets, mask, valid)
+    if row_mask is not None:
+        row_mask = beside(row_mask, inputs, range(row_mask.ndim))
+    sequence = SequenceInputs(inputs, resets, mask, valid, row_mask)
     step_shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
     carry, reset_carry = _carries(cell, call, sequence, time_axis, step_shape, len(batch))
     return Prepared(sequence, carry, reset_carry, time_axis, batch, step_shape, flip)
@@ -138,6 +144,26 @@ def _checked_flags(
     return resets, mask, lengths
 
 
+def _checked_rows(cell: nn.RNNCellBase, call: Call, inputs: Array) -> Array | None:
+    """The mask of rows as a JAX array; raises where it does not fit."""
+    if call.row_mask is None:
+        return None
+    layout = "[T, *B, R]" if call.time_major else "[*B, T, R]"
+    if not getattr(cell, "matrix_inputs", False):
+        raise ValueError(
+            "row_mask needs a RelationalMemoryCell with matrix_inputs=True, got "
+            f"{type(cell).__name__}"
+        )
+    if getattr(call.row_mask, "dtype", None) != jnp.bool_:
+        kind = getattr(call.row_mask, "dtype", type(call.row_mask).__name__)
+        raise TypeError(
+            f"row_mask must be a bool array {layout}, got {kind}; row_mask != 0 makes one of "
+            "numbers"
+        )
+    check_shape("row_mask", call.row_mask, inputs.shape[:-1], layout)
+    return jnp.asarray(call.row_mask)
+
+
 def _carries(
     cell: nn.RNNCellBase,
     call: Call,
@@ -155,7 +181,7 @@ def _carries(
         carry, fresh = made if carry is None else carry, made if fresh is None else fresh
     if call.initial_carry is not None:
         carry = checked_carry("initial_carry", cell, carry, step_shape)
-    varying = frozenset().union(*(varying_axes(x) for x in sequence if x is not None))
+    varying = varying_axes(sequence)
     axes = [axis for axis in range(batch_axes + 1) if axis != time_axis]
     carry = jax.tree.map(lambda x: beside(x, sequence.inputs, axes, varying), carry)
     if not has_resets:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_shape
-from rrnn_jax.scan.mesh import varying_axes
+from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
 
@@ -108,7 +108,7 @@ def checked_carry(
     """
     if isinstance(cell, RelationalMemoryCell):
         cell.check_step(carry, step_shape, name)
-    elif type(cell).__module__.startswith(("flax.linen.", "rrnn_jax.")):
+    elif type(cell).__module__.startswith(("flax.linen.recurrent", "rrnn_jax.")):
         key = jax.random.key(0)
         alone = cell.clone(parent=None, name=None)
         _check_like(
@@ -176,9 +176,7 @@ def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = fro
     Returns:
       `x`, placed; its own axes stay as they are sharded already.
     """
-    missing = (varying_axes(other) | varying) - varying_axes(x)
-    if missing:
-        x = jax.lax.pcast(x, tuple(sorted(missing)), to="varying")
+    x = varying_over(varying_axes(other) | varying, x)
     sharding = _explicit_sharding(other)
     if sharding is None:
         return x

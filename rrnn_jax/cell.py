@@ -309,9 +309,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
         self, memory: Memory, hidden: Array | None, candidate: Memory, rows: Array, options: dict
     ) -> Carry:
         """Blends the candidate into the memory."""
-        keep = self.dropout(candidate.shape)
+        kept = self.kept(candidate.shape)
         if self.gate_style is None:
-            return (candidate if keep is None else candidate * keep).astype(memory.dtype)
+            return self.dropout(candidate, kept).astype(memory.dtype)
         gates = MemoryGates(
             self.gate_style,
             self.forget_bias,
@@ -322,18 +322,24 @@ class RelationalMemoryCell(nn.RNNCellBase):
         )(rows, jnp.tanh(memory) if hidden is None else hidden)
         self.sow("intermediates", "input_gate", gates.input)
         self.sow("intermediates", "forget_gate", gates.forget)
-        if keep is not None:
-            gates = gates._replace(input=gates.input * keep.astype(gates.input.dtype))
+        gates = gates._replace(input=self.dropout(gates.input, kept))
         if gates.output is not None:
             self.sow("intermediates", "output_gate", gates.output)
         return next_carry(gates, candidate, memory, hidden)
 
-    def dropout(self, shape: tuple[int, ...]) -> Array | None:
-        """What a step's candidate ``[*B, S, F]`` is multiplied by; None without dropout."""
+    def kept(self, shape: tuple[int, ...]) -> Array | None:
+        """The units ``[*B, S, F]`` bool of a step that dropout keeps; None without dropout."""
         if self.dropout_rate == 0.0 or self.deterministic or self.is_initializing():
             return None
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.dropout_rate, shape)
-        return kept.astype(jnp.float32) / jnp.float32(1.0 - self.dropout_rate)
+        return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.dropout_rate, shape)
+
+    @nn.nowrap
+    def dropout(self, x: Array, kept: Array | None) -> Array:
+        """``[*B, S, F]`` or ``[*B, S, 1]``, scaled up where `kept` and 0 elsewhere."""
+        if kept is None:
+            return x
+        scaled = jnp.broadcast_to(x / jnp.asarray(1.0 - self.dropout_rate, x.dtype), kept.shape)
+        return jnp.where(kept, scaled, jnp.zeros_like(scaled))
 
     @nn.nowrap
     def _without_rows(self, inputs: Array, row_mask: Array) -> Array:

@@ -22,7 +22,7 @@ class RNN(nn.Module):
     and works with any `flax.linen.RNNCellBase`, within `flax.linen.Bidirectional` too. On top:
 
     - ``resets``: several episodes in one sequence;
-    - ``mask``: steps that are passed over;
+    - ``mask``: steps that are passed over; ``row_mask``: rows of matrix inputs that are not there;
     - ``return_all_carries``: the carry after every step;
     - ``seq_lengths`` with ``return_carry`` for any number of batch axes;
     - ``remat``: less memory in training;
@@ -33,6 +33,23 @@ class RNN(nn.Module):
     Batch axes may be sharded over devices, in one or several axes of a mesh, automatic or explicit
     (`jax.set_mesh`): a training step then sends nothing but sums of the weights' gradients. It runs
     within `jax.shard_map` as well. `jax.export` works with symbolic batch and length.
+
+    Dtypes of a :class:`RelationalMemoryCell`; "widest" is float32 of bfloat16 and float16:
+
+    ===============  ===============================================================================
+    carries          those of `initial_carry`; else float32, or float64 with such `param_dtype`
+    outputs          the cell's `dtype`; else the carry's
+    products         the cell's `dtype`; else the widest of inputs and parameters for the input's
+                     projection, of these and the carry, in float32 at least, for all others but the
+                     gates', which take that of carry (or projection) and parameters
+    norms, softmax,  float32 or wider
+    gates
+    gradients        those of what they belong to
+    ===============  ===============================================================================
+
+    Implementations agree to rounding. A core with its default weights amplifies rounding from step
+    to step, under `flax.linen.RNN` as well, so that over many hundred steps runs that began alike
+    may end far apart.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
@@ -75,7 +92,8 @@ class RNN(nn.Module):
       remat: what the backward pass recomputes rather than stores. ``"none"`` (default) stores what
         autodiff wants; ``"save_products"`` recomputes all but matrix products (on the hoisted path
         it is the same as ``"none"``); ``"full"`` stores the carries only; ``"chunked"`` stores one
-        carry every sqrt(T) steps (not of a cell that draws random numbers: they would be others).
+        carry every sqrt(T) steps (on the plain scan not of a cell that draws random numbers: they
+        would be others).
         Take ``"none"`` while it fits into memory; then ``"full"``, which needs a third to a half of
         it for a tenth of the speed or less; ``"chunked"``, a fifth for a seventh of the speed, for
         thousands of steps (as measured on the hoisted path of a CPU).
@@ -140,6 +158,7 @@ class RNN(nn.Module):
         resets: Array | None = None,
         reset_carry: Carry | None = None,
         mask: Array | None = None,
+        row_mask: Array | None = None,
         return_carry: bool | None = None,
         return_all_carries: bool = False,
         time_major: bool | None = None,
@@ -165,6 +184,9 @@ class RNN(nn.Module):
             (a reset there is passed over as well) and the output is that of the last valid step.
             Before the first valid step it is the output that goes with the initial carry, zeros
             for a cell that cannot tell (one that is neither flax's nor has `output_from_carry`).
+          row_mask: ``[*B, T, R]`` (or ``[T, *B, R]``) bool, for a :class:`RelationalMemoryCell`
+            with matrix inputs: rows that are there, such as the entities of an environment. The
+            others are not attended to, their weights are 0, and the gates see x' = 0.
           return_carry: overrides the attribute.
           time_major: overrides the attribute.
           reverse: overrides the attribute.
@@ -184,6 +206,7 @@ class RNN(nn.Module):
             resets,
             reset_carry,
             mask,
+            row_mask,
             self.time_major if time_major is None else time_major,
             self.reverse if reverse is None else reverse,
             self.keep_order if keep_order is None else keep_order,

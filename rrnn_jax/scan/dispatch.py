@@ -19,7 +19,7 @@ from flax.linen import module as linen_module
 from rrnn_jax.scan.mesh import has_explicit_axes
 from rrnn_jax.scan.plain import Lifting, plain_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unused
-from rrnn_jax.typing import Carry, Remat
+from rrnn_jax.typing import Array, Carry, Remat
 
 REMATS = ("none", "full", "save_products", "chunked")
 IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused", "cuda")
@@ -38,6 +38,8 @@ class Request(NamedTuple):
       remat: what the backward pass recomputes, see `rrnn_jax.RNN`.
       all_carries: whether the carries after every step are wanted.
       capture: whether what the cell sows is wanted.
+      kept: for a cell with dropout what each step keeps, ``[T, *B, S, F]`` bool; drawn once the
+        choice is made.
     """
 
     cell: nn.RNNCellBase
@@ -49,6 +51,7 @@ class Request(NamedTuple):
     remat: Remat = "none"
     all_carries: bool = False
     capture: bool = False
+    kept: Array | None = None
 
     @property
     def steps(self) -> Any:
@@ -234,7 +237,27 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
             all_carries=request.all_carries,
         )
     backend = next(b for b in backends_of(cell) if choice.implementation == b.NAME)
+    request = request._replace(kept=_kept(request))
     outputs, sown = backend.run(request, cell.variables)
     for name, value in sown.items():
         cell.sow("intermediates", name, value)
     return outputs
+
+
+def _kept(request: Request) -> Array | None:
+    """What every step of a cell with dropout keeps: the very numbers that the plain scan draws."""
+    cell: Any = request.cell
+    if getattr(cell, "dropout_rate", 0.0) == 0.0 or cell.deterministic:
+        return None
+    shape = (*request.batch, cell.mem_slots, cell.mem_size)
+
+    def draw(cell: Any, carry: None, _: None) -> tuple[None, Array]:
+        return carry, cell.kept(shape)
+
+    scan: Any = nn.scan(
+        draw,
+        length=request.steps,
+        variable_broadcast=request.lifting.variable_broadcast,
+        split_rngs=request.lifting.split_rngs,
+    )
+    return scan(cell, None, None)[1]

@@ -66,6 +66,11 @@ def why_not(request: Request) -> str | None:
         return f"needs remat='none' or 'save_products', got {request.remat!r}"
     if request.capture:
         return "does not keep what is captured"
+    cell: Any = request.cell
+    if cell.dropout_rate > 0 and not cell.deterministic:
+        return f"has no dropout, got dropout_rate={cell.dropout_rate}"
+    if sequence.row_mask is not None:
+        return "has no row_mask"
     if sequence.valid is not None:
         return "needs mask in place of seq_lengths"
     if product_of((*request.batch, request.steps)) is None:
@@ -106,7 +111,7 @@ def run(
     """
     cell: Any = request.cell.clone(parent=None, name=None)
     params = params_of(request, variables)
-    inputs, resets, mask, _ = time_first(request)
+    inputs, resets, mask, *_ = time_first(request)
     assert inputs is not None
     dtype = (
         product_dtypes(cell, params, inputs.dtype, request.carry).rows if dtype is None else dtype

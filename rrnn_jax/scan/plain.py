@@ -67,7 +67,8 @@ def plain_scan(
         carry, last_valid = state
         if x.resets is not None:
             carry = select(x.resets, reset_carry, carry)
-        new_carry, y = cell(carry, x.inputs)
+        rows = () if x.row_mask is None else (x.row_mask,)
+        new_carry, y = cell(carry, x.inputs, *rows)
         if x.mask is not None:
             new_carry = select(x.mask, new_carry, carry)
         if x.valid is not None:

@@ -18,12 +18,14 @@ class SequenceInputs(NamedTuple):
       mask: ``[*B, T]`` bool or None: where False the carry passes through unchanged.
       valid: ``[*B, T]`` bool or None: steps within `seq_lengths`; the carry of the last of them is
         the final carry, though the scan runs on.
+      row_mask: ``[*B, T, R]`` bool or None: rows of matrix inputs that are there.
     """
 
     inputs: Array
     resets: Array | None = None
     mask: Array | None = None
     valid: Array | None = None
+    row_mask: Array | None = None
 
 
 class SequenceOutputs(NamedTuple):
@@ -54,17 +56,19 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
 
 
 def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> SequenceInputs:
-    """A sequence of which nothing in a step that is left out can reach a gradient, NaN included.
+    """A sequence of which nothing that is left out can reach a gradient, NaN included.
 
-    Such steps are masked ones, and those past the end of a sequence.
+    Left out are masked steps and rows, and steps past the end of a sequence.
 
     Args:
       sequence: any.
       time_axis: its time axis.
-      repeat: put an input that is used in their place, the one before if there is one; else zeros,
-        at which a cell may have no derivative.
+      repeat: put an input that is used in place of such a step's, the one before if there is one;
+        else zeros, at which a cell may have no derivative.
     """
-    inputs, resets, mask, valid = sequence
+    inputs, resets, mask, valid, row_mask = sequence
+    if row_mask is not None:
+        inputs = select(row_mask, inputs, jnp.zeros_like(inputs))
     used = mask if valid is None else valid if mask is None else mask & valid
     if used is not None:
         inputs = select(used, inputs, jnp.zeros_like(inputs))
@@ -76,7 +80,7 @@ def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> Se
             inputs = hold_last_valid(inputs, used, jnp.squeeze(first, time_axis), time_axis)
     if resets is not None and mask is not None:
         resets = resets & mask
-    return SequenceInputs(inputs, resets, mask, valid)
+    return SequenceInputs(inputs, resets, mask, valid, row_mask)
 
 
 def _beside(flags: Array, array: Array) -> Array:

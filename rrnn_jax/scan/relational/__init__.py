@@ -85,19 +85,19 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     params = params_of(request, variables)
     axes = varying_axes(params, request.sequence, request.carry, request.fresh)
     params, carry, fresh = varying_over(axes, (params, request.carry, request.fresh))
-    inputs, resets, mask, valid = time_first(request)
+    inputs, resets, mask, valid, present = time_first(request)
     settings, length = _settings(request, params, carry)
     # In bfloat16 sums of gradients over many steps, or chunks of them, would stand still.
     params = jax.tree.map(lambda p: p.astype(accumulation_dtype(p.dtype)), params)
     weights = core_weights(cell, params)
 
     def over(carried: Carried, x: tuple) -> tuple[Carried, Outputs]:
-        inputs, *flags = x
-        terms = terms_of_inputs(cell, settings.cpu, settings.dtypes, params, inputs)
+        inputs, present, kept, *flags = x
+        terms = terms_of_inputs(cell, settings.cpu, settings.dtypes, params, inputs, present, kept)
         return recurrence(settings, weights, carried, fresh, Timed(terms, *flags))
 
     first = Carried(carry, None if valid is None else carry)
-    xs = (inputs, resets, mask, valid)
+    xs = (inputs, present, request.kept, resets, mask, valid)
     if length is None:
         carried, outputs = over(first, xs)
     else:

@@ -24,15 +24,25 @@ class InputTerms(NamedTuple):
       rows: the projected rows ``[*B, R, F]``, where a block makes something of them; else None.
       gates: the input's share of the gates' pre-activations, biases included, ``[*B, n*g]``; None
         without gates.
+      present: the input rows that are there, ``[*B, R]`` bool; None for all.
+      kept: what dropout keeps, ``[*B, S, F]`` bool; None without dropout.
     """
 
     qkv: tuple[Array, ...]
     rows: Array | None
     gates: Array | None
+    present: Array | None = None
+    kept: Array | None = None
 
 
 def terms_of_inputs(
-    cell: RelationalMemoryCell, cpu: bool, dtypes: Dtypes, params: Mapping[str, Any], inputs: Array
+    cell: RelationalMemoryCell,
+    cpu: bool,
+    dtypes: Dtypes,
+    params: Mapping[str, Any],
+    inputs: Array,
+    present: Array | None = None,
+    kept: Array | None = None,
 ) -> InputTerms:
     """Computes the input terms of all steps, one product each.
 
@@ -42,6 +52,8 @@ def terms_of_inputs(
       dtypes: of the products.
       params: the cell's parameters.
       inputs: ``[..., R, I]``, any leading axes.
+      present: ``[..., R]`` bool, rows that are there; None for all.
+      kept: ``[..., S, F]`` bool, what dropout keeps; None without dropout.
 
     Returns:
       `InputTerms` with the leading axes of `inputs`.
@@ -63,7 +75,8 @@ def terms_of_inputs(
         return add_bias(cpu, product.astype(accumulation_dtype(x.dtype)), bias)
 
     source, rows = inputs.astype(dtypes.inputs), None
-    combines = not attending and dtypes.inputs == dtypes.rows
+    # Of rows that are not there the gates see zeros, not the projection's bias.
+    combines = not attending and dtypes.inputs == dtypes.rows and present is None
     combines = combines and _pays_to_combine(inputs.shape, projection["kernel"], readers)
     if not combines:
         # Rounded once, like the output of the projection in the plain cell.
@@ -90,11 +103,13 @@ def terms_of_inputs(
     )
     gates = None
     if cell.gate_style is not None:
+        if present is not None:
+            source = jnp.where(present[..., None], source, jnp.zeros_like(source))
         # They want all R rows side by side.
         gates = dense(*weights[-1], source.reshape(*source.shape[:-2], 1, -1))[..., 0, :]
         gates = gates.astype(accumulation_dtype(gates.dtype, dtypes.gates))
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
-    return InputTerms(packed, rows, gates)
+    return InputTerms(packed, rows, gates, present, kept)
 
 
 def _combine(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.attention import LAYER_NORM_EPSILON, masked_logits
 from rrnn_jax.scan.relational.linear import linear
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
@@ -198,14 +198,17 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def attend(cpu: bool, query: Array, key: Array, value: Array) -> tuple[Array, Array]:
-    """Attention of queries ``[*B, H, Q, K]`` to all M rows.
+def attend(
+    cpu: bool, query: Array, key: Array, value: Array, present: Array | None
+) -> tuple[Array, Array]:
+    """Attention of queries ``[*B, H, Q, K]`` to all M rows that are present.
 
     Args:
       cpu: see above.
       query: ``[*B, H, Q, K]``.
       key: ``[*B, H, M, K]``.
       value: ``[*B, H, M, D]``.
+      present: ``[*B, M]`` bool, or None for all.
 
     Returns:
       ``[*B, H, Q, D]`` in the dtype of `value`, and the weights ``[*B, H, Q, M]`` in float32 or
@@ -213,18 +216,22 @@ def attend(cpu: bool, query: Array, key: Array, value: Array) -> tuple[Array, Ar
     """
     dtype = accumulation_dtype(query.dtype)
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    weights = jax.nn.softmax(_inner_products(cpu, scaled, key, dtype), axis=-1)
+    logits = _inner_products(cpu, scaled, key, dtype)
+    if present is not None:
+        logits = masked_logits(logits, present[..., None, None, :])
+    weights = jax.nn.softmax(logits, axis=-1)
     attended = _multiply(weights.astype(value.dtype), value, (-1, -2), dtype)
     return attended.astype(value.dtype), weights
 
 
 @attend.defjvp
 def _attend_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
-    query, key, value = primals
-    attended, weights = attend.fun(cpu, query, key, value)
+    query, key, value, present = primals
+    attended, weights = attend.fun(cpu, query, key, value, present)
     weights = keep(weights)
     known, results = (query, key, value, weights), (attended, weights)
-    found = _linear(cpu, _attention, _attention_backward, known, tangents, results)
+    # Rows that are not present have weight 0, which is all that a derivative knows of them.
+    found = _linear(cpu, _attention, _attention_backward, known, tangents[:3], results)
     return results, tuple(found)
 
 

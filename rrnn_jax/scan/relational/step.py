@@ -61,7 +61,8 @@ class Step(NamedTuple):
                 qkv = qkv.astype(self.dtypes.rows).astype(wide)
                 qkv = self._norm(f"block_{k}/qkv_norm", qkv)
             from_input = terms.qkv[k] if k < len(terms.qkv) else None
-            attended, weights = self._attend(qkv.astype(self.dtypes.rows), from_input, only_memory)
+            qkv = qkv.astype(self.dtypes.rows)
+            attended, weights = self._attend(qkv, from_input, only_memory, terms.present)
             all_weights.append(weights[..., : cell.mem_slots, :])
             if only_memory:
                 rows = rows[..., : cell.mem_slots, :]
@@ -72,7 +73,7 @@ class Step(NamedTuple):
             rows = self._norm(f"block_{k}/mlp_norm", rows + self._mlp(rows))
         sown = {"attention_weights": jnp.stack(all_weights, axis=-4)}
         if terms.gates is None:
-            return rows.astype(memory.dtype), sown
+            return cell.dropout(rows, terms.kept).astype(memory.dtype), sown
 
         shown = jnp.tanh(memory) if hidden is None else hidden
         packed = self.product("gates", shown.astype(self.dtypes.gates)).astype(terms.gates.dtype)
@@ -84,6 +85,7 @@ class Step(NamedTuple):
             sigmoid,
         )
         sown |= {f"{name}_gate": x for name, x in gates._asdict().items() if x is not None}
+        gates = gates._replace(input=cell.dropout(gates.input, terms.kept))
         return next_carry(gates, rows, memory, hidden), sown
 
     def _dense(self, name: str, rows: Array) -> Array:
@@ -100,7 +102,7 @@ class Step(NamedTuple):
         return rows
 
     def _attend(
-        self, qkv: Array, input_qkv: Array | None, only_memory: bool
+        self, qkv: Array, input_qkv: Array | None, only_memory: bool, present: Array | None
     ) -> tuple[Array, Array]:
         """Attention of memory rows (and, between blocks, input rows) to all rows.
 
@@ -123,6 +125,9 @@ class Step(NamedTuple):
             input_key, input_value = jnp.split(from_input, (keys,), axis=-1)
             key = jnp.concatenate([key, heads_first(input_key)], axis=-2)
             value = jnp.concatenate([value, heads_first(input_value)], axis=-2)
-        attended, weights = attend(self.cpu, query, key, value)
+        if present is not None:
+            memory_rows = jnp.ones((*present.shape[:-1], cell.mem_slots), bool)
+            present = jnp.concatenate([memory_rows, present], axis=-1)
+        attended, weights = attend(self.cpu, query, key, value, present)
         attended = jnp.swapaxes(attended, -3, -2)
         return attended.reshape(*attended.shape[:-2], cell.mem_size), weights

@@ -1,0 +1,124 @@
+"""Row masks and dropout over sequences: on every path, with gradients, as the cell has them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal, random_variables
+
+RNG = np.random.default_rng(0)
+ROWS = RelationalMemoryCell(
+    mem_slots=3, head_size=4, num_heads=2, matrix_inputs=True, gate_style=None
+)
+X = normal(RNG, (4, 5, 3, 2))  # [B, T, R, I]
+THERE = jnp.asarray(RNG.random((4, 5, 3)) < 0.6)
+BOTH = pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+
+close = partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
+
+
+def with_gradients(run, variables, x):
+    def loss(variables, x):
+        y = run(variables, x)
+        return jnp.sum(jnp.sin(y)), y
+
+    return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "config", [{}, {"num_blocks": 2}, {"num_blocks": 2, "input_queries": False}]
+)
+def test_rows_that_are_masked_are_not_there(config, implementation):
+    rnn = RNN(ROWS.clone(**config), implementation=implementation)
+    variables = random_variables(rnn, X)
+    there = jnp.ones(X.shape[:-1], bool).at[..., 1].set(False)
+    dirty = X.at[:, :, 1].set(jnp.nan)
+    run = partial(rnn.apply, row_mask=there)
+    (weights, inputs), y = with_gradients(run, variables, dirty)
+    fewer = jnp.delete(X, 1, axis=2)
+    (expected_weights, expected_inputs), expected = with_gradients(rnn.apply, variables, fewer)
+    close(y, expected)
+    jax.tree.map(close, weights, expected_weights)
+    close(jnp.delete(inputs, 1, axis=2), expected_inputs)
+    np.testing.assert_array_equal(inputs[:, :, 1], 0)
+
+
+@pytest.mark.parametrize(
+    "config", [{"gate_style": "unit"}, {"gate_style": "memory", "output_gate": True}]
+)
+@pytest.mark.parametrize("options", [{}, {"reverse": True, "time_major": True}])
+def test_the_fast_path_has_what_the_cell_has(config, options):
+    """With gates, any rows masked (all of a step, too), captured, reversed."""
+    there = THERE.at[0, 2].set(False)
+    x = X
+    if options:
+        x, there = jnp.swapaxes(X, 0, 1), jnp.swapaxes(there, 0, 1)
+    plain = RNN(ROWS.clone(**config), implementation="scan", **options)
+    variables = random_variables(plain, x)
+    found = []
+    for implementation in ("scan", "hoisted"):
+        rnn = plain.clone(implementation=implementation)
+
+        def run(variables, x, rnn=rnn):
+            return rnn.apply(variables, x, row_mask=there)
+
+        captured = quick_jit(partial(rnn.apply, row_mask=there, mutable=["intermediates"]))
+        found.append((with_gradients(run, variables, x), captured(variables, x)))
+    jax.tree.map(close, *found)
+    weights = found[1][1][1]["intermediates"]["cell"]["attention_weights"][0]
+    order = there[::-1] if options else there
+    masked = ~np.broadcast_to(order[:, :, None, None, None], weights[..., 3:].shape)
+    assert np.all(weights[..., 3:][masked] == 0)
+    assert masked.any()
+
+
+def test_a_row_mask_that_does_not_fit():
+    rnn = RNN(ROWS)
+    with pytest.raises(ValueError, match=r"row_mask must have shape \[\*B, T, R\] = \(4, 5, 3\)"):
+        rnn.init(jax.random.key(0), X, row_mask=THERE[:, :2])
+    with pytest.raises(TypeError, match=r"row_mask must be a bool array .* got float32"):
+        rnn.init(jax.random.key(0), X, row_mask=THERE.astype(jnp.float32))
+    for cell in (nn.GRUCell(3), ROWS.clone(matrix_inputs=False)):
+        with pytest.raises(ValueError, match="row_mask needs a RelationalMemoryCell with matrix"):
+            RNN(cell).init(jax.random.key(0), X[:, :, 0], row_mask=THERE)
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["each step", "once"])
+@pytest.mark.parametrize(
+    "config", [{}, {"gate_style": "memory", "output_gate": True}, {"gate_style": "unit"}]
+)
+def test_dropout_draws_the_same_on_every_path(config, split):
+    cell = ROWS.clone(matrix_inputs=False, dropout_rate=0.4, **config)
+    x, rngs = X[:, :, 0], {"dropout": jax.random.key(7)}
+    options = {"split_rngs": {"params": False, "dropout": split}}
+    variables = random_variables(RNN(cell), x)
+
+    def of(rnn):
+        return with_gradients(partial(rnn.apply, rngs=rngs), variables, x)
+
+    expected = of(nn.RNN(cell, **options))
+    for implementation in ("scan", "hoisted"):
+        jax.tree.map(close, of(RNN(cell, implementation=implementation, **options)), expected)
+    calm = of(RNN(cell.clone(deterministic=True), **options))
+    assert np.abs(calm[1] - expected[1]).max() > 0.1
+    if split:
+        remat = RNN(cell, implementation="hoisted", remat="chunked", **options)
+        jax.tree.map(close, of(remat), expected)
+
+
+def test_another_product_runs_the_plain_scan_and_says_so():
+    vector = ROWS.clone(matrix_inputs=False, dot_general=jax.lax.dot_general)
+    x = X[:, :, 0]
+    rnn = RNN(vector)
+    variables = random_variables(rnn, x)
+    told = rnn.apply(variables, x, method="explain")
+    assert "another dot_general" in told
+    with pytest.raises(ValueError, match=r"'hoisted' computes products by jax\.lax\.dot_general"):
+        rnn.clone(implementation="hoisted").apply(variables, x)
