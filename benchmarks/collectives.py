@@ -1,0 +1,166 @@
+r"""What a training step says to other GPUs, compiled without one, and what that costs on paper.
+
+A step's devices compute the gradient of their rows, add the gradients of all (one *all-reduce*),
+and make the same update each. In weak scaling, as many rows for each GPU whatever their number, the
+all-reduce is what more GPUs cost. It needs the whole gradient and the update needs it, so nothing
+overlaps:
+
+.. math:: efficiency = t_{step} / (t_{step} + t_{all-reduce}).
+
+In a node of 8 GPUs, and across `m` nodes, an all-reduce of `b` bytes (reduced within the node, an
+eighth by each GPU; that eighth across nodes, each GPU on a card of its own; gathered) takes
+
+    2 (7/8) b / NVLINK + 2 ((m - 1)/m) (b/8) / INFINIBAND
+      + LAUNCH + 2 (7 HOP + log2(m) NETWORK_HOP)
+
+with published rates: an H100's NVLink moves 900 GB/s, 450 each way; a DGX H100 has an InfiniBand
+card of 400 Gbit/s for each GPU. Times per message are the constants of NCCL's own model (its file
+src/graph/tuning.cc: tree, protocol "simple"). The model leaves out stragglers and congestion.
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.program import UnavailableError
+from experiments.common.parallel import DATA, SEEDS
+from experiments.common.problem import Problem
+
+NVLINK = 450e9
+"""Bytes a second each way, of an H100."""
+INFINIBAND = 50e9
+"""Bytes a second each way, of a GPU's card of 400 Gbit/s."""
+LAUNCH, HOP, NETWORK_HOP = 8.4e-6, 4.0e-6, 14e-6
+"""Seconds: of a collective, of a message over NVLink, of one over the network."""
+NODE = 8
+"""GPUs of a node."""
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 13 minor: 0 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""What XLA must know of a GPU to compile for it."""
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+
+class Collective(NamedTuple):
+    """A collective of a compiled program.
+
+    Attributes:
+      kind: such as "all-reduce".
+      size: bytes of its result on each device.
+      repeats: it is in a loop's body.
+    """
+
+    kind: str
+    size: int
+    repeats: bool
+
+
+def find_collectives(program: str) -> list[Collective]:
+    """The collectives of a compiled program's text, the largest first.
+
+    >>> find_collectives("%a = (f32[2,3]{1,0}, f32[]) all-reduce(%b, %c), channel_id=1")
+    [Collective(kind='all-reduce', size=28, repeats=False)]
+    """
+    bodies = set(re.findall(r"body=%?([\w.-]+)", program))
+    found, computation = [], ""
+    for line in program.splitlines():
+        if line and not line[0].isspace():
+            computation = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
+        match = _COLLECTIVE.search(line)
+        if match:
+            size = sum(_sizes(match["type"]))
+            found.append(Collective(match["kind"], size, computation in bodies))
+    return sorted(found, key=lambda each: -each.size)
+
+
+def _sizes(types: str) -> Iterator[int]:
+    for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", types):
+        if name in _SIZES:
+            yield _SIZES[name] * math.prod(int(size) for size in sizes.split(",") if size)
+
+
+def compile_update(problem: Problem, gpus: int) -> str:
+    """One update of a problem, its rows divided over so many H100s, compiled: the program's text.
+
+    Raises:
+      UnavailableError: JAX's CUDA packages are not installed.
+    """
+    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        raise UnavailableError(
+            "compiling for GPUs needs the packages of jax[cuda12] or jax[cuda13]"
+        )
+    from jax.experimental import topologies
+
+    shape = f"1x{max(gpus // NODE, 1)}x{min(gpus, NODE)}"
+    devices = topologies.get_topology_desc(
+        "h100", platform="cuda", topology=shape, target_config=H100
+    ).devices
+    mesh = Mesh(np.array(devices).reshape(1, gpus), (SEEDS, DATA), axis_types=(AxisType.Auto,) * 2)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def whole(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(problem.init, key)
+    update = jax.jit(lambda state, key: problem.update(state, key, None), out_shardings=everywhere)
+    with jax.set_mesh(mesh):
+        lowered = update.lower(jax.tree.map(whole, state), whole(key))
+    return lowered.compile().as_text() or ""
+
+
+def all_reduce_seconds(size: float, gpus: int) -> float:
+    """Seconds of an all-reduce of so many bytes, by the model above.
+
+    >>> [round(1e6 * all_reduce_seconds(4e6, gpus), 1) for gpus in (1, 8, 64, 1024)]
+    [0.0, 80.0, 181.5, 295.8]
+    """
+    if gpus == 1:
+        return 0.0
+    within, nodes = min(gpus, NODE), max(gpus / NODE, 1)
+    transfer = 2 * (within - 1) / within * size / NVLINK
+    transfer += 2 * (nodes - 1) / nodes * size / within / INFINIBAND
+    hops = (within - 1) * HOP + math.log2(nodes) * NETWORK_HOP
+    return transfer + LAUNCH + 2 * hops
+
+
+def efficiency(step_seconds: float, size: float, gpus: int) -> float:
+    """Speed on so many GPUs as a share of that many times the speed on one.
+
+    >>> efficiency(1.0, 4e6, 1)
+    1.0
+    """
+    return step_seconds / (step_seconds + all_reduce_seconds(size, gpus))

@@ -1,0 +1,223 @@
+"""Training on many devices and processes, measured and on paper: ``python -m benchmarks.scaling``.
+
+Measured: updates a second of one training step, its batch divided over devices, or over processes.
+Devices that a CPU pretends to be share its cores: such rows show what division and collectives cost
+(their speed as a share of one device's should be near 1), not what more hardware gains.
+
+On paper: the same step compiled for H100s, none of which is needed, its collectives, and what
+`benchmarks.collectives` expects of them.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.collectives import (
+    all_reduce_seconds,
+    compile_update,
+    efficiency,
+    find_collectives,
+)
+from benchmarks.program import UnavailableError
+from benchmarks.table import human_bytes, human_seconds, markdown
+from experiments.common.environment import describe_environment
+from experiments.common.records import append_rows
+from experiments.common.steps import make_programs
+from experiments.common.train_config import TrainConfig
+from experiments.nth_farthest.config import PRESETS, Config
+from experiments.nth_farthest.train import make_problem
+
+SCHEMA = 1
+GPUS = (8, 64, 512, 1024)
+"""Numbers of GPUs for which efficiency is worked out."""
+_STEPS = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
+    add = result.add_argument
+    add("--batch-size", type=int, default=256, help="of a measured update (default: 256)")
+    add("--devices", nargs="*", type=int, default=[1, 2, 4], help="(default: 1 2 4)")
+    add("--processes", nargs="*", type=int, default=[2], help="of one device each (default: 2)")
+    add("--chunks", type=int, default=5, help=f"timed chunks of {_STEPS} updates (default: 5)")
+    add("--gpus", nargs="*", type=int, default=[8, 64], help="to compile for (default: 8 64)")
+    add("--rows", type=int, default=1600, help="of each of these GPUs (default: 1600)")
+    add("--step-ms", type=float, default=4.8,
+        help="of such an update on one GPU (default: 4.8, measured on an H100)")  # fmt: skip
+    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    add("--worker", type=json.loads, help=argparse.SUPPRESS)
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    given = parser().parse_args(args)
+    if given.worker is not None:
+        row = work(make_config("small", given.batch_size), given.chunks, **given.worker)
+        print(json.dumps(row), flush=True)
+        return 0
+    common = {"schema": SCHEMA, "benchmark": "scaling", "environment": describe_environment()}
+    rows = []
+    for row in all_rows(given):
+        print(f"{row['kind']}: done", file=sys.stderr)
+        rows.append(common | row)
+        if given.out is not None:
+            append_rows(given.out, rows[-1:])
+    print(report(rows))
+    return 0
+
+
+def all_rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each number of devices, of processes, and of GPUs."""
+    for devices in given.devices:
+        yield measure(given, devices, 1)
+    for processes in given.processes:
+        yield measure(given, processes, processes)
+    yield from on_paper(given)
+
+
+def make_config(preset: str, batch_size: int) -> Config:
+    """A training step of Nth Farthest: the Relational Memory Core, Adam, no curriculum."""
+    config = PRESETS[preset]
+    train = TrainConfig(batch_size=batch_size, clip_norm=1.0)
+    return dataclasses.replace(
+        config, model="rmc", staged=False, implementation="hoisted", train=train
+    )
+
+
+def measure(given: argparse.Namespace, devices: int, processes: int) -> dict[str, Any]:
+    """Updates a second on so many devices, in processes of their own.
+
+    Raises:
+      RuntimeError: a process failed; its last lines are in the message.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    here = "--batch-size", str(given.batch_size)
+    workers = []
+    for index in range(processes):
+        worker = {"devices": devices, "processes": processes, "index": index}
+        worker |= {"coordinator": coordinator}
+        command = [sys.executable, "-m", "benchmarks.scaling", *here, "--chunks", str(given.chunks)]
+        command += ["--worker", json.dumps(worker)]
+        flags = f"--xla_force_host_platform_device_count={devices // processes}"
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        workers.append(
+            subprocess.Popen(
+                command,
+                env=os.environ | {"XLA_FLAGS": flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [worker.communicate() for worker in workers]
+    for worker, (_, err) in zip(workers, said, strict=True):
+        if worker.returncode:
+            raise RuntimeError("\n".join(err.splitlines()[-5:]))
+    return json.loads(said[0][0].splitlines()[-1])
+
+
+def work(
+    config: Config, chunks: int, *, devices: int, processes: int, index: int, coordinator: str
+) -> dict[str, Any]:
+    """One process's part of a measurement; the first chunk is not timed."""
+    import jax
+
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(coordinator, processes, index)
+    train = dataclasses.replace(config.train, devices=devices)
+    programs = make_programs(make_problem(config), train)
+    state = programs.init()
+    run = programs.compile(state, _STEPS, None)
+    seconds: list[float] = []
+    for _ in range(chunks + 1):
+        started = time.perf_counter()
+        state, metrics = run(state, None)
+        jax.block_until_ready((state, metrics))
+        seconds.append(time.perf_counter() - started)
+    fastest = min(seconds[1:])
+    return {
+        "kind": "measured",
+        "devices": devices,
+        "processes": processes,
+        "batch_size": train.batch_size,
+        "updates_per_second": _STEPS / fastest,
+        "median_updates_per_second": _STEPS / sorted(seconds[1:])[chunks // 2],
+    }
+
+
+def on_paper(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for each number of GPUs compiled for: collectives, and the efficiencies of `GPUS`."""
+    for gpus in given.gpus:
+        problem = make_problem(make_config("paper", given.rows * gpus))
+        try:
+            program = compile_update(problem, gpus)
+        except UnavailableError as error:
+            print(f"not compiled for {gpus} GPUs: {error}", file=sys.stderr)
+            continue
+        found = find_collectives(program)
+        size = sum(each.size for each in found)
+        times = {str(n): all_reduce_seconds(size, n) for n in GPUS}
+        step = given.step_ms / 1e3
+        yield {
+            "kind": "compiled", "gpus": gpus, "batch_size": given.rows * gpus,
+            "collectives": [each._asdict() for each in found],
+            "bytes": size, "step_seconds": step, "all_reduce_seconds": times,
+            "efficiency": {str(n): efficiency(step, size, n) for n in GPUS},
+        }  # fmt: skip
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """Both kinds of rows as Markdown tables."""
+    measured = [row for row in rows if row["kind"] == "measured"]
+    parts = []
+    if measured:
+        base = measured[0]["updates_per_second"]
+        lines = [
+            [
+                *(str(row["devices"]), str(row["processes"])),
+                f"{row['updates_per_second']:.3g}",
+                f"{row['updates_per_second'] / base:.2f}",
+            ]
+            for row in measured
+        ]
+        head = ["Devices", "Processes", "Updates / s (fastest chunk)", "As a share of the first"]
+        parts.append(markdown(head, lines))
+    for row in rows:
+        if row["kind"] == "compiled":
+            parts.append(_describe_compiled(row))
+    return "\n\n".join(parts)
+
+
+def _describe_compiled(row: dict[str, Any]) -> str:
+    found = ", ".join(
+        f"{each['kind']} of {human_bytes(each['size'])}"
+        + (" at every step of a loop" if each["repeats"] else "")
+        for each in row["collectives"]
+    )
+    step = row["step_seconds"]
+    lines = [
+        [n, human_seconds(seconds), f"{step / (step + seconds):.1%}"]
+        for n, seconds in row["all_reduce_seconds"].items()
+    ]
+    return (
+        f"Compiled for {row['gpus']} H100s, one update has: {found}. Expected of "
+        f"{human_bytes(row['bytes'])} in one all-reduce after an update of {human_seconds(step)} "
+        "without it:\n\n" + markdown(["GPUs", "All-reduce", "Efficiency"], lines)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
