@@ -80,7 +80,7 @@ def training_loss(model: LanguageModel, config: Config) -> Callable[..., Any]:
     alpha, beta = config.text.activation_penalty, config.text.change_penalty
 
     def loss(params: Params, carry: Any, batch: Window, key: jax.Array) -> tuple:
-        read = model.apply(
+        read: Any = model.apply(
             params,
             batch.inputs,
             batch.targets,
@@ -100,7 +100,7 @@ def evaluation_loss(model: LanguageModel) -> Callable[..., Any]:
     """The loss of a window as it is; see `streaming`."""
 
     def loss(params: Params, carry: Any, batch: Window) -> tuple:
-        read = model.apply(params, batch.inputs, batch.targets, carry)
+        read: Any = model.apply(params, batch.inputs, batch.targets, carry)
         value, metrics = _nats(read.likelihood, batch.mask)
         return value, (read.carry, metrics)
 

@@ -17,7 +17,7 @@ def make_show(model: LanguageModel, vocabulary: Vocabulary) -> Callable[[Params]
     def show(params: Params) -> str:
         nonlocal writer
         if writer is None:  # One program for all evaluations.
-            writer = Writer(model, params, Choice(temperature=0.8))
+            writer = Writer(model, params, Choice(temperature=0.8), LENGTHS[vocabulary.kind])
         writer.params = params
         session = writer.start(vocabulary.start)
         _, tokens = writer.write(session, LENGTHS[vocabulary.kind], seed=0)

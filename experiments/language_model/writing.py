@@ -12,6 +12,8 @@ from experiments.common.problem import Params
 from experiments.language_model.model import LanguageModel
 
 READ_CHUNK = 256
+CHUNK = 32
+"""Tokens per call of the device: enough to be fast, few enough to be seen coming."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +96,19 @@ class Writer:
       model: the model.
       params: its parameters.
       choice: how tokens are drawn.
+      chunk: tokens at most in one call of the device.
     """
 
-    def __init__(self, model: LanguageModel, params: Params, choice: Choice) -> None:
-        self.model, self.params, self.choice = model, params, choice
+    def __init__(
+        self, model: LanguageModel, params: Params, choice: Choice, chunk: int = CHUNK
+    ) -> None:
+        self.model, self.params, self.choice, self.chunk = model, params, choice, chunk
         self._read = jax.jit(self._make_read())
-        self._write = jax.jit(self._make_write(), static_argnums=4)
+        self._write = jax.jit(self._make_write())
 
     def start(self, token: int) -> Session:
         """One row, before a text; `token` is what a text begins after."""
-        carry = jax.device_get(self.model.initial_carry(1))
-        return Session(carry, np.array([token], np.int32), 0)
+        return Session(self.model.initial_carry(1), np.array([token], np.int32), 0)
 
     def read(self, session: Session, tokens: np.ndarray) -> Session:
         """Reads tokens ``[n]`` into every row, in as many calls as constant memory takes."""
@@ -122,36 +126,46 @@ class Writer:
         return Session(carry, last, session.written)
 
     def branch(self, session: Session, rows: int) -> Session:
-        """Many rows that go on from a session of one row."""
+        """Many rows that go on from a session of one row.
+
+        Raises:
+          ValueError: it has several.
+        """
         if len(session.last) != 1:
             raise ValueError(f"session must have one row, got {len(session.last)}")
         carry = jax.tree.map(lambda x: np.repeat(np.asarray(x), rows, axis=0), session.carry)
         return Session(carry, np.repeat(session.last, rows), session.written)
 
     def write(self, session: Session, count: int, seed: int) -> tuple[Session, np.ndarray]:
-        """Writes `count` tokens in one call of the device.
+        """Writes tokens.
+
+        Args:
+          session: from where.
+          count: how many.
+          seed: of what is drawn.
 
         Returns:
           The session after them, and the tokens ``[B, count]``.
         """
-        key = jax.random.key(seed)
-        start = np.int32(session.written)
-        carry, last, tokens = self._write(
-            self.params, (session.carry, session.last), key, start, count
-        )
-        session = Session(carry, np.asarray(last), session.written + count)
-        return session, np.asarray(tokens)
+        found = list(self.stream(session, count, seed))
+        return found[-1][0], np.concatenate([tokens for _, tokens in found], axis=1)
 
     def stream(
-        self, session: Session, count: int, seed: int, chunk: int = 32
+        self, session: Session, count: int, seed: int
     ) -> Iterator[tuple[Session, np.ndarray]]:
-        """Writes `count` tokens, `chunk` at a time; a last chunk that is shorter is cut off."""
-        left = count
-        while left > 0:
-            size = min(chunk, left)
-            session, tokens = self.write(session, size, seed)
-            left -= size
-            yield session, tokens
+        """As `write`, a chunk at a time."""
+        key = jax.random.key(seed)
+        for first in range(0, count, self.chunk):
+            size = min(self.chunk, count - first)
+            carry, last, tokens = self._write(
+                self.params,
+                (session.carry, session.last),
+                key,
+                np.int32(session.written),
+                np.int32(size),
+            )
+            session = Session(carry, np.asarray(last), session.written + size)
+            yield session, np.asarray(tokens)[:size].T
 
     def _make_read(self) -> Any:
         def read(params: Params, carry: Any, inputs: jax.Array, count: jax.Array) -> Any:
@@ -163,16 +177,16 @@ class Writer:
         return read
 
     def _make_write(self) -> Any:
-        def write(params: Params, state: tuple, key: jax.Array, start: jax.Array, count: int):
-            def body(state: tuple, index: jax.Array) -> tuple:
-                carry, token = state
+        def write(params: Params, state: tuple, key: jax.Array, start: jax.Array, count: jax.Array):
+            def body(i: jax.Array, now: tuple) -> tuple:
+                carry, token, tokens = now
                 carry, output = self.model.apply(params, token, carry, method="step")
-                log_probs = self.model.apply(params, output, method="log_probs")
-                token = draw(jax.random.fold_in(key, index), jnp.asarray(log_probs), self.choice)
-                return (carry, token), token
+                log_probs = jnp.asarray(self.model.apply(params, output, method="log_probs"))
+                token = draw(jax.random.fold_in(key, start + i), log_probs, self.choice)
+                return carry, token, tokens.at[i].set(token)
 
-            indices = start + jnp.arange(count, dtype=jnp.int32)
-            (carry, token), tokens = jax.lax.scan(body, state, indices)
-            return carry, token, tokens.T
+            carry, token = state
+            tokens = jnp.zeros((self.chunk, token.shape[0]), jnp.int32)
+            return jax.lax.fori_loop(0, count, body, (carry, token, tokens))
 
         return write

@@ -1,0 +1,195 @@
+"""Writes text: ``python -m experiments.language_model.generate [RUN] --prompt TEXT``."""
+
+import argparse
+import codecs
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from experiments.common.cli import exit_code
+from experiments.common.refused import RefusedError
+from experiments.language_model.data.corpus import read_text
+from experiments.language_model.data.vocabulary import Vocabulary
+from experiments.language_model.saved import SHIPPED, load
+from experiments.language_model.sessions import load_session, save_session
+from experiments.language_model.writing import Choice, Session, Writer
+
+
+class Decoder:
+    """Tokens to text as they come: whole characters only, and nothing from a stop on.
+
+    Bytes of a character that is not whole yet are held back, and so is what may turn out to be the
+    beginning of a stop.
+
+    Args:
+      vocabulary: of the tokens.
+      stops: texts that end the text; they are not given out.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str] = ()) -> None:
+        self._vocabulary, self._stops = vocabulary, stops
+        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.is_stopped = False
+
+    def feed(self, tokens: np.ndarray, final: bool = False) -> str:
+        """The text that is certain now.
+
+        Args:
+          tokens: ``[n]``, what was written since.
+          final: nothing more will come.
+        """
+        if self.is_stopped:
+            return ""
+        self._held += self._bytes.decode(self._vocabulary.decode(tokens), final)
+        ends = [end for end in map(self._held.find, self._stops) if end >= 0]
+        if ends:
+            self.is_stopped = True
+            return self._held[: min(ends)]
+        keep = 0 if final else max(map(self._overlap, self._stops), default=0)
+        text, self._held = self._held[: len(self._held) - keep], self._held[-keep:] * bool(keep)
+        return text
+
+    def _overlap(self, stop: str) -> int:
+        """How many characters at the end of what is held may begin a stop."""
+        sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
+        return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
+
+
+def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
+    """Writes what the options ask for; text to `out`, all else to `log`.
+
+    Raises:
+      RefusedError: see `_check` and what reads files.
+    """
+    choice = _check(options)
+    saved = load(options.run_dir, options.run_seed)
+    if options.top_k is not None and options.top_k > saved.vocabulary.size:
+        raise RefusedError(f"--top-k must be at most {saved.vocabulary.size}, the vocabulary")
+    prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
+    tokens = saved.vocabulary.encode(prompt) if prompt else np.zeros(0, np.int32)
+    writer = Writer(saved.model, saved.params, choice)
+    if options.load_carry:
+        session = load_session(options.load_carry, saved)
+    else:
+        session = writer.start(saved.vocabulary.start)
+    if len(session.last) > 1 and options.num_samples not in (1, len(session.last)):
+        raise RefusedError(
+            f"--num-samples must be that of the session, {len(session.last)}, or left out"
+        )
+    started = time.perf_counter()
+    session = writer.read(session, tokens)
+    if options.num_samples > len(session.last):
+        session = writer.branch(session, options.num_samples)
+    np.asarray(writer.write(session, 1, options.seed)[1])  # Compiles; nothing of it is kept.
+    ready = time.perf_counter()
+    if options.echo:
+        out.write(prompt)
+    session, count = _write(writer, session, saved.vocabulary, options, out)
+    seconds = time.perf_counter() - ready
+    rows = len(session.last)
+    print(
+        f"{len(tokens)} tokens read, compiled in {ready - started:.1f} s; {count} tokens written "
+        f"in {seconds:.2f} s: {rows * count / max(seconds, 1e-9):,.0f} tokens/s",
+        file=log,
+    )
+    if options.save_carry:
+        save_session(options.save_carry, session, saved)
+
+
+def _write(
+    writer: Writer,
+    session: Session,
+    vocabulary: Vocabulary,
+    options: argparse.Namespace,
+    out: TextIO,
+) -> tuple[Session, int]:
+    """One sample as it is written, or several side by side and then one after the other."""
+    rows = len(session.last)
+    decoders = [Decoder(vocabulary, options.stop) for _ in range(rows)]
+    texts = [""] * rows
+    count = 0
+    reached = session
+    for new, tokens in writer.stream(session, options.max_tokens, options.seed):
+        reached = new
+        count += tokens.shape[1]
+        is_last = count == options.max_tokens
+        for row, decoder in enumerate(decoders):
+            text = decoder.feed(tokens[row], is_last)
+            if rows == 1:
+                out.write(text)
+                out.flush()
+            texts[row] += text
+        if all(decoder.is_stopped for decoder in decoders):
+            break
+    if rows == 1:
+        out.write("\n")
+    else:
+        for row, text in enumerate(texts):
+            out.write(f"--- sample {row + 1} ---\n{text}\n")
+    out.flush()
+    return reached, count
+
+
+def _check(options: argparse.Namespace) -> Choice:
+    if options.prompt and options.prompt_file:
+        raise RefusedError("--prompt and --prompt-file exclude each other")
+    for name in ("max_tokens", "num_samples"):
+        if getattr(options, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise RefusedError(f"{option} must be at least 1, got {getattr(options, name)}")
+    if not 0 <= options.seed < 2**32:
+        raise RefusedError(f"--seed must be from 0 to 2^32 - 1, got {options.seed}")
+    if "" in options.stop:
+        raise RefusedError("--stop must not be empty")
+    if options.stop and options.save_carry:
+        raise RefusedError("--save-carry and --stop exclude each other: a text that is stopped is "
+                           "cut off before what has been read")  # fmt: skip
+    try:
+        return Choice(options.temperature, options.top_k, options.top_p)
+    except ValueError as error:
+        raise RefusedError(f"--{str(error).replace('_', '-', 1)}") from None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.language_model.generate",
+        description="Writes text with a trained model; without RUN with the one that comes with "
+        "the package. The same seed gives the same text.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run_dir", metavar="RUN", nargs="?", type=Path, default=SHIPPED, help="run directory")
+    add("--prompt", default="", help="text to go on from")
+    add("--prompt-file", type=Path, help="file that holds it")
+    add("--temperature", type=float, default=0.8, help="0: always the likeliest token")
+    add("--top-k", type=int, help="draw from the k likeliest tokens only")
+    add("--top-p", type=float, default=1.0, help="draw from the likeliest share p only")
+    add("--num-samples", type=int, default=1, help="texts that go on from the same prompt")
+    add("--max-tokens", type=int, default=500, help="tokens to write")
+    add("--stop", action="append", default=[], help="text to end before; may be given repeatedly")
+    add("--seed", type=int, default=0, help="of what is drawn")
+    add("--run-seed", type=int, help="which seed of the run; None: its first")
+    add("--load-carry", type=Path, help="go on from a session")
+    add("--save-carry", type=Path, help="save the session at the end")
+    add("--echo", action="store_true", help="write the prompt, too")
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    options = make_parser().parse_args(args)
+    try:
+        return exit_code(lambda: generate(options, sys.stdout, sys.stderr))
+    except KeyboardInterrupt:
+        print(file=sys.stdout, flush=True)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

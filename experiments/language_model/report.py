@@ -1,0 +1,307 @@
+"""The paper's tables of trained runs: ``python -m experiments.language_model.report RUN ...``.
+
+Of each run, on the test text (the validation text where there is none):
+
+- the loss with the state carried from the first token to the last, in all units;
+- by frequency (the paper's Table 3): perplexity of the tokens that occur more than 1,000 times in
+  the training text, 100 to 1,000 times, and less;
+- by unroll (the paper's Figure 12): the text cut into windows that begin without a state, against
+  the state carried; nothing is trained anew.
+
+Writes ``report.json``, ``report.md``, ``frequency.png`` and ``unroll.png`` into a directory.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.common.cli import exit_code
+from experiments.common.environment import describe_environment
+from experiments.common.records import write_json, write_text
+from experiments.common.refused import RefusedError
+from experiments.language_model.data.token_files import Split, Tokens, prepare
+from experiments.language_model.problem import per_unit, unit_of
+from experiments.language_model.saved import Saved, load
+from experiments.language_model.train import TITLES, TOKENS_DIR, check_text
+from rrnn_jax.typing import Array, Carry
+
+UNROLLS = (25, 50, 100, 200, 500)
+BOUNDS = (1000, 100)
+CARRIED_WINDOW = 1000
+TOKENS_PER_CALL = 1 << 15
+"""Of windows that are read side by side."""
+
+
+def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np.ndarray:
+    """The loss of each token, ``[n]``, with the state carried over the whole text.
+
+    The numbers are the same for every window, to rounding.
+    """
+    read = _reader(saved)
+    carry = saved.model.initial_carry(1)
+    count = len(split.targets)
+    found = []
+    for first in range(0, count, window):
+        inputs, targets = (
+            _filled(array[first : first + window], window)[None]
+            for array in (split.tokens[:count], split.targets)
+        )
+        # The last window is filled up: what stands behind the text comes after all that counts.
+        carry, nats = read(saved.params, inputs, targets, carry)
+        found.append(np.asarray(nats)[0])
+    return np.concatenate(found)[:count]
+
+
+def windowed_nats(saved: Saved, split: Split, window: int) -> np.ndarray:
+    """The loss of each token, ``[n]``, each window of the text read without a state before it."""
+    read = _reader(saved)
+    count = len(split.targets)
+    rows = -(-count // window)
+    together = min(rows, max(1, TOKENS_PER_CALL // window))
+    carry = saved.model.initial_carry(together)
+    found = []
+    for first in range(0, rows, together):
+        places = slice(first * window, (first + together) * window)
+        inputs, targets = (
+            _filled(array[places], together * window).reshape(together, window)
+            for array in (split.tokens[:count], split.targets)
+        )
+        found.append(np.asarray(read(saved.params, inputs, targets, carry)[1]).ravel())
+    return np.concatenate(found)[:count]
+
+
+def by_frequency(
+    nats: np.ndarray, targets: np.ndarray, counts: np.ndarray, bounds: Sequence[int] = BOUNDS
+) -> dict[str, dict[str, float]]:
+    """Tokens and perplexity by how often a token occurs in the training text (Table 3).
+
+    >>> found = by_frequency(np.log([2.0, 8.0, 4.0]), np.array([0, 1, 1]), np.array([2000, 5]))
+    >>> {name: (row["tokens"], round(row["perplexity"], 2)) for name, row in found.items()}
+    {'>1000': (1, 2.0), '<100': (2, 5.66), 'all': (3, 4.0)}
+
+    Args:
+      nats: ``[n]``, the loss of each token.
+      targets: ``[n]``, the tokens.
+      counts: ``[V]``, how often each occurs in the training text.
+      bounds: the upper and the lower bound of the middle of three groups.
+
+    Returns:
+      For each group that has tokens, and for all: ``tokens`` and ``perplexity``.
+    """
+    high, low = bounds
+    often = counts[targets]
+    groups = {
+        f">{high}": often > high,
+        f"{low}-{high}": (often >= low) & (often <= high),
+        f"<{low}": often < low,
+        "all": np.ones(len(targets), bool),
+    }
+    return {
+        name: {"tokens": int(found.sum()), "perplexity": float(np.exp(nats[found].mean()))}
+        for name, found in groups.items()
+        if found.any()
+    }
+
+
+def measure(saved: Saved, tokens: Tokens, split: Split, unrolls: Sequence[int]) -> dict[str, Any]:
+    """All numbers of the report of one model."""
+    targets = np.asarray(split.targets)
+    carried = carried_nats(saved, split)
+    best = float(carried.mean(dtype=np.float64))
+    windows = {
+        str(unroll): float(windowed_nats(saved, split, unroll).mean(dtype=np.float64))
+        for unroll in unrolls
+    }
+    return {
+        "step": saved.step,
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(saved.params)),
+        "split": split.name,
+        "tokens": len(targets),
+        **per_unit(split, best),
+        "by_frequency": by_frequency(carried, targets, tokens.counts),
+        "by_unroll": windows,
+    }
+
+
+def report(
+    run_dirs: Sequence[Path],
+    out_dir: Path,
+    unrolls: Sequence[int] = UNROLLS,
+    tokens_dir: Path = TOKENS_DIR,
+    text: Path | None = None,
+    run_seed: int | None = None,
+) -> dict[str, Any]:
+    """Measures runs on one text, and writes tables and figures; see the module.
+
+    Raises:
+      RefusedError: a run is not there, or was made on another text than the first one.
+    """
+    if min(unrolls, default=0) < 1:
+        raise RefusedError(f"--eval-unroll must be windows of at least 1, got {tuple(unrolls)}")
+    models: dict[str, Any] = {}
+    tokens: Tokens | None = None
+    split = Split("test", np.zeros(1, np.uint16), 1, 1)
+    for run_dir in run_dirs:
+        saved = load(run_dir, run_seed)
+        if tokens is None:
+            data = saved.config.data
+            tokens = prepare(dataclasses.replace(data, path=text or data.path), tokens_dir)
+            split = tokens.splits.get("test", tokens.splits.get("valid", split))
+        check_text(run_dir, tokens)
+        models[_title(saved, models)] = measure(saved, tokens, split, unrolls)
+    assert tokens is not None
+    result = {
+        "text": tokens.manifest["sources"],
+        "unit": unit_of(tokens),
+        "environment": describe_environment(),
+        "models": models,
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(out_dir / "report.json", result)
+    write_text(out_dir / "report.md", tables(result))
+    draw(result, out_dir)
+    return result
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    models, unit = result["models"], result["unit"]
+    first = next(iter(models.values()))
+    groups = list(first["by_frequency"])
+    unrolls = list(first["by_unroll"])
+    lines = [
+        f"State carried over the whole {first['split']} text ({first['tokens']:,} {unit}s):",
+        "",
+        f"| model | parameters | nats per {unit} | bits per byte | perplexity per word |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['parameters']:,} | {row['nats']:.4f} | {row['bits_per_byte']:.4f} | "
+            f"{row['word_perplexity']:.2f} |"
+            for name, row in models.items()
+        ),
+        "",
+        f"Perplexity by how often a {unit} occurs in the training text:",
+        "",
+        f"| model | {' | '.join(groups)} |",
+        f"|---|{'---|' * len(groups)}",
+        *(
+            f"| {name} | "
+            + " | ".join(f"{row['by_frequency'][g]['perplexity']:,.2f}" for g in groups)
+            + " |"
+            for name, row in models.items()
+        ),
+        "",
+        f"Nats per {unit} in windows that begin without a state:",
+        "",
+        f"| model | {' | '.join(unrolls)} | carried |",
+        f"|---|{'---|' * len(unrolls)}---|",
+        *(
+            f"| {name} | "
+            + " | ".join(f"{row['by_unroll'][u]:.4f}" for u in unrolls)
+            + f" | {row['nats']:.4f} |"
+            for name, row in models.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:
+    """Draws ``frequency.png`` and ``unroll.png``."""
+    from rrnn_jax.visualize import bars_figure
+    from rrnn_jax.visualize.style import SMALL, line_look, new_figure
+
+    models, unit = result["models"], result["unit"]
+    groups = {
+        f"{group} times" if group != "all" else "all": {
+            name: [row["by_frequency"][group]["perplexity"]] for name, row in models.items()
+        }
+        for group in next(iter(models.values()))["by_frequency"]
+    }
+    frequency = bars_figure(
+        groups,
+        title=f"Perplexity by how often a {unit} occurs in the training text",
+        x_label=f"perplexity per {unit}",
+    )
+    unroll = new_figure(height=3.0)
+    axes: Any = unroll.subplots()
+    for index, (name, row) in enumerate(models.items()):
+        windows = [int(window) for window in row["by_unroll"]]
+        values = [math.exp(nats) for nats in row["by_unroll"].values()]
+        look = line_look(index)
+        axes.plot(windows, values, marker="o", markersize=3, label=name, **look)
+        axes.axhline(math.exp(row["nats"]), linewidth=0.8, color=look["color"], linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{unit}s per window, each without a state before it (dotted: state carried)")
+    axes.set_ylabel(f"perplexity per {unit}")
+    axes.tick_params(labelsize=SMALL)
+    axes.legend(fontsize=SMALL + 1, frameon=False)
+    paths = [out_dir / "frequency.png", out_dir / "unroll.png"]
+    for figure, path in zip((frequency, unroll), paths, strict=True):
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def _reader(saved: Saved) -> Any:
+    def read(params: Any, inputs: Array, targets: Array, carry: Carry) -> tuple[Carry, Array]:
+        found: Any = saved.model.apply(params, inputs, targets, carry)
+        return found.carry, -found.likelihood
+
+    return jax.jit(read)
+
+
+def _filled(array: np.ndarray, length: int) -> np.ndarray:
+    """The array as int32, with zeros at the end."""
+    filled = np.zeros(length, np.int32)
+    filled[: len(array)] = array
+    return filled
+
+
+def _title(saved: Saved, taken: dict[str, Any]) -> str:
+    title = TITLES[saved.config.model]
+    return title if title not in taken else f"{title} ({len(taken) + 1})"
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.language_model.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", type=Path, help="run directories")
+    parser.add_argument(
+        "--eval-unroll",
+        default=",".join(map(str, UNROLLS)),
+        help="windows, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument("--out-dir", type=Path, help="default: `report` in the first run")
+    parser.add_argument("--text", type=Path, help="where the text lies (default: as in training)")
+    parser.add_argument("--tokens-dir", type=Path, default=TOKENS_DIR)
+    parser.add_argument("--run-seed", type=int, help="which seed (default: the first)")
+    options = parser.parse_args(args)
+    out_dir = options.out_dir or options.run_dirs[0] / "report"
+
+    def action() -> None:
+        try:
+            unrolls = [int(window) for window in options.eval_unroll.split(",")]
+        except ValueError:
+            raise RefusedError(
+                f"--eval-unroll must be numbers separated by commas, got {options.eval_unroll}"
+            ) from None
+        result = report(
+            options.run_dirs, out_dir, unrolls, options.tokens_dir, options.text, options.run_seed
+        )
+        print(tables(result), end="")
+
+    return exit_code(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""A trained model read back without its text: from a run's directory, or as it ships.
+
+``python -m experiments.language_model.saved RUN FOLDER`` writes a model that can be given away: its
+config, its vocabulary and its parameters in one NumPy file.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from experiments.common.checkpoint import Checkpoints
+from experiments.common.cli import exit_code
+from experiments.common.loop import BEST
+from experiments.common.problem import Params
+from experiments.common.records import read_json, write_json
+from experiments.common.refused import RefusedError
+from experiments.common.restore import read_config
+from experiments.common.steps import make_programs
+from experiments.language_model.config import PRESETS, Config
+from experiments.language_model.data.token_files import VOCABULARY_FILE, Split, Tokens
+from experiments.language_model.data.vocabulary import Vocabulary, vocabulary_from
+from experiments.language_model.model import LanguageModel, make_model
+from experiments.language_model.problem import init_params, make_problem
+
+SHIPPED = Path(__file__).with_name("shakespeare")
+"""The model that comes with the package; see its README.md."""
+PARAMS_FILE = "params.npz"
+KEPT = ("config.json", VOCABULARY_FILE, "text.json")
+
+
+class Saved(NamedTuple):
+    """A trained model.
+
+    Attributes:
+      config: of its run.
+      vocabulary: what its tokens are.
+      model: the module.
+      params: its parameters.
+      step: the update they are from.
+    """
+
+    config: Config
+    vocabulary: Vocabulary
+    model: LanguageModel
+    params: Params
+    step: int
+
+    def digest(self) -> str:
+        """Tells its parameters from others'."""
+        digest = hashlib.sha256()
+        for path, leaf in sorted(flatten_dict(self.params, sep="/").items()):
+            digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+
+def load(run_dir: Path, seed: int | None = None) -> Saved:
+    """The model of a run, or one that was written by `save`.
+
+    Args:
+      run_dir: its directory, of one model.
+      seed: which of the run's seeds (default: the first).
+
+    Returns:
+      The model, with the parameters that were best on the validation text.
+
+    Raises:
+      RefusedError: there is no such run or seed, or nothing was saved yet.
+    """
+    if not (run_dir / "config.json").exists():
+        below = sorted(path.parent.name for path in run_dir.glob("*/config.json"))
+        hint = f", but in {', '.join(below)} below it" if below else ""
+        raise RefusedError(f"there is no run in {run_dir}{hint}")
+    config = read_config(run_dir, PRESETS["quick"])
+    if isinstance(config.data.path, str):
+        data = dataclasses.replace(config.data, path=Path(config.data.path))
+        config = dataclasses.replace(config, data=data)
+    vocabulary = vocabulary_from(read_json(run_dir / VOCABULARY_FILE))
+    model = make_model(config, vocabulary.size)
+    if (run_dir / PARAMS_FILE).exists():
+        with np.load(run_dir / PARAMS_FILE) as arrays:
+            flat = {name: arrays[name] for name in arrays.files}
+        step = int(flat.pop("step"))
+        return Saved(config, vocabulary, model, _checked(model, unflatten_dict(flat, "/")), step)
+    seeds = config.train.seeds
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise RefusedError(f"there is no seed {seed} in {run_dir}, but {list(seeds)}")
+    step, params = _restore(run_dir, config, vocabulary, seeds.index(seed))
+    return Saved(config, vocabulary, model, params, step)
+
+
+def save(run_dir: Path, folder: Path, seed: int | None = None) -> None:
+    """Writes the model of a run into a folder, to be given away."""
+    found = load(run_dir, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        shutil.copyfile(run_dir / name, folder / name)
+    # The text lies elsewhere for others.
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["path"] = None
+    write_json(folder / "config.json", config)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(found.params, sep="/").items()}
+    np.savez_compressed(folder / PARAMS_FILE, step=np.int32(found.step), **flat)
+
+
+def _restore(
+    run_dir: Path, config: Config, vocabulary: Vocabulary, index: int
+) -> tuple[int, Params]:
+    directory = run_dir / BEST if (run_dir / BEST).exists() else run_dir / "checkpoints"
+    if not directory.exists():
+        raise RefusedError(f"no checkpoint in {run_dir}; train first")
+    # The shapes of a state do not depend on the text.
+    length = max(config.train.batch_size * config.text.window, config.text.eval_rows) + 1
+    tokens = np.broadcast_to(np.uint16(0), (length,))
+    splits = {name: Split(name, tokens, 1, 1) for name in ("train", "valid")}
+    text = Tokens(vocabulary, splits, np.ones(vocabulary.size, np.int64), {})
+    one = dataclasses.replace(config.train, devices=1)
+    programs = make_programs(make_problem(config, text), one)
+    checkpoints = Checkpoints(directory)
+    try:
+        restored = checkpoints.restore_latest(programs.shapes)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise RefusedError(f"no checkpoint in {run_dir}; train first")
+    step, state = restored
+    return step, jax.tree.map(lambda leaf: leaf[index], state.params)
+
+
+def _checked(model: LanguageModel, params: Params) -> Params:
+    """The parameters, if they are those of the model."""
+    wanted = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    if jax.tree.map(lambda x: x.shape, wanted) != jax.tree.map(lambda x: x.shape, params):
+        raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
+    return params
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.language_model.saved", description=__doc__
+    )
+    parser.add_argument("run_dir", type=Path, help="directory of the run, of one model")
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--run-seed", type=int, help="which seed of the run (default: the first)")
+    options = parser.parse_args(args)
+    return exit_code(lambda: save(options.run_dir, options.folder, options.run_seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Where a writer stands, on disk: a text that is gone on with another day."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.common.refused import RefusedError
+from experiments.language_model.saved import Saved
+from experiments.language_model.writing import Session
+
+
+def save_session(path: Path, session: Session, saved: Saved) -> None:
+    """Writes a session into a NumPy file (exactly there: no ending is added)."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(session.carry)]
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            *leaves,
+            last=session.last,
+            written=np.int64(session.written),
+            model=np.array(saved.digest()),
+        )
+
+
+def load_session(path: Path, saved: Saved) -> Session:
+    """Reads it back.
+
+    Raises:
+      RefusedError: there is no such file, it is none of a session, or it is of another model.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        last, written, model = (arrays.pop(name) for name in ("last", "written", "model"))
+    except FileNotFoundError:
+        raise RefusedError(f"there is no file {path}") from None
+    except Exception as error:  # Whatever a file of another kind makes NumPy raise.
+        raise RefusedError(f"{path} does not hold a session: {error}") from None
+    if str(model) != saved.digest():
+        raise RefusedError(f"{path} is the session of another model")
+    structure = jax.tree.structure(saved.model.initial_carry(1))
+    leaves = [arrays[f"arr_{i}"] for i in range(len(arrays))]
+    return Session(jax.tree.unflatten(structure, leaves), last, int(written))

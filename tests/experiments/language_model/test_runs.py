@@ -1,0 +1,109 @@
+"""Runs: resumed to the bit in the midst of the text, refused on another one, and reported."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.common.loop import Interrupted
+from experiments.common.refused import RefusedError
+from experiments.language_model.__main__ import main
+from experiments.language_model.report import main as report_main
+from experiments.language_model.saved import load, save
+from experiments.language_model.train import evaluate, train
+from tests.experiments.language_model.small import TEXT, small_config, with_text
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Both models, trained; the text has 8 windows, so that 8 updates do not end with it."""
+    base = tmp_path_factory.mktemp("runs")
+    (base / "text.txt").write_text(TEXT)
+    config = small_config(base / "text.txt", model="all", text={"output_dropout": 0.1})
+    summary = train(config, base / "run", tokens_dir=base / "tokens", progress=False)
+    return base, config, summary
+
+
+def test_summary_has_all_units(done):
+    base, _, summary = done
+    units = summary["rmc"]["by_unit"]
+    assert set(units) == {"valid", "test"}
+    nats = units["test"]["nats"][0]
+    assert nats == summary["rmc"]["test"]["nats"][0]
+    assert units["test"]["bits_per_byte"][0] == pytest.approx(nats / np.log(2))  # One byte each.
+    assert (base / "run" / "plots" / "valid.png").exists()
+    assert (base / "run" / "rmc" / "samples.txt").read_text().count("== step") == 3
+
+
+def test_resumed_to_the_bit(done, tmp_path):
+    """The carry and the place in the text, too: the second half is not a replay."""
+    base, _, _ = done
+    one = small_config(base / "text.txt", text={"output_dropout": 0.1}, minutes=1e-9)
+    directory = tmp_path / "rmc"
+    with pytest.raises(Interrupted, match="stopped at step 4"):
+        train(one, directory, tokens_dir=base / "tokens", progress=False)
+    path = directory / "config.json"
+    path.write_text(path.read_text().replace('"minutes": 1e-09', '"minutes": null'))
+    whole = small_config(base / "text.txt", text={"output_dropout": 0.1})
+    train(whole, directory, tokens_dir=base / "tokens", progress=False)
+    metrics = [(run / "metrics.jsonl").read_text() for run in (directory, base / "run" / "rmc")]
+    assert metrics[0] == metrics[1]
+    found, wanted = load(directory), load(base / "run" / "rmc")
+    assert found.step == wanted.step
+    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_text_is_refused(done):
+    base, config, _ = done
+    (base / "other.txt").write_text(TEXT[:-2] + "?\n")
+    other = with_text(config, base / "other.txt")
+    with pytest.raises(RefusedError, match=r"was made on another text \(text.txt\)"):
+        train(other, base / "run", tokens_dir=base / "tokens", progress=False)
+    with pytest.raises(RefusedError, match="was made on another text"):
+        evaluate(other, base / "run", base / "tokens")
+
+
+def test_evaluation_is_that_of_training(done):
+    base, config, summary = done
+    found = evaluate(config, base / "run", base / "tokens")
+    assert found["lstm"]["by_unit"] == summary["lstm"]["by_unit"]
+    assert json.loads((base / "run" / "rmc" / "evaluation.json").read_text()) == found["rmc"]
+
+
+def test_report_of_trained_runs(done, capsys):
+    base, _, _ = done
+    runs = [str(base / "run" / name) for name in ("rmc", "lstm")]
+    options = ["--tokens-dir", str(base / "tokens"), "--eval-unroll", "10,50"]
+    assert report_main([*runs, *options, "--out-dir", str(base / "report")]) == 0
+    found = json.loads((base / "report" / "report.json").read_text())
+    assert list(found["models"]) == ["Relational Memory Core", "LSTM"]
+    row = found["models"]["LSTM"]
+    assert row["by_frequency"]["all"]["perplexity"] == pytest.approx(np.exp(row["nats"]), rel=1e-5)
+    assert list(row["by_unroll"]) == ["10", "50"]
+    for name in ("frequency.png", "unroll.png", "report.md"):
+        assert (base / "report" / name).stat().st_size > 0
+    assert "| LSTM |" in capsys.readouterr().out
+    assert report_main([runs[0], "--eval-unroll", "x"]) == 2
+    assert report_main([runs[0], "--eval-unroll", "0"]) == 2
+
+
+def test_a_model_can_be_given_away(done, tmp_path):
+    base, _, _ = done
+    save(base / "run" / "rmc", tmp_path / "model")
+    found, wanted = load(tmp_path / "model"), load(base / "run" / "rmc")
+    assert found.digest() == wanted.digest()
+    assert found.step == wanted.step
+    assert str(base) not in (tmp_path / "model" / "config.json").read_text()
+    with pytest.raises(RefusedError, match=r"no run in .*, but in lstm, rmc below it"):
+        load(base / "run")
+    with pytest.raises(RefusedError, match="there is no seed 7"):
+        load(base / "run" / "rmc", seed=7)
+
+
+def test_command_line(done, capsys):
+    base, _, _ = done
+    assert main(["--path", str(base / "none.txt"), "--run-dir", str(base / "x")]) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+    assert not (base / "x").exists()
