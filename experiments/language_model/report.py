@@ -152,7 +152,9 @@ def report(
         saved = load(run_dir, run_seed)
         if tokens is None:
             data = saved.config.data
-            tokens = prepare(dataclasses.replace(data, path=text or data.path), tokens_dir)
+            tokens = prepare(
+                dataclasses.replace(data, path=data.path if text is None else str(text)), tokens_dir
+            )
             split = tokens.splits.get("test", tokens.splits.get("valid", split))
         check_text(run_dir, tokens)
         models[_title(saved, models)] = measure(saved, tokens, split, unrolls)

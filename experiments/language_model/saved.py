@@ -81,9 +81,6 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
         hint = f", but in {', '.join(below)} below it" if below else ""
         raise RefusedError(f"there is no run in {run_dir}{hint}")
     config = read_config(run_dir, PRESETS["quick"])
-    if isinstance(config.data.path, str):
-        data = dataclasses.replace(config.data, path=Path(config.data.path))
-        config = dataclasses.replace(config, data=data)
     vocabulary = vocabulary_from(read_json(run_dir / VOCABULARY_FILE))
     model = make_model(config, vocabulary.size)
     if (run_dir / PARAMS_FILE).exists():

@@ -37,7 +37,7 @@ MANIFEST_FILE, VOCABULARY_FILE, COUNTS_FILE = "manifest.json", "vocabulary.json"
 class DataConfig:
     """The text."""
 
-    path: Path | None = None
+    path: str | None = None
     """A text file or a folder. None: the plays that come with this package (1.1 MB)."""
     format: Format = "auto"
     """One text file, a folder of books, a folder with WikiText's files, or of Gigaword's."""
@@ -117,14 +117,14 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
       RefusedError: see `corpus` and `vocabulary`.
     """
     corpus = read_corpus(
-        BUNDLED if config.path is None else config.path,
+        BUNDLED if config.path is None else Path(config.path),
         config.format,
         config.valid,
         config.test,
         config.fractions,
     )
     wanted = {
-        "options": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+        "options": json.loads(json.dumps(dataclasses.asdict(config))),
         "sources": [describe_source(path) for path in sources(corpus)],
     }
     wanted["options"].pop("path")  # The same text elsewhere is the same text.

@@ -22,7 +22,11 @@ def small_config(path: Path | None = None, **options) -> Config:
     text = {"window": 8, "embedding_size": 6, "eval_rows": 2, "eval_window": 32}
     return Config(
         model=options.pop("model", "rmc"),
-        data=DataConfig(path=path, fractions=(0.8, 0.1, 0.1), **options.pop("data", {})),
+        data=DataConfig(
+            path=None if path is None else str(path),
+            fractions=(0.8, 0.1, 0.1),
+            **options.pop("data", {}),
+        ),
         text=TextConfig(**(text | options.pop("text", {}))),
         rmc=RMCConfig(num_heads=2, head_size=4),
         lstm=LSTMConfig(lstm_features=8),
@@ -57,4 +61,4 @@ def bytes_saved() -> Saved:
 
 def with_text(config: Config, path: Path) -> Config:
     """Another text."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))

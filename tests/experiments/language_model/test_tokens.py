@@ -16,7 +16,7 @@ from experiments.language_model.data.token_files import (
 def make(tmp_path, text="the cat sat on the mat.\n" * 40, **options):
     path = tmp_path / "text.txt"
     path.write_text(text)
-    config = DataConfig(path=path, fractions=(0.5, 0.25, 0.25), **options)
+    config = DataConfig(path=str(path), fractions=(0.5, 0.25, 0.25), **options)
     return config, prepare(config, tmp_path / "tokens")
 
 

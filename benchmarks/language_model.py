@@ -1,0 +1,213 @@
+"""Language models: ``python -m benchmarks.language_model [PART ...]``.
+
+Four parts, each a few lines of JSON:
+
+- ``train``: tokens per second of updates of the ``quick`` preset's models, and of PyTorch's LSTM of
+  the same width where PyTorch is installed;
+- ``softmax``: the full softmax against the adaptive one, value and gradient, time and memory;
+- ``write``: tokens per second of many tokens per call of the device, and of one;
+- ``prompt``: time per token and memory as prompts grow.
+
+Seconds are of the process's processor time (all threads), medians of programs that run in turns:
+on a machine that others use, too, ratios within a run are what can be trusted.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.common.environment import describe_environment
+from experiments.common.streaming import Window
+from experiments.language_model.config import PRESETS
+from experiments.language_model.data.token_files import Split, Tokens
+from experiments.language_model.data.vocabulary import Characters
+from experiments.language_model.model import make_model
+from experiments.language_model.problem import init_params, make_problem
+from experiments.language_model.writing import Choice, Session, Writer
+from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
+
+PARTS = ("train", "softmax", "write", "prompt")
+CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 200_000)}
+SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 8, 64, 256
+_CHARACTERS = "".join(chr(code) for code in range(32, 97))
+
+Programs = dict[str, Callable[[], Any]]
+Rows = Iterator[dict[str, Any]]
+
+
+def in_turns(programs: Programs, rounds: int) -> dict[str, float]:
+    """Median processor seconds of each program; each runs once before."""
+    samples: dict[str, list[float]] = {name: [] for name in programs}
+    for program in programs.values():
+        jax.block_until_ready(program())
+    for _ in range(rounds):
+        for name, program in programs.items():
+            started = time.process_time()
+            jax.block_until_ready(program())
+            samples[name].append(time.process_time() - started)
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def train(rounds: int) -> Rows:
+    """Updates of the quick preset's models."""
+    base = PRESETS["quick"]
+    batch, window = base.train.batch_size, base.text.window
+    tokens = np.random.default_rng(0).integers(0, 65, 1 + 4 * batch * window).astype(np.uint16)
+    splits = {name: Split(name, tokens, len(tokens), len(tokens)) for name in ("train", "valid")}
+    text = Tokens(Characters(_CHARACTERS), splits, np.ones(65, np.int64), {})
+    programs: Programs = {}
+    sizes: dict[str, int] = {}
+    for name in ("rmc", "lstm"):
+        problem = make_problem(dataclasses.replace(base, model=name), text)
+        state = problem.init(jax.random.key(0))
+        update = jax.jit(problem.update)
+        assert problem.feed is not None
+        data: Window = jax.tree.map(lambda x: jnp.asarray(x[0]), problem.feed(0, 1))
+        key = jax.random.key(1)
+        programs[name] = lambda u=update, s=state, d=data, k=key: u(s, k, d)
+        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    made = _torch_update(base.lstm.lstm_features, base.text.embedding_size, batch, window)
+    if made is not None:
+        programs["torch_lstm"], sizes["torch_lstm"] = made
+    for name, seconds in in_turns(programs, rounds).items():
+        yield {"part": "train", "model": name, "parameters": sizes[name],
+               "tokens_per_second": round(batch * window / seconds)}  # fmt: skip
+
+
+def softmax(rounds: int) -> Rows:
+    """Value and gradient of 512 tokens, words by Zipf's law."""
+    shape = (SOFTMAX_ROWS, SOFTMAX_STEPS)
+    hidden = jax.random.normal(jax.random.key(0), (*shape, FEATURES))
+    for size, cutoffs in CUTOFFS.items():
+        chances = 1 / np.arange(1, size + 1)
+        words = np.random.default_rng(0).choice(size, shape, p=chances / chances.sum())
+        modules = {
+            "full": TiedEmbedding(size, FEATURES),
+            "adaptive": AdaptiveSoftmax(size, FEATURES, cutoffs),
+        }
+        programs: Programs = {}
+        memory: dict[str, Any] = {}
+        for name, module in modules.items():
+            variables = module.init(jax.random.key(1), hidden[:1, :1], jnp.zeros((1, 1), int))
+
+            def loss(variables: Any, hidden: jax.Array, words: jax.Array, module=module) -> Any:
+                return -jnp.mean(module.apply(variables, hidden, words))
+
+            args = (variables, hidden, jnp.asarray(words))
+            compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile()
+            programs[name] = lambda c=compiled, a=args: c(*a)
+            used: Any = compiled.memory_analysis()
+            memory[name] = {
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),
+                "temporary_mib": round(used.temp_size_in_bytes / 2**20, 1),
+            }
+        seconds = in_turns(programs, rounds)
+        yield {"part": "softmax", "words": size, "tokens": words.size, "features": FEATURES,
+               "cutoffs": cutoffs, "seconds": {k: round(v, 4) for k, v in seconds.items()},
+               "times_as_fast": round(seconds["full"] / seconds["adaptive"], 2),
+               **memory}  # fmt: skip
+
+
+def write(rounds: int, count: int = 512) -> Rows:
+    """Writing with the quick preset's memory core."""
+    programs: Programs = {}
+    rows_of: dict[str, tuple[int, int]] = {}
+    for rows, chunk, written in ((1, count, count), (32, count, count), (1, 32, count), (1, 1, 32)):
+        writer, session = _writer(rows, chunk)
+        name = f"{rows} rows, {chunk} tokens per call"
+        programs[name] = lambda w=writer, s=session, n=written: w.write(s, n, 0)[1]
+        rows_of[name] = rows, written
+    for name, seconds in in_turns(programs, rounds).items():
+        rows, written = rows_of[name]
+        yield {"part": "write", "program": name,
+               "tokens_per_second": round(rows * written / seconds)}  # fmt: skip
+
+
+def prompt(rounds: int) -> Rows:
+    """Prompts of 1,000 to 100,000 tokens, and one token after them."""
+    del rounds
+    writer, session = _writer(1, 32)
+    tokens = np.random.default_rng(0).integers(0, 65, 100_000)
+    writer.write(writer.read(session, tokens[:300]), 32, 0)
+    for length in (1_000, 10_000, 100_000):
+        started = time.process_time()
+        after = writer.read(session, tokens[:length])
+        jax.block_until_ready(after.carry)
+        read = time.process_time() - started
+        started = time.process_time()
+        writer.write(after, 320, 0)
+        yield {"part": "prompt", "tokens": length,
+               "microseconds_per_token_read": round(1e6 * read / length, 2),
+               "microseconds_per_token_written": round(
+                   1e6 * (time.process_time() - started) / 320, 1),
+               "carry_bytes": sum(np.asarray(x).nbytes for x in jax.tree.leaves(after.carry)),
+               "peak_memory_mib": round(
+                   resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}  # fmt: skip
+
+
+def _writer(rows: int, chunk: int) -> tuple[Writer, Session]:
+    model = make_model(dataclasses.replace(PRESETS["quick"], model="rmc"), 65)
+    params = init_params(model, jax.random.key(0))
+    writer = Writer(model, params, Choice(temperature=0.8, top_k=20), chunk)
+    return writer, writer.branch(writer.start(0), rows)
+
+
+def _torch_update(width: int, features: int, batch: int, window: int) -> Any:
+    """An update of PyTorch's LSTM of the same width, and its parameters; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(65, features)
+    lstm = torch.nn.LSTM(features, width, batch_first=True)
+    readout = torch.nn.Linear(width, 65)
+    params = [p for part in (embedding, lstm, readout) for p in part.parameters()]
+    optimizer = torch.optim.Adam(params, 1e-2)
+    tokens = torch.randint(0, 65, (batch, window + 1))
+
+    def update() -> float:
+        optimizer.zero_grad()
+        logits = readout(lstm(embedding(tokens[:, :-1]))[0])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return update, sum(p.numel() for p in params)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.language_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS} (default: all)")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(args)
+    unknown = set(options.parts) - set(PARTS)
+    if unknown or options.rounds < 1:
+        parser.error(f"parts must be of {PARTS} and --rounds at least 1")
+    made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt}
+    print(json.dumps({"part": "environment", **describe_environment()}), flush=True)
+    for part in options.parts or PARTS:
+        for row in made[part](options.rounds):
+            print(json.dumps(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

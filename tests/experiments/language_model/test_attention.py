@@ -1,0 +1,69 @@
+"""Attention over text: the numbers are the core's own, and the page shows them."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from experiments.common.refused import RefusedError
+from experiments.language_model.attention import figure, look_inside, page
+from tests.experiments.language_model.small import TEXT, small_saved
+
+READ = "1 fish, <&>\n"
+
+
+@pytest.fixture(scope="module")
+def insides():
+    from experiments.language_model.data.vocabulary import Characters
+
+    return look_inside(small_saved(Characters(TEXT + READ)), READ)
+
+
+def test_shares_are_those_of_the_core(insides):
+    """The attention of the only slot to itself and to the input sums to one."""
+    assert "".join(insides.tokens) == READ
+    assert list(insides.rows) == [
+        *("head 1 to the input", "head 2 to the input"),
+        *("written", "kept"),
+    ]
+    for row in insides.rows.values():
+        assert row.shape == (len(READ),)
+        assert ((row > 0) & (row < 1)).all()
+    # Heads differ, and so do tokens.
+    assert np.ptp(insides.rows["head 1 to the input"]) > 1e-3
+    assert np.abs(insides.rows["head 1 to the input"] - insides.rows["head 2 to the input"]).max()
+
+
+def test_page_is_whole_and_stands_alone(insides):
+    class Reader(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.values, self.open = [], []
+
+        def handle_starttag(self, tag, attrs):
+            if tag == "span":
+                self.values.append([float(v) for v in dict(attrs)["data-v"].split(",")])
+
+    text = page(insides, "A <title>")
+    reader = Reader()
+    reader.feed(text)
+    found = np.array(reader.values)
+    assert found.shape == (len(READ), 5)
+    np.testing.assert_allclose(found[:, 0], insides.rows["head 1 to the input"], atol=1e-3)
+    assert "A &lt;title&gt;" in text
+    assert "&lt;</span>" in text
+    assert not re.search(r"(src|href)=", text)  # Nothing is loaded.
+
+
+def test_figure_has_a_row_for_each_head_and_gate(insides):
+    drawing = figure(insides, "title")
+    labels = [label.get_text() for label in drawing.axes[0].get_yticklabels()]
+    assert labels == list(insides.rows)
+
+
+def test_what_has_no_attention_is_refused():
+    with pytest.raises(RefusedError, match="only the memory core attends, and this model is lstm"):
+        look_inside(small_saved(model="lstm"), "1 fish")
+    with pytest.raises(RefusedError, match="--text must have 1 to 5000 tokens, got 0"):
+        look_inside(small_saved(), "")
