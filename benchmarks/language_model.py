@@ -38,7 +38,7 @@ from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 
 PARTS = ("train", "softmax", "write", "prompt")
 CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 200_000)}
-SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 8, 64, 256
+SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 16, 64, 256
 _CHARACTERS = "".join(chr(code) for code in range(32, 97))
 
 Programs = dict[str, Callable[[], Any]]
@@ -85,7 +85,7 @@ def train(rounds: int) -> Rows:
 
 
 def softmax(rounds: int) -> Rows:
-    """Value and gradient of 512 tokens, words by Zipf's law."""
+    """Value and gradient of 1,024 tokens, words by Zipf's law."""
     shape = (SOFTMAX_ROWS, SOFTMAX_STEPS)
     hidden = jax.random.normal(jax.random.key(0), (*shape, FEATURES))
     for size, cutoffs in CUTOFFS.items():

@@ -17,10 +17,10 @@ from experiments.common.run_directory import read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 
-CURVES = ("accuracy", "solved", "return")
+CURVES = ("accuracy", "solved", "return", "nats")
 """Metrics of evaluations whose curves are kept."""
 
-PLOTS = ("accuracy.png", "score.png")
+PLOTS = ("accuracy.png", "score.png", "valid.png")
 """The plot that is kept: the first of these."""
 
 
@@ -55,7 +55,7 @@ def without_place(command: str) -> str:
     >>> without_place("python -m experiments.nth_farthest --run-dir some/where --num-seeds 2")
     'python -m experiments.nth_farthest --num-seeds 2'
     """
-    return re.sub(r" (--run-dir[ =]\S+|--(no-)?progress)", "", command)
+    return re.sub(r" (--(?:run|tokens)-dir[ =]\S+|--(no-)?progress)", "", command)
 
 
 def main() -> None:

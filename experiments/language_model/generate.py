@@ -13,7 +13,7 @@ import numpy as np
 from experiments.common.cli import exit_code
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.corpus import read_text
-from experiments.language_model.data.vocabulary import Vocabulary
+from experiments.language_model.data.vocabulary import Vocabulary, encode_prompt
 from experiments.language_model.saved import SHIPPED, load
 from experiments.language_model.sessions import load_session, save_session
 from experiments.language_model.writing import Choice, Session, Writer
@@ -71,7 +71,7 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     if options.top_k is not None and options.top_k > saved.vocabulary.size:
         raise RefusedError(f"--top-k must be at most {saved.vocabulary.size}, the vocabulary")
     prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
-    tokens = saved.vocabulary.encode(prompt) if prompt else np.zeros(0, np.int32)
+    tokens = encode_prompt(saved.vocabulary, prompt)
     writer = Writer(saved.model, saved.params, choice)
     if options.load_carry:
         session = load_session(options.load_carry, saved)

@@ -209,6 +209,18 @@ def count_words(text: str) -> int:
     return len(split_words(text))
 
 
+def encode_prompt(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
+    r"""The tokens of a text that is to go on: its last line has ended only if it says so.
+
+    >>> words = Words.of(["a b\n"])
+    >>> [encode_prompt(words, text).tolist() for text in ("", "a", "a\n")]
+    [[], [1], [1, 0]]
+    """
+    tokens = vocabulary.encode(prompt) if prompt else np.zeros(0, np.int32)
+    is_open = vocabulary.kind == "words" and not prompt.endswith("\n")
+    return tokens[:-1] if is_open else tokens
+
+
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary whose ``state()`` this is.
 

@@ -111,6 +111,7 @@ def test_bytes_come_out_as_whole_characters(text, cuts):
         assert text.startswith(shown)
         if not content:
             break
+    shown += decoder.feed(np.frombuffer(content, np.uint8), final=True)
     assert shown == text
 
 
