@@ -165,7 +165,7 @@ def _writer(rows: int, chunk: int) -> tuple[Writer, Session]:
 def _torch_update(width: int, features: int, batch: int, window: int) -> Any:
     """An update of PyTorch's LSTM of the same width, and its parameters; None without PyTorch."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     torch.manual_seed(0)

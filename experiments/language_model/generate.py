@@ -45,7 +45,7 @@ class Decoder:
         """
         if self.is_stopped:
             return ""
-        self._held += self._bytes.decode(self._vocabulary.decode(tokens), final)
+        self._held += self._bytes.decode(self._vocabulary.decode(tokens.tolist()), final)
         ends = [end for end in map(self._held.find, self._stops) if end >= 0]
         if ends:
             self.is_stopped = True

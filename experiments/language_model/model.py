@@ -15,7 +15,7 @@ from rrnn_jax.language import (
     TiedEmbedding,
     VariationalDropout,
 )
-from rrnn_jax.typing import Array, Carry, Dtype
+from rrnn_jax.typing import Array, Carry, Dtype, Implementation
 
 
 class Read(NamedTuple):
@@ -58,7 +58,7 @@ class LanguageModel(nn.Module):
     word_dropout: float = 0.0
     input_dropout: float = 0.0
     output_dropout: float = 0.0
-    implementation: str = "auto"
+    implementation: Implementation = "auto"
     dtype: Dtype | None = None
 
     def setup(self) -> None:
@@ -130,7 +130,7 @@ def make_model(config: Config, vocab_size: int) -> LanguageModel:
       ValueError: `config.model` does not name one model.
     """
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    implementation = "auto"
+    implementation: Implementation = "auto"
     if config.model == "rmc":
         rmc = config.rmc
         implementation = config.implementation

@@ -12,13 +12,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from experiments.common.checkpoint import Checkpoints
+from experiments.common.checkpoint import Reader
 from experiments.common.cli import exit_code
 from experiments.common.loop import BEST
 from experiments.common.problem import Params
@@ -74,7 +74,8 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
       The model, with the parameters that were best on the validation text.
 
     Raises:
-      RefusedError: there is no such run or seed, or nothing was saved yet.
+      RefusedError: there is no such run or seed.
+      FileNotFoundError: nothing was saved yet.
     """
     if not (run_dir / "config.json").exists():
         below = sorted(path.parent.name for path in run_dir.glob("*/config.json"))
@@ -106,16 +107,15 @@ def save(run_dir: Path, folder: Path, seed: int | None = None) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["data"]["path"] = None
     write_json(folder / "config.json", config)
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(found.params, sep="/").items()}
-    np.savez_compressed(folder / PARAMS_FILE, step=np.int32(found.step), **flat)
+    flat: dict[str, Any] = {"step": np.int32(found.step)}
+    flat |= flatten_dict(found.params, sep="/")
+    np.savez_compressed(folder / PARAMS_FILE, **flat)
 
 
 def _restore(
     run_dir: Path, config: Config, vocabulary: Vocabulary, index: int
 ) -> tuple[int, Params]:
     directory = run_dir / BEST if (run_dir / BEST).exists() else run_dir / "checkpoints"
-    if not directory.exists():
-        raise RefusedError(f"no checkpoint in {run_dir}; train first")
     # The shapes of a state do not depend on the text.
     length = max(config.train.batch_size * config.text.window, config.text.eval_rows) + 1
     tokens = np.broadcast_to(np.uint16(0), (length,))
@@ -123,15 +123,8 @@ def _restore(
     text = Tokens(vocabulary, splits, np.ones(vocabulary.size, np.int64), {})
     one = dataclasses.replace(config.train, devices=1)
     programs = make_programs(make_problem(config, text), one)
-    checkpoints = Checkpoints(directory)
-    try:
-        restored = checkpoints.restore_latest(programs.shapes)
-    finally:
-        checkpoints.close()
-    if restored is None:
-        raise RefusedError(f"no checkpoint in {run_dir}; train first")
-    step, state = restored
-    return step, jax.tree.map(lambda leaf: leaf[index], state.params)
+    restored = Reader(directory).restore_latest(programs.shapes)
+    return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
 
 
 def _checked(model: LanguageModel, params: Params) -> Params:

@@ -11,7 +11,7 @@ from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem
 from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import open_run
+from experiments.common.run_directory import check_run, open_run, write_evaluation
 from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
 from experiments.language_model.model import make_model
@@ -78,7 +78,7 @@ def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> di
     results: dict[str, Any] = {}
     for name, (directory, one) in list_runs(config, run_dir).items():
         check_text(directory, tokens)
-        open_run(directory, one, resume=True)
+        check_run(directory, one)
         problem = make_problem(one, tokens)
         result: dict[str, Any] = {"seeds": list(one.train.seeds)}
         for key, split in (("evaluation", "valid"), ("test", "test")):
@@ -86,7 +86,7 @@ def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> di
                 step, result[key] = loop.evaluate_run(problem, one.train, directory, split)
                 result["step"] = step
         result["by_unit"] = by_unit(tokens, result)
-        write_json(directory / "evaluation.json", result)
+        write_evaluation(directory, result)
         results[name] = result
     return results
 
