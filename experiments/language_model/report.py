@@ -240,7 +240,10 @@ def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:
         axes.plot(windows, values, marker="o", markersize=3, label=name, **look)
         axes.axhline(math.exp(row["nats"]), linewidth=0.8, color=look["color"], linestyle=":")
     axes.set_xscale("log")
-    axes.set_xlabel(f"{unit}s per window, each without a state before it (dotted: state carried)")
+    unrolls = next(iter(models.values()))["by_unroll"]
+    axes.set_xticks([int(window) for window in unrolls], list(unrolls))
+    axes.minorticks_off()
+    axes.set_xlabel(f"{unit}s per window without state transfer (dotted: carried)")
     axes.set_ylabel(f"perplexity per {unit}")
     axes.tick_params(labelsize=SMALL)
     axes.legend(fontsize=SMALL + 1, frameon=False)
