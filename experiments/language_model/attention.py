@@ -1,6 +1,6 @@
 """What a memory core attends to while it reads.
 
-``python -m experiments.language_model.attention [RUN] --text TEXT`` writes ``attention.html``, a
+``python -m experiments.language_model.attention RUN --text TEXT`` writes ``attention.html``, a
 page that needs nothing but a browser, and ``attention.png``. Under each token stand, from 0 to 1:
 
 - for each head the share of its attention that goes to the token just read rather than to the
@@ -21,7 +21,7 @@ from experiments.common.cli import exit_code
 from experiments.common.records import write_text
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.corpus import read_text
-from experiments.language_model.saved import SHIPPED, Saved, load
+from experiments.language_model.saved import Saved, load
 
 TEXT = """KING RICHARD III:
 Now is the winter of our discontent
@@ -152,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", metavar="RUN", nargs="?", type=Path, default=SHIPPED)
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, of one model")
     parser.add_argument("--text", default=TEXT, help="what is read")
     parser.add_argument("--text-file", type=Path, help="file that holds it")
     parser.add_argument("--out-dir", type=Path, default=Path("runs/language_model/attention"))

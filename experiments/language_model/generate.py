@@ -1,4 +1,4 @@
-"""Writes text: ``python -m experiments.language_model.generate [RUN] --prompt TEXT``."""
+"""Writes text: ``python -m experiments.language_model.generate RUN --prompt TEXT``."""
 
 import argparse
 import codecs
@@ -14,7 +14,7 @@ from experiments.common.cli import exit_code
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.corpus import read_text
 from experiments.language_model.data.vocabulary import Vocabulary, encode_prompt
-from experiments.language_model.saved import SHIPPED, load
+from experiments.language_model.saved import load
 from experiments.language_model.sessions import load_session, save_session
 from experiments.language_model.writing import Choice, Session, Writer
 
@@ -159,12 +159,11 @@ def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.language_model.generate",
-        description="Writes text with a trained model; without RUN with the one that comes with "
-        "the package. The same seed gives the same text.",
+        description="Writes text with a trained model. The same seed gives the same text.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("run_dir", metavar="RUN", nargs="?", type=Path, default=SHIPPED, help="run directory")
+    add("run_dir", metavar="RUN", type=Path, help="run directory, of one model")
     add("--prompt", default="", help="text to go on from")
     add("--prompt-file", type=Path, help="file that holds it")
     add("--temperature", type=float, default=0.8, help="0: always the likeliest token")

@@ -1,4 +1,4 @@
-"""A trained model read back without its text: from a run's directory, or as it ships.
+"""A trained model read back without its text: from a run's directory, or from `save`.
 
 ``python -m experiments.language_model.saved RUN FOLDER`` writes a model that can be given away: its
 config, its vocabulary and its parameters in one NumPy file.
@@ -32,8 +32,6 @@ from experiments.language_model.data.vocabulary import Vocabulary, vocabulary_fr
 from experiments.language_model.model import LanguageModel, make_model
 from experiments.language_model.problem import init_params, make_problem
 
-SHIPPED = Path(__file__).with_name("shakespeare")
-"""The model that comes with the package; see its README.md."""
 PARAMS_FILE = "params.npz"
 KEPT = ("config.json", VOCABULARY_FILE, "text.json")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from experiments.common.records import write_json
 from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.generate import Decoder, generate, main, make_parser
-from experiments.language_model.saved import PARAMS_FILE, SHIPPED, load
+from experiments.language_model.saved import PARAMS_FILE
 from experiments.language_model.writing import Choice, Session, Writer, draw
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
 
@@ -210,14 +210,3 @@ def test_parameters_of_another_config_are_refused(folder, tmp_path, capsys):
     write_json(other / "config.json", config)
     assert main([str(other)]) == 2
     assert "does not hold the parameters of the config" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not SHIPPED.exists(), reason="no model ships")
-def test_the_model_that_ships_writes():
-    saved = load(SHIPPED)
-    assert saved.vocabulary.size == 65
-    size = sum(path.stat().st_size for path in SHIPPED.iterdir())
-    assert size < 2 << 20
-    text = run("--prompt", "ROMEO:", "--max-tokens", 40)
-    assert len(text) == 41
-    assert text == run("--prompt", "ROMEO:", "--max-tokens", 40)
