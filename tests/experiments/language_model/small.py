@@ -44,13 +44,13 @@ def small_config(path: Path | None = None, **options) -> Config:
     )
 
 
-def small_saved(vocabulary=None, **options) -> Saved:
-    """A model of random parameters, large enough to be far from uniform."""
+def small_saved(vocabulary=None, scale=2, **options) -> Saved:
+    """A model of random parameters, by default large enough to be far from uniform."""
     config = small_config(**options)
     vocabulary = vocabulary or Characters(TEXT)
     model = make_model(config, vocabulary.size)
     params = init_params(model, jax.random.key(0))
-    params = jax.tree.map(lambda x: np.asarray(2 * x), params)
+    params = jax.tree.map(lambda x: np.asarray(scale * x), params)
     return Saved(config, vocabulary, model, params, 0)
 
 

@@ -35,24 +35,24 @@ def text_split(saved) -> Split:
     ids=["rmc", "lstm", "adaptive"],
 )
 def test_streamed_is_whole(options):
-    saved = small_saved(**options)
+    saved = small_saved(scale=1, **options)  # Large parameters amplify rounding.
     split = text_split(saved)
     assert len(split.targets) > 1000
     whole = carried_nats(saved, split, len(split.targets))
     for window in (7, 64, 1000):
-        np.testing.assert_allclose(carried_nats(saved, split, window), whole, atol=1e-5)
+        np.testing.assert_allclose(carried_nats(saved, split, window), whole, rtol=1e-5, atol=1e-5)
     # Without the state it is something else, but for the first window.
     apart = windowed_nats(saved, split, 64)
-    np.testing.assert_allclose(apart[:64], whole[:64], atol=1e-5)
+    np.testing.assert_allclose(apart[:64], whole[:64], rtol=1e-5, atol=1e-5)
     assert np.abs(apart - whole).max() > 1e-2
 
 
 def test_windows_without_a_state_are_read_alone():
-    saved = small_saved()
+    saved = small_saved(scale=1)
     split = text_split(saved)
     found = windowed_nats(saved, split, 50)
     part = Split("test", split.tokens[100:151], 1, 1)
-    np.testing.assert_allclose(found[100:150], carried_nats(saved, part, 50), atol=1e-5)
+    np.testing.assert_allclose(found[100:150], carried_nats(saved, part, 50), rtol=1e-5, atol=1e-5)
 
 
 def test_step_by_step_is_a_window():
