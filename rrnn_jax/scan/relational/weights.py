@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import gate_width
-from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
+from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype, widest
 
 Shapes = dict[tuple[str, ...], tuple[int, ...]]
 
@@ -182,12 +182,5 @@ def product_dtypes(
         return Dtypes(*[jnp.dtype(cell.dtype)] * 3)
     kernel = params["input_projection"]["kernel"].dtype
     memory = jax.tree.leaves(carry)[-1].dtype
-    inputs = jnp.promote_types(input_dtype, kernel)
-    return Dtypes(inputs, accumulation_dtype(inputs, memory), _widest(memory, kernel))
-
-
-def _widest(a: Dtype, b: Dtype) -> Dtype:
-    """One of two floating-point dtypes, float32 if neither holds the other (float16, bfloat16)."""
-    if a == b:
-        return jnp.dtype(a)
-    return accumulation_dtype(a, b)
+    inputs = widest(input_dtype, kernel)
+    return Dtypes(inputs, accumulation_dtype(inputs, memory), widest(memory, kernel))

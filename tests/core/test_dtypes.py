@@ -1,0 +1,91 @@
+"""Every mix of dtypes works, strictly promoted, in float32 and under x64, with the same results."""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import random_variables
+
+LOW = (jnp.bfloat16, jnp.float16)
+X = np.random.default_rng(0).normal(size=(3, 4, 5))
+FLAGS = jnp.asarray(np.random.default_rng(1).random((3, 4)) < 0.5)
+CELL = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2)
+
+
+def mixes(wide: Any) -> list[tuple]:
+    """dtype, param_dtype, dtype of inputs, of the initial carry (None: the cell's own)."""
+    some = (wide, jnp.bfloat16, jnp.float16)
+    return list(itertools.product((None, wide, jnp.bfloat16), some[:2], some, (None, *some)))
+
+
+def check(mix: tuple, implementation: str, output_gate: bool) -> None:
+    """Traces a run: nothing is promoted without a word, and dtypes are those of the table."""
+    dtype, param_dtype, input_dtype, carry_dtype = mix
+    cell = CELL.clone(dtype=dtype, param_dtype=param_dtype, output_gate=output_gate)
+    rnn = RNN(cell, implementation=implementation, return_carry=True)
+
+    def run(key: jax.Array, x: jax.Array) -> tuple:
+        start = cell.initialize_carry(key, (3, 5))
+        if carry_dtype is not None:
+            start = jax.tree.map(lambda m: m.astype(carry_dtype), start)
+        variables = rnn.init(key, x)
+        y = rnn.apply(variables, x, initial_carry=start, resets=FLAGS, mask=~FLAGS)
+        return start, *y
+
+    x = jax.ShapeDtypeStruct(X.shape, input_dtype)
+    start, carry, y = jax.eval_shape(run, jax.random.key(0), x)
+    first, *others = jax.tree.leaves(start)
+    own = np.promote_types(np.float32, param_dtype if param_dtype == jnp.float64 else np.float32)
+    assert first.dtype == (own if carry_dtype is None else carry_dtype)
+    for leaf in (*others, *jax.tree.leaves(carry)):
+        assert leaf.dtype == first.dtype, mix
+    assert y.dtype == (first.dtype if dtype is None else dtype), mix
+
+
+@pytest.mark.parametrize("output_gate", [False, True])
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_dtypes_are_those_of_the_table(implementation, output_gate):
+    for mix in mixes(jnp.float32)[::7]:
+        check(mix, implementation, output_gate)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_dtypes_under_x64(implementation):
+    with jax.enable_x64(True):
+        for mix in mixes(jnp.float64)[::11]:
+            check(mix, implementation, output_gate=True)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_inputs_of_integers_are_numbers(implementation):
+    rnn = RNN(CELL, implementation=implementation)
+    x = jnp.arange(60).reshape(3, 4, 5)
+    variables = random_variables(rnn, x.astype(jnp.float32))
+    found = quick_jit(rnn.apply)(variables, x)
+    assert found.dtype == jnp.float32
+    expected = quick_jit(rnn.apply)(variables, x.astype(jnp.float32))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16])
+def test_every_path_rounds_alike(param_dtype, input_dtype):
+    """Without a dtype of its own the cell multiplies in what inputs, memory and weights have."""
+    x = jnp.asarray(X, input_dtype)
+    plain = RNN(CELL, implementation="scan")
+    variables = random_variables(plain, x)
+    exact = quick_jit(plain.apply)(variables, x.astype(jnp.float32))
+    variables = jax.tree.map(lambda p: p.astype(param_dtype), variables)
+    errors = []
+    for implementation in ("scan", "hoisted"):
+        run = quick_jit(partial(plain.clone(implementation=implementation).apply))
+        errors.append(float(jnp.abs(run(variables, x).astype(jnp.float32) - exact).max()))
+    assert errors[1] < 1.5 * errors[0] + 1e-5
+    assert errors[0] < 0.1
