@@ -17,7 +17,7 @@ _NO_RESULTS = (":(exclude)benchmarks/results", ":(exclude)experiments/results")
 
 def describe_environment() -> dict[str, Any]:
     """Command, versions, device, flags and commit, of runs and of rows of measurements."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]  # Others have no statistics of memory.
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "device": device.device_kind,

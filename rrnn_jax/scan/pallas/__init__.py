@@ -98,7 +98,7 @@ def _on_nvidia_gpus(devices: int) -> bool:
     if platform() not in ("gpu", "cuda") or jax.device_count() != devices:
         return False
     # AMD's are "gpu", too.
-    return platform() == "cuda" or "cuda" in jax.devices()[0].client.platform_version.lower()
+    return platform() == "cuda" or "cuda" in jax.local_devices()[0].client.platform_version.lower()
 
 
 @cache
