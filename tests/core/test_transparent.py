@@ -340,9 +340,12 @@ def test_explain_says_what_runs_and_why():
     flags = {"resets": RESETS, "time_major": False}
     found = RNN(CELL).apply(variables, X, method="explain", **flags)
     assert str(found).startswith("'hoisted' runs; 'fused' is for NVIDIA GPUs")
-    found = RNN(CELL.clone(dropout_rate=0.5)).apply(variables, X, method="explain")
+    split = {"params": True}
+    found = RNN(CELL, split_rngs=split, variable_axes={"params": 0}).apply(
+        variables, X, method="explain"
+    )
     assert str(found).startswith("'scan' runs; ")
-    assert "'hoisted' has no dropout" in str(found)
+    assert "'hoisted' needs the same params in all steps" in str(found)
     found = RNN(nn.GRUCell(4)).init_with_output(jax.random.key(0), X, method="explain")[0]
     assert found == "'scan' runs"
 
