@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.pallas import unfusable
+from rrnn_jax.typing import Implementation
 
 FAST = ("hoisted", "fused")
 """The variants of `rrnn_jax.RNN` that are checked, where they can run."""
@@ -193,7 +194,7 @@ def golden_results(
     if runner == variants.REFERENCE:
         rnn: Any = nn.RNN(case.cell, time_major=True)
     else:
-        rnn = RNN(case.cell, time_major=True, implementation=runner)
+        rnn = RNN(case.cell, time_major=True, implementation=cast(Implementation, runner))
 
     def loss(params: Any, inputs: jax.Array, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
         outputs = rnn.apply({"params": {"cell": params}}, inputs, initial_carry=memory)
@@ -247,13 +248,13 @@ def setting_check(name: str, dtype: str, mode: str, runner: str) -> Check:
     return _judged(error, where, limit) | {"error_of_reference": own}
 
 
-def flags_check(setting: Setting, implementation: str = "fused") -> Check:
+def flags_check(setting: Setting, implementation: Implementation = "fused") -> Check:
     """Outputs and gradients with a tenth of all steps reset, and a tenth left out."""
     problem = make_problem(setting.replace(dtype="float32"))
     rng = np.random.default_rng(0)
     resets, left_out = jnp.asarray(rng.random((2, *problem.inputs.shape[:2])) < 0.1)
 
-    def results(implementation: str) -> dict[str, np.ndarray]:
+    def results(implementation: Implementation) -> dict[str, np.ndarray]:
         rnn = RNN(problem.cell, implementation=implementation)
 
         def loss(params: Any, inputs: jax.Array) -> tuple[jax.Array, Any]:

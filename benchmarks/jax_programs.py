@@ -5,7 +5,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from benchmarks.flops import Work, core_work
 from benchmarks.problem import Problem
 from benchmarks.program import Costs, Program, Results, UnavailableError
 from rrnn_jax import RNN
-from rrnn_jax.typing import Remat
+from rrnn_jax.typing import Implementation, Remat
 
 
 class Model(NamedTuple):
@@ -56,7 +56,12 @@ def plain(problem: Problem, unroll: int = 1) -> Model:
 
 def ours(problem: Problem, implementation: str, remat: Remat = "none", unroll: int = 1) -> Model:
     """`rrnn_jax.RNN` of the cell; step by step, a sequence of one step with the carry given."""
-    rnn = RNN(problem.cell, implementation=implementation, remat=remat, unroll=unroll)
+    rnn = RNN(
+        problem.cell,
+        implementation=cast(Implementation, implementation),
+        remat=remat,
+        unroll=unroll,
+    )
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return rnn.apply({"params": params}, inputs)  # type: ignore[return-value]
