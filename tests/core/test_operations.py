@@ -13,6 +13,7 @@ from rrnn_jax.scan.relational import operations
 ROWS = jax.random.normal(jax.random.key(0), (3, 5, 4))
 KERNEL = jax.random.normal(jax.random.key(1), (4, 6))
 HEADS = jax.random.normal(jax.random.key(2), (2, 3, 5, 4))
+SOME = jnp.array([True, False, True, True, False])
 
 
 def multiply(cpu: bool, rows: Any, kernel: Any) -> jax.Array:
@@ -26,8 +27,13 @@ def norm_by_autodiff(x: Any, scale: Any, bias: Any) -> jax.Array:
     return normal * scale.reshape(1, 1, -1) + bias.reshape(1, 1, -1)
 
 
-def attention_by_autodiff(query: Any, key: Any, value: Any) -> tuple:
-    weights = jax.nn.softmax(jnp.einsum("bhqk,bhmk->bhqm", query, key) / 2, axis=-1)
+def attend(present: Any) -> Any:
+    return lambda cpu, *args: operations.attend(cpu, *args, present)
+
+
+def attention_by_autodiff(query: Any, key: Any, value: Any, present: Any = True) -> tuple:
+    logits = jnp.einsum("bhqk,bhmk->bhqm", query, key) / 2
+    weights = jax.nn.softmax(jnp.where(present, logits, -jnp.inf), axis=-1)
     return jnp.einsum("bhqm,bhmd->bhqd", weights, value), weights
 
 
@@ -38,7 +44,12 @@ CASES = {
     "layer_norm": (operations.layer_norm, norm_by_autodiff, (ROWS, KERNEL[:, 0], KERNEL[:, 1])),
     "relu": (lambda cpu, x: operations.relu(x), jax.nn.relu, (ROWS,)),
     "sigmoid": (lambda cpu, x: operations.sigmoid(x), jax.nn.sigmoid, (ROWS,)),
-    "attend": (operations.attend, attention_by_autodiff, (HEADS[:, :, :3], HEADS, HEADS[::-1])),
+    "attend": (attend(None), attention_by_autodiff, (HEADS[:, :, :3], HEADS, HEADS[::-1])),
+    "attend to some": (
+        attend(SOME),
+        lambda *args: attention_by_autodiff(*args, SOME),
+        (HEADS[:, :, :3], HEADS, HEADS[::-1]),
+    ),
 }
 
 
