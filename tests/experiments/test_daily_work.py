@@ -85,15 +85,17 @@ def test_plots_of_a_run_from_its_metrics_alone(tmp_path, capsys):
 
 
 def test_a_presets_micro_batch_is_fitted_to_the_batch(capsys):
-    assert PRESETS["quick"].train.micro_batch_size == 256
+    assert PRESETS["small"].train.micro_batch_size == 256
     for batch, rows in ((128, 128), (512, 256), (384, 192), (1, 1)):
-        config = read("nth_farthest", "--batch-size", str(batch))
+        config = read("nth_farthest", "--preset", "small", "--batch-size", str(batch))
         assert (config.train.batch_size, config.train.micro_batch_size) == (batch, rows)
         said = f"--micro-batch-size 256 of the preset is {rows}, for {batch} sequences\n"
         assert capsys.readouterr().err == ("" if rows == 256 else said)
-    same = read("nth_farthest", "--batch-size", "128", "--micro-batch-size", "64")
-    quick = dataclasses.replace(PRESETS["quick"].train, batch_size=128, micro_batch_size=64)
-    assert same.train == quick
+    same = read(
+        "nth_farthest", "--preset", "small", "--batch-size", "128", "--micro-batch-size", "64"
+    )
+    small = dataclasses.replace(PRESETS["small"].train, batch_size=128, micro_batch_size=64)
+    assert same.train == small
 
 
 @pytest.mark.parametrize(("package", "name"), [("experiments", "plot"), ("benchmarks", "check")])

@@ -47,13 +47,16 @@ def test_learns_to_copy(decoding, tmp_path):
 
 def test_teacher_forcing_is_judged_without_a_teacher():
     taught, alone = (make_problem(config_of(decoding)) for decoding in FED)
-    params = jax.jit(taught.init)(jax.random.key(0))  # Nothing learned: hardly an answer is right.
+    state = jax.jit(taught.init)(jax.random.key(0))  # Nothing learned: hardly an answer is right.
+    key = jax.random.key(1)
 
     @jax.jit
-    def losses():
-        batch = taught.sample_eval(jax.random.key(1), 64)
-        return [loss(params, batch) for loss in (taught.loss, taught.eval_loss, alone.loss)]
+    def metrics():
+        judged = [
+            each.evaluations["valid"].step(state, (), key, None)[1] for each in (taught, alone)
+        ]
+        return judged, [each.update(state, key, None)[1]["loss"] for each in (taught, alone)]
 
-    (with_teacher, _), judged, fed_back = losses()
-    jax.tree.map(np.testing.assert_array_equal, judged, fed_back)
-    assert abs(float(with_teacher - judged[0])) > 1e-4
+    judged, (with_teacher, fed_back) = metrics()
+    jax.tree.map(np.testing.assert_array_equal, *judged)
+    assert abs(float(with_teacher.value() - fed_back.value())) > 1e-4
