@@ -117,7 +117,7 @@ def environment_programs(envs: int) -> dict[str, Program]:
     found["Mini-Pacman, viewport"] = _program(MiniPacman(), envs)
     found["Mini-Pacman, whole map"] = _program(MiniPacman(viewport=False), envs)
     try:
-        from gymnax.environments.classic_control.cartpole import CartPole
+        from gymnax.environments.classic_control.cartpole import CartPole  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("gymnax is not installed: no CartPole", file=sys.stderr)
     else:

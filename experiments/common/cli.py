@@ -51,8 +51,8 @@ class RunOptions(DirectoryOptions):
     """Do not train, but evaluate the newest checkpoint on the sequences that training evaluates on,
     which --seed fixes; writes evaluation.json."""
     distributed: bool = False
-    """This is one of several processes, as SLURM, Open MPI or Kubernetes started them. Untested so
-    far, see experiments/README.md."""
+    """This is one of several processes, as SLURM, Open MPI or Kubernetes started them; see
+    experiments/README.md."""
     coordinator: str | None = None
     """Or started by hand: HOST:PORT at which the first process can be reached by the others."""
     num_processes: int | None = None
