@@ -33,16 +33,13 @@ def test_chunks_of_a_long_sequence_store_little_beside_outputs_and_their_cotange
     setting = SETTINGS["toy"].replace(slots=4, head_size=16, features=4)
 
     def beyond(steps: int) -> float:
-        """Beside outputs, stacked with time in front and as returned, and their cotangents.
-
-        In outputs of one step.
-        """
+        """Beside outputs, their cotangents and the inputs' part, in outputs of one step."""
         problem = memory.make_problem(setting.replace(steps=steps))
         model = memory.jax_programs.ours(problem, "auto", "chunked")
         costs = memory.jax_programs.build(model, problem, "train").costs
         assert costs.temporary_bytes is not None
         return (
-            (costs.temporary_bytes - 3 * problem.loss_weights.nbytes)
+            (costs.temporary_bytes - 2 * problem.loss_weights.nbytes)
             * steps
             / (problem.loss_weights.nbytes)
         )

@@ -101,8 +101,9 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     if length is None:
         carried, outputs = over(first, xs)
     else:
-        carried, outputs = in_chunks(over, first, xs, length)
-        outputs = jax.tree.map(lambda y: jnp.moveaxis(y, 0, request.time_axis), outputs)
+        carried, outputs = in_chunks(
+            over, first, xs, length, request.time_axis, in_place=settings.cpu
+        )
     final = carried.carry if valid is None else carried.last_valid
     return outputs_of(request, final, outputs.carries), outputs.sown
 
@@ -150,7 +151,7 @@ def _settings(
         cpu=cpu,
         transpose=large and _pays_to_transpose(request.steps),
         apart=large,
-        time_axis=request.time_axis if length is None else 0,
+        time_axis=request.time_axis,
         capture=request.capture,
         store=length is not None or request.remat in ("none", "save_products"),
         unroll=request.lifting.unroll,

@@ -255,7 +255,9 @@ def _products(
     return names, shapes
 
 
-def in_chunks(run: Callable, first: Carried, xs: Any, length: int) -> tuple[Carried, Outputs]:
+def in_chunks(
+    run: Callable, first: Carried, xs: Any, length: int, time_axis: int, in_place: bool
+) -> tuple[Carried, Outputs]:
     """``run(first, xs)`` on chunks of the steps; stored are the carries between chunks only.
 
     Args:
@@ -263,17 +265,43 @@ def in_chunks(run: Callable, first: Carried, xs: Any, length: int) -> tuple[Carr
       first: what is carried before the first step.
       xs: arrays with time in front.
       length: steps of a chunk.
+      time_axis: of the outputs.
+      in_place: whether outputs are written where they belong; else stacked up and transposed, which
+        takes one more copy of them, but no array that is made here.
     """
     run = jax.checkpoint(run, prevent_cse=False)
     steps = jax.tree.leaves(xs)[0].shape[0]
-    whole = steps // length * length
+    count = steps // length
+    whole = count * length
 
     def cut(x: Array) -> Array:
-        return x[:whole].reshape(whole // length, length, *x.shape[1:])
+        return x[:whole].reshape(count, length, *x.shape[1:])
 
-    carried, ys = jax.lax.scan(run, first, jax.tree.map(cut, xs))
-    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    def room(x: jax.ShapeDtypeStruct) -> Array:
+        shape = list(x.shape)
+        shape[time_axis] = whole
+        return jnp.zeros(shape, x.dtype)
+
+    def write(state: tuple, x: tuple) -> tuple[tuple, None]:
+        carried, ys = state
+        start, chunk = x
+        carried, found = run(carried, chunk)  # What is written into is not stored for gradients.
+        put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=time_axis)
+        return (carried, jax.tree.map(put, ys, found)), None
+
+    chunks = jax.tree.map(cut, xs)
+    if in_place:
+        shapes = jax.eval_shape(run, first, jax.tree.map(lambda x: x[0], chunks))[1]
+        starts = length * jnp.arange(count, dtype=jnp.int32)
+        state = (first, jax.tree.map(room, shapes))
+        (carried, ys), _ = jax.lax.scan(write, state, (starts, chunks))
+    else:
+        carried, ys = jax.lax.scan(run, first, chunks)
+        ys = jax.tree.map(lambda y: jnp.moveaxis(y, 0, time_axis), ys)
+        ys = jax.tree.map(
+            lambda y: y.reshape(*y.shape[:time_axis], whole, *y.shape[time_axis + 2 :]), ys
+        )
     if whole == steps:
         return carried, ys
     carried, last = run(carried, jax.tree.map(lambda x: x[whole:], xs))
-    return carried, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), ys, last)
+    return carried, jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=time_axis), ys, last)
