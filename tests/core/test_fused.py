@@ -212,7 +212,7 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
     cpu = jax.devices("cpu")[0]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: devices)
-    monkeypatch.setattr(jax, "devices", lambda: [device] * devices)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * devices)
     assert pallas._on_nvidia_gpus(1) is expected
     with jax.default_device(cpu):
         assert not pallas._on_nvidia_gpus(1)
