@@ -1,4 +1,8 @@
-"""A finished run read back: its config and its parameters, for figures and further measurements."""
+"""A finished run read back: its config and its parameters, for figures and further measurements.
+
+A run's parameters can also stand in one NumPy file, ``params.npz`` beside its ``config.json``,
+small enough to be given away.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.common.checkpoint import Reader
 from experiments.common.problem import Params, Problem
@@ -15,6 +21,9 @@ from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
 
 ConfigT = TypeVar("ConfigT")
+
+PARAMS_FILE = "params.npz"
+"""Holds parameters by path, and the ``step`` they are from."""
 
 
 def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
@@ -40,7 +49,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 def restore_params(
     problem: Problem, config: TrainConfig, run_dir: Path, seed: int
 ) -> tuple[int, Params]:
-    """One seed's parameters in the newest sound checkpoint.
+    """One seed's parameters: of ``params.npz``, or of the newest sound checkpoint.
 
     Args:
       problem: as it was trained.
@@ -53,13 +62,43 @@ def restore_params(
 
     Raises:
       FileNotFoundError: the run has no checkpoint, or no such seed.
+      RefusedError: ``params.npz`` does not hold the parameters of `problem`.
     """
+    if (run_dir / PARAMS_FILE).exists():
+        wanted = jax.eval_shape(problem.init, jax.random.key(0)).params
+        return read_params(run_dir, wanted)
     if seed not in config.seeds:
         raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
     shapes = make_programs(problem, config).shapes
     restored = Reader(run_dir / "checkpoints").restore_latest(shapes)
     index = config.seeds.index(seed)
     return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
+
+
+def write_params(folder: Path, params: Params, step: int) -> None:
+    """Writes parameters into ``params.npz`` of a folder, which is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    np.savez_compressed(folder / PARAMS_FILE, step=np.int32(step), **flat)
+
+
+def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
+    """The step and the parameters that `write_params` wrote.
+
+    Args:
+      folder: where ``params.npz`` is.
+      wanted: arrays, or their shapes, in the structure of the parameters.
+
+    Raises:
+      RefusedError: the file holds others.
+    """
+    with np.load(folder / PARAMS_FILE) as arrays:
+        flat = {name: arrays[name] for name in arrays.files}
+    step = int(flat.pop("step"))
+    expected = {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}
+    if {name: leaf.shape for name, leaf in flat.items()} != expected:
+        raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
+    return step, unflatten_dict(flat, sep="/")
 
 
 def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:

@@ -12,11 +12,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from experiments.common.checkpoint import Reader
 from experiments.common.cli import exit_code
@@ -24,7 +24,7 @@ from experiments.common.loop import BEST
 from experiments.common.problem import Params
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
-from experiments.common.restore import read_config
+from experiments.common.restore import PARAMS_FILE, read_config, read_params, write_params
 from experiments.common.steps import make_programs
 from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Split, Tokens
@@ -32,7 +32,6 @@ from experiments.language_model.data.vocabulary import Vocabulary, vocabulary_fr
 from experiments.language_model.model import LanguageModel, make_model
 from experiments.language_model.problem import init_params, make_problem
 
-PARAMS_FILE = "params.npz"
 KEPT = ("config.json", VOCABULARY_FILE, "text.json")
 
 
@@ -83,10 +82,9 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
     vocabulary = vocabulary_from(read_json(run_dir / VOCABULARY_FILE))
     model = make_model(config, vocabulary.size)
     if (run_dir / PARAMS_FILE).exists():
-        with np.load(run_dir / PARAMS_FILE) as arrays:
-            flat = {name: arrays[name] for name in arrays.files}
-        step = int(flat.pop("step"))
-        return Saved(config, vocabulary, model, _checked(model, unflatten_dict(flat, "/")), step)
+        wanted = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        step, params = read_params(run_dir, wanted)
+        return Saved(config, vocabulary, model, params, step)
     seeds = config.train.seeds
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
@@ -105,9 +103,7 @@ def save(run_dir: Path, folder: Path, seed: int | None = None) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["data"]["path"] = None
     write_json(folder / "config.json", config)
-    flat: dict[str, Any] = {"step": np.int32(found.step)}
-    flat |= flatten_dict(found.params, sep="/")
-    np.savez_compressed(folder / PARAMS_FILE, **flat)
+    write_params(folder, found.params, found.step)
 
 
 def _restore(
@@ -123,14 +119,6 @@ def _restore(
     programs = make_programs(make_problem(config, text), one)
     restored = Reader(directory).restore_latest(programs.shapes)
     return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
-
-
-def _checked(model: LanguageModel, params: Params) -> Params:
-    """The parameters, if they are those of the model."""
-    wanted = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-    if jax.tree.map(lambda x: x.shape, wanted) != jax.tree.map(lambda x: x.shape, params):
-        raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
-    return params
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -9,9 +9,13 @@ Restores the newest checkpoint, runs it on fresh sequences, and writes into a di
   ``attention_input.png``: attention to the input, as the reference is shown, before and after;
 - ``dynamics.png``, ``similarity.png``, ``paths.png``: what the slots and gates do meanwhile;
 - ``attention.json``: the numbers, see `experiments.nth_farthest.insides.measure`.
+
+RUN_DIR may also be a folder that ``--weights FOLDER`` wrote: the run's config, and its parameters
+in one NumPy file.
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +26,7 @@ import numpy as np
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
 from experiments.common.refused import RefusedError
-from experiments.common.restore import read_config, restore_params
+from experiments.common.restore import read_config, restore_params, write_params
 from experiments.common.run_directory import write_json
 from experiments.nth_farthest.config import PRESETS
 from experiments.nth_farthest.insides import Run, measure, run_model
@@ -110,7 +114,13 @@ def draw(run: Run, out_dir: Path) -> list[Path]:
     return paths
 
 
-def make_figures(run_dir: Path, out_dir: Path, seed: int | None = None, count: int = 4096) -> Any:
+def make_figures(
+    run_dir: Path,
+    out_dir: Path,
+    seed: int | None = None,
+    count: int = 4096,
+    weights: Path | None = None,
+) -> Any:
     """Restores a run, measures and draws it.
 
     Args:
@@ -118,6 +128,7 @@ def make_figures(run_dir: Path, out_dir: Path, seed: int | None = None, count: i
       out_dir: where the files go; made if missing.
       seed: which of the run's seeds (default: the first).
       count: fresh sequences to run.
+      weights: a folder that the run's config and parameters are written into, to be given away.
 
     Returns:
       What was written to ``attention.json``.
@@ -135,6 +146,9 @@ def make_figures(run_dir: Path, out_dir: Path, seed: int | None = None, count: i
         raise FileNotFoundError(f"no run of the memory core in {run_dir}, but of {config.model!r}")
     seed = config.train.seed if seed is None else seed
     step, params = restore_params(make_problem(config), config.train, run_dir, seed)
+    if weights is not None:
+        write_params(weights, params, step)
+        shutil.copyfile(run_dir / "config.json", weights / "config.json")
     run = run_model(config, params, seed, count)
     try:
         reference_cases(run.question)
@@ -170,11 +184,12 @@ def main(args: Sequence[str] | None = None) -> int:
         "--seed", type=int, default=None, help="of the run's seeds (default: first)"
     )
     parser.add_argument("--sequences", type=int, default=4096, help="to run (default: 4096)")
+    parser.add_argument("--weights", type=Path, help="a folder to write the parameters into, too")
     given = parser.parse_args(args)
 
     def action() -> None:
         out_dir = given.run_dir / "figures" if given.out_dir is None else given.out_dir
-        numbers = make_figures(given.run_dir, out_dir, given.seed, given.sequences)
+        numbers = make_figures(given.run_dir, out_dir, given.seed, given.sequences, given.weights)
         share = numbers["memory_share"]["all"]
         print(
             f"of the attention to memory, to the slot that m was written to: {share['before']:.1%} "

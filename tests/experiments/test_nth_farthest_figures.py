@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,9 +54,10 @@ def test_config_is_read_back(run_dir, tmp_path):
 
 
 def test_command_writes_all_files(run_dir, tmp_path, capsys):
-    out = tmp_path / "figures"
+    out, weights = tmp_path / "figures", tmp_path / "weights"
     # Found below the directory of all models; another seed than the first.
-    assert main([str(run_dir), "--out-dir", str(out), "--seed", "6", "--sequences", "128"]) == 0
+    options = ["--out-dir", str(out), "--seed", "6", "--sequences", "128"]
+    assert main([str(run_dir), *options, "--weights", str(weights)]) == 0
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert (out / "attention.gif").stat().st_size < 500_000
     with Image.open(out / "attention.gif") as image:
@@ -68,6 +70,15 @@ def test_command_writes_all_files(run_dir, tmp_path, capsys):
         }
     assert set(numbers["by_lag"]) == set(numbers["input"]) == {"all", "head 1", "head 2"}
     assert f"{numbers['memory_share']['all']['after']:.1%} after" in capsys.readouterr().out
+    # What was given away stands for the run.
+    config = read_config(weights, PRESETS["quick"])
+    given = restore_params(make_problem(config), config.train, weights, 6)
+    chex.assert_trees_all_equal(
+        given, restore_params(make_problem(CONFIG), CONFIG.train, run_dir / "rmc", 6)
+    )
+    other = dataclasses.replace(CONFIG, readout_features=7)
+    with pytest.raises(ValueError, match=r"params\.npz does not hold the parameters"):
+        restore_params(make_problem(other), other.train, weights, 6)
 
 
 def test_what_is_not_there_exits_with_2(run_dir, tmp_path, capsys):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.common.records import write_json
+from experiments.common.restore import PARAMS_FILE
 from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.generate import Decoder, generate, main, make_parser
-from experiments.language_model.saved import PARAMS_FILE
 from experiments.language_model.writing import Choice, Session, Writer, draw
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
 
