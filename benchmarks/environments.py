@@ -160,7 +160,7 @@ def training_programs() -> dict[str, Program]:
     from experiments import box_world, mini_pacman
     from experiments.box_world.train import make_game as box_world_game
     from experiments.common.actor_critic import rollout, runs
-    from experiments.common.actor_critic.cores import make_agent
+    from experiments.common.actor_critic.config import make_agent
     from experiments.mini_pacman.train import make_game as mini_pacman_game
 
     found: dict[str, Program] = {}
@@ -171,7 +171,7 @@ def training_programs() -> dict[str, Program]:
     for name, (config, make_game) in games.items():
         game: runs.Game = make_game(config)
         problem = runs.make_problem(config, game)
-        agent = make_agent(config.agent, config.model, game.env.num_actions)
+        agent = make_agent(config, game.env.num_actions)
         state = jax.jit(problem.init)(_key(0))
         params = game.env.default_params.replace(levels=state.levels)
         steps, envs = config.learner.unroll, config.train.batch_size

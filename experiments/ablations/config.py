@@ -9,11 +9,10 @@ What to expect stands in README.md, with the hardware it was measured on.
 import dataclasses
 from typing import Literal
 
-from experiments.common.cells import LSTMConfig
+from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.config import TaskConfig as NthFarthestConfig
 from experiments.program_evaluation.config import DifficultyConfig
-from rrnn_jax.checks import check_positive
 
 InitialMemory = Literal["identity", "random", "learned", "zeros"]
 
@@ -29,8 +28,8 @@ class ProgramConfig(DifficultyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class CoreConfig:
-    """The Relational Memory Core."""
+class CoreConfig(RMCConfig):
+    """The Relational Memory Core, and what else its rows change."""
 
     mem_slots: int = 4
     """Memory slots."""
@@ -38,36 +37,18 @@ class CoreConfig:
     """Attention heads."""
     head_size: int = 16
     """Size of a head; a slot is num_heads * head_size wide."""
-    num_blocks: int = 1
-    """Attention blocks per step."""
-    key_size: int | None = None
-    """Size of queries and keys. None: that of a head."""
-    mlp_layers: int = 2
-    """Layers of the row-wise MLP."""
-    gate_style: Literal["unit", "memory", "none"] = "unit"
-    """A gate per memory unit, per slot, or none."""
     forget_bias: float = 1.0
     """Constant added to the forget gate."""
     output_gate: bool = False
     """The paper's equations 3 to 9 in place of the authors' code: an output gate (6 and 8), gates
     that see h instead of tanh(M), and no tanh of what comes into the memory."""
-    qkv_norm: bool = True
-    """LayerNorm of queries, keys and values."""
     input_queries: bool = True
     """The input's row attends too, and changes from block to block. False: the paper's eq. 2."""
     initial_memory: InitialMemory = "identity"
     """Rows of the identity, one random draw, learned, or zeros."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            mem_slots=self.mem_slots,
-            num_heads=self.num_heads,
-            head_size=self.head_size,
-            num_blocks=self.num_blocks,
-            mlp_layers=self.mlp_layers,
-        )
-        if self.key_size is not None:
-            check_positive(key_size=self.key_size)
+        super().__post_init__()
         if problem := misfit(self.gate_style, self.output_gate, self.initial_memory):
             raise ValueError(problem)
 

@@ -29,7 +29,10 @@ _INITIAL = {"identity": identity_rows, "random": random_rows, "zeros": zero_rows
 def make_problem(row: RowConfig) -> Problem:
     """Task and model of a row."""
     make = {"nth_farthest": _nth_farthest, "program_evaluation": _program_evaluation}
-    return make[row.config.task](row.config, make_cell(row))
+    config = row.config
+    core = config.lstm if row.model == "lstm" else config.core
+    config = dataclasses.replace(config, train=core.recipe(config.train))
+    return make[config.task](config, make_cell(row))
 
 
 def make_cell(row: RowConfig) -> nn.RNNCellBase:
@@ -71,17 +74,11 @@ def describe_task(config: Config) -> str:
 
 
 def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
-    return RelationalMemoryCell(
-        mem_slots=core.mem_slots,
-        head_size=core.head_size,
-        num_heads=core.num_heads,
-        num_blocks=core.num_blocks,
-        key_size=core.key_size,
-        attention_mlp_layers=core.mlp_layers,
-        gate_style=None if core.gate_style == "none" else core.gate_style,
+    cell = core.make(None)
+    assert isinstance(cell, RelationalMemoryCell)
+    return cell.clone(
         forget_bias=core.forget_bias,
         output_gate=core.output_gate,
-        qkv_norm=core.qkv_norm,
         input_queries=core.input_queries,
         carry_init=_INITIAL.get(core.initial_memory, identity_rows),
     )

@@ -1,9 +1,9 @@
 """The recurrent cores of all experiments, one config each: sizes, and a recipe of training.
 
-A core of one's own joins every experiment with one registration: a config here, whose `make` gives
-a `flax.linen.RNNCellBase`, and a field of `CellConfigs`, whose name is what ``--model`` takes.
+A core of one's own joins every experiment with one registration, see `register`.
 """
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,8 +19,10 @@ from rrnn_jax.typing import Dtype
 Schedule = Literal["constant", "cosine", "linear"]
 
 
-class _Core:
+class Core(abc.ABC):
     """What the configs of all cores have.
+
+    A config may have fields ``..._learning_rate`` and ``..._schedule``, see `recipe`.
 
     Attributes:
       TITLE: its name for people.
@@ -36,13 +38,29 @@ class _Core:
         }
         check_positive(**sizes)  # Before anything is written.
 
+    @abc.abstractmethod
     def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
-        """The cell; `dtype` is that of its products."""
-        raise NotImplementedError
+        """The cell, with an `output_size` or `features`; `dtype` is that of its products."""
+
+    def recipe(self, train: TrainConfig) -> TrainConfig:
+        """How it is trained: as all, but for the learning rate and schedule of its own.
+
+        >>> LSTMConfig(lstm_learning_rate=0.01).recipe(TrainConfig()).learning_rate
+        0.01
+        >>> RMCConfig().recipe(TrainConfig()) == TrainConfig()
+        True
+        """
+        own: dict[str, Any] = {
+            field: value
+            for field in ("learning_rate", "schedule")
+            for name, value in vars(self).items()
+            if name.endswith(f"_{field}") and value is not None
+        }
+        return dataclasses.replace(train, **own)
 
 
 @dataclasses.dataclass(frozen=True)
-class RMCConfig(_Core):
+class RMCConfig(Core):
     """The Relational Memory Core."""
 
     TITLE = "Relational Memory Core"
@@ -84,7 +102,7 @@ class RMCConfig(_Core):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMConfig(_Core):
+class LSTMConfig(Core):
     """The LSTM baseline."""
 
     TITLE = "LSTM"
@@ -104,7 +122,7 @@ class LSTMConfig(_Core):
 
 
 @dataclasses.dataclass(frozen=True)
-class DNCConfig(_Core):
+class DNCConfig(Core):
     """The Differentiable Neural Computer."""
 
     TITLE = "DNC"
@@ -149,7 +167,7 @@ class DNCConfig(_Core):
 
 
 @dataclasses.dataclass(frozen=True)
-class EntNetConfig(_Core):
+class EntNetConfig(Core):
     """The Recurrent Entity Network."""
 
     TITLE = "EntNet"
@@ -194,6 +212,43 @@ else:
     """What ``--model`` takes: a core, or "all" of those that the experiment compares."""
 
 
+def register(name: str, config: type[Core]) -> None:
+    """Makes a core of one's own known to all experiments, before any of them is imported.
+
+    A dataclass whose `make` gives a `flax.linen.RNNCellBase`; its fields become options. A script
+    that registers it and then calls an experiment's ``main`` takes its name as ``--model``; the
+    same two lines at the end of this module serve ``python -m experiments.<experiment>``, too::
+
+        @dataclasses.dataclass(frozen=True)
+        class GRUConfig(Core):
+            TITLE = "GRU"
+            gru_features: int = 128
+
+            def make(self, dtype):
+                return flax.linen.GRUCell(self.gru_features, dtype=dtype)
+
+        register("gru", GRUConfig)
+
+    Args:
+      name: what ``--model`` takes.
+      config: a frozen dataclass with defaults for all fields.
+
+    Raises:
+      ValueError: there is such a core.
+      RuntimeError: an experiment is imported, whose options are settled with that.
+    """
+    if name in TITLES or name == "all":
+        raise ValueError(f"name must be another than {', '.join(TITLES)}, got {name!r}")
+    if CellConfigs.__subclasses__():
+        raise RuntimeError(f"core {name!r} must be registered before an experiment is imported")
+    field = (name, config, dataclasses.field(default_factory=config))
+    TITLES[name] = config.TITLE
+    globals()["ModelName"] = Literal[("all", *TITLES)]
+    globals()["CellConfigs"] = dataclasses.make_dataclass(
+        "CellConfigs", [field], bases=(CellConfigs,), frozen=True
+    )
+
+
 def make_cell(configs: CellConfigs, model: str, dtype: str = "float32") -> nn.RNNCellBase:
     """The core that is named.
 
@@ -211,22 +266,24 @@ def make_cell(configs: CellConfigs, model: str, dtype: str = "float32") -> nn.RN
     Raises:
       ValueError: there is no such core, or it cannot be made.
     """
-    if model not in TITLES:
-        raise ValueError(f"model must be one of {', '.join(TITLES)}, got {model!r}")
-    return getattr(configs, model).make(None if dtype == "float32" else jnp.dtype(dtype))
+    core = getattr(configs, model, None)
+    if not isinstance(core, Core):
+        names = [name for name, value in vars(configs).items() if isinstance(value, Core)]
+        raise ValueError(f"model must be one of {', '.join(names)}, got {model!r}")
+    return core.make(products(dtype))
+
+
+def products(dtype: str) -> Dtype | None:
+    """A config's dtype as modules take it: None, that of the parameters, for float32."""
+    return None if dtype == "float32" else jnp.dtype(dtype)
+
+
+def output_size(cell: nn.RNNCellBase) -> int:
+    """Width of a core's output, from its `output_size` or `features`."""
+    return getattr(cell, "output_size", None) or cell.features  # type: ignore[attr-defined]
 
 
 def recipe(configs: CellConfigs, model: str, train: TrainConfig) -> TrainConfig:
-    """How a core is trained: as all, but for the learning rate and schedule of its own config.
-
-    >>> configs = CellConfigs(lstm=LSTMConfig(lstm_learning_rate=0.01))
-    >>> recipe(configs, "lstm", TrainConfig()).learning_rate
-    0.01
-    >>> recipe(configs, "rmc", TrainConfig()) == TrainConfig()
-    True
-    """
-    own: dict[str, Any] = {
-        field: getattr(getattr(configs, model), f"{model}_{field}", None)
-        for field in ("learning_rate", "schedule")
-    }
-    return dataclasses.replace(train, **{k: v for k, v in own.items() if v is not None})
+    """How the core that is named is trained; what is no core, as all."""
+    core = getattr(configs, model, None)
+    return core.recipe(train) if isinstance(core, Core) else train

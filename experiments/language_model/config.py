@@ -11,55 +11,10 @@ What to expect of them stands in README.md, with the hardware it was measured on
 import dataclasses
 from typing import Literal
 
+from experiments.common.cells import CellConfigs, LSTMConfig, ModelName, RMCConfig
 from experiments.common.train_config import TrainConfig
 from experiments.language_model.data.token_files import DataConfig
 from rrnn_jax.checks import check_positive, check_rate
-
-
-@dataclasses.dataclass(frozen=True)
-class RMCConfig:
-    """The Relational Memory Core."""
-
-    mem_slots: int = 1
-    """Memory slots."""
-    num_heads: int = 4
-    """Attention heads."""
-    head_size: int = 32
-    """Size of a head; a slot is num_heads * head_size wide."""
-    key_size: int | None = None
-    """Size of queries and keys. None: that of a head."""
-    num_blocks: int = 1
-    """Attention blocks per step."""
-    mlp_layers: int = 2
-    """Layers of the row-wise MLP."""
-    gate_style: Literal["unit", "memory", "none"] = "unit"
-    """A gate per memory unit, per slot, or none."""
-
-    def __post_init__(self) -> None:
-        check_positive(
-            mem_slots=self.mem_slots,
-            num_heads=self.num_heads,
-            head_size=self.head_size,
-            num_blocks=self.num_blocks,
-            mlp_layers=self.mlp_layers,
-        )
-        if self.key_size is not None:
-            check_positive(key_size=self.key_size)
-
-
-@dataclasses.dataclass(frozen=True)
-class LSTMConfig:
-    """The LSTM baseline."""
-
-    lstm_features: int = 139
-    """Width of a layer. The default has as many parameters as the memory core's defaults."""
-    lstm_layers: int = 1
-    """Layers, with skip connections."""
-    lstm_learning_rate: float | None = None
-    """Its peak learning rate. None: that of the memory core."""
-
-    def __post_init__(self) -> None:
-        check_positive(lstm_features=self.lstm_features, lstm_layers=self.lstm_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,30 +62,35 @@ class TextConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
+_RMC = RMCConfig(mem_slots=1, num_heads=4)
+_LSTM = LSTMConfig(lstm_features=139)
+"""As many parameters as the memory core's."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CellConfigs):
     """All that a run's numbers depend on."""
 
     preset: Literal["quick", "shakespeare", "books", "paper"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores), "shakespeare" (longer), "books" (words of a
     folder of books) or "paper" (the paper's sizes)."""
-    model: Literal["all", "rmc", "lstm"] = "all"
-    """Which model; "all" trains one after the other and compares them."""
+    model: ModelName = "all"
+    """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of products. Parameters, norms, softmax and memory are float32 always."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a window, see rrnn_jax.RNN."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
-    rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
-    lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
+    rmc: RMCConfig = _RMC
+    lstm: LSTMConfig = _LSTM
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
-        lstm=LSTMConfig(lstm_learning_rate=1e-2),
+        lstm=dataclasses.replace(_LSTM, lstm_learning_rate=1e-2),
         train=TrainConfig(
             steps=3000,
             batch_size=32,
@@ -146,7 +106,7 @@ PRESETS: dict[str, Config] = {
     "shakespeare": Config(
         preset="shakespeare",
         text=TextConfig(window=128, embedding_size=192, input_dropout=0.2, output_dropout=0.3),
-        rmc=RMCConfig(head_size=48),
+        rmc=dataclasses.replace(_RMC, head_size=48),
         lstm=LSTMConfig(lstm_features=207, lstm_learning_rate=1e-2),
         train=TrainConfig(
             steps=10_000,
@@ -171,7 +131,7 @@ PRESETS: dict[str, Config] = {
             output_dropout=0.4,
             change_penalty=1.0,
         ),
-        lstm=LSTMConfig(lstm_features=139, lstm_learning_rate=4e-3),
+        lstm=dataclasses.replace(_LSTM, lstm_learning_rate=4e-3),
         train=TrainConfig(
             steps=4000,
             batch_size=32,
@@ -196,7 +156,7 @@ PRESETS: dict[str, Config] = {
             cutoffs=(10_000, 20_000, 200_000),
             input_dropout=0.5,
         ),
-        rmc=RMCConfig(num_heads=4, head_size=625, mlp_layers=5),
+        rmc=dataclasses.replace(_RMC, head_size=625, mlp_layers=5),
         lstm=LSTMConfig(lstm_features=4096),
         train=TrainConfig(
             steps=500_000,

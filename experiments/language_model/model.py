@@ -3,12 +3,11 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.common import cells
 from experiments.language_model.config import Config
-from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.baselines import StackedLSTMCell
+from rrnn_jax import RNN
 from rrnn_jax.language import (
     AdaptiveSoftmax,
     EmbeddingDropout,
@@ -38,7 +37,7 @@ class LanguageModel(nn.Module):
     """Predicts each next token of a text.
 
     Attributes:
-      cell: the recurrent core, with an `output_size`.
+      cell: the recurrent core.
       vocab_size: V.
       embedding_size: width of the embedding; a core of another width brings a projection.
       tied: whether the output's table embeds the input.
@@ -50,7 +49,7 @@ class LanguageModel(nn.Module):
       dtype: dtype of the products.
     """
 
-    cell: RelationalMemoryCell | StackedLSTMCell
+    cell: nn.RNNCellBase
     vocab_size: int
     embedding_size: int
     tied: bool = True
@@ -64,7 +63,7 @@ class LanguageModel(nn.Module):
     def setup(self) -> None:
         """Makes the parts."""
         sizes = (self.vocab_size, self.embedding_size)
-        width = self.cell.output_size
+        width = cells.output_size(self.cell)
         if self.cutoffs:
             self.output = AdaptiveSoftmax(
                 *sizes, self.cutoffs, hidden_features=width, dtype=self.dtype
@@ -129,28 +128,9 @@ def make_model(config: Config, vocab_size: int) -> LanguageModel:
     Raises:
       ValueError: `config.model` does not name one model.
     """
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    implementation: Implementation = "auto"
-    if config.model == "rmc":
-        rmc = config.rmc
-        implementation = config.implementation
-        cell: RelationalMemoryCell | StackedLSTMCell = RelationalMemoryCell(
-            mem_slots=rmc.mem_slots,
-            head_size=rmc.head_size,
-            num_heads=rmc.num_heads,
-            key_size=rmc.key_size,
-            num_blocks=rmc.num_blocks,
-            attention_mlp_layers=rmc.mlp_layers,
-            gate_style=None if rmc.gate_style == "none" else rmc.gate_style,
-            dtype=dtype,
-        )
-    elif config.model == "lstm":
-        cell = StackedLSTMCell(config.lstm.lstm_features, config.lstm.lstm_layers, dtype=dtype)
-    else:
-        raise ValueError(f"model must be 'rmc' or 'lstm', got {config.model!r}")
     text = config.text
     return LanguageModel(
-        cell,
+        cells.make_cell(config, config.model, config.dtype),
         vocab_size,
         text.embedding_size,
         text.tied,
@@ -158,6 +138,6 @@ def make_model(config: Config, vocab_size: int) -> LanguageModel:
         text.word_dropout,
         text.input_dropout,
         text.output_dropout,
-        implementation,
-        dtype,
+        config.implementation if config.model == "rmc" else "auto",
+        cells.products(config.dtype),
     )

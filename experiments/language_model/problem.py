@@ -1,6 +1,5 @@
 """Language modelling as the training loop wants it: windows of a text, the state carried."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.cells import recipe
 from experiments.common.problem import Mean, Metrics, Params, Problem, Score
 from experiments.common.refused import RefusedError
 from experiments.common.streaming import Window, Windows, streaming
@@ -34,7 +34,7 @@ def make_problem(
     Raises:
       RefusedError: a split is missing or too short, or cut-offs do not fit the vocabulary.
     """
-    text, train = config.text, config.train
+    text, train = config.text, recipe(config, config.model, config.train)
     if "valid" not in tokens.splits:
         raise RefusedError("there is no text to validate on: see --valid and --fractions")
     if text.cutoffs and not tokens.vocabulary.by_frequency:
@@ -44,8 +44,6 @@ def make_problem(
         )
     check_rows(tokens.splits["train"], train.batch_size, text.window)
     model = make_model(config, tokens.vocabulary.size)
-    if config.model == "lstm" and config.lstm.lstm_learning_rate is not None:
-        train = dataclasses.replace(train, learning_rate=config.lstm.lstm_learning_rate)
     evaluations = {}
     for name in tokens.splits.keys() - {"train"}:
         check_rows(tokens.splits[name], text.eval_rows, 1)

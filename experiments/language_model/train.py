@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import loop
+from experiments.common.cells import TITLES as TITLES
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem
@@ -19,7 +20,6 @@ from experiments.language_model.problem import make_problem, per_unit, unigram_n
 from experiments.language_model.samples import make_show
 
 MODELS = ("rmc", "lstm")
-TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM"}
 TEXT_FILE = "text.json"
 """The manifest of the text a run was trained on, in its directory."""
 TOKENS_DIR = Path("runs/language_model/tokens")

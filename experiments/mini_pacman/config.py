@@ -8,9 +8,14 @@ What to expect of both stands in README.md, with the hardware it was measured on
 import dataclasses
 from typing import Literal
 
-from experiments.common.actor_critic.cores import AgentConfig
+from experiments.common.actor_critic.config import (
+    PAPER_LEARNER,
+    PAPER_TRAIN,
+    QUICK_TRAIN,
+    SMALL,
+    GameConfig,
+)
 from experiments.common.actor_critic.learner import LearnerConfig
-from experiments.common.train_config import TrainConfig
 from rrnn_jax.envs import MiniPacman
 
 
@@ -38,19 +43,12 @@ class TaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(GameConfig):
     """All that a run's numbers depend on."""
 
     preset: Literal["quick", "paper"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores) or "paper" (the paper's sizes)."""
-    model: Literal["all", "rmc", "lstm", "conv_lstm", "none"] = "rmc"
-    """Which core; "none" is an agent without memory; "all" trains one after the other."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products. Parameters, norms, softmax and memory are float32 always."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
-    agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
-    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
 def make_env(task: TaskConfig) -> MiniPacman:
@@ -67,47 +65,15 @@ PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
         task=TaskConfig(max_frames=500),
-        agent=AgentConfig(head_size=16, lstm_features=64, conv_features=16, width=64),
+        **SMALL,
         learner=LearnerConfig(epochs=3, reward_scale=0.1, discount=0.97, entropy_cost=0.01),
-        train=TrainConfig(
-            steps=400,
-            batch_size=256,
-            learning_rate=1e-3,
-            schedule="linear",
-            epsilon=1e-5,
-            clip_norm=0.5,
-            chunk_steps=5,
-            eval_every=25,
-            eval_samples=256,
-            checkpoint_every=50,
-        ),
+        train=dataclasses.replace(QUICK_TRAIN, steps=400, eval_samples=256),
     ),
     # The paper's agent and numbers for BoxWorld (appendix A.3); it states none for this game.
     "paper": Config(
         preset="paper",
-        learner=LearnerConfig(
-            loss="vtrace",
-            minibatch_envs=32,
-            epochs=1,
-            trace=1.0,
-            reward_scale=0.1,
-            entropy_cost=0.005,
-            level_pool=0,
-        ),
-        train=TrainConfig(
-            steps=260_417,
-            batch_size=96,
-            optimizer="rmsprop",
-            beta2=0.99,
-            epsilon=0.1,
-            learning_rate=2e-4,
-            schedule="linear",
-            clip_norm=40.0,
-            chunk_steps=50,
-            eval_every=2000,
-            eval_samples=960,
-            checkpoint_every=2000,
-        ),
+        learner=dataclasses.replace(PAPER_LEARNER, reward_scale=0.1, level_pool=0),
+        train=PAPER_TRAIN,
     ),
 }
 """The presets by name."""

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.common.cells import make_cell
+from experiments.common.cells import make_cell, products
 from experiments.common.modules import MLP
 from experiments.nth_farthest.config import Config
 from rrnn_jax import RNN
@@ -45,11 +45,10 @@ def make_model(config: Config) -> Model:
     Raises:
       ValueError: `config.model` does not name one model.
     """
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     return Model(
         make_cell(config, config.model, config.dtype),
         config.task.num_objects,
         config.readout_features,
         config.implementation if config.model == "rmc" else "auto",
-        dtype,
+        products(config.dtype),
     )

@@ -127,5 +127,5 @@ def make_model(config: Config, vocab_size: int, output_steps: int) -> Model:
         output_steps,
         config.decoding,
         config.implementation if config.model == "rmc" else "auto",
-        None if config.dtype == "float32" else jnp.dtype(config.dtype),
+        cells.products(config.dtype),
     )

@@ -119,7 +119,7 @@ def test_options_make_the_config_that_they_were_made_of():
     config = dataclasses.replace(quick, task="program_evaluation", core=core, train=train)
     options = changed_options(config, quick)
     assert options == [
-        *("--task", "program_evaluation", "--key-size", "7", "--output-gate", "--no-qkv-norm"),
+        *("--task", "program_evaluation", "--key-size", "7", "--no-qkv-norm", "--output-gate"),
         *("--learning-rate", "0.5", "--clip-norm", "None"),
     ]
     assert read("ablations", *options) == config

@@ -10,14 +10,16 @@ import jax
 
 from experiments.common import loop
 from experiments.common.actor_critic.agent import Agent
-from experiments.common.actor_critic.cores import TITLES, make_agent
+from experiments.common.actor_critic.config import MODELS, TITLES, GameConfig, make_agent
 from experiments.common.actor_critic.evaluation import Groups, no_groups, play, standard_error
 from experiments.common.actor_critic.problem import actor_critic
 from experiments.common.actor_critic.watch import save_episode
+from experiments.common.cells import recipe
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem, Score
-from experiments.common.run_directory import open_run, write_json
+from experiments.common.records import write_json
+from experiments.common.run_directory import check_run, open_run, write_evaluation
 from rrnn_jax.envs import Environment
 
 RANDOM_EPISODES = 1000
@@ -43,11 +45,11 @@ class Game(NamedTuple):
     easy: Any = None
 
 
-def make_problem(config: Any, game: Game) -> Problem:
+def make_problem(config: GameConfig, game: Game) -> Problem:
     """The game and one agent as the training loop wants them."""
-    agent = make_agent(config.agent, config.model, game.env.num_actions, config.dtype)
+    agent = make_agent(config, game.env.num_actions)
     return actor_critic(
-        config.train,
+        recipe(config, config.model, config.train),
         config.learner,
         env=game.env,
         agent=agent,
@@ -72,7 +74,12 @@ def random_scores(game: Game, seed: int = 0) -> dict[str, float]:
 
 
 def train(
-    config: Any, game: Game, run_dir: Path, *, resume: bool | None = None, progress: bool = True
+    config: GameConfig,
+    game: Game,
+    run_dir: Path,
+    *,
+    resume: bool | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Trains what `config.model` names, draws the plots, and returns the summary.
 
@@ -105,7 +112,7 @@ def train(
         save_episode(
             directories[name] / "plots" / "episode.gif",
             game.env,
-            make_agent(one.agent, name, game.env.num_actions, one.dtype),
+            make_agent(one, game.env.num_actions),
             jax.tree.map(lambda x: x[0], outcome.state.params),
             title=f"{game.title}: {TITLES[name]}",
         )
@@ -116,21 +123,21 @@ def train(
     return summary
 
 
-def evaluate(config: Any, game: Game, run_dir: Path) -> dict[str, Any]:
+def evaluate(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
     """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
     result: dict[str, Any] = {}
     directories = _directories(config, run_dir)
     for name, one in _configs(config).items():
-        open_run(directories[name], one, resume=True)
+        check_run(directories[name], one)
         problem = make_problem(one, game)
         step, means = loop.evaluate_run(problem, one.train, directories[name], "test")
         result[name] = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
-        write_json(directories[name] / "evaluation.json", result[name])
+        write_evaluation(directories[name], result[name])
     return result
 
 
 def plot(
-    config: Any,
+    config: GameConfig,
     game: Game,
     directories: Mapping[str, Path],
     run_dir: Path,
@@ -191,11 +198,11 @@ def _with_error(means: Mapping[str, Any], metric: str, episodes: int) -> str:
     return f"{mean:.3g} ± {error:.2g}"
 
 
-def _configs(config: Any) -> dict[str, Any]:
-    names = tuple(TITLES) if config.model == "all" else (config.model,)
+def _configs(config: GameConfig) -> dict[str, GameConfig]:
+    names = MODELS if config.model == "all" else (config.model,)
     return {name: dataclasses.replace(config, model=name) for name in names}
 
 
-def _directories(config: Any, run_dir: Path) -> dict[str, Path]:
+def _directories(config: GameConfig, run_dir: Path) -> dict[str, Path]:
     names = list(_configs(config))
     return {name: run_dir if len(names) == 1 else run_dir / name for name in names}

@@ -13,7 +13,12 @@ from flax import struct
 
 from experiments.common.actor_critic import rollout
 from experiments.common.actor_critic.agent import Agent, Conv2x2, run
-from experiments.common.actor_critic.cores import AgentConfig, make_agent
+from experiments.common.actor_critic.config import (
+    AgentConfig,
+    ConvLSTMConfig,
+    GameConfig,
+    make_agent,
+)
 from experiments.common.actor_critic.evaluation import play, standard_error
 from experiments.common.actor_critic.learner import (
     Learner,
@@ -21,12 +26,18 @@ from experiments.common.actor_critic.learner import (
     LearnerState,
     rewards_and_discounts,
 )
+from experiments.common.cells import LSTMConfig, RMCConfig
 from rrnn_jax.envs import Box, BoxWorld, Environment
 from rrnn_jax.envs.environment import Transition
 
 ENVS, STEPS = 4, 14
 SLOW = ("lstm", "conv_lstm", "none")
-TINY = AgentConfig(mem_slots=2, num_heads=2, head_size=4, lstm_features=8, conv_features=3, width=8)
+TINY = GameConfig(
+    rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4, gate_style="memory"),
+    lstm=LSTMConfig(lstm_features=8),
+    conv_lstm=ConvLSTMConfig(conv_features=3),
+    agent=AgentConfig(width=8),
+)
 BOXES = BoxWorld(grid_size=5, solution_length=(1,), num_distractors=(0,), max_steps=5)
 
 
@@ -34,7 +45,7 @@ def make_learner(loss: str = "ppo", model: str = "rmc", **options: Any) -> Learn
     config = LearnerConfig(
         loss=loss, unroll=STEPS, minibatch_envs=2, epochs=1, level_pool=8, fresh_levels=4, **options
     )
-    agent = make_agent(TINY, model, BOXES.num_actions)
+    agent = make_agent(dataclasses.replace(TINY, model=model), BOXES.num_actions)
     params = BOXES.default_params
     return Learner(BOXES, params, params, agent, config, optax.sgd(0.1), ENVS, 10)
 
@@ -76,7 +87,7 @@ def test_convolution_is_flaxs():
 )
 def test_resets_begin_anew(model):
     """Two episodes in a row give what two runs give, the second from the initial memory."""
-    agent = make_agent(TINY, model, 4)
+    agent = make_agent(dataclasses.replace(TINY, model=model), 4)
     keys = jax.random.split(jax.random.key(3), 4)
     obs = jax.random.uniform(keys[0], (6, 2, 5, 5, 6))
     actions = jax.random.randint(keys[1], (6, 2), 0, 4, jnp.int32)

@@ -10,6 +10,8 @@ from experiments import box_world, mini_pacman
 from experiments.box_world.__main__ import main
 from experiments.box_world.train import make_game
 from experiments.common.actor_critic import runs
+from experiments.common.actor_critic.config import AgentConfig
+from experiments.common.cells import LSTMConfig
 from experiments.common.cli import EXIT_REFUSED
 
 TINY = dataclasses.replace(
@@ -18,10 +20,8 @@ TINY = dataclasses.replace(
     task=dataclasses.replace(
         box_world.PRESETS["smoke"].task, grid_size=5, max_steps=4, test_episodes=8
     ),
-    agent=dataclasses.replace(
-        box_world.PRESETS["smoke"].agent,
-        mem_slots=2, num_heads=2, head_size=2, lstm_features=4, conv_features=2, width=4,
-    ),
+    lstm=LSTMConfig(lstm_features=4),
+    agent=AgentConfig(width=4),
     learner=dataclasses.replace(
         box_world.PRESETS["smoke"].learner,
         unroll=3, minibatch_envs=2, epochs=1, level_pool=8, fresh_levels=4,
@@ -112,4 +112,5 @@ def test_presets_are_the_papers():
     assert frames == pytest.approx(1e9, rel=1e-5)
     assert (paper.learner.unroll, paper.learner.minibatch_envs) == (40, 32)
     assert paper.learner.gradient_steps(paper.train.batch_size) == 3
-    assert paper.agent.mem_slots * paper.agent.num_heads * paper.agent.head_size == 1024
+    assert paper.rmc.mem_slots * paper.rmc.num_heads * paper.rmc.head_size == 1024
+    assert paper.rmc.gate_style == "memory"

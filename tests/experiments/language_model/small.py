@@ -28,7 +28,7 @@ def small_config(path: Path | None = None, **options) -> Config:
             **options.pop("data", {}),
         ),
         text=TextConfig(**(text | options.pop("text", {}))),
-        rmc=RMCConfig(num_heads=2, head_size=4),
+        rmc=RMCConfig(mem_slots=1, num_heads=2, head_size=4),
         lstm=LSTMConfig(lstm_features=8),
         train=TrainConfig(
             **{

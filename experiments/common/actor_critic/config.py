@@ -1,0 +1,130 @@
+"""What the configs of experiments with an actor-critic share: cores, agent, the paper's numbers."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+from flax import linen as nn
+
+from experiments.common import cells
+from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.learner import LearnerConfig
+from experiments.common.cells import LSTMConfig, RMCConfig
+from experiments.common.train_config import TrainConfig
+from rrnn_jax.checks import check_positive
+from rrnn_jax.typing import Dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvLSTMConfig(cells.Core):
+    """The ConvLSTM, which takes pictures."""
+
+    TITLE = "ConvLSTM"
+
+    conv_features: int = 64
+    """Channels of the ConvLSTM, with kernels of 2 x 2."""
+    conv_lstm_learning_rate: float | None = None
+    """Its peak learning rate. None: learning_rate."""
+    conv_lstm_schedule: cells.Schedule | None = None
+    """Its schedule. None: schedule."""
+
+    def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
+        """The cell."""
+        return nn.ConvLSTMCell(self.conv_features, (2, 2), dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """The agent around its core; the defaults are the paper's (appendix A.3) where it says."""
+
+    width: int = 256
+    """Width of the dense layers before and after the core."""
+    last_action: bool = True
+    """Whether the core sees the last action and reward."""
+
+    def __post_init__(self) -> None:
+        check_positive(width=self.width)
+
+
+TITLES = {**cells.TITLES, "conv_lstm": ConvLSTMConfig.TITLE, "none": "no memory"}
+"""What the cores are called in plots and tables."""
+MODELS = ("rmc", "lstm", "conv_lstm", "none")
+"""What "all" stands for."""
+
+if TYPE_CHECKING:
+    AgentName = str
+else:
+    AgentName = Literal[("all", *TITLES)]
+    """What ``--model`` takes."""
+
+_RMC = RMCConfig(mem_slots=4, num_heads=4, head_size=64, gate_style="memory")
+_LSTM = LSTMConfig(lstm_features=1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class GameConfig(cells.CellConfigs):
+    """What the configs of games begin with."""
+
+    model: AgentName = "rmc"
+    """Which core; "none" is an agent without memory; "all" trains the memory core, the LSTM, the
+    ConvLSTM and none, one after the other."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    rmc: RMCConfig = _RMC
+    lstm: LSTMConfig = _LSTM
+    conv_lstm: ConvLSTMConfig = dataclasses.field(default_factory=ConvLSTMConfig)
+    agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+SMALL: dict[str, Any] = {
+    "rmc": dataclasses.replace(_RMC, head_size=16),
+    "lstm": LSTMConfig(lstm_features=64),
+    "conv_lstm": ConvLSTMConfig(conv_features=16),
+    "agent": AgentConfig(width=64),
+}
+"""Fields of a `GameConfig`: agents for minutes on 2 CPU cores."""
+QUICK_TRAIN = TrainConfig(
+    steps=600,
+    batch_size=256,
+    learning_rate=1e-3,
+    schedule="linear",
+    epsilon=1e-5,
+    clip_norm=0.5,
+    chunk_steps=5,
+    eval_every=25,
+    eval_samples=512,
+    checkpoint_every=50,
+)
+# Paper A.3: 100 actors, minibatches of 32 trajectories of 40 steps, entropy cost 0.005, discount
+# 0.99, 1e9 frames, rates between 1e-5 and 2e-4. 96 is the next multiple of 32. The optimiser and
+# the baseline's cost are not stated; these are IMPALA's.
+PAPER_LEARNER = LearnerConfig(
+    loss="vtrace", minibatch_envs=32, epochs=1, trace=1.0, entropy_cost=0.005
+)
+PAPER_TRAIN = TrainConfig(
+    steps=260_417,
+    batch_size=96,
+    optimizer="rmsprop",
+    beta2=0.99,
+    epsilon=0.1,
+    learning_rate=2e-4,
+    schedule="linear",
+    clip_norm=40.0,
+    chunk_steps=50,
+    eval_every=2000,
+    eval_samples=960,
+    checkpoint_every=2000,
+)
+
+
+def make_agent(config: GameConfig, num_actions: int) -> Agent:
+    """The agent with the core that `config.model` names.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    model, agent = config.model, config.agent
+    cell = None if model == "none" else cells.make_cell(config, model, config.dtype)
+    products = cells.products(config.dtype)
+    return Agent(num_actions, cell, agent.width, agent.last_action, products)

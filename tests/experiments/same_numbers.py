@@ -1,0 +1,89 @@
+"""A program for several devices or processes: what 20 updates of every experiment come to.
+
+With a core of a user's own, registered here once, in all experiments that take a core by name.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import flax
+import jax
+import numpy as np
+
+from experiments.common import parallel
+from experiments.common.cells import Core, register
+from experiments.common.steps import make_programs
+from experiments.common.train_config import TrainConfig
+
+# Gradient descent with momentum: Adam would make a whole step of a gradient that is zero but for
+# rounding (of a bias before a softmax), in whatever direction that rounding has.
+TRAIN = TrainConfig(
+    steps=20, batch_size=8, eval_samples=8, learning_rate=0.3, epsilon=1.0, chunk_steps=20
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnConfig(Core):
+    """A user's own core."""
+
+    TITLE = "GRU of a user"
+    own_features: int = 4
+    """Its width."""
+
+    def make(self, dtype):
+        """The cell."""
+        return flax.linen.GRUCell(self.own_features, dtype=dtype)
+
+
+def make_problems(directory: Path) -> dict:
+    """Problems and configs by name."""
+    from tests.experiments import tiny
+
+    micro = dataclasses.replace(TRAIN, micro_batch_size=4)
+    return {
+        "nth_farthest": tiny.nth_farthest("own", dataclasses.replace(TRAIN, num_seeds=2)),
+        "program_evaluation": tiny.program_evaluation("own", micro),
+        "language_model": tiny.language_model("own", TRAIN, directory),
+        "box_world": tiny.game("box_world", "own", TRAIN),
+        "mini_pacman": tiny.game("mini_pacman", "own", TRAIN),
+        "ablations": tiny.ablations(TRAIN),
+    }
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--devices", nargs="+", type=int, required=True)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    given = parser.parse_args()
+    if given.coordinator:
+        parallel.connect(given.coordinator, given.num_processes, given.process_id)
+    register("own", OwnConfig)
+    place = given.directory / str(given.process_id)
+    found = {}
+    for name, (problem, train) in make_problems(place).items():
+        if given.only and name not in given.only:
+            continue
+        for devices in given.devices:
+            programs = make_programs(problem, dataclasses.replace(train, devices=devices))
+            state = programs.init()
+            before = parallel.to_host(state.params)
+            state, metrics = programs.train_chunk(state, train.steps)
+            after, metrics = parallel.to_host((state.params, metrics))
+            for kind, tree in (("before", before), ("after", after), ("metrics", metrics)):
+                leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(tree)]
+                found[f"{name} {kind} {devices}"] = np.concatenate(leaves)
+            paths = jax.tree_util.tree_leaves_with_path(after)
+            found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
+    if parallel.is_main():
+        np.savez(given.directory / "found.npz", **found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
