@@ -2,10 +2,12 @@
 
 Trains every model with every setting, each in a run directory of its own, several at once; skips
 what is done. The best setting of a model is chosen on the validation stream ("valid", the mean of
-the seeds after the last update) and reported on the test stream, which nothing was chosen on::
+the seeds after the last update) and reported on the test stream, which nothing was chosen on. With
+``--final-seeds`` each model's best setting is then trained with so many fresh seeds, and the models
+are compared with the first one, see `experiments.common.report`::
 
-    python -m experiments.sweep nth_farthest --models rmc lstm --vary learning-rate 1e-3 3e-3 \
-        --vary lstm:lstm-features 128 256 --jobs 2 -- --preset small --num-seeds 3
+    python -m experiments.sweep nth_farthest --models lstm rmc --vary learning-rate 1e-3 3e-3 \
+        --vary lstm:lstm-features 128 256 --jobs 2 --final-seeds 5 -- --preset small --num-seeds 2
 """
 
 import argparse
@@ -18,8 +20,14 @@ from typing import Any
 
 from experiments.common.cli import exit_code
 from experiments.common.launch import run_commands
+from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
+from experiments.common.report import compare, read_run, text_of, to_csv
+from experiments.common.report import to_markdown as report_markdown
+
+FINAL_SEED = 1000
+"""The first of the fresh seeds."""
 
 Setting = dict[str, str]
 """Options of a run, by name without dashes."""
@@ -34,27 +42,61 @@ def main(args: Sequence[str] | None = None) -> int:
     codes: dict[Path, int] = {}
 
     def action() -> None:
-        if given.jobs < 1:
-            raise RefusedError(f"--jobs must be at least 1, got {given.jobs}")
+        for name, least in (("jobs", 1), ("final_seeds", 0)):
+            if getattr(given, name) < least:
+                option = f"--{name.replace('_', '-')}"
+                raise RefusedError(f"{option} must be at least {least}, got {getattr(given, name)}")
         runs = {
             directory / model / name_of(setting): (model, setting)
             for model in given.models
             for setting in settings_of(model, given.vary or [])
         }
         _check_same(directory, given.experiment, options)
-        todo = {
-            run_dir: command_of(given.experiment, model, setting, options, run_dir)
-            for run_dir, (model, setting) in runs.items()
-            if not (run_dir / "summary.json").exists()
-        }
-        print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
-        codes.update(run_commands(todo, given.jobs, given.progress))
+        codes.update(_run(runs, given, options))
         rows = collect(runs)
-        print(to_markdown(rows), end="")
+        print(to_markdown(rows), end="", flush=True)
         write_text(directory / "sweep.md", to_markdown(rows))
         write_json(directory / "sweep.json", rows)
+        if given.final_seeds and not any(codes.values()):
+            fresh = ["--seed", str(FINAL_SEED), "--num-seeds", str(given.final_seeds)]
+            best = {row["model"]: row["setting"] for row in rows if row.get("best")}
+            final = {
+                directory / model / f"final,{name_of(best[model])}": (model, best[model])
+                for model in given.models
+            }
+            codes.update(_run(final, given, [*options, *fresh]))
+            _report(directory, {model: run_dir for run_dir, (model, _) in final.items()})
 
     return exit_code(action) or next(filter(None, codes.values()), 0)
+
+
+def _run(
+    runs: Mapping[Path, tuple[str, Setting]], given: argparse.Namespace, options: Sequence[str]
+) -> dict[Path, int]:
+    """Trains what is not done; exit codes by directory."""
+    todo = {
+        run_dir: command_of(given.experiment, model, setting, options, run_dir)
+        for run_dir, (model, setting) in runs.items()
+        if not (run_dir / "summary.json").exists()
+    }
+    print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
+    return run_commands(todo, given.jobs, given.progress) if todo else {}
+
+
+def _report(directory: Path, finished: Mapping[str, Path]) -> None:
+    """Compares the models' final runs: tables as Markdown, CSV and JSON, and their curves."""
+    runs = {model: read_run(run_dir, model) for model, run_dir in finished.items()}
+    rows = compare(runs)
+    print("\n" + report_markdown(rows), end="")
+    write_text(directory / "report.md", report_markdown(rows))
+    write_text(directory / "report.csv", to_csv(rows))
+    write_json(directory / "report.json", rows)
+    curves = {
+        model: {seed: (each.steps, each.values) for seed, each in run.seeds.items()}
+        for model, run in runs.items()
+    }
+    name = rows[0]["score"]
+    plot_curves(directory / "report.png", curves, title="fresh seeds", y_label=f"valid {name}")
 
 
 def settings_of(model: str, vary: Sequence[Sequence[str]]) -> list[Setting]:
@@ -130,21 +172,18 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         if row.get("best"):
             tried = sum(other["model"] == row["model"] for other in rows)
-            cells = [row["model"], name_of(row["setting"]), _text(row["valid"]), _text(row["test"])]
+            cells = [
+                row["model"],
+                name_of(row["setting"]),
+                text_of(row["valid"]),
+                text_of(row["test"]) if row["test"] else "-",
+            ]
             lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}", str(tried)]) + " |")
     lines += ["", f"| model | setting | valid {name} |", "|---" * 3 + "|"]
     lines += [
-        f"| {row['model']} | {name_of(row['setting'])} | {_text(row['valid'])} |" for row in rows
+        f"| {row['model']} | {name_of(row['setting'])} | {text_of(row['valid'])} |" for row in rows
     ]
     return "\n".join(lines) + "\n"
-
-
-def _text(values: Sequence[float] | None) -> str:
-    """Mean and range of the seeds."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.4g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"
 
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:
@@ -170,6 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--vary", nargs="+", action="append", metavar=("OPTION", "VALUE"),
         help="an option and its values, such as learning-rate 1e-3 3e-3; MODEL:OPTION for one "
         "model alone; may be repeated: all combinations")  # fmt: skip
+    add("--final-seeds", type=int, default=0, metavar="N",
+        help=f"then train each model's best with N fresh seeds, from {FINAL_SEED}, and compare "
+        "(default: 0, do not)")  # fmt: skip
     add("--run-dir", type=Path, help="default: runs/sweep/EXPERIMENT; again: goes on")
     add("--jobs", type=int, default=1, help="runs at once (default: 1)")
     add("--progress", action=argparse.BooleanOptionalAction, default=True, help="draw a bar")

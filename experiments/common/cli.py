@@ -134,16 +134,21 @@ def parse(
     except ValueError as error:
         print(f"error: {name_options(str(error), options.config)}", file=sys.stderr)
         raise SystemExit(EXIT_REFUSED) from None
+    _connect(run)
+    if run.run_dir is None:
+        directory = Path("runs") / experiment.split()[0] / default_dir(config)
+        run = dataclasses.replace(run, run_dir=directory)
+    return config, run
+
+
+def _connect(run: Any) -> None:
+    """Joins the other processes of the run, if there are any."""
     if getattr(run, "distributed", False) or getattr(run, "coordinator", None):
         try:
             parallel.connect(run.coordinator, run.num_processes, run.process_id)
         except RefusedError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(EXIT_REFUSED) from None
-    if run.run_dir is None:
-        directory = Path("runs") / experiment.split()[0] / default_dir(config)
-        run = dataclasses.replace(run, run_dir=directory)
-    return config, run
 
 
 def _import_tyro() -> Any:

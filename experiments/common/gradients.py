@@ -1,10 +1,11 @@
-"""The gradient of a mean loss over a batch, whole or in several passes."""
+"""Gradient steps on a mean loss over a batch, whole or in several passes."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments.common.parallel import split_rows
 from experiments.common.problem import Mean, Metrics, Params
@@ -59,3 +60,33 @@ def mean_gradient(
     (total, metrics), new = jax.lax.scan(add, zeros, (parts, indices))
     new = jax.tree.map(lambda x: x.reshape(passes * x.shape[1], *x.shape[2:]), new)
     return jax.tree.map(lambda g: g / jnp.asarray(passes, g.dtype), total), new, metrics
+
+
+def gradient_step(
+    optimizer: optax.GradientTransformation,
+    loss: RowLoss,
+    state: tuple[Params, Any],
+    rows: Any,
+    key: jax.Array,
+    passes: int,
+) -> tuple[Params, Any, Any, Metrics]:
+    """One update of parameters by the gradient of a batch.
+
+    Args:
+      optimizer: its updates are added to the parameters.
+      loss: see `RowLoss`.
+      state: parameters, and the optimiser's state.
+      rows: as in `mean_gradient`; divided over devices here.
+      key: of the update; the loss gets another one.
+      passes: as in `mean_gradient`.
+
+    Returns:
+      Parameters, the optimiser's state, new rows, and the metrics with ``loss`` and
+      ``gradient_norm`` among them.
+    """
+    params, opt_state = state
+    gradient, new, metrics = mean_gradient(loss, params, split_rows(rows), loss_key(key), passes)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    norm = Mean.of(optax.tree.norm(gradient))
+    params = optax.apply_updates(params, updates)
+    return params, opt_state, new, {**metrics, "gradient_norm": norm}

@@ -68,7 +68,7 @@ class Programs:
     def __init__(self, problem: Problem, config: TrainConfig) -> None:
         self.problem, self.config = problem, config
         self.mesh = make_mesh(config)
-        self._everywhere = self._sharding()
+        self._everywhere: Any = self._sharding()
         self._seeds = np.asarray(config.seeds, np.int32)
         self._data: tuple = ()
         if problem.data is not None:
@@ -227,14 +227,14 @@ class Programs:
         inner = self.shapes.inner
         whole, rows = self._sharding(SEEDS), self._sharding(SEEDS, DATA)
         if not self.problem.rows:
-            return TrainState(self._everywhere, jax.tree.map(lambda _: whole, inner))  # type: ignore
+            return TrainState(self._everywhere, jax.tree.map(lambda _: whole, inner))
         fields = {
             name: jax.tree.map(
                 lambda _, name=name: rows if name in self.problem.rows else whole, value
             )
             for name, value in inner._asdict().items()
         }
-        return TrainState(self._everywhere, type(inner)(**fields))  # type: ignore
+        return TrainState(self._everywhere, type(inner)(**fields))
 
     def _on_mesh(self) -> Any:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.common.gradients import loss_key, mean_gradient
+from experiments.common.gradients import gradient_step
 from experiments.common.optimizers import make_optimizer
 from experiments.common.parallel import split_rows
 from experiments.common.problem import Evaluation, Mean, Metrics, Params, Problem, Score
@@ -118,7 +117,7 @@ def streaming(
 ) -> Problem:
     """A problem whose updates read a stream window by window, each from where the last one ended.
 
-    The carry is part of the state: gradients end at its edge (truncated backpropagation), its
+    The carry is part of the `State`: gradients end at its edge (truncated backpropagation), its
     values go on, through checkpoints too.
 
     Args:
@@ -137,69 +136,67 @@ def streaming(
         must be given).
       show: ``show(params) -> text``, see `Problem`.
 
-    Returns:
-      The problem; its state is a `State`.
-
     Raises:
       ValueError: `eval_loss` is missing, or the batch sizes differ.
     """
     if needs_key and eval_loss is None:
         raise ValueError("eval_loss must be given with needs_key")
     if train.batch_size != config.batch_size:
-        raise ValueError(f"batch_size must be that of train, {config.batch_size}, "
-                         f"got {train.batch_size}")  # fmt: skip
+        raise ValueError(f"batch_size must be {train.batch_size}, got {config.batch_size}")
     optimizer = make_optimizer(config)
-    judge = eval_loss or loss
 
     def of_rows(params: Params, rows: tuple, key: jax.Array) -> tuple:
-        carry, batch = rows
-        return loss(params, carry, batch, key) if needs_key else loss(params, carry, batch)
+        return loss(params, *rows, key) if needs_key else loss(params, *rows)
 
     def start(key: jax.Array) -> State:
         params = init(key)
         return State(params, optimizer.init(params), initial_carry(config.batch_size))
 
     def update(state: State, key: jax.Array, batch: Any) -> tuple[State, Metrics]:
-        params, opt_state, carry = state
-        carry = _fresh_where(batch.starts, initial_carry, carry)
-        gradient, carry, metrics = mean_gradient(
-            of_rows, params, split_rows((carry, batch)), loss_key(key), config.micro_batches
+        rows = _fresh_where(batch.starts, initial_carry, state.carry), batch
+        params, opt_state, carry, metrics = gradient_step(
+            optimizer, of_rows, state[:2], rows, key, config.micro_batches
         )
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        norm = Mean.of(optax.tree.norm(gradient))
-        return State(params, opt_state, split_rows(carry)), {**metrics, "gradient_norm": norm}
-
-    def make_evaluation(windows: Any) -> Evaluation:
-        def begin(state: State) -> dict[str, Carry]:
-            names = with_average(lambda params: {"": Mean.of(jnp.zeros(1))}, *state[:2])
-            return {name: initial_carry(windows.batch_size) for name in names}
-
-        def step(state: State, carries: dict, key: jax.Array, batch: Any) -> tuple[dict, Metrics]:
-            del key
-            carries, batch = split_rows((carries, batch))
-            left = iter(carries.items())
-            new: dict[str, Carry] = {}
-
-            def judged(params: Params) -> dict[str, Mean]:
-                name, carry = next(left)
-                carry = _fresh_where(batch.starts, initial_carry, carry)
-                value, (new[name], metrics) = judge(params, carry, batch)
-                return {"loss": Mean.of(value), **metrics}
-
-            return new, with_average(judged, state.params, state.opt_state)
-
-        return Evaluation(step, windows.num_steps, begin, windows)
+        return State(params, opt_state, split_rows(carry)), metrics
 
     return Problem(
         init=start,
         update=update,
-        evaluations={name: make_evaluation(each) for name, each in evaluations.items()},
+        evaluations={
+            name: _evaluation(windows, initial_carry, eval_loss or loss)
+            for name, windows in evaluations.items()
+        },
         score=score,
         feed=train,
         rows=("carry",),
         show=None if show is None else lambda state: show(state.params),
     )
+
+
+def _evaluation(
+    windows: Any, initial_carry: Callable[[int], Carry], judge: Callable[..., tuple]
+) -> Evaluation:
+    """A stream read once; an average of the weights reads it with carries of its own."""
+
+    def begin(state: State) -> dict[str, Carry]:
+        names = with_average(lambda params: {"": Mean.of(jnp.zeros(1))}, *state[:2])
+        return {name: initial_carry(windows.batch_size) for name in names}
+
+    def step(state: State, carries: dict, key: jax.Array, batch: Any) -> tuple[dict, Metrics]:
+        del key
+        carries, batch = split_rows((carries, batch))
+        left = iter(carries.items())
+        new: dict[str, Carry] = {}
+
+        def judged(params: Params) -> dict[str, Mean]:
+            name, carry = next(left)
+            carry = _fresh_where(batch.starts, initial_carry, carry)
+            value, (new[name], metrics) = judge(params, carry, batch)
+            return {"loss": Mean.of(value), **metrics}
+
+        return new, with_average(judged, state.params, state.opt_state)
+
+    return Evaluation(step, windows.num_steps, begin, windows)
 
 
 def _fresh_where(starts: jax.Array, initial_carry: Callable[[int], Carry], carry: Carry) -> Carry:

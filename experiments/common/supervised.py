@@ -1,4 +1,17 @@
-"""Problems with a batch and a loss; batches from a key, from arrays on the device, or the host."""
+"""Problems with a batch and a loss; batches from a key, from arrays on the device, or the host.
+
+>>> import jax.numpy as jnp
+>>> def loss(params, x):
+...     return jnp.mean((x - params) ** 2), {"right": Mean.of(jnp.abs(x - params) < 1)}
+>>> problem = supervised(
+...     TrainConfig(batch_size=8, eval_samples=16),
+...     init=lambda key: jnp.zeros(()),
+...     sample=lambda key, level, rows: jax.random.normal(key, (rows,)),
+...     sample_eval=lambda key, rows: jax.random.normal(key, (rows,)),
+...     loss=loss,
+...     score=Score("right", "max"),
+... )
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from experiments.common.gradients import loss_key, mean_gradient
+from experiments.common.gradients import gradient_step
 from experiments.common.optimizers import averaged, make_optimizer
 from experiments.common.parallel import split_rows
 from experiments.common.problem import (
@@ -70,18 +83,6 @@ def supervised(
 ) -> Problem:
     """A problem whose update is a gradient step on the loss of one batch.
 
-    >>> import jax.numpy as jnp
-    >>> def loss(params, x):
-    ...     return jnp.mean((x - params) ** 2), {"right": Mean.of(jnp.abs(x - params) < 1)}
-    >>> problem = supervised(
-    ...     TrainConfig(batch_size=8, eval_samples=16),
-    ...     init=lambda key: jnp.zeros(()),
-    ...     sample=lambda key, level, rows: jax.random.normal(key, (rows,)),
-    ...     sample_eval=lambda key, rows: jax.random.normal(key, (rows,)),
-    ...     loss=loss,
-    ...     score=Score("right", "max"),
-    ... )
-
     Args:
       config: how to train: batch and micro-batch, optimiser, samples per evaluation.
       init: ``init(key) -> params``.
@@ -107,38 +108,64 @@ def supervised(
       ValueError: not exactly one of `sample` and `feed`, or of their counterparts, is given; or
         `eval_loss` is missing.
     """
-    if (sample is None) == (feed is None):
-        raise ValueError("exactly one of sample and feed must be given")
-    if (sample_eval is None) == (eval_feeds is None):
-        raise ValueError("exactly one of sample_eval and eval_feeds must be given")
+    _check_one(sample=sample, feed=feed)
+    _check_one(sample_eval=sample_eval, eval_feeds=eval_feeds)
     if needs_key and eval_loss is None:
         raise ValueError("eval_loss must be given with needs_key")
     optimizer = make_optimizer(config)
-    judge = eval_loss or loss
-    rows = min(config.batch_size, config.eval_samples)
-
-    def of_rows(params: Params, batch: Batch, key: jax.Array) -> tuple:
-        value, metrics = loss(params, batch, key) if needs_key else loss(params, batch)
-        return value, ((), metrics)
 
     def start(key: jax.Array, *data: Any) -> State:
         params = init(key)
         return State(params, optimizer.init(params), curriculum.level)
 
+    return Problem(
+        init=start,
+        update=_update(config, optimizer, loss, sample, needs_key, curriculum),
+        evaluations=_evaluations(config, eval_loss or loss, sample_eval, eval_feeds),
+        score=score,
+        feed=feed,
+        data=data,
+        show=None if show is None else lambda state: show(state.params),
+    )
+
+
+def _check_one(**given: Any) -> None:
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"exactly one of {' and '.join(given)} must be given")
+
+
+def _update(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    loss: Loss,
+    sample: Callable[..., Batch] | None,
+    needs_key: bool,
+    curriculum: Curriculum,
+) -> Callable[..., tuple[State, Metrics]]:
+    def of_rows(params: Params, batch: Batch, key: jax.Array) -> tuple:
+        value, metrics = loss(params, batch, key) if needs_key else loss(params, batch)
+        return value, ((), metrics)
+
     def update(state: State, key: jax.Array, batch: Batch, *data: Any) -> tuple[State, Metrics]:
-        params, opt_state, level = state
+        level = state.level
         if sample is not None:
             batch = sample(key, level, config.batch_size, *data)
-        batch = split_rows(batch)
-        gradient, _, metrics = mean_gradient(
-            of_rows, params, batch, loss_key(key), config.micro_batches
+        params, opt_state, _, metrics = gradient_step(
+            optimizer, of_rows, state[:2], batch, key, config.micro_batches
         )
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
         metrics = {**metrics, **curriculum.metrics(level)}
-        level = curriculum.advance(level, metrics)
-        norm = Mean.of(optax.tree.norm(gradient))
-        return State(params, opt_state, level), {**metrics, "gradient_norm": norm}
+        return State(params, opt_state, curriculum.advance(level, metrics)), metrics
+
+    return update
+
+
+def _evaluations(
+    config: TrainConfig,
+    judge: Loss,
+    sample_eval: Callable[..., Batch] | None,
+    eval_feeds: Mapping[str, tuple[Feed, int]] | None,
+) -> dict[str, Evaluation]:
+    rows = min(config.batch_size, config.eval_samples)
 
     def evaluate(state: State, carry: tuple, key: jax.Array, batch: Batch, *data: Any) -> tuple:
         if sample_eval is not None:
@@ -153,21 +180,8 @@ def supervised(
 
     if eval_feeds is None:
         once = Evaluation(evaluate, -(-config.eval_samples // rows))
-        evaluations = {"valid": once, "test": once}
-    else:
-        evaluations = {
-            name: Evaluation(evaluate, num_steps, feed=each)
-            for name, (each, num_steps) in eval_feeds.items()
-        }
-    return Problem(
-        init=start,
-        update=update,
-        evaluations=evaluations,
-        score=score,
-        feed=feed,
-        data=data,
-        show=None if show is None else lambda state: show(state.params),
-    )
+        return {"valid": once, "test": once}
+    return {name: Evaluation(evaluate, steps, feed=f) for name, (f, steps) in eval_feeds.items()}
 
 
 def with_average(

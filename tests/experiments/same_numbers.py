@@ -5,8 +5,11 @@ With a core of a user's own, registered here once, in all experiments that take 
 
 import argparse
 import dataclasses
+import gc
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax
@@ -14,6 +17,7 @@ import numpy as np
 
 from experiments.common import parallel
 from experiments.common.cells import Core, register
+from experiments.common.cli import parse
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
 
@@ -62,25 +66,36 @@ def main() -> None:
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
     given = parser.parse_args()
+    given.directory.mkdir(parents=True, exist_ok=True)
     if given.coordinator:
         parallel.connect(given.coordinator, given.num_processes, given.process_id)
+    gc.disable()  # It would walk through all programs, again and again.
     register("own", OwnConfig)
     place = given.directory / str(given.process_id)
-    found = {}
+    from experiments.nth_farthest.__main__ import DESCRIPTION, PRESETS, default_dir
+
+    options = ["--model", "own", "--own-features", "3"]
+    config: Any
+    config, _ = parse(PRESETS, "nth_farthest", DESCRIPTION, options, default_dir)
+    found = {"option": config.own.own_features}
     for name, (problem, train) in make_problems(place).items():
+        shapes = make_programs(problem, train).shapes.params
+        paths = jax.tree_util.tree_leaves_with_path(shapes)
+        found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
         if given.only and name not in given.only:
             continue
+        start = None
         for devices in given.devices:
             programs = make_programs(problem, dataclasses.replace(train, devices=devices))
-            state = programs.init()
-            before = parallel.to_host(state.params)
+            # One device's, where there is one.
+            state = programs.init() if start is None else programs.place(start)
+            start = parallel.to_host(state)
             state, metrics = programs.train_chunk(state, train.steps)
             after, metrics = parallel.to_host((state.params, metrics))
-            for kind, tree in (("before", before), ("after", after), ("metrics", metrics)):
+            for kind, tree in (("before", start.params), ("after", after), ("metrics", metrics)):
                 leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(tree)]
                 found[f"{name} {kind} {devices}"] = np.concatenate(leaves)
-            paths = jax.tree_util.tree_leaves_with_path(after)
-            found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
+            print(name, devices, time.process_time(), flush=True)
     if parallel.is_main():
         np.savez(given.directory / "found.npz", **found)
 

@@ -1,6 +1,6 @@
 """Several devices and processes: the same numbers, one stop, and no process is left waiting."""
 
-import json
+import functools
 import os
 import signal
 import socket
@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.slow  # A minute and more, of starting processes and compiling.
+from experiments.common import cells
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "tests.experiments.parallel_program"]
+PROGRAM = "tests.experiments.parallel_program"
+SAME = "tests.experiments.same_numbers"
+QUICK = ("language_model", "nth_farthest", "mini_pacman")
+OWN = (*QUICK, "box_world", "program_evaluation")
+ALL = (*OWN, "ablations")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -24,7 +28,9 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, **cpu, "XLA_FLAGS": flags}
 
 
-def start(directory: Path, devices: int, *arguments: str) -> list[subprocess.Popen]:
+def start(
+    directory: Path, devices: int, *arguments: str, program: str = PROGRAM
+) -> list[subprocess.Popen]:
     """One process; or two, if `devices` is negative, each with so many."""
     count = 1 if devices > 0 else 2
     with socket.socket() as free:
@@ -33,9 +39,17 @@ def start(directory: Path, devices: int, *arguments: str) -> list[subprocess.Pop
     processes = []
     for index in range(count):
         connect = ["--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
+        connect = connect if count == 2 else []
         processes.append(
             subprocess.Popen(
-                [*PROGRAM, str(directory), *arguments, *(connect if count == 2 else [])],
+                [
+                    sys.executable,
+                    "-m",
+                    program,
+                    str(directory),
+                    *arguments,
+                    *(connect if count == 2 else []),
+                ],
                 env=environment(abs(devices)),
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -46,7 +60,7 @@ def start(directory: Path, devices: int, *arguments: str) -> list[subprocess.Pop
     return processes
 
 
-def end(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
+def end(processes: list[subprocess.Popen], timeout: float = 900) -> list[tuple[int, str]]:
     """Exit codes and what was written on stderr."""
     try:
         texts = [process.communicate(timeout=timeout)[1] for process in processes]
@@ -56,29 +70,62 @@ def end(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[i
             process.kill()
 
 
-def found(directory: Path) -> dict[str, np.ndarray]:
-    values = json.loads((directory / "found.json").read_text())
-    return {name: np.asarray(each) for name, each in values.items()}
+def found(directory: Path) -> np.ndarray:
+    return np.load(directory / "found.npy")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("one")
-    assert [code for code, text in end(start(directory, 1))] == [0]
-    return directory
+def numbers(tmp_path_factory):
+    """``numbers(devices, names)``: what `SAME` finds; one run gives those of 1 and of 4 devices."""
+
+    @functools.cache
+    def run(devices: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        directory = tmp_path_factory.mktemp("numbers")
+        counts = ["1", "4"] if devices == 4 else ["4"]
+        options = ["--devices", *counts, "--only", *names]
+        ends = end(start(directory, devices, *options, program=SAME))
+        assert [code for code, _ in ends] == [0] * len(ends), ends
+        return dict(np.load(directory / "found.npz"))
+
+    return run
 
 
-@pytest.mark.parametrize("devices", [4, -2])
-def test_numbers_do_not_depend_on_the_devices(one, devices, tmp_path):
-    """1 device, 4 devices, 2 processes of 2 devices: parameters and scores after 20 updates."""
-    ends = end(start(tmp_path, devices))
-    assert [code for code, _ in ends] == [0] * len(ends), ends
-    expected, values = found(one), found(tmp_path)
-    for name, each in values.items():
-        np.testing.assert_allclose(each, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    for name in values:
-        rows = [(d / name / "metrics.jsonl").read_text().splitlines() for d in (one, tmp_path)]
-        assert len(rows[0]) == len(rows[1])
+def check_same(one, several, names):
+    for name in names:
+        before, after = one[f"{name} before 1"], one[f"{name} after 1"]
+        assert np.max(np.abs(after - before)) > 0.1, name
+        np.testing.assert_array_equal(several[f"{name} before 4"], before)
+        np.testing.assert_allclose(
+            several[f"{name} after 4"], after, rtol=0, atol=1e-5, err_msg=name
+        )
+
+
+def test_four_devices_train_as_one_does(numbers):
+    """Parameters after 20 updates of gradient descent with momentum, seeds and rows divided."""
+    both = numbers(4, QUICK)
+    check_same(both, both, QUICK)
+
+
+def test_two_processes_of_two_devices_train_as_one_device_does(numbers):
+    check_same(numbers(4, QUICK), numbers(-2, QUICK[:1]), QUICK[:1])
+
+
+def test_a_core_of_ones_own_trains_in_every_experiment_with_one_registration(numbers):
+    found = numbers(4, QUICK)
+    assert found["option"] == 3
+    for name in OWN:  # The gates of a GRU.
+        assert any("'hn'" in path for path in found[f"{name} names"]), name
+    with pytest.raises(RuntimeError, match="before an experiment is imported"):
+        cells.register("own", cells.LSTMConfig)
+    with pytest.raises(ValueError, match=r"name must be another than rmc, .*, got 'lstm'"):
+        cells.register("lstm", cells.LSTMConfig)
+
+
+@pytest.mark.slow
+def test_every_experiment_trains_alike_on_all_devices_and_processes(numbers):
+    both = numbers(4, ALL)
+    check_same(both, both, ALL)
+    check_same(both, numbers(-2, ALL), ALL)
 
 
 def wait_for(path: Path, processes: list[subprocess.Popen]) -> None:
@@ -89,9 +136,10 @@ def wait_for(path: Path, processes: list[subprocess.Popen]) -> None:
         time.sleep(0.01)
 
 
-LONG = ["--only", "regression", "--steps", "400"]
+LONG = ["--steps", "400"]
 
 
+@pytest.mark.slow
 def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
     """SIGTERM to one saves and stops both; kill -9 ends the other, too; then to the same bits."""
     whole = tmp_path / "whole"
@@ -100,15 +148,15 @@ def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
     broken = tmp_path / "broken"
 
     processes = start(broken, -1, *LONG, "--slow")
-    wait_for(broken / "regression" / "checkpoints" / "10", processes)
+    wait_for(broken / "run" / "checkpoints" / "10", processes)
     processes[1].send_signal(signal.SIGTERM)
     ends = end(processes, 60)
     assert [code for code, _ in ends] == [130, 130], ends
-    step = max(int(p.name) for p in (broken / "regression" / "checkpoints").iterdir())
+    step = max(int(p.name) for p in (broken / "run" / "checkpoints").iterdir())
     assert all(f"stopped at step {step}" in text for _, text in ends)
 
     processes = start(broken, -1, *LONG, "--slow")
-    wait_for(broken / "regression" / "checkpoints" / str(step + 20 - step % 10), processes)
+    wait_for(broken / "run" / "checkpoints" / str(step + 20 - step % 10), processes)
     processes[1].kill()
     since = time.time()
     ends = end(processes, 60)
@@ -117,18 +165,18 @@ def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
     assert "another process of this run has ended" in ends[0][1] or ends[0][0] < 0, ends
 
     assert [code for code, _ in end(start(broken, -1, *LONG))] == [0, 0]
-    np.testing.assert_array_equal(found(broken)["regression"], found(whole)["regression"])
-    metrics = [(d / "regression" / "metrics.jsonl").read_bytes() for d in (broken, whole)]
+    np.testing.assert_array_equal(found(broken), found(whole))
+    metrics = [(d / "run" / "metrics.jsonl").read_bytes() for d in (broken, whole)]
     assert metrics[0] == metrics[1]
 
 
-def test_a_run_goes_on_with_other_devices(one, tmp_path):
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_devices(tmp_path):
     """Saved on 4 devices, on 1, on 2 processes."""
-    only = ["--only", "regression"]
-    assert end(start(tmp_path, 4, *only, "--steps", "5"))[0][0] == 0
-    assert end(start(tmp_path, 1, *only, "--steps", "10"))[0][0] == 0
-    ends = end(start(tmp_path, -1, *only))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert end(start(whole, 1))[0][0] == 0
+    assert end(start(cut, 4, "--steps", "5"))[0][0] == 0
+    assert end(start(cut, 1, "--steps", "10"))[0][0] == 0
+    ends = end(start(cut, -1))
     assert [code for code, _ in ends] == [0, 0], ends
-    np.testing.assert_allclose(
-        found(tmp_path)["regression"], found(one)["regression"], rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(found(cut), found(whole), rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from experiments import box_world, mini_pacman
 from experiments.ablations.config import PRESETS as ABLATIONS
@@ -31,10 +32,10 @@ Tiny = tuple[Problem, TrainConfig]
 
 
 def nth_farthest(model: str, train: TrainConfig) -> Tiny:
-    """With its curriculum, three objects."""
+    """Three objects, without a curriculum."""
     config = dataclasses.replace(
         NTH_FARTHEST["quick"],
-        model=model, rmc=RMC, lstm=LSTM, readout_features=8, train=train,
+        model=model, rmc=RMC, lstm=LSTM, readout_features=8, staged=False, train=train,
         task=TaskConfig(num_objects=3, num_features=2),
     )  # fmt: skip
     return make_nth_farthest(config), train
@@ -69,14 +70,17 @@ def language_model(model: str, train: TrainConfig, directory: Path) -> Tiny:
 
 def game(name: str, model: str, train: TrainConfig) -> Tiny:
     """BoxWorld with one lock, or Mini-Pacman, for three steps at a time."""
+    config: Any
+    make_game: Any
     if name == "box_world":
         config, make_game = box_world.PRESETS["smoke"], make_box_world
         task = dataclasses.replace(config.task, grid_size=5, max_steps=4, test_episodes=8)
     else:
         config, make_game = mini_pacman.PRESETS["quick"], make_mini_pacman
         task = dataclasses.replace(config.task, max_frames=5, test_episodes=4)
+    pool = 8 if name == "box_world" else 0
     learner = dataclasses.replace(
-        config.learner, unroll=3, minibatch_envs=4, epochs=1, level_pool=8, fresh_levels=4
+        config.learner, unroll=3, minibatch_envs=4, epochs=1, level_pool=pool, fresh_levels=4
     )
     config = dataclasses.replace(
         config,

@@ -76,32 +76,37 @@ def actor_critic(
         state, metrics = learns.update(state._replace(play=split_rows(state.play)), key)
         return state._replace(play=split_rows(state.play)), metrics
 
-    def evaluation(episodes: int) -> Evaluation:
-        rows = min(train.batch_size, episodes)
-
-        def step(state: LearnerState, carry: Any, key: Array, batch: None) -> tuple[Any, dict]:
-            del batch
-            found: dict[str, Mean] = {}
-            for prefix, greedy, each in zip(
-                ("", "greedy_"), (False, True), jax.random.split(key), strict=True
-            ):
-                played = play(env, agent, state.params, each, env.default_params, rows, greedy)
-                metrics = played.metrics(groups)
-                found |= {prefix + name: mean for name, mean in metrics.items()}
-            return carry, found
-
-        return Evaluation(step, -(-episodes // rows))
-
+    played = train.batch_size, env, agent, groups
     return Problem(
         init=learns.init,
         update=update,
         evaluations={
-            "valid": evaluation(train.eval_samples),
-            "test": evaluation(test_episodes),
+            "valid": _evaluation(train.eval_samples, *played),
+            "test": _evaluation(test_episodes, *played),
         },
         score=score,
         rows=("play",),
     )
+
+
+def _evaluation(
+    episodes: int, batch_size: int, env: Environment, agent: Agent, groups: Groups
+) -> Evaluation:
+    """So many fresh episodes, with drawn actions and with the likeliest."""
+    rows = min(batch_size, episodes)
+
+    def step(state: LearnerState, carry: Any, key: Array, batch: None) -> tuple[Any, dict]:
+        del batch
+        found: dict[str, Mean] = {}
+        for prefix, greedy, each in zip(
+            ("", "greedy_"), (False, True), jax.random.split(key), strict=True
+        ):
+            played = play(env, agent, state.params, each, env.default_params, rows, greedy)
+            metrics = played.metrics(groups)
+            found |= {prefix + name: mean for name, mean in metrics.items()}
+        return carry, found
+
+    return Evaluation(step, -(-episodes // rows))
 
 
 def check_minibatch(config: Any) -> None:

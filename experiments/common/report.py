@@ -1,0 +1,254 @@
+r"""Runs compared by the protocol of all tables: seeds in pairs, at equal updates and at equal time.
+
+The difference of two models is taken seed by seed, for both begin with the same seed's data. Its
+interval is the bootstrap's: seeds are drawn anew, with replacement, and the middle 95 % of the
+means of their differences kept,
+
+.. math:: \Big[q_{0.025}, q_{0.975}\Big] \text{ of } \frac{1}{n} \sum_{j=1}^{n} d_{i_j},
+   \quad i_j \sim U\{1, \dots, n\}, \quad d_i = a_i - b_i.
+
+A model is called better only where that interval excludes zero. Few seeds make such intervals too
+narrow: with `n` seeds that do not differ, all differences have the same sign, by chance alone, in
+:math:`2^{1 - n}` of all cases, so that fewer than five seeds decide nothing.
+"""
+
+import bisect
+import csv
+import io
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from experiments.common.loop import TIMINGS_FILE
+from experiments.common.metrics import curve, read_metrics
+from experiments.common.problem import Score
+from experiments.common.records import read_json, read_rows
+
+FEWEST_SEEDS = 5
+"""Fewer decide nothing, whatever they show."""
+_EXACT = 50_000
+_DRAWS = 20_000
+
+Verdict = Literal["better", "worse", "not told apart"]
+Interval = tuple[float, float]
+
+
+class SeedCurve(NamedTuple):
+    """One seed of a run.
+
+    Attributes:
+      steps: the evaluated updates, ascending.
+      values: the score of the stream "valid" at each of them.
+      seconds: the wall time until each, divided by the seeds that were trained side by side.
+      test: the score of the stream "test" after the last update; None without one.
+    """
+
+    steps: list[int]
+    values: list[float]
+    seconds: list[float]
+    test: float | None
+
+    def after(self, seconds: float) -> float:
+        """The score of the last evaluation that was made within a time."""
+        return self.values[max(bisect.bisect_right(self.seconds, seconds) - 1, 0)]
+
+
+class Run(NamedTuple):
+    """A finished run of one model.
+
+    Attributes:
+      score: what it is judged by.
+      seeds: by number.
+      parameters: how many; `core_parameters` of them in the recurrent core.
+      core_parameters: None where the model names no core.
+      seconds_per_update: of training alone, one seed.
+    """
+
+    score: Score
+    seeds: dict[int, SeedCurve]
+    parameters: int
+    core_parameters: int | None
+    seconds_per_update: float
+
+    @property
+    def seconds(self) -> float:
+        """The mean wall time of a seed."""
+        return statistics.fmean(seed.seconds[-1] for seed in self.seeds.values())
+
+
+def read_run(run_dir: Path, model: str = "") -> Run:
+    """Reads a finished run.
+
+    Args:
+      run_dir: its directory.
+      model: its name, where the summary is of several.
+
+    Raises:
+      FileNotFoundError: it is not finished.
+    """
+    if not (run_dir / "summary.json").exists():
+        raise FileNotFoundError(f"{run_dir} holds no finished run")
+    summary = read_json(run_dir / "summary.json")
+    summary = summary.get(model, summary)
+    score = Score(summary["score"]["name"], summary["score"]["goal"])
+    count = len(summary["seeds"])
+    walls = {row["step"]: row["wall_seconds"] / count for row in read_rows(run_dir / TIMINGS_FILE)}
+    curves = curve(read_metrics(run_dir), "valid", score.name)
+    tests = summary.get("test", {}).get(score.name) or [None] * count
+    return Run(
+        score,
+        {
+            seed: SeedCurve(*curves[seed], [walls.get(s, 0.0) for s in curves[seed][0]], test)
+            for seed, test in zip(summary["seeds"], tests, strict=True)
+        },
+        summary["parameters"],
+        summary.get("core_parameters"),
+        summary["train_seconds"] / max(summary["steps"] * count, 1),
+    )
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval | None:
+    """The bootstrap interval of the mean of ``a - b``, in pairs; None of less than two pairs.
+
+    Every way of drawing the pairs counts once where there are few of them (up to six pairs), else
+    20,000 draws, always the same.
+
+    >>> paired_interval([0.9, 0.8], [0.5, 0.7])  # Means .4, .25 twice, .1: the middle 95 % is all.
+    (0.1, 0.4)
+
+    Args:
+      a: scores by seed.
+      b: those of the same seeds.
+      level: of the interval.
+    """
+    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    count = len(differences)
+    if count < 2:
+        return None
+    if count**count <= _EXACT:
+        picks = np.array(list(itertools.product(range(count), repeat=count)))
+    else:
+        picks = np.random.default_rng(0).integers(0, count, (_DRAWS, count))
+    tail = (1 - level) / 2
+    means = differences[picks].mean(axis=1)
+    low, high = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
+    return round(float(low), 12), round(float(high), 12)
+
+
+def verdict(interval: Interval | None, num_seeds: int, goal: str = "max") -> Verdict:
+    """What the interval of a difference says.
+
+    >>> verdict((0.1, 0.4), 5), verdict((-0.1, 0.4), 5), verdict((0.1, 0.4), 2)
+    ('better', 'not told apart', 'not told apart')
+    >>> verdict((0.1, 0.4), 5, goal="min")
+    'worse'
+    """
+    if interval is None or num_seeds < FEWEST_SEEDS or interval[0] <= 0 <= interval[1]:
+        return "not told apart"
+    return "better" if (interval[0] > 0) == (goal == "max") else "worse"
+
+
+def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """A row for each model against the first: after equal updates, and after equal time.
+
+    After equal updates the score is that of the test stream at the end, where all have the same
+    last update and a test stream; else of the validation stream at the last update in common. After
+    equal time it is that of the validation stream after as many seconds as the quickest run took.
+
+    Args:
+      runs: by model; only seeds that all have are compared.
+    """
+    seeds = sorted(set.intersection(*({*run.seeds} for run in runs.values())))
+    ends = {seed.steps[-1] for run in runs.values() for seed in run.seeds.values()}
+    has_test = all(seed.test is not None for run in runs.values() for seed in run.seeds.values())
+    by_test = len(ends) == 1 and has_test
+    budget = min(run.seconds for run in runs.values())
+    step = max(
+        set.intersection(*({*run.seeds[s].steps} for run in runs.values() for s in run.seeds)),
+        default=0,
+    )
+
+    def at_updates(seed: SeedCurve) -> float:
+        value = seed.test if by_test else seed.values[seed.steps.index(step)]
+        assert value is not None
+        return value
+
+    rows: list[dict[str, Any]] = []
+    for at, value in (("updates", at_updates), ("time", lambda seed: seed.after(budget))):
+        found = {name: [value(run.seeds[s]) for s in seeds] for name, run in runs.items()}
+        first = next(iter(found))
+        for name, values in found.items():
+            run, base = runs[name], found[first]
+            row: dict[str, Any] = {"at": at, "model": name, "score": run.score.name}
+            row |= {"stream": "test" if by_test and at == "updates" else "valid"}
+            row |= {"update": step} if at == "updates" else {"seconds": round(budget, 1)}
+            row |= {"seeds": seeds, "values": values, "mean": statistics.fmean(values)}
+            if name != first:
+                interval = paired_interval(values, base)
+                row["difference"] = statistics.fmean(values) - statistics.fmean(base)
+                row["interval"] = interval
+                row["verdict"] = verdict(interval, len(seeds), run.score.goal)
+            row |= {"parameters": run.parameters, "core_parameters": run.core_parameters}
+            rows.append({**row, "seconds_per_update": run.seconds_per_update})
+    return rows
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `compare` as two tables."""
+    blocks = []
+    for at in dict.fromkeys(row["at"] for row in rows):
+        some = [row for row in rows if row["at"] == at]
+        first = some[0]
+        when = f"after {first['update']:,} updates" if at == "updates" else (
+            f"after {first['seconds']:,} seconds of each seed")  # fmt: skip
+        head = [
+            *("model", f"{first['score']} ({first['stream']})", "seeds"),
+            *(f"difference from {first['model']}, 95 %", "verdict"),
+            *("parameters (core)", "ms/update"),
+        ]
+        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in some]
+        blocks.append(f"At equal {at}, {when}:\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `compare`; lists are joined by spaces."""
+    buffer = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({
+            name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            for name, value in row.items()
+        })  # fmt: skip
+    return buffer.getvalue()
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    interval = row.get("interval")
+    difference = "-"
+    if "difference" in row:
+        difference = f"{row['difference']:+.4g}"
+        difference += f" ({interval[0]:+.4g} to {interval[1]:+.4g})" if interval else " (one seed)"
+    core = "" if row["core_parameters"] is None else f" ({row['core_parameters']:,})"
+    return [
+        *(row["model"], text_of(row["values"]), str(len(row["seeds"]))),
+        *(difference, row.get("verdict", "-"), f"{row['parameters']:,}{core}"),
+        f"{1e3 * row['seconds_per_update']:.3g}",
+    ]
+
+
+def text_of(values: Sequence[float]) -> str:
+    """Mean and range of the seeds.
+
+    >>> text_of([1.0, 2.0])
+    '1.5 (1 to 2)'
+    """
+    mean = f"{statistics.fmean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.4g} to {max(values):.4g})"

@@ -1,0 +1,90 @@
+"""The protocol's statistics by hand, and the comparison of finished runs."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from experiments.common.report import (
+    compare,
+    paired_interval,
+    read_run,
+    to_csv,
+    to_markdown,
+    verdict,
+)
+
+
+def make_run(directory, values, tests, seconds, seeds=(7, 8, 9, 10, 11)):
+    """Evaluations at updates 0, 10 and 20, by seed."""
+    directory.mkdir()
+    rows = [
+        {"step": 10 * i, "split": "valid", "seed": seed, "nats": value}
+        for seed, curve in zip(seeds, values, strict=True)
+        for i, value in enumerate(curve)
+    ]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    walls = [{"step": 10 * i, "wall_seconds": i * seconds, "seconds": 0} for i in (1, 2)]
+    (directory / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in walls))
+    summary = {
+        **{"seeds": seeds, "parameters": 100, "train_seconds": seconds, "steps": 20},
+        **{"score": {"name": "nats", "goal": "min"}, "test": {"nats": tests}},
+    }
+    (directory / "summary.json").write_text(json.dumps({"core_parameters": 60} | summary))
+    return read_run(directory)
+
+
+def test_the_interval_of_paired_differences_by_hand():
+    # Two pairs, .4 and .1: means .4, .25, .25 and .1, a quarter each.
+    assert paired_interval([0.9, 0.8], [0.5, 0.7]) == (0.1, 0.4)
+    assert paired_interval([0.9, 0.8], [0.5, 0.7], level=0.5) == (0.1, 0.25)
+    # Three pairs, 0, 0, 3: of 27 draws 8 have no 3, 12 one, 6 two, and 1 three: means 0 to 3.
+    assert paired_interval([0, 0, 3], [0, 0, 0], level=0.9) == (0.0, 2.0)
+    assert paired_interval([0, 0, 3], [0, 0, 0]) == (0.0, 3.0)
+    assert paired_interval([1.0], [0.0]) is None
+    # Pairs count: seeds that differ from each other more than models do.
+    wide = [1.0, 5.0, 9.0, 2.0, 7.0]
+    assert paired_interval([x + 0.5 for x in wide], wide) == (0.5, 0.5)
+    # Many pairs are drawn: near the mean plus or minus two standard errors.
+    many = paired_interval([1.0, -1.0] * 50, [0.0] * 100)
+    assert many == (pytest.approx(-0.2, abs=0.03), pytest.approx(0.2, abs=0.03))
+    assert paired_interval([1.0, -1.0] * 50, [0.0] * 100) == many
+
+
+def test_better_is_said_only_where_zero_is_excluded_with_five_seeds():
+    assert verdict((0.1, 0.2), 5) == "better"
+    assert verdict((-0.2, -0.1), 5) == "worse"
+    assert verdict((-0.2, -0.1), 5, "min") == "better"
+    assert verdict((0.0, 0.2), 5) == verdict((0.1, 0.2), 4) == verdict(None, 5) == "not told apart"
+
+
+def test_models_at_equal_updates_and_at_equal_time(tmp_path):
+    """The second is better after 20 updates; in the first one's time it makes 10, and is not."""
+    quick = make_run(tmp_path / "quick", [[3.0, 2.0, 1.0]] * 5, [1.0, 1.1, 1.2, 1.3, 1.4], 50)
+    slow = make_run(
+        tmp_path / "slow", [[3.0, 1.0, 0.5]] * 4 + [[3.0, 0.9, 0.5]], [0.5, 0.5, 0.8, 0.7, 0.8], 100
+    )
+    rows = compare({"quick": quick, "slow": slow})
+    assert [(row["at"], row["model"], row["stream"]) for row in rows] == [
+        *(("updates", "quick", "test"), ("updates", "slow", "test")),
+        *(("time", "quick", "valid"), ("time", "slow", "valid")),
+    ]
+    updates, time = rows[1], rows[3]
+    assert updates["values"] == [0.5, 0.5, 0.8, 0.7, 0.8]
+    assert updates["difference"] == pytest.approx(-0.54)
+    assert updates["interval"][1] < 0
+    assert updates["verdict"] == "better"
+    # A seed of the quick one has 20 seconds; by then the slow one is at update 10.
+    assert time["seconds"] == 20
+    assert time["values"] == [1.0] * 4 + [0.9]
+    assert (time["interval"], time["verdict"]) == ((-0.06, 0.0), "not told apart")
+    assert updates["seconds_per_update"] == pytest.approx(1.0)
+    table = to_markdown(rows)
+    assert "At equal time, after 20.0 seconds of each seed:" in table
+    assert "| slow | 0.66 (0.5 to 0.8) | 5 | -0.54 (" in table
+    assert "| 100 (60) | 1e+03 |" in table
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [row["verdict"] for row in read] == ["", "better", "", "not told apart"]
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        read_run(tmp_path)
