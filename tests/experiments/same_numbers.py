@@ -20,6 +20,7 @@ from experiments.common.cells import Core, register
 from experiments.common.cli import parse
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
+from tests.experiments.toys import counting
 
 # Gradient descent with momentum: Adam would make a whole step of a gradient that is zero but for
 # rounding (of a bias before a softmax), in whatever direction that rounding has.
@@ -52,6 +53,7 @@ def make_problems(directory: Path) -> dict:
         "language_model": tiny.language_model("own", TRAIN, directory),
         "box_world": tiny.game("box_world", "own", TRAIN),
         "mini_pacman": tiny.game("mini_pacman", "own", TRAIN),
+        "counting": (counting(TRAIN, OwnConfig().make(None)), TRAIN),
         "ablations": tiny.ablations(TRAIN),
     }
 
@@ -61,7 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--devices", nargs="+", type=int, required=True)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", help="problems to train (default: all)")
+    parser.add_argument("--shapes", nargs="*", default=[], help="those whose parameters to name")
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -79,9 +82,11 @@ def main() -> None:
     config, _ = parse(PRESETS, "nth_farthest", DESCRIPTION, options, default_dir)
     found = {"option": config.own.own_features}
     for name, (problem, train) in make_problems(place).items():
-        shapes = make_programs(problem, train).shapes.params
-        paths = jax.tree_util.tree_leaves_with_path(shapes)
-        found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
+        if name in given.shapes:
+            shapes = make_programs(problem, train).shapes.params
+            paths = jax.tree_util.tree_leaves_with_path(shapes)
+            found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
+            print(name, "shapes", time.process_time(), flush=True)
         if given.only and name not in given.only:
             continue
         start = None

@@ -1,20 +1,22 @@
 """Streams, files, optimisers and scores of the training engine."""
 
 import dataclasses
+import functools
 import shutil
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments.common import loop
 from experiments.common.metrics import curve, read_metrics
+from experiments.common.modules import Linear
 from experiments.common.optimizers import averaged, decaying, make_optimizer, make_schedule
 from experiments.common.problem import Evaluation, Mean, Problem, Score
 from experiments.common.run_directory import open_run
-from experiments.common.steps import Programs, make_programs, to_values
+from experiments.common.steps import make_programs, to_values
 from experiments.common.streaming import Windows
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
@@ -339,34 +341,27 @@ def test_batches_from_the_host_are_those_of_the_step():
     assert seen == [(0, 5), (5, 5), (0, 3)]
 
 
-@pytest.mark.slow
-def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
-    """From the end of a chunk to the start of the next, with batches of a file, in wall time."""
-    config = dataclasses.replace(CONFIG, batch_size=512, steps=400, eval_every=400, chunk_steps=40)
-    config = dataclasses.replace(config, checkpoint_every=400)
-    tokens = write_tokens(tmp_path / "tokens.npy", 2_000_000)
-    marks = []
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_linear_layers_are_those_of_flax_with_gradients_in_float32(dtype):
+    """In bfloat16, to its rounding, and the weights' gradients have more digits than that."""
+    ours, theirs = (kind(3, dtype=dtype) for kind in (Linear, nn.Dense))
+    x = jax.random.normal(jax.random.key(0), (4, 5, 6), dtype)
+    params = theirs.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x), params)
+    params["params"]["bias"] += 0.3
 
-    def noted(name, function):
-        def call(*args):
-            marks.append((name, "begins", time.perf_counter()))
-            result = function(*args)
-            marks.append((name, "ends", time.perf_counter()))
-            return result
+    def gradients(layer):
+        def loss(params, x):
+            return jnp.sum(jnp.sin(layer.apply(params, x).astype(jnp.float32)))
 
-        return call
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
 
-    compiles, feeds = Programs.compile, Programs.batches
-    monkeypatch.setattr(
-        Programs, "compile", lambda self, *args: noted("chunk", compiles(self, *args))
-    )
-    monkeypatch.setattr(Programs, "batches", noted("feed", feeds))
-    monkeypatch.setattr(loop, "to_values", noted("values", loop.to_values))
-    run(tmp_path / "run", stream(config, tokens), config)
-    starts = [t for name, event, t in marks if (name, event) == ("chunk", "begins")]
-    ends = [t for name, event, t in marks if (name, event) == ("values", "ends")]
-    waits = [t for name, event, t in marks if (name, event) == ("values", "begins")]
-    # The host waits for the device, and not the other way round: the feed was ready before.
-    assert min(end - wait for end, wait in zip(ends[1:-1], waits[1:-1], strict=True)) > 0
-    idle = sum(start - end for start, end in zip(starts[2:], ends[1:-1], strict=True))
-    assert idle < 0.02 * (ends[-1] - starts[1])
+    (value, (weights, d_x)), expected = gradients(ours), gradients(theirs)
+    assert d_x.dtype == dtype
+    found = value, (weights, d_x)
+    if dtype == jnp.float32:
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    close = functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.02)
+    jax.tree.map(lambda a, b: close(a.astype(float), b.astype(float)), found, expected)
+    for leaf in jax.tree.leaves(weights):
+        assert (leaf != leaf.astype(jnp.bfloat16).astype(leaf.dtype)).mean() > 0.5

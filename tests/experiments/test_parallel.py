@@ -17,9 +17,9 @@ from experiments.common import cells
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.experiments.parallel_program"
 SAME = "tests.experiments.same_numbers"
-QUICK = ("language_model", "nth_farthest", "mini_pacman")
-OWN = (*QUICK, "box_world", "program_evaluation")
-ALL = (*OWN, "ablations")
+QUICK = ("language_model", "nth_farthest", "counting")
+OWN = ("language_model", "nth_farthest", "program_evaluation", "mini_pacman")  # As BoxWorld does.
+ALL = (*OWN, "box_world", "ablations")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -83,6 +83,7 @@ def numbers(tmp_path_factory):
         directory = tmp_path_factory.mktemp("numbers")
         counts = ["1", "4"] if devices == 4 else ["4"]
         options = ["--devices", *counts, "--only", *names]
+        options += ["--shapes", *OWN] if devices == 4 else []
         ends = end(start(directory, devices, *options, program=SAME))
         assert [code for code, _ in ends] == [0] * len(ends), ends
         return dict(np.load(directory / "found.npz"))

@@ -6,11 +6,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax import struct
 
+from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.learner import LearnerConfig
+from experiments.common.actor_critic.problem import actor_critic
 from experiments.common.problem import Mean, Problem, Score
 from experiments.common.streaming import Windows, streaming
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
+from rrnn_jax.envs import Box, Environment
+from rrnn_jax.envs.environment import Transition
 
 CONFIG = TrainConfig(
     steps=40,
@@ -112,3 +119,41 @@ def regression(config: TrainConfig) -> Problem:
         loss=loss,
         score=Score("accuracy", "max", 0.5),
     )
+
+
+@struct.dataclass
+class Params:
+    levels: None = None
+
+
+class Count(Environment):
+    """Counts to 3, shows the count, and cuts the episode off there."""
+
+    default_params = Params()
+    can_truncate = True
+    num_actions = 2
+
+    def observation_space(self, params=None):
+        return Box(0.0, 3.0, (2, 2, 1))
+
+    def draw_level(self, key, params):
+        return jnp.int32(0)
+
+    def start(self, level, params):
+        return level
+
+    def get_obs(self, state, params):
+        return jnp.full((2, 2, 1), state, jnp.float32)
+
+    def transition(self, key, state, action, params):
+        new = state + 1
+        no = jnp.zeros((), bool)
+        return Transition(new, new, jnp.float32(1), no, new == 3, {})
+
+
+def counting(train: TrainConfig, cell: nn.RNNCellBase) -> Problem:
+    """An actor-critic that counts along."""
+    learner = LearnerConfig(unroll=3, minibatch_envs=4, epochs=1, level_pool=0)
+    agent = Agent(Count.num_actions, cell, width=4)
+    score = Score("return")
+    return actor_critic(train, learner, env=Count(), agent=agent, score=score, test_episodes=4)

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import struct
 
 from experiments.common.actor_critic import rollout
 from experiments.common.actor_critic.agent import Agent, Conv2x2, run
@@ -27,8 +26,8 @@ from experiments.common.actor_critic.learner import (
     rewards_and_discounts,
 )
 from experiments.common.cells import LSTMConfig, RMCConfig
-from rrnn_jax.envs import Box, BoxWorld, Environment
-from rrnn_jax.envs.environment import Transition
+from rrnn_jax.envs import BoxWorld
+from tests.experiments.toys import Count
 
 ENVS, STEPS = 4, 14
 SLOW = ("lstm", "conv_lstm", "none")
@@ -151,36 +150,6 @@ def test_truncation_bootstraps_and_termination_does_not():
     rewards, discounts = rewards_and_discounts(trajectory, config)
     np.testing.assert_allclose(rewards, [1.0, 1.0, 1.0 + 0.8 * 10.0])
     np.testing.assert_allclose(discounts, [0.8, 0.0, 0.0])
-
-
-@struct.dataclass
-class Params:
-    levels: None = None
-
-
-class Count(Environment):
-    """Counts to 3, shows the count, and cuts the episode off there."""
-
-    default_params = Params()
-    can_truncate = True
-    num_actions = 2
-
-    def observation_space(self, params=None):
-        return Box(0.0, 3.0, (2, 2, 1))
-
-    def draw_level(self, key, params):
-        return jnp.int32(0)
-
-    def start(self, level, params):
-        return level
-
-    def get_obs(self, state, params):
-        return jnp.full((2, 2, 1), state, jnp.float32)
-
-    def transition(self, key, state, action, params):
-        new = state + 1
-        no = jnp.zeros((), bool)
-        return Transition(new, new, jnp.float32(1), no, new == 3, {})
 
 
 def test_a_cut_episode_counts_with_the_value_of_its_last_state():
