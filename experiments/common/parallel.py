@@ -24,7 +24,7 @@ SEEDS, DATA = "seeds", "data"
 
 EXIT_LOST = 4
 _HEARTBEAT_SECONDS = 20  # A process that is silent for so long is taken for dead by the others.
-_SHUTDOWN_SECONDS = 10
+_SHUTDOWN_SECONDS = 300  # The others wait at their end while the first one draws and writes.
 
 
 def connect(

@@ -86,7 +86,6 @@ def main() -> None:
             shapes = make_programs(problem, train).shapes.params
             paths = jax.tree_util.tree_leaves_with_path(shapes)
             found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
-            print(name, "shapes", time.process_time(), flush=True)
         if given.only and name not in given.only:
             continue
         start = None
@@ -100,7 +99,7 @@ def main() -> None:
             for kind, tree in (("before", start.params), ("after", after), ("metrics", metrics)):
                 leaves = [np.ravel(leaf) for leaf in jax.tree.leaves(tree)]
                 found[f"{name} {kind} {devices}"] = np.concatenate(leaves)
-            print(name, devices, time.process_time(), flush=True)
+    found["cpu_seconds"] = time.process_time()
     if parallel.is_main():
         np.savez(given.directory / "found.npz", **found)
 
