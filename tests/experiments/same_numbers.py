@@ -6,6 +6,7 @@ With a core of a user's own, registered here once, in all experiments that take 
 import argparse
 import dataclasses
 import gc
+import importlib
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.common import parallel
-from experiments.common.cells import Core, register
+from experiments.common.cells import Core, make_cell, register
 from experiments.common.cli import parse
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
@@ -43,18 +44,18 @@ class OwnConfig(Core):
 
 
 def make_problems(directory: Path) -> dict:
-    """Problems and configs by name."""
+    """What makes problems and configs, by name."""
     from tests.experiments import tiny
 
     micro = dataclasses.replace(TRAIN, micro_batch_size=4)
     return {
-        "nth_farthest": tiny.nth_farthest("own", dataclasses.replace(TRAIN, num_seeds=2)),
-        "program_evaluation": tiny.program_evaluation("own", micro),
-        "language_model": tiny.language_model("own", TRAIN, directory),
-        "box_world": tiny.game("box_world", "own", TRAIN),
-        "mini_pacman": tiny.game("mini_pacman", "own", TRAIN),
-        "counting": (counting(TRAIN, OwnConfig().make(None)), TRAIN),
-        "ablations": tiny.ablations(TRAIN),
+        "nth_farthest": lambda: tiny.nth_farthest("own", dataclasses.replace(TRAIN, num_seeds=2)),
+        "program_evaluation": lambda: tiny.program_evaluation("own", micro),
+        "language_model": lambda: tiny.language_model("own", TRAIN, directory),
+        "box_world": lambda: tiny.game("box_world", "own", TRAIN),
+        "mini_pacman": lambda: tiny.game("mini_pacman", "own", TRAIN),
+        "counting": lambda: (counting(TRAIN, OwnConfig().make(None)), TRAIN),
+        "ablations": lambda: tiny.ablations(TRAIN),
     }
 
 
@@ -64,7 +65,6 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--devices", nargs="+", type=int, required=True)
     parser.add_argument("--only", nargs="*", help="problems to train (default: all)")
-    parser.add_argument("--shapes", nargs="*", default=[], help="those whose parameters to name")
     parser.add_argument("--coordinator")
     parser.add_argument("--num-processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -74,20 +74,25 @@ def main() -> None:
         parallel.connect(given.coordinator, given.num_processes, given.process_id)
     gc.disable()  # It would walk through all programs, again and again.
     register("own", OwnConfig)
-    place = given.directory / str(given.process_id)
     from experiments.nth_farthest.__main__ import DESCRIPTION, PRESETS, default_dir
 
     options = ["--model", "own", "--own-features", "3"]
     config: Any
     config, _ = parse(PRESETS, "nth_farthest", DESCRIPTION, options, default_dir)
-    found = {"option": config.own.own_features}
-    for name, (problem, train) in make_problems(place).items():
-        if name in given.shapes:
-            shapes = make_programs(problem, train).shapes.params
-            paths = jax.tree_util.tree_leaves_with_path(shapes)
-            found[f"{name} names"] = np.array([jax.tree_util.keystr(path) for path, _ in paths])
+    found: dict[str, Any] = {"option": config.own.own_features}
+    for name in (
+        "nth_farthest",
+        "program_evaluation",
+        "language_model",
+        "box_world",
+        "mini_pacman",
+    ):
+        config = importlib.import_module(f"experiments.{name}.config").PRESETS["quick"]
+        found[f"{name} cell"] = type(make_cell(config, "own")).__name__
+    for name, make in make_problems(given.directory).items():
         if given.only and name not in given.only:
             continue
+        problem, train = make()
         start = None
         for devices in given.devices:
             programs = make_programs(problem, dataclasses.replace(train, devices=devices))

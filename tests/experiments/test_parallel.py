@@ -1,6 +1,7 @@
 """Several devices and processes: the same numbers, one stop, and no process is left waiting."""
 
 import functools
+import importlib
 import os
 import signal
 import socket
@@ -17,9 +18,9 @@ from experiments.common import cells
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.experiments.parallel_program"
 SAME = "tests.experiments.same_numbers"
-QUICK = ("language_model", "nth_farthest", "counting")
-OWN = ("language_model", "nth_farthest", "program_evaluation", "mini_pacman")  # As BoxWorld does.
-ALL = (*OWN, "box_world", "ablations")
+QUICK = ("language_model", "nth_farthest")
+ALL = (*QUICK, "program_evaluation", "box_world", "mini_pacman", "ablations", "counting")
+OWN = ("nth_farthest", "program_evaluation", "language_model", "box_world", "mini_pacman")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -83,7 +84,6 @@ def numbers(tmp_path_factory):
         directory = tmp_path_factory.mktemp("numbers")
         counts = ["1", "4"] if devices == 4 else ["4"]
         options = ["--devices", *counts, "--only", *names]
-        options += ["--shapes", *OWN] if devices == 4 else []
         ends = end(start(directory, devices, *options, program=SAME))
         assert [code for code, _ in ends] == [0] * len(ends), ends
         return dict(np.load(directory / "found.npz"))
@@ -114,8 +114,8 @@ def test_two_processes_of_two_devices_train_as_one_device_does(numbers):
 def test_a_core_of_ones_own_trains_in_every_experiment_with_one_registration(numbers):
     found = numbers(4, QUICK)
     assert found["option"] == 3
-    for name in OWN:  # The gates of a GRU.
-        assert any("'hn'" in path for path in found[f"{name} names"]), name
+    assert {name: str(found[f"{name} cell"]) for name in OWN} == dict.fromkeys(OWN, "GRUCell")
+    importlib.import_module("experiments.nth_farthest")
     with pytest.raises(RuntimeError, match="before an experiment is imported"):
         cells.register("own", cells.LSTMConfig)
     with pytest.raises(ValueError, match=r"name must be another than rmc, .*, got 'lstm'"):

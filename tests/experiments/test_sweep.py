@@ -4,6 +4,7 @@ import json
 import sys
 
 from experiments import sweep
+from tests.experiments.test_report import make_run
 
 
 def fake(scores, calls):
@@ -14,6 +15,11 @@ def fake(scores, calls):
             calls.append(command)
             model = command[command.index("--model") + 1]
             rate = command[command.index("--learning-rate") + 1]
+            if "1000" in command:  # Fresh seeds.
+                run_dir.parent.mkdir(parents=True, exist_ok=True)
+                curve = [3.0, 2.0, 1.0 if model == "rmc" else 0.5]
+                make_run(run_dir, [curve] * 5, curve[-1:] * 5, 50, tuple(range(1000, 1005)))
+                continue
             valid, test = scores[model, rate]
             run_dir.mkdir(parents=True)
             summary = {
@@ -54,6 +60,34 @@ def test_the_best_is_chosen_on_valid_and_reported_on_test(tmp_path, monkeypatch,
     assert (tmp_path / "s" / "sweep.md").read_text() in printed
     assert sweep.main([*start, "--models", "rmc", "--", "--steps", "6"]) == 2
     assert "holds a sweep of some --steps 5" in capsys.readouterr().err
+
+
+def test_the_best_settings_are_compared_with_fresh_seeds(tmp_path, monkeypatch, capsys):
+    scores = {
+        ("rmc", "1e-3"): ([2.0], [1.0]),
+        ("rmc", "3e-3"): ([1.8], [3.0]),
+        ("lstm", "1e-3"): ([1.0], [1.5]),
+        ("lstm", "3e-3"): ([1.2], [1.4]),
+    }
+    calls = []
+    monkeypatch.setattr(sweep, "run_commands", fake(scores, calls))
+    command = ["some", "--run-dir", str(tmp_path / "s"), "--models", "rmc", "lstm", "--final-seeds"]
+    command += ["5", "--vary", "learning-rate", "1e-3", "3e-3", "--", "--seed", "3"]
+    assert sweep.main(command) == 0
+    assert len(calls) == 6
+    assert [c[c.index("--learning-rate") + 1] for c in calls[4:]] == ["3e-3", "1e-3"]
+    # What is asked for last counts.
+    assert calls[4][3:9] == ["--seed", "3", "--seed", "1000", "--num-seeds", "5"]
+    printed = capsys.readouterr().out
+    assert "At equal updates, after 20 updates:" in printed
+    assert "| lstm | 0.5 (0.5 to 0.5) | 5 | -0.5 (-0.5 to -0.5) | better |" in printed
+    for name in ("report.md", "report.csv", "report.json", "report.png"):
+        assert (tmp_path / "s" / name).stat().st_size > 100
+    assert sweep.main(command) == 0
+    assert len(calls) == 6
+    assert "2 of 2 runs are done" in capsys.readouterr().out
+    assert sweep.main([*command[:3], "--models", "rmc", "--final-seeds", "-1"]) == 2
+    assert "--final-seeds must be at least 0, got -1" in capsys.readouterr().err
 
 
 def test_settings_are_all_combinations_of_what_is_the_models():

@@ -9,6 +9,7 @@ from experiments.ablations.config import PRESETS as ABLATIONS
 from experiments.ablations.grid import make_rows
 from experiments.ablations.problems import make_problem as make_ablation
 from experiments.box_world.train import make_game as make_box_world
+from experiments.common import parallel
 from experiments.common.actor_critic import runs
 from experiments.common.actor_critic.config import AgentConfig
 from experiments.common.cells import LSTMConfig, RMCConfig
@@ -61,9 +62,8 @@ def ablations(train: TrainConfig) -> Tiny:
 
 def language_model(model: str, train: TrainConfig, directory: Path) -> Tiny:
     """Windows of eight characters."""
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "text.txt"
-    path.write_text(TEXT)
+    parallel.first(lambda: path.write_text(TEXT))
     config = dataclasses.replace(small_config(path, model=model), train=train)
     return make_language_model(config, prepare(config.data, directory / "tokens")), train
 

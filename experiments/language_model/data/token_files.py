@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.common import parallel
 from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.bpe import BytePairs
@@ -130,8 +131,12 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
     wanted["options"].pop("path")  # The same text elsewhere is the same text.
     digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
     folder = directory / f"{config.vocabulary}-{digest[:12]}"
-    if not (folder / MANIFEST_FILE).exists():
-        _make(config, corpus, wanted, folder)
+
+    def make() -> None:
+        if not (folder / MANIFEST_FILE).exists():
+            _make(config, corpus, wanted, folder)
+
+    parallel.first(make)
     return open_tokens(folder)
 
 
