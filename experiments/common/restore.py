@@ -78,7 +78,8 @@ def restore_params(
 def write_params(folder: Path, params: Params, step: int) -> None:
     """Writes parameters into ``params.npz`` of a folder, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(params, sep="/")  # type: ignore[assignment]
+    flat: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in leaves.items()}
     np.savez_compressed(folder / PARAMS_FILE, step=np.int32(step), **flat)
 
 
@@ -95,7 +96,8 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
     with np.load(folder / PARAMS_FILE) as arrays:
         flat = {name: arrays[name] for name in arrays.files}
     step = int(flat.pop("step"))
-    expected = {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(wanted, sep="/")  # type: ignore[assignment]
+    expected = {name: leaf.shape for name, leaf in leaves.items()}
     if {name: leaf.shape for name, leaf in flat.items()} != expected:
         raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
     return step, unflatten_dict(flat, sep="/")
