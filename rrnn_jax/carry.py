@@ -70,6 +70,10 @@ def reset_carry(
         key = jax.random.key(0) if rng is None else rng
         fresh = cell.initialize_carry(key, _step_shape(cell, carry, flags))
     fresh = broadcast_carry("fresh", fresh, carry, flags.ndim)
+    axes = range(flags.ndim)
+    flags = beside(flags, jax.tree.leaves(carry)[0], axes)
+    fresh = jax.tree.map(lambda x, like: beside(x, like, range(like.ndim)), fresh, carry)
+    carry = jax.tree.map(lambda x, like: beside(x, like, ()), carry, fresh)
     return select(flags, fresh, carry)
 
 
@@ -181,13 +185,14 @@ def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = fro
     if sharding is None:
         return x
     own = _explicit_sharding(x)
-    spec = list(own.spec) if own is not None else [None] * x.ndim
+    spec = _axes_of(own, x) if own is not None else [None] * x.ndim
     used = {name for entry in spec for name in _names(entry)}
+    wanted_of = _axes_of(sharding, other)
     for i, axis in enumerate(axes):
-        wanted = sharding.spec[axis]
+        wanted = wanted_of[axis]
         if spec[i] is None and not used & set(_names(wanted)):
             spec[i] = wanted
-    if own is not None and list(own.spec) == spec:
+    if own is not None and _axes_of(own, x) == spec:
         return x
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
@@ -200,6 +205,11 @@ def _explicit_sharding(x: Array) -> NamedSharding | None:
     # Outside of `jax.set_mesh` only an array itself knows its devices.
     own = None if isinstance(x, Tracer) else x.sharding
     return own if isinstance(own, NamedSharding) else sharding
+
+
+def _axes_of(sharding: NamedSharding, x: Array) -> list[Any]:
+    """The entry of each axis of an array; a `PartitionSpec` may leave out the last ones."""
+    return [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
 
 
 def _names(entry: Any) -> tuple[str, ...]:

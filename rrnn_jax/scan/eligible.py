@@ -26,11 +26,6 @@ def why_plain(cell: nn.RNNCellBase) -> str | None:
         )
     if cell.dot_general is not None:
         return "computes products by jax.lax.dot_general, got another dot_general"
-    if cell.precision is not None:
-        return (
-            f"computes products in JAX's own precision (jax.default_matmul_precision), got "
-            f"precision={cell.precision!r}"
-        )
     return None
 
 

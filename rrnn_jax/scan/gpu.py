@@ -69,6 +69,8 @@ def why_not(request: Request) -> str | None:
     cell: Any = request.cell
     if cell.dropout_rate > 0 and not cell.deterministic:
         return f"has no dropout, got dropout_rate={cell.dropout_rate}"
+    if cell.precision is not None:
+        return f"takes jax.default_matmul_precision, not precision={cell.precision!r}"
     if sequence.row_mask is not None:
         return "has no row_mask"
     if sequence.valid is not None:

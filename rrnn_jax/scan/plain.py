@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
+from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.scan.sequence import (
     SequenceInputs,
     SequenceOutputs,
@@ -75,7 +76,8 @@ def plain_scan(
             last_valid = select(x.valid, new_carry, last_valid)
         return (new_carry, last_valid), (y, new_carry if all_carries else None)
 
-    run = _scan_with_remat(step, time_axis, lifting, remat)
+    axes = varying_axes(cell.variables, sequence, initial_carry, reset_carry)
+    run = _scan_with_remat(step, time_axis, lifting, remat, axes)
     state = (initial_carry, None if sequence.valid is None else initial_carry)
     (carry, last_valid), (outputs, carries) = run(cell, state, sequence)
     if sequence.mask is not None and sequence.mask.size > 0:
@@ -87,7 +89,7 @@ def plain_scan(
 
 
 def _scan_with_remat(
-    step: Callable, time_axis: int, lifting: Lifting, remat: Remat
+    step: Callable, time_axis: int, lifting: Lifting, remat: Remat, axes: frozenset[str]
 ) -> Callable[[nn.RNNCellBase, Any, SequenceInputs], tuple[Any, Any]]:
     """Lifts `step` into a scan over the time axis of its inputs."""
 
@@ -110,7 +112,7 @@ def _scan_with_remat(
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         return scan(nn.remat(step, prevent_cse=False, policy=policy))
     if remat == "chunked":
-        return _chunked_scan(scan, step, time_axis)
+        return _chunked_scan(scan, step, time_axis, axes)
     return scan(step)
 
 
@@ -143,9 +145,14 @@ def _check_chunks(
         ) from error
 
 
-def _chunked_scan(scan: Callable, step: Callable, time_axis: int) -> Callable:
+def _chunked_scan(scan: Callable, step: Callable, time_axis: int, axes: frozenset[str]) -> Callable:
     """A scan over chunks of about sqrt(T) steps that keeps only the carries between chunks."""
-    inner = nn.remat(lambda cell, state, xs: scan(step)(cell, state, xs), prevent_cse=False)
+
+    def chunk(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
+        # Tracing the outer scan, Flax forgets over which axes of a mesh a carry varies.
+        return scan(step)(cell, varying_over(axes, state), xs)
+
+    inner = nn.remat(chunk, prevent_cse=False)
 
     def run(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
         steps = xs.inputs.shape[time_axis]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from tests.core.sharded import collectives
 
 BATCH, STEPS, FEATURES = 8, 5, 3
@@ -19,13 +19,13 @@ FLAGS = {"nothing": (), "all flags": ("resets", "mask", "seq_lengths")}
 CASES = [("auto", "nothing"), ("auto", "all flags"), ("scan", "all flags")]
 
 
-def problem(names: tuple[str, ...], implementation: Any) -> tuple[Any, tuple]:
+def problem(names: tuple[str, ...], implementation: Any, **options: Any) -> tuple[Any, tuple]:
     """A loss of parameters, inputs and flags, and arguments for it."""
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (BATCH, STEPS, FEATURES))
     resets, mask = jax.random.bernoulli(keys[1], 0.4, (2, BATCH, STEPS))
     flags = {"resets": resets, "mask": mask, "seq_lengths": jnp.arange(BATCH) % STEPS + 1}
-    rnn = RNN(CELL, implementation=implementation, return_carry=True)
+    rnn = RNN(CELL, implementation=implementation, return_carry=True, **options)
 
     def loss(params: Any, x: Any, flags: Any, **more: Any) -> Any:
         carry, y = rnn.apply(params, x, **flags, **more)  # type: ignore[misc]
@@ -72,9 +72,11 @@ def placed(mesh: Any, args: tuple) -> tuple:
     return put(args[0], P()), put(args[1], P("data")), put(args[2], P("data"))
 
 
-def mapped(names: tuple[str, ...], implementation: str, carry: bool = False) -> float:
+def mapped(
+    names: tuple[str, ...], implementation: str, carry: bool = False, **options: Any
+) -> float:
     """`jax.shard_map` that checks which values vary; a carry made varying, or the layer's own."""
-    loss, args = problem(names, implementation)
+    loss, args = problem(names, implementation, **options)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def of_a_shard(params: Any, x: Any, flags: Any) -> Any:
@@ -93,6 +95,22 @@ def mapped(names: tuple[str, ...], implementation: str, carry: bool = False) -> 
         of_a_shard, mesh=mesh, in_specs=specs, out_specs=(P(), (P(), P("data")))
     )
     return error(jax.jit(function)(*args), on_one_device(names))
+
+
+def reset_by_hand() -> float:
+    """A loop of one's own on a mesh of explicit axes, with arrays that say nothing of last axes."""
+    carry = CELL.initialize_carry(jax.random.key(0), (BATCH, FEATURES)) + 1
+    flags = jnp.arange(BATCH) % 3 == 0
+    expected = reset_carry(CELL, carry, flags)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        here = jax.device_put(carry, P("data"))
+        found = [
+            reset_carry(CELL, here, jax.device_put(flags, P("data"))),
+            jax.jit(lambda carry: reset_carry(CELL, carry, flags))(here),
+        ]
+    assert all(jax.typeof(x).sharding.spec[0] == "data" for x in found)
+    return error(found, [expected] * 2)
 
 
 def two_axes(implementation: str) -> dict[str, Any]:
@@ -163,6 +181,8 @@ def main() -> None:
         found[f"explicit, {name}"] = explicit(FLAGS[flags], implementation)
         found[f"mapped, {name}"] = mapped(FLAGS[flags], implementation)
     found["mapped, carry"] = mapped(FLAGS["all flags"], "auto", carry=True)
+    found["mapped, chunked"] = mapped(FLAGS["all flags"], "scan", remat="chunked")
+    found["reset by hand"] = reset_by_hand()
     found["two axes"] = two_axes("auto")
     found["sharded params"] = sharded_params("auto")
     found["kernels"] = kernels()

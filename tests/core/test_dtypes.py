@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan import relational
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import random_variables
 
@@ -61,6 +62,29 @@ def test_dtypes_under_x64(implementation):
     with jax.enable_x64(True):
         for mix in mixes(jnp.float64)[::11]:
             check(mix, implementation, output_gate=True)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    "mix", [(None, jnp.float32, jnp.float32, jnp.float64), (jnp.bfloat16, jnp.float64, *[None] * 2)]
+)
+def test_gradients_have_the_dtypes_of_what_they_belong_to(mix, large, monkeypatch):
+    """Of kernels of any size, narrower or wider than the products are."""
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *_: large)
+    dtype, param_dtype, input_dtype, carry_dtype = mix
+    with jax.enable_x64(True):
+        cell = CELL.clone(dtype=dtype, param_dtype=param_dtype)
+        rnn = RNN(cell, implementation="hoisted")
+        x = jnp.asarray(X, input_dtype)
+        start = jnp.zeros((3, 3, 8), carry_dtype)
+        variables = jax.eval_shape(rnn.init, jax.random.key(0), x)
+        args = (variables, x, start)
+        gradient = jax.grad(
+            lambda v, x, m: rnn.apply(v, x, initial_carry=m).astype(jnp.float32).sum(), (0, 1, 2)
+        )
+        found = jax.eval_shape(gradient, *args)
+    for leaf, like in zip(*map(jax.tree.leaves, (found, args)), strict=True):
+        assert leaf.dtype == like.dtype
 
 
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])

@@ -1,5 +1,7 @@
 """Row masks and dropout over sequences: on every path, with gradients, as the cell has them."""
 
+import re
+from collections import Counter
 from functools import partial
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan import relational
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
@@ -111,6 +114,28 @@ def test_dropout_draws_the_same_on_every_path(config, split):
     if split:
         remat = RNN(cell, implementation="hoisted", remat="chunked", **options)
         jax.tree.map(close, of(remat), expected)
+
+
+def precisions(cell, x, ambient, **options):
+    """Those of all products of a gradient, as often as each occurs."""
+    rnn = RNN(cell, **options)
+    variables = random_variables(rnn, x)
+    with jax.default_matmul_precision(ambient):
+        program = jax.make_jaxpr(jax.grad(lambda v, x: rnn.apply(v, x).sum(), (0, 1)))(variables, x)
+    found = re.findall(r"precision=(\(.*?\)|[\w.]+)", str(program))
+    return Counter(found)
+
+
+@BOTH
+@pytest.mark.parametrize("large", [False, True])
+def test_precision_is_that_of_every_product(implementation, large, monkeypatch):
+    """Forward and backward, with kernels of any size: as if it were JAX's default."""
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *_: large)
+    cell = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2, num_blocks=2)
+    x, options = X[:, :, 0], {"implementation": implementation}
+    expected = precisions(cell, x, "high", **options)
+    assert precisions(cell, x, "default", **options) != expected
+    assert precisions(cell.clone(precision="high"), x, "default", **options) == expected
 
 
 def test_another_product_runs_the_plain_scan_and_says_so():

@@ -42,8 +42,9 @@ def test_explicit_axes_and_checked_shard_map(on_meshes, way, implementation, fla
     assert on_meshes[f"{way}, {implementation}, {flags}"] < 1e-4
 
 
-def test_a_carry_made_varying(on_meshes):
-    assert on_meshes["mapped, carry"] < 1e-4
+@pytest.mark.parametrize("name", ["mapped, carry", "mapped, chunked", "reset by hand"])
+def test_carries_are_placed_like_inputs(on_meshes, name):
+    assert on_meshes[name] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["two axes", "kernels"])

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import PrecisionLike
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.relational.operations import add_bias, as_rows, layer_norm, multiply
@@ -68,28 +70,22 @@ def terms_of_inputs(
     readers: list[Mapping[str, Array]] = [attention["qkv"] for attention in attentions]
     if cell.gate_style is not None:
         readers = [*readers, params["gates"]["input"]]
-
-    def dense(kernel: Array, bias: Array, x: Array) -> Array:
-        wide = accumulation_dtype(x.dtype, kernel.dtype)
-        product = multiply(cpu, x, kernel.astype(wide), kernel.astype(x.dtype), None)
-        return add_bias(cpu, product.astype(accumulation_dtype(x.dtype)), bias)
+    dense = partial(_dense, cpu, cell.precision)
 
     source, rows = inputs.astype(dtypes.inputs), None
     # Of rows that are not there the gates see zeros, not the projection's bias.
     combines = not attending and dtypes.inputs == dtypes.rows and present is None
     combines = combines and _pays_to_combine(inputs.shape, projection["kernel"], readers)
-    if not combines:
+    if combines:
+        readers = [_combine(projection, r, dtypes.inputs, cell.precision) for r in readers]
+    else:
         # Rounded once, like the output of the projection in the plain cell.
-        source = dense(projection["kernel"], projection["bias"], source).astype(dtypes.inputs)
+        source = dense(projection, source).astype(dtypes.inputs)
         rows = source.astype(accumulation_dtype(dtypes.rows)) if attending else None
-    weights = [
-        _combine(projection, r, dtypes.inputs) if combines else (r["kernel"], r["bias"])
-        for r in readers
-    ]
     queries = 0 if attending else query_key_sizes(cell)[0]
 
-    def pack(kernel: Array, bias: Array, norm: Mapping[str, Array] | None, source: Array) -> Array:
-        qkv = dense(kernel, bias, source.astype(dtypes.rows))
+    def pack(reader: Mapping[str, Array], norm: Mapping[str, Array] | None, source: Array) -> Array:
+        qkv = dense(reader, source.astype(dtypes.rows))
         if norm is not None:
             wide = qkv.astype(dtypes.rows).astype(qkv.dtype)
             qkv = layer_norm(cpu, wide, norm["scale"], norm["bias"])
@@ -98,37 +94,49 @@ def terms_of_inputs(
     if combines:  # Narrow inputs: to multiply again costs less than to keep the result.
         pack = jax.checkpoint(pack)
     packed = tuple(
-        pack(kernel, bias, attention["qkv_norm"] if cell.qkv_norm else None, source)
-        for attention, (kernel, bias) in zip(attentions, weights, strict=False)
+        pack(reader, attention["qkv_norm"] if cell.qkv_norm else None, source)
+        for attention, reader in zip(attentions, readers, strict=False)
     )
     gates = None
     if cell.gate_style is not None:
         if present is not None:
             source = jnp.where(present[..., None], source, jnp.zeros_like(source))
         # They want all R rows side by side.
-        gates = dense(*weights[-1], source.reshape(*source.shape[:-2], 1, -1))[..., 0, :]
+        gates = dense(readers[-1], source.reshape(*source.shape[:-2], 1, -1))[..., 0, :]
         gates = gates.astype(accumulation_dtype(gates.dtype, dtypes.gates))
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
     return InputTerms(packed, rows, gates, present, kept)
 
 
+def _dense(cpu: bool, precision: PrecisionLike, weights: Mapping[str, Array], x: Array) -> Array:
+    """A product in the dtype of `x`, in float32 or wider from there on."""
+    kernel = weights["kernel"]
+    wide = kernel.astype(accumulation_dtype(x.dtype, kernel.dtype))
+    product = multiply(cpu, x, wide, kernel.astype(x.dtype), None, precision)
+    return add_bias(cpu, product.astype(accumulation_dtype(x.dtype)), weights["bias"])
+
+
 def _combine(
-    projection: Mapping[str, Array], reader: Mapping[str, Array], dtype: Any
-) -> tuple[Array, Array]:
+    projection: Mapping[str, Array],
+    reader: Mapping[str, Array],
+    dtype: Any,
+    precision: PrecisionLike,
+) -> Mapping[str, Array]:
     """Kernel and bias of the projection and a reader of it in one.
 
     Where the reader takes R rows side by side, so does the combined one.
     """
     width = projection["kernel"].shape[-1]
     wide = accumulation_dtype(dtype)
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
     kernel = reader["kernel"].astype(dtype).reshape(-1, width, reader["kernel"].shape[-1])
 
     def through(x: Array) -> Array:
-        return jnp.einsum("if,rfn->rin", x.astype(dtype), kernel, preferred_element_type=wide)
+        return product("if,rfn->rin", x.astype(dtype), kernel)
 
     combined = through(projection["kernel"]).reshape(-1, kernel.shape[-1])
     bias = jnp.sum(through(projection["bias"][None]), axis=(0, 1))
-    return combined, bias + reader["bias"].astype(wide)
+    return {"kernel": combined, "bias": bias + reader["bias"].astype(wide)}
 
 
 def _pays_to_combine(

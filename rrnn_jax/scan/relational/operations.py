@@ -16,13 +16,15 @@ two cores of an AMD EPYC:
 - gradients of kernels are summed up in a wide dtype.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
+from jax.lax import PrecisionLike
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON, masked_logits
 from rrnn_jax.scan.relational.linear import linear
@@ -42,8 +44,15 @@ def as_rows(vector: Array, like: Array) -> Array:
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def multiply(cpu: bool, rows: Array, kernel: Array, used: Array, used_t: Array | None) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 5))
+def multiply(
+    cpu: bool,
+    rows: Array,
+    kernel: Array,
+    used: Array,
+    used_t: Array | None,
+    precision: PrecisionLike = None,
+) -> Array:
     """Rows ``[..., F]`` times a kernel.
 
     Args:
@@ -52,62 +61,75 @@ def multiply(cpu: bool, rows: Array, kernel: Array, used: Array, used_t: Array |
       kernel: ``[F, N]`` as it is differentiated, in a wide dtype. Its values are not read.
       used: the same kernel in the dtype of the product.
       used_t: the same ``[N, F]``, to be read in place of `used`; or None.
+      precision: of the products, those of the backward pass too; as in `jax.lax.dot_general`.
 
     Returns:
       ``[..., N]``.
     """
     del cpu, kernel
-    return _product(rows, used, used_t)
+    return _product(precision, rows, used, used_t)
 
 
 @partial(multiply.defjvp, symbolic_zeros=True)
-def _multiply_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[Array, Any]:
+def _multiply_jvp(
+    cpu: bool, precision: PrecisionLike, primals: tuple, tangents: tuple
+) -> tuple[Array, Any]:
     rows, _, used, used_t = primals
     d_rows, d_kernel, *_ = tangents  # `used` is the kernel, too: it has no tangent of its own.
-    product = _product(rows, used, used_t)
+    product = _product(precision, rows, used, used_t)
     terms = []
     if not isinstance(d_rows, SymbolicZero):
-        terms.append(_product(d_rows, used, None))
+        terms.append(_product(precision, d_rows, used, None))
     if not isinstance(d_kernel, SymbolicZero):
-        terms.append(kernel_term(cpu, rows, d_kernel, product))
+        terms.append(kernel_term(cpu, rows, d_kernel, product, precision))
     return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
 
 
-def kernel_term(cpu: bool, rows: Array, d_kernel: Array, like: Array) -> Array:
+def kernel_term(
+    cpu: bool, rows: Array, d_kernel: Array, like: Array, precision: PrecisionLike = None
+) -> Array:
     """Rows times the tangent of a kernel, `like` ``[..., N]``; its transpose is the gradient."""
-    return _linear(cpu, _by_kernel, _by_kernel_backward, (rows,), (d_kernel,), (like,))[0]
+    forward, backward = _in(precision, _by_kernel), _in(precision, _by_kernel_backward)
+    d_kernel = d_kernel.astype(accumulation_dtype(rows.dtype))  # That of the gradient.
+    return _linear(cpu, forward, backward, (rows,), (d_kernel,), (like,))[0]
 
 
-def _by_kernel(rows: Array, d_kernel: Array) -> tuple[Array]:
-    return (_product(rows, d_kernel.astype(rows.dtype), None),)
+def _by_kernel(precision: PrecisionLike, rows: Array, d_kernel: Array) -> tuple[Array]:
+    return (_product(precision, rows, d_kernel.astype(rows.dtype), None),)
 
 
-def _by_kernel_backward(rows: Array, g: Array) -> tuple[Array]:
+def _by_kernel_backward(precision: PrecisionLike, rows: Array, g: Array) -> tuple[Array]:
     rows = jax.lax.optimization_barrier(jnp.moveaxis(rows, -1, 0))
     lead = tuple(range(g.ndim - 1))
     dims = (tuple(axis + 1 for axis in lead), lead), ((), ())
     dtype = accumulation_dtype(rows.dtype)
-    return (jax.lax.dot_general(rows, g, dims, preferred_element_type=dtype),)
+    return (jax.lax.dot_general(rows, g, dims, precision, preferred_element_type=dtype),)
 
 
-@jax.custom_jvp
-def multiply_apart(rows: Array, used: Array, used_t: Array | None, slot: Array) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def multiply_apart(
+    precision: PrecisionLike, rows: Array, used: Array, used_t: Array | None, slot: Array
+) -> Array:
     """`multiply` whose kernel is differentiated elsewhere: `slot` takes the place of its term.
 
     Args:
+      precision: as in `multiply`.
       rows: as in `multiply`.
       used: as in `multiply`.
       used_t: as in `multiply`.
       slot: shaped like the result. Its values are not read; its tangent is added to the result's.
     """
     del slot
-    return _product(rows, used, used_t)
+    return _product(precision, rows, used, used_t)
 
 
 @multiply_apart.defjvp
-def _multiply_apart_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _multiply_apart_jvp(
+    precision: PrecisionLike, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     rows, used, used_t, _ = primals
-    return _product(rows, used, used_t), _product(tangents[0], used, None) + tangents[3]
+    tangent = _product(precision, tangents[0], used, None) + tangents[3]
+    return _product(precision, rows, used, used_t), tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -197,9 +219,14 @@ def _sigmoid_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return y, tangents[0] * (y * (1 - y))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 5))
 def attend(
-    cpu: bool, query: Array, key: Array, value: Array, present: Array | None
+    cpu: bool,
+    query: Array,
+    key: Array,
+    value: Array,
+    present: Array | None,
+    precision: PrecisionLike = None,
 ) -> tuple[Array, Array]:
     """Attention of queries ``[*B, H, Q, K]`` to all M rows that are present.
 
@@ -209,6 +236,7 @@ def attend(
       key: ``[*B, H, M, K]``.
       value: ``[*B, H, M, D]``.
       present: ``[*B, M]`` bool, or None for all.
+      precision: as in `multiply`.
 
     Returns:
       ``[*B, H, Q, D]`` in the dtype of `value`, and the weights ``[*B, H, Q, M]`` in float32 or
@@ -216,26 +244,30 @@ def attend(
     """
     dtype = accumulation_dtype(query.dtype)
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    logits = _inner_products(cpu, scaled, key, dtype)
+    logits = _inner_products(precision, cpu, scaled, key, dtype)
     if present is not None:
         logits = masked_logits(logits, present[..., None, None, :])
     weights = jax.nn.softmax(logits, axis=-1)
-    attended = _multiply(weights.astype(value.dtype), value, (-1, -2), dtype)
+    attended = _multiply(precision, weights.astype(value.dtype), value, (-1, -2), dtype)
     return attended.astype(value.dtype), weights
 
 
 @attend.defjvp
-def _attend_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+def _attend_jvp(
+    cpu: bool, precision: PrecisionLike, primals: tuple, tangents: tuple
+) -> tuple[tuple, tuple]:
     query, key, value, present = primals
-    attended, weights = attend.fun(cpu, query, key, value, present)
+    attended, weights = attend.fun(cpu, query, key, value, present, precision)
     weights = keep(weights)
     known, results = (query, key, value, weights), (attended, weights)
     # Rows that are not present have weight 0, which is all that a derivative knows of them.
-    found = _linear(cpu, _attention, _attention_backward, known, tangents[:3], results)
+    forward, backward = _in(precision, _attention), _in(precision, _attention_backward)
+    found = _linear(cpu, forward, backward, known, tangents[:3], results)
     return results, tuple(found)
 
 
 def _attention(
+    precision: PrecisionLike,
     query: Array,
     key: Array,
     value: Array,
@@ -244,41 +276,50 @@ def _attention(
     d_key: Array,
     d_value: Array,
 ) -> tuple[Array, Array]:
+    multiply = partial(_multiply, precision)
     scale = jnp.asarray(query.shape[-1] ** -0.5, weights.dtype)
-    d_logits = _multiply(d_query, key, (-1, -1)) + _multiply(query, d_key, (-1, -1))
+    d_logits = multiply(d_query, key, (-1, -1)) + multiply(query, d_key, (-1, -1))
     d_logits = d_logits.astype(weights.dtype) * scale
     d_weights = weights * (d_logits - jnp.sum(weights * d_logits, axis=-1, keepdims=True))
     low = weights.astype(value.dtype)
-    d_attended = _multiply(d_weights.astype(value.dtype), value, (-1, -2))
-    return d_attended + _multiply(low, d_value, (-1, -2)), d_weights
+    d_attended = multiply(d_weights.astype(value.dtype), value, (-1, -2))
+    return d_attended + multiply(low, d_value, (-1, -2)), d_weights
 
 
 def _attention_backward(
-    query: Array, key: Array, value: Array, weights: Array, g: Array, g_weights: Array
+    precision: PrecisionLike,
+    query: Array,
+    key: Array,
+    value: Array,
+    weights: Array,
+    g: Array,
+    g_weights: Array,
 ) -> tuple[Array, Array, Array]:
     dtype = weights.dtype
-    d_weights = _inner_products(True, g, value, dtype) + g_weights
+    d_weights = _inner_products(precision, True, g, value, dtype) + g_weights
     d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
-    d_query = _multiply(d_logits, key, (-1, -2), dtype)
-    d_key = _transposed_product(d_logits, query, dtype)
-    d_value = _transposed_product(weights.astype(g.dtype), g, dtype)
+    d_query = _multiply(precision, d_logits, key, (-1, -2), dtype)
+    d_key = _transposed_product(precision, d_logits, query, dtype)
+    d_value = _transposed_product(precision, weights.astype(g.dtype), g, dtype)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
 
 
-def _inner_products(cpu: bool, rows: Array, others: Array, dtype: Dtype) -> Array:
+def _inner_products(
+    precision: PrecisionLike, cpu: bool, rows: Array, others: Array, dtype: Dtype
+) -> Array:
     """Products ``[*B, H, Q, M]`` of all rows ``[*B, H, Q, D]`` with all others ``[*B, H, M, D]``.
 
     Transposed first, a forward pass on a CPU is 1.06 and 1.03 times as fast with 4 and 8 numbers a
     head; with 32 it makes no difference.
     """
     if not cpu:
-        return _multiply(rows, others, (-1, -1), dtype)
+        return _multiply(precision, rows, others, (-1, -1), dtype)
     others = jax.lax.optimization_barrier(jnp.swapaxes(others, -1, -2))
-    return _multiply(rows, others, (-1, -2), dtype)
+    return _multiply(precision, rows, others, (-1, -2), dtype)
 
 
-def _transposed_product(x: Array, rows: Array, dtype: Dtype) -> Array:
+def _transposed_product(precision: PrecisionLike, x: Array, rows: Array, dtype: Dtype) -> Array:
     """The products ``[*B, H, M, D]`` of ``[*B, H, Q, M]``, transposed, and rows ``[*B, H, Q, D]``.
 
     One product for the memory's rows and one for the others, which go different ways: XLA is slow
@@ -286,7 +327,8 @@ def _transposed_product(x: Array, rows: Array, dtype: Dtype) -> Array:
     """
     x = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
     parts = jnp.split(x, (rows.shape[-2],), axis=-2)
-    products = [_multiply(part, rows, (-1, -2), dtype) for part in parts if part.shape[-2] > 0]
+    parts = [part for part in parts if part.shape[-2] > 0]
+    products = [_multiply(precision, part, rows, (-1, -2), dtype) for part in parts]
     return jnp.concatenate(products, axis=-2)
 
 
@@ -298,16 +340,24 @@ def _normalise(x: Array) -> tuple[Array, Array]:
     return centred * rstd, rstd
 
 
-def _product(rows: Array, used: Array, used_t: Array | None) -> Array:
+def _product(precision: PrecisionLike, rows: Array, used: Array, used_t: Array | None) -> Array:
     kernel, axis = (used, 0) if used_t is None else (used_t, 1)
-    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (axis,)), ((), ())))
+    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (axis,)), ((), ())), precision)
 
 
-def _multiply(a: Array, b: Array, axes: tuple[int, int], dtype: Any = None) -> Array:
+def _multiply(
+    precision: PrecisionLike, a: Array, b: Array, axes: tuple[int, int], dtype: Any = None
+) -> Array:
     """A product for each leading index, contracting one of the last two axes of each side."""
     lead = tuple(range(a.ndim - 2))
-    contracting = (a.ndim + axes[0],), (b.ndim + axes[1],)
-    return jax.lax.dot_general(a, b, (contracting, (lead, lead)), preferred_element_type=dtype)
+    dims = ((a.ndim + axes[0],), (b.ndim + axes[1],)), (lead, lead)
+    return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=dtype)
+
+
+@cache
+def _in(precision: PrecisionLike, function: Callable) -> Callable:
+    """A function whose products are of a precision; one object each, as JAX's caches want."""
+    return partial(function, precision)
 
 
 def _linear(cpu: bool, function: Any, transpose: Any, known: tuple, xs: tuple, like: tuple) -> Any:

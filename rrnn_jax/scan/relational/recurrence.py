@@ -127,7 +127,7 @@ def recurrence(
             def product(name: str, rows: Array) -> Array:
                 slot = x[1][len(rows_of_products)]
                 rows_of_products.append(rows)
-                return multiply_apart(rows, *used[name], slot)
+                return multiply_apart(settings.cell.precision, rows, *used[name], slot)
 
             carried, outputs = _one_step(settings, product, vectors, fresh, carried, x[0])
             return carried, (outputs, rows_of_products)
@@ -146,7 +146,7 @@ def recurrence(
             partial(with_slots, kernels), others, slots, has_aux=True
         )
         terms = [
-            kernel_term(settings.cpu, x, d_kernels[name], slot)
+            kernel_term(settings.cpu, x, d_kernels[name], slot, settings.cell.precision)
             for name, x, slot in zip(names, rows, slots, strict=True)
         ]
         return results, push(d_others, terms)
@@ -219,8 +219,8 @@ def _scan_in_place(settings: Settings, body: Callable, first: Carried, xs: Any) 
 
 
 def _products_with(settings: Settings, kernels: dict[str, Array]) -> Product:
-    used = _used(settings, kernels)
-    return lambda name, rows: multiply(settings.cpu, rows, kernels[name], *used[name])
+    used, precision = _used(settings, kernels), settings.cell.precision
+    return lambda name, rows: multiply(settings.cpu, rows, kernels[name], *used[name], precision)
 
 
 def _used(settings: Settings, kernels: dict[str, Array]) -> dict[str, tuple[Array, Array | None]]:

@@ -128,6 +128,6 @@ class Step(NamedTuple):
         if present is not None:
             memory_rows = jnp.ones((*present.shape[:-1], cell.mem_slots), bool)
             present = jnp.concatenate([memory_rows, present], axis=-1)
-        attended, weights = attend(self.cpu, query, key, value, present)
+        attended, weights = attend(self.cpu, query, key, value, present, cell.precision)
         attended = jnp.swapaxes(attended, -3, -2)
         return attended.reshape(*attended.shape[:-2], cell.mem_size), weights

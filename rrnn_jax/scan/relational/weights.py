@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
@@ -91,7 +92,7 @@ def _has_shapes(params: Mapping[str, Any], shapes: Shapes) -> bool:
         found: Any = params
         for name in path:
             found = found.get(name) if isinstance(found, Mapping) else None
-        if found is None or jnp.shape(found) != shape:
+        if found is None or np.shape(found) != shape:
             return False
     return True
 
