@@ -47,9 +47,9 @@ class RNN(nn.Module):
     gradients        those of what they belong to
     ===============  ===============================================================================
 
-    Implementations agree to rounding. A core with its default weights amplifies rounding from step
-    to step, under `flax.linen.RNN` as well, so that over many hundred steps runs that began alike
-    may end far apart.
+    Implementations agree to rounding. A core of the default sizes with its initial weights
+    amplifies rounding from step to step, under `flax.linen.RNN` as well: an error of 2e-7 was 2e-3
+    after 500 steps and 1 after 1,023 (``docs/faq.md`` has the program).
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell

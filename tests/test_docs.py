@@ -31,6 +31,15 @@ def test_relative_links_exist(page):
         assert (page.parent / link).exists(), link
 
 
+def test_the_tests_that_a_page_names_exist():
+    rows = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "other_programs.md").read_text())
+    assert rows
+    for path, name in rows:
+        folder = DOCS.parent / "tests" / ("" if "/" in path else "core")
+        if path != "test_a.py":
+            assert f"def {name}(" in (folder / path).read_text(), f"{path}::{name}"
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = set(re.findall(r"^([\w/]+)$", (DOCS / "index.md").read_text(), flags=re.MULTILINE))
     pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}

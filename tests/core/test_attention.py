@@ -161,6 +161,11 @@ def test_module_sizes(options, message):
         MultiHeadAttention(**options)
 
 
+def test_module_needs_queries():
+    with pytest.raises(ValueError, match="num_queries must be at least 1, got -1"):
+        MultiHeadAttention(2, 4).init(jax.random.key(0), jnp.ones((2, 3, 8)), num_queries=-1)
+
+
 def test_module_needs_rows():
     with pytest.raises(ValueError, match=r"rows must have shape \[\*B, M, X\], got \(4,\)"):
         MultiHeadAttention(2, 2).init(jax.random.key(0), jnp.ones(4))

@@ -11,6 +11,7 @@ import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
+from rrnn_jax.tasks import nth_farthest
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import random_variables
 
@@ -85,6 +86,13 @@ def test_gradients_have_the_dtypes_of_what_they_belong_to(mix, large, monkeypatc
         found = jax.eval_shape(gradient, *args)
     for leaf, like in zip(*map(jax.tree.leaves, (found, args)), strict=True):
         assert leaf.dtype == like.dtype
+
+
+def test_a_task_keeps_its_dtypes_under_x64():
+    with jax.enable_x64(True):
+        draw = partial(nth_farthest.sample, config=nth_farthest.Config(), batch_size=2)
+        batch = jax.eval_shape(draw, jax.random.key(0))
+    assert (batch.inputs.dtype, batch.targets.dtype) == (jnp.float32, jnp.int32)
 
 
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from jax import export
 
-from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
@@ -63,6 +63,8 @@ def test_export_for_any_batch_and_length(name):
     }
     x = jax.ShapeDtypeStruct(export.symbolic_shape(f"{lead}, {I}", scope=scope), X.dtype)
     exported = export.export(gradient)(variables, x, flags)
+    if name == "nothing":  # Through a file.
+        exported = export.deserialize(exported.serialize())
     for batch, steps in ((B, T), (3, 5)):
         some = {n: given[n][:batch] for n in names}
         some = {n: f if n == "seq_lengths" else f[:, :steps] for n, f in some.items()}
@@ -311,21 +313,37 @@ def test_chunks_that_would_be_another_function_are_refused():
     RNN(CELL, remat="chunked", implementation="scan").apply(variables_of(), X, rngs=rngs)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int32, np.int64])
-def test_lengths_of_any_integer_dtype(dtype):
-    lengths = np.asarray([2, 6, 1, 4])
-    rnn = RNN(CELL, return_carry=True)
-    variables = variables_of()
-    x = jnp.tile(X, (1, 50, 1))
-    long = lengths + 120  # More than int8 counts to, with the steps after them.
-    expected = [
-        RNN(CELL, implementation="scan", return_carry=True).apply(
-            variables, x[i : i + 1, : long[i]]
-        )[0]
-        for i in range(1)
-    ]
-    carry, _ = rnn.apply(variables, x, seq_lengths=np.asarray(long, dtype))
-    assert_close(carry[:1], expected[0], 1e-3)
+LONG = 300  # More steps than 8 bits count to.
+
+
+def final_carries(kind: str) -> Any:
+    """A function of variables and lengths that gives final carries, and variables for it."""
+    cell = nn.GRUCell(3)
+    module: Any = {
+        "gru": RNN(cell, return_carry=True),
+        "rmc": RNN(CELL, return_carry=True),
+        "backwards": RNN(cell, return_carry=True, reverse=True, keep_order=True),
+        "both directions": Bidirectional(RNN(cell), RNN(cell.copy()), return_carry=True),
+        "stack": RNNStack([RNN(cell), RNN(cell.copy())]),
+    }[kind]
+    x = jnp.tile(X[:2], (1, LONG // T, 1))
+    options = {"return_carry": True} if kind == "stack" else {}
+
+    def run(variables: Any, lengths: Any) -> Any:
+        return module.apply(variables, x, seq_lengths=lengths, **options)[0]
+
+    return run, random_variables(module, x)
+
+
+@pytest.mark.parametrize("kind", ["gru", "rmc", "backwards", "both directions", "stack"])
+def test_lengths_of_any_integer_dtype(kind):
+    run, variables = final_carries(kind)
+    quick = quick_jit(run)
+    for lengths, dtype in (([20, 250], np.uint8), ([20, 120], np.int8)):
+        expected = quick(variables, np.asarray(lengths, np.int32))
+        assert_close(quick(variables, np.asarray(lengths, dtype)), expected, 1e-6)
+    # NumPy's own integers, which JAX would warn of.
+    jax.eval_shape(lambda variables: run(variables, np.asarray([20, 250])), variables)
 
 
 def test_explicit_fused_on_a_cpu_says_so():
