@@ -25,6 +25,14 @@ pytestmark = pytest.mark.slow
 STEPS = 10
 
 
+@pytest.fixture(autouse=True)
+def optimised():
+    """Programs as users run them, not as the other tests compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
     """From the end of a chunk to the start of the next, with batches of a file, in wall time."""
     config = dataclasses.replace(CONFIG, batch_size=512, steps=400, eval_every=400, chunk_steps=40)
