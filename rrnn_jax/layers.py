@@ -24,8 +24,8 @@ class Bidirectional(nn.Bidirectional):
     >>> both = Bidirectional(RNN(cell), RNN(cell.copy()))
     >>> x = jnp.ones((8, 10, 5))
     >>> mask = jnp.ones((8, 10), bool).at[:, 7:].set(False)
-    >>> variables = both.init(jax.random.key(0), x)
-    >>> both.apply(variables, x, mask=mask).shape  # [B, T, 2*S*F]
+    >>> variables = jax.jit(both.init)(jax.random.key(0), x)
+    >>> jax.jit(both.apply)(variables, x, mask=mask).shape  # [B, T, 2*S*F]
     (8, 10, 128)
 
     Attributes:
@@ -89,9 +89,10 @@ class RNNStack(nn.Module):
     >>> cell = RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2)
     >>> stack = RNNStack([RNN(cell), RNN(cell.copy())])
     >>> x = jnp.ones((8, 10, 5))
-    >>> variables = stack.init(jax.random.key(0), x)
-    >>> carries, y = stack.apply(variables, x, return_carry=True)
-    >>> carries, y = stack.apply(variables, x, initial_carry=carries, return_carry=True)
+    >>> variables = jax.jit(stack.init)(jax.random.key(0), x)
+    >>> apply = jax.jit(stack.apply, static_argnames="return_carry")
+    >>> carries, y = apply(variables, x, return_carry=True)
+    >>> carries, y = apply(variables, x, initial_carry=carries, return_carry=True)
     >>> y.shape, len(carries)
     ((8, 10, 64), 2)
 

@@ -1,7 +1,11 @@
-"""Strict flags for every test: no silent promotion, no silent broadcasting, exact products."""
+"""Strict flags for every test, one cache of compiled programs, and what a test may cost."""
 
+import ctypes
 import gc
+import os
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,6 +13,56 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Most of the time of most tests is compiling. Processes that tests start inherit the environment.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+jax.config.update("jax_disable_most_optimizations", True)
+
+_MAX_CACHE = 2**30  # Bytes; a larger cache begins anew.
+_MAX_RESIDENT = 1.1e9  # Bytes; a process that grows beyond frees its programs within a file, too.
+_MAX_PROGRAMS = 100  # What a test may compile.
+
+# The longest files, which go first so that all workers end together.
+_LONGEST = [
+    *("test_doctests.py", "core/test_sequences.py", "baselines/test_contract.py"),
+    *("core/test_hoisted.py", "core/test_fused.py", "experiments/test_nth_farthest.py"),
+    *("test_docs.py", "core/test_golden.py", "benchmarks/test_scan_throughput.py"),
+    *("experiments/test_training.py", "core/test_transparent.py", "experiments/test_engine.py"),
+    *("core/test_carry.py", "core/test_sharding.py", "experiments/test_recorded_metrics.py"),
+]
+
+_compiled = 0
+_resident_after_release = 0
+
+
+def _count(event: str, duration: float, **about: str | int) -> None:
+    global _compiled
+    _compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers, the processes that tests start, and the next session read what was compiled."""
+    if hasattr(config.option, "loadscopereorder"):  # xdist's order is by number of tests.
+        config.option.loadscopereorder = False
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
+        return
+    directory = Path(config.cache.mkdir("compiled"))
+    files = list(directory.iterdir())
+    if sum(file.stat().st_size for file in files) > _MAX_CACHE:
+        for file in files:
+            file.unlink()
+    # Workers and processes that tests start inherit the environment.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture
@@ -18,9 +72,47 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture
+def all_optimisations() -> Iterator[None]:
+    """Compiles as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def release_programs() -> Iterator[None]:
     """Frees the compiled programs of a file: later garbage collections would walk through them."""
     yield
+    _release()
+
+
+@pytest.fixture(autouse=True)
+def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that compiles more programs than the limit, or than its marker allows."""
+    before = _compiled
+    yield
+    if _resident() > max(_MAX_RESIDENT, 1.2 * _resident_after_release):
+        _release()
+    marker = request.node.get_closest_marker("programs")
+    limit = marker.args[0] if marker else _MAX_PROGRAMS
+    if (found := _compiled - before) > limit and not request.node.get_closest_marker("slow"):
+        pytest.fail(f"compiles {found} programs, more than {limit}: use jax.jit or fewer shapes")
+
+
+def _release() -> None:
+    global _resident_after_release
     jax.clear_caches()
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed.
+        trim(0)
+    _resident_after_release = _resident()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory, or 0 where that is not told."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return 0
+    return pages * resource.getpagesize()

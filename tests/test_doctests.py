@@ -9,6 +9,8 @@ import pytest
 
 import rrnn_jax
 
+# An example may be written without `jax.jit`: each of its operations is a program then.
+pytestmark = pytest.mark.programs(200)
 MODULES = sorted(info.name for info in pkgutil.walk_packages(rrnn_jax.__path__, prefix="rrnn_jax."))
 
 

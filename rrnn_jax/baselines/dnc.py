@@ -55,7 +55,8 @@ class DNCCell(nn.RNNCellBase):
     >>> cell = DNCCell(**sizes, controller_size=32, output_size=6)
     >>> rnn = RNN(cell)
     >>> x = jnp.ones((4, 10, 5))  # [B, T, I]
-    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    >>> variables = jax.jit(rnn.init)(jax.random.key(0), x)
+    >>> jax.jit(rnn.apply)(variables, x).shape
     (4, 10, 6)
 
     Attributes:

@@ -132,20 +132,20 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
 
     >>> env = BoxWorld(grid_size=8, solution_length=(1, 2), num_distractors=(0, 1))
     >>> params = env.default_params
-    >>> obs, state = env.reset(jax.random.key(0), params)
-    >>> obs, state, reward, done, info = env.step(jax.random.key(1), state, 3, params)
-    >>> obs.shape, reward.shape, bool(done)
-    ((5, 5, 6), (), False)
+    >>> obs, state = jax.jit(env.reset)(jax.random.key(0), params)
+    >>> obs.shape
+    (5, 5, 6)
 
     256 at once, which begin on any of 1,000 levels:
 
-    >>> params = params.replace(levels=env.draw_levels(jax.random.key(2), 1000))
-    >>> keys = jax.random.split(jax.random.key(3), 256)
-    >>> obs, state = jax.vmap(env.reset, (0, None))(keys, params)
-    >>> actions = jnp.zeros((256,), jnp.int32)
-    >>> obs, *_ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
-    >>> obs.shape
-    (256, 5, 5, 6)
+    >>> draw_levels = jax.jit(env.draw_levels, static_argnums=1)
+    >>> params = params.replace(levels=draw_levels(jax.random.key(2), 1000))
+    >>> keys, actions = jax.random.split(jax.random.key(3), 256), jnp.zeros((256,), jnp.int32)
+    >>> obs, state = jax.jit(jax.vmap(env.reset, (0, None)))(keys, params)
+    >>> step = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+    >>> obs, state, reward, done, info = step(keys, state, actions, params)
+    >>> obs.shape, reward.shape, bool(done.any())
+    ((256, 5, 5, 6), (256,), False)
 
     Args:
       **params: of `BoxWorldParams`, for `default_params`.

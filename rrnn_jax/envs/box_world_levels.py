@@ -60,7 +60,7 @@ def draw_level(
 ) -> Level:
     """Draws a level.
 
-    >>> level = draw_level(jax.random.key(0), 8, (2,), (1,))
+    >>> level = jax.jit(draw_level, static_argnums=(1, 2, 3))(jax.random.key(0), 8, (2,), (1,))
     >>> level.grid.shape, int((level.grid >= LOCK).sum())
     ((10, 10), 3)
 

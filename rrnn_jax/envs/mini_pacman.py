@@ -168,15 +168,16 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
 
     >>> env = MiniPacman(mode="hunt")
     >>> params = env.default_params.replace(level=3)
-    >>> obs, state = env.reset(jax.random.key(0), params)
-    >>> obs, state, reward, done, info = env.step(jax.random.key(1), state, 2, params)
+    >>> reset, step = jax.jit(env.reset), jax.jit(env.step)
+    >>> obs, state = reset(jax.random.key(0), params)
+    >>> obs, state, reward, done, info = step(jax.random.key(1), state, 2, params)
     >>> obs.shape, int(state.ghosts.alive.sum())
     ((5, 5, 3), 2)
 
     The whole map:
 
     >>> params = params.replace(viewport=False)
-    >>> env.reset(jax.random.key(0), params)[0].shape
+    >>> jax.eval_shape(env.reset, jax.random.key(0), params)[0].shape
     (15, 19, 3)
 
     Args:

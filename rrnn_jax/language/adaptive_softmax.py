@@ -36,12 +36,13 @@ class AdaptiveSoftmax(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> words = jnp.array([[3, 90, 11]])  # [B, T]
     >>> output = AdaptiveSoftmax(vocab_size=100, features=16, cutoffs=(10, 40))
-    >>> variables = output.init(jax.random.key(0), jnp.ones((1, 3, 16)), words)
-    >>> output.apply(variables, jnp.ones((1, 3, 16)), words).shape  # log p(word) of each step
+    >>> hidden, apply = jnp.ones((1, 3, 16)), jax.jit(output.apply, static_argnames="method")
+    >>> variables = jax.jit(output.init)(jax.random.key(0), hidden, words)
+    >>> apply(variables, hidden, words).shape  # log p(word) of each step
     (1, 3)
-    >>> output.apply(variables, words, method="embed").shape
+    >>> apply(variables, words, method="embed").shape
     (1, 3, 16)
-    >>> p = jnp.exp(output.apply(variables, jnp.ones((1, 1, 16)), method="log_probs"))
+    >>> p = jnp.exp(apply(variables, hidden[:, :1], method="log_probs"))
     >>> bool(jnp.allclose(p.sum(), 1.0, atol=1e-5))
     True
 

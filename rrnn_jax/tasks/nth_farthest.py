@@ -168,9 +168,10 @@ def sample_questions(
     """Draws questions, as `sample` does, before they are written as inputs.
 
     >>> import jax
-    >>> easy = sample_questions(
-    ...     jax.random.key(0), Config(), 32, num_shown=4, num_ranks=1, correlation=(0.5, 1.0)
-    ... )
+    >>> from functools import partial
+    >>> options = {"num_shown": 4, "num_ranks": 1, "correlation": (0.5, 1.0)}
+    >>> draw = jax.jit(partial(sample_questions, config=Config(), batch_size=32, **options))
+    >>> easy = draw(jax.random.key(0))
     >>> easy.vectors.shape, easy.labels.shape, int(easy.rank.max())
     ((32, 4, 16), (32, 4), 0)
 
@@ -261,10 +262,12 @@ def _bounds(correlation: Correlation) -> tuple[float | Array, float | Array]:
 def answer(question: Question) -> Array:
     """The label of the n-th farthest object from the reference.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> vectors = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, -0.9]])
     >>> labels = jnp.array([2, 0, 1])
-    >>> [int(answer(Question(vectors, labels, jnp.array(n), jnp.array(2)))) for n in range(3)]
+    >>> question = Question(vectors, labels, jnp.array(0), jnp.array(2))
+    >>> to_answer = jax.jit(answer)
+    >>> [int(to_answer(question._replace(rank=jnp.array(n)))) for n in range(3)]
     [1, 0, 2]
 
     Args:
@@ -283,10 +286,10 @@ def answers_by_step(question: Question) -> tuple[Array, Array]:
     Step t has an answer once the reference and more than n objects have been shown; the last
     one is `answer`'s.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> vectors = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, -0.9]])
     >>> question = Question(vectors, jnp.array([2, 0, 1]), jnp.array(0), jnp.array(0))
-    >>> answers, valid = answers_by_step(question)
+    >>> answers, valid = jax.jit(answers_by_step)(question)
     >>> answers.tolist(), valid.tolist()
     ([2, 2, 1], [False, True, True])
 
@@ -329,8 +332,11 @@ def decode(inputs: Array, config: Config) -> Question:
 
     >>> import jax
     >>> config = Config(num_objects=4, num_features=2)
-    >>> batch = sample(jax.random.key(0), config, 16)
-    >>> bool((answer(decode(batch.inputs, config)) == batch.targets).all())
+    >>> @jax.jit
+    ... def is_right(key):
+    ...     batch = sample(key, config, 16)
+    ...     return answer(decode(batch.inputs, config)) == batch.targets
+    >>> bool(is_right(jax.random.key(0)).all())
     True
 
     Args:

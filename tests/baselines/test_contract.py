@@ -12,6 +12,7 @@ from rrnn_jax import RNN
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 B, T, I = 2, 6, 3  # noqa: E741
 
@@ -34,7 +35,11 @@ OUTPUT_SIZES = dict(zip(CELLS, (7, 4, 4, 4, 6, 4, 3, 3, 3), strict=True))
 TELLING = ("stacked lstm", "lstm bank", "ungated lstm bank")
 
 
-@pytest.fixture(params=list(CELLS))
+# One of each family: the others are variants of them.
+KEPT = ("stacked lstm", "entnet, attending", "dnc")
+
+
+@pytest.fixture(params=mostly_slow(CELLS, keep=KEPT))
 def name(request) -> str:
     return request.param
 
@@ -155,13 +160,13 @@ def test_padded_with_mask_equals_unpadded(name):
         return padded(variables, x)[0]
 
     assert_close(with_gradients(valid, variables, x), with_gradients(unpadded, variables, x))
-    y = padded(variables, x)[1]
+    y = quick_jit(padded)(variables, x)[1]
     np.testing.assert_array_equal(y[:, 3], y[:, 2])
     np.testing.assert_array_equal(y[:, T - 1], y[:, T - 2])
     np.testing.assert_array_equal(y[:, 0], 0.0)
 
 
-@pytest.mark.parametrize("name", TELLING)
+@pytest.mark.parametrize("name", mostly_slow(TELLING, keep=KEPT[:1]))
 def test_masked_output_before_the_first_step_is_that_of_the_carry(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
@@ -214,13 +219,16 @@ def test_scan_of_the_class_and_vmap_of_a_step(name):
     assert_close(mapped(*args), whole(*args))
 
 
+OURS = [name for name in CELLS if "stacked" not in name]
+
+
 @pytest.mark.usefixtures("standard_promotion")  # For flax's own LSTM.
 @pytest.mark.parametrize("name", [name for name in CELLS if "stacked" in name])
 def test_bfloat16_of_flax_cells(name):
     check_bfloat16(name)
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if "stacked" not in name])
+@pytest.mark.parametrize("name", mostly_slow(OURS, keep=KEPT[1:]))
 def test_bfloat16(name):
     check_bfloat16(name)
 
@@ -243,7 +251,7 @@ def check_bfloat16(name) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if "stacked" not in name])
+@pytest.mark.parametrize("name", mostly_slow(OURS, keep=KEPT[1:]))
 def test_float32_computation_on_bfloat16_inputs(name):
     """``dtype=None`` follows the wider of inputs and parameters."""
     cell, x = CELLS[name], sequence()

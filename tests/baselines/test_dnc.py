@@ -1,5 +1,7 @@
 """The DNC against an independent NumPy step, its invariants, its sizes and its errors."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +178,13 @@ def test_no_gradient_from_usage_to_write_weights():
 
 
 PROPERTY_CELL = make_cell(num_writes=2)
-PROPERTY_VARIABLES = random_variables(RNN(PROPERTY_CELL), jnp.zeros((1, 40, I)))
+
+
+@cache
+def property_variables():
+    return random_variables(RNN(PROPERTY_CELL), jnp.zeros((1, 40, I)))
+
+
 run_carries = quick_jit(
     lambda variables, x: RNN(PROPERTY_CELL).apply(variables, x, return_all_carries=True)[0]
 )
@@ -186,7 +194,7 @@ run_carries = quick_jit(
 @given(st.integers(0, 2**31), st.floats(0.1, 20.0), st.floats(0.1, 10.0))
 def test_weightings_usage_and_links_keep_their_range(seed, input_scale, weight_scale):
     x = normal(np.random.default_rng(seed), (1, 40, I), scale=input_scale)
-    variables = jax.tree.map(lambda leaf: leaf * jnp.float32(weight_scale), PROPERTY_VARIABLES)
+    variables = jax.tree.map(lambda leaf: leaf * jnp.float32(weight_scale), property_variables())
     carries = run_carries(variables, x)
     slack = 2e-5  # Sums over 40 steps in float32.
     for name in ("read_weights", "write_weights", "precedence_weights", "link"):

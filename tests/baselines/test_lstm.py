@@ -9,9 +9,9 @@ from flax import linen as nn
 from rrnn_jax import RNN
 from rrnn_jax.baselines import StackedLSTMCell
 from tests.core.compiling import quick_jit
-from tests.core.random_variables import random_variables
+from tests.core.random_variables import normal, random_variables
 
-X = jax.random.normal(jax.random.key(0), (2, 5, 3))
+X = normal(np.random.default_rng(0), (2, 5, 3))
 
 
 def flax_lstm(params, layer, features, x):

@@ -8,6 +8,7 @@ from benchmarks import memory
 from benchmarks.settings import SETTINGS
 
 
+@pytest.mark.slow
 def test_rows_and_table(tmp_path, capsys):
     out = tmp_path / "memory.jsonl"
     command = f"--setting toy --batch 1 --steps 4 --out {out}"

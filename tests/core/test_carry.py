@@ -1,5 +1,6 @@
 """Carries as callers bring them: resets of any cell, learned memories, dtypes, errors."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -11,11 +12,12 @@ from flax import linen as nn
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from tests.core.compiling import quick_jit
-from tests.core.random_variables import random_variables
+from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 B, T, FEATURES = 3, 6, 5  # As many sequences as slots: where the usual `where` is silently wrong.
 RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2)
-X = jax.random.normal(jax.random.key(0), (B, T, FEATURES))
+X = normal(np.random.default_rng(0), (B, T, FEATURES))
 FLAGS = jnp.array([True, False, True])
 
 CELLS = {
@@ -38,7 +40,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("batch", [(), (B,), (2, B)])
+@pytest.mark.parametrize("batch", mostly_slow([[], [B], [2, B]], keep=[[2, B]]))
 def test_reset_carry_of_any_cell(name, batch):
     cell, features = CELLS[name]
     fresh = cell.initialize_carry(jax.random.key(0), (*batch, *features))
@@ -92,8 +94,8 @@ def test_resets_are_numbers_as_well(rmc, kind):
     resets = np.zeros((B, T), bool)
     resets[:, 3] = [True, False, True]
     given = resets.tolist() if kind == "list" else resets.astype(kind)
-    _, expected = rnn.apply(variables, X, resets=jnp.asarray(resets))
-    _, y = rnn.apply(variables, X, resets=given)
+    run = quick_jit(partial(rnn.apply, variables, X))
+    (_, expected), (_, y) = run(resets=jnp.asarray(resets)), run(resets=given)
     np.testing.assert_array_equal(y, expected)
 
 
@@ -117,7 +119,7 @@ def test_done_of_the_previous_step_begins_an_episode(rmc):
 
 
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", mostly_slow([False, True], keep=[False]))
 def test_a_reset_goes_to_the_memory_that_is_given(implementation, batched):
     rnn = RNN(RMC, implementation=implementation)
     variables = random_variables(rnn, X)
@@ -141,8 +143,13 @@ def test_a_reset_goes_to_the_memory_that_is_given(implementation, batched):
     assert np.abs(found[0][1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("output_gate", [False, True])
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize(
+    ("implementation", "output_gate"),
+    mostly_slow(
+        itertools.product(("scan", "hoisted"), (False, True)),
+        keep=[("scan", False), ("hoisted", True)],
+    ),
+)
 def test_a_learned_memory(implementation, output_gate):
     """It is what sequences and episodes start from, with gradients; the same under flax's RNN."""
     cell = RMC.clone(learned_carry=True, output_gate=output_gate)
@@ -181,7 +188,7 @@ def test_a_learned_memory(implementation, output_gate):
 
 def test_a_learned_memory_begins_as_carry_init_makes_it():
     cell = RMC.clone(learned_carry=True)
-    variables = jax.jit(RNN(cell).init)(jax.random.key(0), X)
+    variables = quick_jit(RNN(cell).init)(jax.random.key(0), X)
     np.testing.assert_array_equal(variables["params"]["cell"]["initial_memory"], np.eye(3, 8))
     np.testing.assert_array_equal(
         cell.initialize_carry(jax.random.key(0), (B, FEATURES)),
@@ -192,9 +199,15 @@ def test_a_learned_memory_begins_as_carry_init_makes_it():
     np.testing.assert_array_equal(found, np.broadcast_to(np.eye(3, 8) + 1, (2, 3, 8)))
 
 
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
-@pytest.mark.parametrize("output_gate", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float64])
+@pytest.mark.parametrize(
+    ("dtype", "output_gate", "implementation"),
+    mostly_slow(
+        itertools.product(
+            (jnp.bfloat16, np.float16, np.float64), (False, True), ("scan", "hoisted")
+        ),
+        keep=[(jnp.bfloat16, True, "hoisted"), (np.float64, False, "scan")],
+    ),
+)
 def test_all_carries_are_of_the_dtype_that_was_given(dtype, output_gate, implementation):
     cell = RMC.clone(output_gate=output_gate)
     rnn = RNN(cell, implementation=implementation)
@@ -254,8 +267,9 @@ def test_an_initial_carry_that_does_not_fit_is_named(cell, carry, error, message
 
 def test_a_result_with_names(rmc):
     rnn, variables = rmc
-    result = rnn.apply(variables, X, return_all_carries=True, method="run")
-    carry, carries, y = rnn.apply(variables, X, return_all_carries=True)
+    run = partial(rnn.apply, return_all_carries=True)
+    result = quick_jit(partial(run, method="run"))(variables, X)
+    carry, carries, y = quick_jit(run)(variables, X)
     expected = (carry, y, carries)
     jax.tree.map(np.testing.assert_array_equal, tuple(result), expected)
     with pytest.raises(TypeError, match="'return_carries'"):

@@ -15,6 +15,7 @@ from rrnn_jax.interop import from_sonnet, to_sonnet
 from tests.core import reference
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 SIZES: dict[str, Any] = {"mem_slots": 3, "head_size": 2, "num_heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -26,6 +27,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "output gate, memory": {"output_gate": True, "gate_style": "memory", "matrix_inputs": True},
     "paper's queries, no norm": {"num_blocks": 2, "input_queries": False, "qkv_norm": False},
 }
+# Both gate styles, no gates, both kinds of inputs, several blocks and an output gate.
+KEPT = ("no gates, blocks", "matrix, key size", "output gate, memory")
 INPUTS = 5
 
 
@@ -94,7 +97,7 @@ def test_step_against_reference(name):
         np.testing.assert_allclose(captured[f"{gate}_gate"], value, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))
 def test_batch_ranks_agree(name):
     cell, variables, carry, x = make(batch=(2, 3), **CONFIGS[name])
     run = quick_jit(cell.apply)
@@ -217,7 +220,7 @@ def test_init_makes_params_only_of_float32(name):
         assert made["params"]["gates"]["memory"]["kernel"].shape == (4, width)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))
 def test_bfloat16_keeps_the_carry_in_float32(name):
     cell, variables, carry, x = make(**CONFIGS[name])
     low: Any = cell.clone(dtype=jnp.bfloat16)

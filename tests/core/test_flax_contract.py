@@ -13,6 +13,7 @@ from flax import linen as nn
 from rrnn_jax import RNN, RelationalMemoryCell
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 SIZES: dict[str, Any] = {"mem_slots": 2, "head_size": 2, "num_heads": 2}
 B, T, I = 3, 4, 5  # noqa: E741
@@ -52,7 +53,7 @@ def loop(cell, variables, x, carry=None):
 def test_jit_vmap_and_grad_of_a_step():
     cell, x = make_cell(), sequence()[:, 0]
     variables, carry = cell_variables(cell, x), sequence((B, 2, 4))
-    expected = cell.apply(variables, carry, x)
+    expected = quick_jit(cell.apply)(variables, carry, x)
     jitted = jax.jit(cell.apply)(variables, carry, x)
     mapped = quick_jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))(variables, carry, x)
     for result in (jitted, mapped):
@@ -212,7 +213,7 @@ def test_trap_3_lengths_and_carry_with_two_batch_axes(cell):
             np.testing.assert_allclose(a[i, j], b, atol=1e-5)
 
 
-@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("time_major", mostly_slow([False, True], keep=[True]))
 def test_trap_4_capture_under_rnn(time_major):
     x = sequence((T, B, I) if time_major else (B, T, I))
     axis = 0 if time_major else 1
@@ -290,7 +291,7 @@ class DropoutCell(nn.RNNCellBase):
 def test_trap_6_dropout_masks(layer, per_step):
     x = sequence((2, T, 64))
     rnn = layer(DropoutCell(), split_rngs={"params": False, "dropout": per_step})
-    y = rnn.apply({}, x, rngs={"dropout": jax.random.key(0)})
+    y = quick_jit(rnn.apply)({}, x, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(y)) == {0.0, 2.0}
     same = [np.array_equal(y[:, 0], y[:, t]) for t in range(1, T)]
     assert same == [not per_step] * (T - 1)
@@ -309,7 +310,9 @@ def test_trap_7_strict_promotion_of_flax_cells():
     assert jax.eval_shape(ours.init_with_output, jax.random.key(0), x)[0].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell])
+@pytest.mark.parametrize(
+    "cell", mostly_slow([nn.LSTMCell, nn.OptimizedLSTMCell, nn.GRUCell], keep=[nn.GRUCell])
+)
 def test_trap_7_flax_cells_in_bfloat16(cell, standard_promotion):
     """They need promotion as Flax expects it, and then run as in `nn.RNN`."""
     x = sequence()

@@ -17,6 +17,7 @@ from rrnn_jax.scan.sequence import SequenceInputs
 from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 pytestmark = pytest.mark.filterwarnings("ignore:implementation='fused' is interpreted")
 
@@ -63,7 +64,7 @@ def is_fused(rnn: RNN, x: Any, **flags: Any) -> bool:
     return chosen(rnn, x, **flags) == "fused"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, keep=["memory", "one_slot"]))
 def test_same_outputs_and_gradients(name):
     time_major = name == "memory"
     cell = make_cell(**CASES[name])
@@ -105,7 +106,7 @@ def test_batched_by_vmap():
     cell = make_cell()
     x = normal(np.random.default_rng(0), (2, B, T, I))
     ours, theirs = RNN(cell, implementation="fused"), nn.RNN(cell)
-    params = jax.vmap(lambda key: theirs.init(key, x[0])["params"])(
+    params = quick_jit(jax.vmap(lambda key: theirs.init(key, x[0])["params"]))(
         jax.random.split(jax.random.key(0), 2)
     )
 
@@ -118,7 +119,9 @@ def test_batched_by_vmap():
     assert_agree(gradients(ours), gradients(theirs), 1e-5)
 
 
-@pytest.mark.parametrize("names", ["resets", "mask", "resets mask"])
+@pytest.mark.parametrize(
+    "names", mostly_slow(["resets", "mask", "resets mask"], keep=["resets mask"])
+)
 def test_resets_and_mask(names):
     cell = make_cell(gate_style="memory" if names == "resets" else "unit")
     x = normal(np.random.default_rng(0), (B, T, I))
@@ -218,6 +221,7 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
         assert not pallas._on_nvidia_gpus(1)
 
 
+@pytest.mark.slow
 def test_every_other_derivative_is_that_of_the_plain_recurrence():
     x = normal(np.random.default_rng(0), (B, T, I))
     resets = jnp.asarray([[True, False, False], [False, True, True], [False] * 3])

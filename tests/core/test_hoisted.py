@@ -1,5 +1,6 @@
 """The hoisted scan against autodiff of the plain scan: loss, outputs and every gradient."""
 
+import itertools
 from functools import cache
 
 import jax
@@ -13,6 +14,7 @@ from rrnn_jax.scan.relational import input_terms
 from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 B, T, R, I = 3, 7, 2, 5  # noqa: E741 - axis letters
 RTOL = 1e-5  # of the largest entry of each gradient
@@ -98,7 +100,11 @@ def assert_close(actual, expected) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale, err_msg=str(path))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# With what the tests below run there is one of each option.
+KEPT = ("flags-time-major", "flags-chunked", "eq-2-blocks-3-matrix")
+
+
+@pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))
 def test_agrees_with_plain_autodiff(name):
     config, options = CONFIGS[name]
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
@@ -114,8 +120,13 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    ("name", "transpose"),
+    mostly_slow(
+        itertools.product(LARGE, (False, True)),
+        keep=[("blocks-2-output-gate", True), ("chunked", False)],
+    ),
+)
 def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     config, options = LARGE[name]
     monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: True)
@@ -125,7 +136,10 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
-@pytest.mark.parametrize("config", [{}, {"num_blocks": 2, "output_gate": True}])
+OTHER = {"num_blocks": 2, "output_gate": True}
+
+
+@pytest.mark.parametrize("config", mostly_slow([{}, OTHER], keep=[OTHER]))
 def test_as_other_backends_would_run_it(config, monkeypatch):
     expected = plain_gradients(config, FLAGS)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -157,7 +171,9 @@ def test_large_kernels_are_transposed_for_few_rows(monkeypatch):
 
 
 @pytest.mark.parametrize("combine", [True, False])
-@pytest.mark.parametrize("config", [{}, {"matrix_inputs": True}])
+@pytest.mark.parametrize(
+    "config", mostly_slow([{}, {"matrix_inputs": True}], keep=[{"matrix_inputs": True}])
+)
 def test_combined_input_weights(config, combine, monkeypatch):
     monkeypatch.setattr(input_terms, "_pays_to_combine", lambda *args: combine)
     assert_close(gradients(config, {}, "hoisted"), plain_gradients(config, {}))
@@ -196,7 +212,7 @@ def test_unroll_reaches_the_loop():
 LARGER = {"no": False, "large-kernels": True}
 
 
-@pytest.fixture(params=LARGER)
+@pytest.fixture(params=mostly_slow(LARGER, keep=["no"]))
 def squares(request, monkeypatch):
     """Functions of inputs and of a kernel that sum up squared outputs, for each implementation."""
     monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: LARGER[request.param])
@@ -248,6 +264,7 @@ def test_forward_mode_and_forward_over_reverse(squares):
     assert_close(actual, expected)
 
 
+@pytest.mark.slow
 def test_hessian_and_second_forward_derivative(squares):
     of, (x, kernel) = squares
 

@@ -9,10 +9,11 @@ import pytest
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
 from rrnn_jax.scan.relational import operations
+from tests.core.compiling import quick_jit
+from tests.core.random_variables import normal
 
-ROWS = jax.random.normal(jax.random.key(0), (3, 5, 4))
-KERNEL = jax.random.normal(jax.random.key(1), (4, 6))
-HEADS = jax.random.normal(jax.random.key(2), (2, 3, 5, 4))
+RNG = np.random.default_rng(0)
+ROWS, KERNEL, HEADS = (normal(RNG, shape) for shape in ((3, 5, 4), (4, 6), (2, 3, 5, 4)))
 SOME = jnp.array([True, False, True, True, False])
 
 
@@ -90,8 +91,8 @@ def assert_close(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_of_both_orders(name, cpu):
     operation, plain, args = CASES[name]
-    found = jax.jit(lambda *args: derivatives(lambda *args: operation(cpu, *args), args))(*args)
-    expected = jax.jit(lambda *args: derivatives(plain, args))(*args)
+    found = quick_jit(lambda *args: derivatives(lambda *args: operation(cpu, *args), args))(*args)
+    expected = quick_jit(lambda *args: derivatives(plain, args))(*args)
     for kind, value in expected.items():
         assert_close(found[kind], value)
 
@@ -112,14 +113,14 @@ def test_batched_by_vmap(name):
             lambda *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(batched(*args))),
             argnums=tuple(range(len(args))),
         )
-        return inner(first, *args[1:]), outer(first, *args[1:])
+        return quick_jit(lambda *args: (inner(*args), outer(*args)))(first, *args[1:])
 
     assert_close(gradients(lambda *args: operation(True, *args)), gradients(plain))
 
 
 @pytest.mark.parametrize("cpu", [False, True])
 def test_gradients_by_hand(cpu):
-    g = jax.random.normal(jax.random.key(3), (3, 5, 6))
+    g = normal(RNG, (3, 5, 6))
     product, vjp = jax.vjp(lambda rows, kernel: multiply(cpu, rows, kernel), ROWS, KERNEL)
     d_rows, d_kernel = vjp(g)
     np.testing.assert_allclose(product, np.asarray(ROWS) @ np.asarray(KERNEL), rtol=1e-5)

@@ -1,5 +1,6 @@
 """Row masks and dropout over sequences: on every path, with gradients, as the cell has them."""
 
+import itertools
 import re
 from collections import Counter
 from functools import partial
@@ -14,6 +15,7 @@ from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 RNG = np.random.default_rng(0)
 ROWS = RelationalMemoryCell(
@@ -34,10 +36,11 @@ def with_gradients(run, variables, x):
     return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
 
 
+PAPER = {"num_blocks": 2, "input_queries": False}
+
+
 @BOTH
-@pytest.mark.parametrize(
-    "config", [{}, {"num_blocks": 2}, {"num_blocks": 2, "input_queries": False}]
-)
+@pytest.mark.parametrize("config", mostly_slow([{}, {"num_blocks": 2}, PAPER], keep=[PAPER]))
 def test_rows_that_are_masked_are_not_there(config, implementation):
     rnn = RNN(ROWS.clone(**config), implementation=implementation)
     variables = random_variables(rnn, X)
@@ -53,10 +56,17 @@ def test_rows_that_are_masked_are_not_there(config, implementation):
     np.testing.assert_array_equal(inputs[:, :, 1], 0)
 
 
+GATED = {"gate_style": "memory", "output_gate": True}
+BACKWARDS = {"reverse": True, "time_major": True}
+
+
 @pytest.mark.parametrize(
-    "config", [{"gate_style": "unit"}, {"gate_style": "memory", "output_gate": True}]
+    ("config", "options"),
+    mostly_slow(
+        itertools.product(({"gate_style": "unit"}, GATED), ({}, BACKWARDS)),
+        keep=[(GATED, BACKWARDS)],
+    ),
 )
-@pytest.mark.parametrize("options", [{}, {"reverse": True, "time_major": True}])
 def test_the_fast_path_has_what_the_cell_has(config, options):
     """With gates, any rows masked (all of a step, too), captured, reversed."""
     there = THERE.at[0, 2].set(False)
@@ -93,9 +103,12 @@ def test_a_row_mask_that_does_not_fit():
             RNN(cell).init(jax.random.key(0), X[:, :, 0], row_mask=THERE)
 
 
-@pytest.mark.parametrize("split", [True, False], ids=["each step", "once"])
 @pytest.mark.parametrize(
-    "config", [{}, {"gate_style": "memory", "output_gate": True}, {"gate_style": "unit"}]
+    ("config", "split"),
+    mostly_slow(
+        itertools.product(({}, GATED, {"gate_style": "unit"}), (True, False)),
+        keep=[(GATED, True), ({}, False)],
+    ),
 )
 def test_dropout_draws_the_same_on_every_path(config, split):
     cell = ROWS.clone(matrix_inputs=False, dropout_rate=0.4, **config)

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from tests.core.compiling import quick_jit
+from tests.grids import mostly_slow
 
 T, FEATURES = 7, 3
 
@@ -90,7 +91,7 @@ class Run:
         return jnp.zeros((*self.case.batch, T), bool).at[..., list(steps)].set(True)
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=mostly_slow(CASES, keep=["rmc-hoisted", "lstm"]))
 def run(request) -> Run:
     return Run(CASES[request.param])
 
@@ -284,7 +285,7 @@ def of_flagged_run(implementation: str, remat: str) -> tuple:
 
 
 @pytest.mark.parametrize("remat", ["full", "save_products", "chunked"])
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))
 def test_remat_changes_no_number(implementation, remat):
     assert_close(of_flagged_run(implementation, remat), of_flagged_run(implementation, "none"))
 
@@ -350,10 +351,15 @@ BAD = {
 }
 
 
+@cache
+def run_of(implementation: str) -> Run:
+    return Run(Case(RMC, implementation, (2,)))
+
+
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])
 def test_bad_arguments_are_named(name, implementation):
-    run = Run(Case(RMC, implementation, (2,)))
+    run = run_of(implementation)
     options, error, message = BAD[name]
     with pytest.raises(error, match=message):
         run(run.variables, run.x, **options)

@@ -10,44 +10,54 @@ import pytest
 
 from tests.core import meshes
 from tests.core.sharded import CASES, WAYS, collectives
+from tests.grids import mostly_slow
 
 
-def run_program(name: str, devices: int) -> dict[str, Any]:
+def run_program(name: str, devices: int, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a program finds of all that the tests that run ask for."""
+    asked = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.path == request.path and request.fixturename in item.fixturenames
+    ]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(
-        [sys.executable, "-m", name], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", name, *asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict]:
-    return run_program("tests.core.sharded", devices=2)
+def found(request: pytest.FixtureRequest) -> dict[str, dict]:
+    return run_program("tests.core.sharded", 2, request)
 
 
 @pytest.fixture(scope="module")
-def on_meshes() -> dict[str, Any]:
-    return run_program("tests.core.meshes", devices=4)
+def on_meshes(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return run_program("tests.core.meshes", 4, request)
 
 
-@pytest.mark.parametrize(("implementation", "flags"), meshes.CASES)
-@pytest.mark.parametrize("way", ["explicit", "mapped"])
-def test_explicit_axes_and_checked_shard_map(on_meshes, way, implementation, flags):
-    assert on_meshes[f"{way}, {implementation}, {flags}"] < 1e-4
+COLLECTIVES = ("two axes", "kernels")
+ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sharded params")]
 
 
-@pytest.mark.parametrize("name", ["mapped, carry", "mapped, chunked", "reset by hand"])
-def test_carries_are_placed_like_inputs(on_meshes, name):
+@pytest.mark.parametrize(
+    "name", mostly_slow(ON_MESHES, keep=["explicit, auto, all flags", "mapped, carry"])
+)
+def test_explicit_axes_and_checked_shard_map(on_meshes, name):
     assert on_meshes[name] < 1e-4
 
 
-@pytest.mark.parametrize("name", ["two axes", "kernels"])
+@pytest.mark.parametrize("name", mostly_slow(COLLECTIVES, keep=["two axes"]))
 def test_nothing_is_gathered(on_meshes, name):
     numbers = on_meshes[name]
     assert numbers["error"] < 1e-4
@@ -55,22 +65,30 @@ def test_nothing_is_gathered(on_meshes, name):
     assert numbers["collectives"]["all-reduce"] <= numbers["largest_weight"]
 
 
-def test_parameters_over_devices(on_meshes):
-    assert on_meshes["sharded params"]["error"] < 1e-4
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sharded params"])
+def test_parameters_over_devices(on_meshes, name):
+    assert on_meshes[name]["error"] < 1e-4
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sharded_batch(found, way, case):
-    numbers = found[f"{way}, {case}"]
+SHARDED = [f"{way}, {case}" for way in WAYS for case in CASES]
+
+
+@pytest.mark.parametrize(
+    "name", mostly_slow(SHARDED, keep=["jit, hoisted, chunked", "shard_map, hoisted"])
+)
+def test_a_sharded_batch(found, name):
+    numbers = found[name]
     assert numbers["error"] < 1e-5
     # Inputs, memories and all that is made of them stay where they are.
     assert set(numbers["collectives"]) == {"all-reduce"}, numbers
     assert numbers["collectives"]["all-reduce"] <= numbers["largest_weight"]
 
 
-def test_a_mesh_of_explicit_axes(found):
-    assert found["explicit"]["error"] < 1e-5
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["explicit"])
+def test_a_mesh_of_explicit_axes(found, name):
+    assert found[name]["error"] < 1e-5
 
 
 def test_collectives_of_a_program():

@@ -1,6 +1,7 @@
 """The fast path within JAX's and Flax's transformations, or the plain scan in its place."""
 
 import gc
+import itertools
 import weakref
 from typing import Any
 
@@ -15,6 +16,7 @@ from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from tests.core.choices import chosen
 from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 B, T, I = 4, 6, 3  # noqa: E741 - axis letters
 CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2)
@@ -41,7 +43,7 @@ EXPORTED = {
 }
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", mostly_slow(EXPORTED, keep=["all flags"]))
 def test_export_for_any_batch_and_length(name):
     names, options = EXPORTED[name]
     cell = CELL.clone(output_gate=True) if name == "all flags" else CELL
@@ -84,7 +86,7 @@ def test_auto_hoists_what_has_symbolic_sizes():
 
 
 @pytest.mark.parametrize("implementation", ["scan", "hoisted"])
-@pytest.mark.parametrize("with_carry", [True, False])
+@pytest.mark.parametrize("with_carry", mostly_slow([True, False], keep=[True]))
 def test_nan_past_the_end_of_a_sequence(implementation, with_carry):
     lengths = jnp.asarray([2, 6, 1, 4])
     used = jnp.arange(T)[None] < lengths[:, None]
@@ -131,8 +133,13 @@ def test_debug_nans_finds_none(implementation):
     assert float(value) > 0
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "chunked"])
-@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize(
+    ("remat", "time_major"),
+    mostly_slow(
+        itertools.product(("none", "full", "chunked"), (False, True)),
+        keep=[("none", False), ("chunked", True)],
+    ),
+)
 def test_capture_of_the_fast_path_within_a_loss(remat, time_major):
     cell = CELL.clone(num_blocks=2, output_gate=True)
     x = jnp.swapaxes(X, 0, 1) if time_major else X
@@ -249,15 +256,23 @@ def test_subclasses():
     assert chosen(RNN(nn.remat(RelationalMemoryCell)(**options)), X) == "scan"
     variables = variables_of()
     for cell in (_OwnStart(**options), _OwnStep(**options)):
-        actual = RNN(cell).apply(variables, X, resets=RESETS)
-        assert_close(actual, RNN(cell, implementation="scan").apply(variables, X, resets=RESETS))
+        fast, plain = (
+            quick_jit(rnn.apply)(variables, X, resets=RESETS)
+            for rnn in (RNN(cell), RNN(cell, implementation="scan"))
+        )
+        assert_close(fast, plain)
     with pytest.raises(ValueError, match=r"got _OwnStep, which defines __call__ anew"):
         RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("batch", [1, B])
-@pytest.mark.parametrize("carry_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "carry_dtype"),
+    mostly_slow(
+        itertools.product((1, B), (jnp.float32, jnp.bfloat16)),
+        keep=[(1, jnp.bfloat16), (B, jnp.float32)],
+    ),
+)
 def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, carry_dtype):
     cell = CELL.clone(param_dtype=jnp.bfloat16)
     x = X[:batch].astype(jnp.bfloat16)
@@ -271,7 +286,7 @@ def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, c
             return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) if precise else tree
 
         rnn = RNN(CELL if precise else cell, implementation=implementation)
-        y = rnn.apply(cast(variables), cast(x), initial_carry=cast(carry), resets=None)
+        y = quick_jit(rnn.apply)(cast(variables), cast(x), initial_carry=cast(carry))
         return np.asarray(y, np.float32), y.dtype
 
     (plain, plain_dtype), (fast, fast_dtype) = outputs("scan"), outputs("hoisted")

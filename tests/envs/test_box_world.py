@@ -1,6 +1,7 @@
 """BoxWorld's rules, its levels as properties, its window, and a reference solver."""
 
 from collections import deque
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +20,17 @@ SETTINGS = {
     8: BoxWorld(grid_size=8, solution_length=(1, 2), num_distractors=(0, 1), max_steps=60),
     12: BoxWorld(),
 }
-LEVELS = {
-    size: jax.device_get(jax.jit(env.draw_levels, static_argnums=1)(jax.random.key(7), 200))
-    for size, env in SETTINGS.items()
-}
 STEP = {size: jax.jit(env.step_env) for size, env in SETTINGS.items()}
 
 
+@cache
+def levels(size: int) -> Level:
+    draw = jax.jit(SETTINGS[size].draw_levels, static_argnums=1)
+    return jax.device_get(draw(jax.random.key(7), 200))
+
+
 def level(size: int, index: int) -> Level:
-    return jax.tree.map(lambda x: jnp.asarray(x[index]), LEVELS[size])
+    return jax.tree.map(lambda x: jnp.asarray(x[index]), levels(size))
 
 
 def solve(grid: np.ndarray, player: tuple[int, int]) -> list[int]:
@@ -170,12 +173,12 @@ def test_gem_and_limit():
 @pytest.mark.parametrize("held", [-1, 3])
 def test_viewport_is_a_window_of_the_frame_and_the_key(held):
     env = SETTINGS[8]
-    params = env.default_params
+    params, look = env.default_params, jax.jit(env.get_obs)
     for index in range(20):
         state = env.start(level(8, index), params).replace(held=jnp.int32(held))
-        window = np.asarray(env.get_obs(state, params))
+        window = np.asarray(look(state, params))
         state = state.replace(held=jnp.int32(-1))  # The pixel (0, 0) is cut off first.
-        frame = np.asarray(env.get_obs(state, params.replace(viewport=False)))
+        frame = np.asarray(look(state, params.replace(viewport=False)))
         padded = np.pad(frame, ((1, 1), (1, 1), (0, 0)))
         row, column = state.player.tolist()
         np.testing.assert_array_equal(

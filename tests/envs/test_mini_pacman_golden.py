@@ -114,7 +114,7 @@ def test_replays_every_transition(golden, mode):
     # The quirk is in the data: an observation of the old level, with the new one's state.
     stale = golden["observation_is_stale"][rows]
     assert stale.any() == (mode == "avoid")
-    redrawn = jax.vmap(env.get_obs, (0, None))(new, params)
+    redrawn = jax.jit(jax.vmap(env.get_obs, (0, None)))(new, params)
     differs = np.any(np.asarray(redrawn) != np.asarray(obs), axis=(1, 2, 3))
     same(differs, stale)
 
@@ -123,8 +123,9 @@ def test_viewport_is_a_window_of_the_frame(golden):
     state = state_of(golden, np.arange(0, 4000, 10))
     env = MiniPacman(max_ghosts=SLOTS)
     params = env.default_params
-    seen = np.asarray(jax.vmap(env.get_obs, (0, None))(state, params))
-    frame = np.asarray(jax.vmap(env.get_obs, (0, None))(state, params.replace(viewport=False)))
+    look = jax.jit(jax.vmap(env.get_obs, (0, None)))
+    seen = np.asarray(look(state, params))
+    frame = np.asarray(look(state, params.replace(viewport=False)))
     padded = np.pad(frame, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
     for window, whole, (row, column) in zip(seen, padded, np.asarray(state.pacman), strict=True):
         np.testing.assert_array_equal(window, whole[row - 1 : row + 4, column - 1 : column + 4])
@@ -184,8 +185,9 @@ def test_levels_are_distributed_as_recorded(golden):
 
 def test_numbers_of_ghosts(golden):
     env = MiniPacman()
+    reset = jax.jit(env.reset)
     ghosts = json.loads((GOLDEN / "mini_pacman.json").read_text())["ghosts_at_level"]
     for level, expected in {**ghosts, "16": 8, "17": 8, "40": 8}.items():
         params = env.default_params.replace(level=int(level))
-        _, state = env.reset(jax.random.key(0), params)
+        _, state = reset(jax.random.key(0), params)
         assert state.ghosts.alive.sum() == expected

@@ -21,6 +21,7 @@ from experiments.common.streaming import Windows
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
 from tests.experiments.toys import CONFIG, Whole, regression, stream, write_tokens
+from tests.grids import mostly_slow
 
 
 def run(directory, problem, config=CONFIG):
@@ -86,14 +87,15 @@ def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeyp
     assert abs(other[0] - whole["nats"][0]) > 1e-4
 
 
-def test_a_stream_killed_anywhere_goes_on_bit_exactly(tokens, tmp_path, monkeypatch):
-    """Ten random points; what is read again is what was lost with the chunks since the save."""
+@pytest.mark.parametrize("points", mostly_slow([2, 10], keep=[2]))
+def test_a_stream_killed_anywhere_goes_on_bit_exactly(points, tokens, tmp_path, monkeypatch):
+    """At random points; what is read again is what was lost with the chunks since the save."""
     config = dataclasses.replace(CONFIG, checkpoint_every=15)
     whole = run(tmp_path / "whole", stream(config, tokens), config)
     start = tmp_path / "start"
     generator = np.random.default_rng(1)
     to_chunk = loop.to_values
-    for kill in generator.permutation(np.arange(1, 41))[:10]:
+    for kill in generator.permutation(np.arange(1, 41))[:points]:
         directory, left, reads = tmp_path / str(kill), [int(kill)], []
 
         def fail(metrics, left=left):
@@ -194,7 +196,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, keep=["rmsprop", "muon"]))
 def test_optimizers_learn(name):
     config = dataclasses.replace(CONFIG, optimizer=name, learning_rate=0.02, **OPTIMIZERS[name])
     programs = make_programs(regression(config), config)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import launch
+from tests.grids import mostly_slow
 
 ROOT = Path(__file__).parents[2]
 # As an experiment that has got so far: in its imports, in its compiler, in its chunks.
@@ -65,7 +66,10 @@ def start(where: str, ready: Path, before: str = "") -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", mostly_slow(SIGNALS, keep=[signal.SIGINT]))
 def test_before_training_a_signal_ends_it_with_one_line(tmp_path, number):
     process = start("importing", tmp_path / "ready")
     process.send_signal(number)
@@ -74,7 +78,7 @@ def test_before_training_a_signal_ends_it_with_one_line(tmp_path, number):
     assert err == "\nstopped at once; the same command goes on from the last checkpoint\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", mostly_slow(SIGNALS, keep=[signal.SIGTERM]))
 def test_in_training_a_signal_lets_it_save(tmp_path, number):
     process = start("training", tmp_path / "ready")
     process.send_signal(number)
@@ -126,7 +130,9 @@ run_commands({{directory: [sys.executable, "-c", {child!r}]}}, 2, progress=False
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", mostly_slow([signal.SIGKILL, signal.SIGHUP], keep=[signal.SIGKILL])
+)
 def test_children_save_and_end_with_their_parent(tmp_path, number):
     child = code("training", tmp_path / "ready")
     text = PARENT.format(root=str(ROOT), directory=str(tmp_path / "run"), child=child)

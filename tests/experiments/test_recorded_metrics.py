@@ -16,6 +16,7 @@ import pytest
 
 from experiments.common.environment import describe_environment
 from experiments.common.metrics import read_metrics
+from tests.grids import mostly_slow
 
 RECORD = Path(__file__).with_name("recorded_metrics.json")
 TRAIN = [
@@ -55,8 +56,8 @@ CASES = {
     ],
 }
 """Experiment and options by name."""
-QUICK = ("nth_farthest rmc", "nth_farthest lstm", "reverse entnet")
-"""Those that compile quickly enough for every run of the tests."""
+QUICK = ("nth_farthest rmc", "reverse entnet")
+"""One of each experiment that compiles quickly enough for every run of the tests."""
 
 
 def metrics_of(case: str, directory: Path) -> list[dict]:
@@ -85,10 +86,7 @@ def has_memory_core(case: str) -> bool:
     return "rmc" in case or "ablations" in case
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
-)
+@pytest.mark.parametrize("case", mostly_slow(CASES, keep=QUICK))
 def test_metrics_are_those_that_were_recorded(case, tmp_path):
     record = json.loads(RECORD.read_text())
     found, expected = metrics_of(case, tmp_path), record["metrics"][case]

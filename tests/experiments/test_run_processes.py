@@ -6,7 +6,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.experiments.test_training import ROOT, command
+
+pytestmark = pytest.mark.slow  # Two and three processes that compile.
 
 
 def test_a_full_disk_is_named_in_the_last_line(tmp_path):

@@ -22,6 +22,7 @@ from experiments.common.run_directory import ConfigMismatchError, RunExistsError
 from experiments.common.steps import make_programs, to_values
 from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
+from tests.grids import mostly_slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -293,7 +294,9 @@ def command(run_dir: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", mostly_slow([signal.SIGKILL, signal.SIGINT], keep=[signal.SIGKILL])
+)
 def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
     run_dir = tmp_path / "killed"
     with (tmp_path / "log").open("w") as log:

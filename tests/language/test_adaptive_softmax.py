@@ -1,5 +1,6 @@
 """The adaptive softmax against recorded numbers, against brute force, and tied."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -71,7 +72,7 @@ def test_agrees_with_recorded_values_and_gradients(case):
 def test_all_log_probabilities(case):
     arrays, module = load(case)
     variables = as_params(arrays, "", module.cutoffs[0])
-    log_probs = module.apply(variables, jnp.asarray(arrays["inputs"]), method="log_probs")
+    log_probs = jax.jit(partial(module.apply, method="log_probs"))(variables, arrays["inputs"])
     np.testing.assert_allclose(log_probs, arrays["log_prob"], atol=VALUE, rtol=VALUE)
     np.testing.assert_array_equal(jnp.argmax(log_probs, axis=-1), arrays["predict"])
 
@@ -81,7 +82,7 @@ def make(**options) -> tuple[AdaptiveSoftmax, dict, jax.Array, jax.Array]:
     width = options.get("hidden_features") or 8
     hidden = jax.random.normal(jax.random.key(1), (3, 7, width))
     words = jax.random.randint(jax.random.key(2), (3, 7), 0, 30)
-    return module, module.init(jax.random.key(0), hidden, words), hidden, words
+    return module, jax.jit(module.init)(jax.random.key(0), hidden, words), hidden, words
 
 
 def test_embeds_a_word_as_its_row_through_the_projection():
@@ -111,8 +112,8 @@ def test_tied_gradients_are_those_of_autodiff():
             likelihood = module.apply(variables, hidden, words)
         return jnp.sum(likelihood * jnp.cos(jnp.arange(21.0).reshape(3, 7)))
 
-    found = jax.value_and_grad(loss, (0, 1))(variables, hidden, False)
-    wanted = jax.value_and_grad(loss, (0, 1))(variables, hidden, True)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+    found, wanted = (gradient(variables, hidden, plain) for plain in (False, True))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -135,11 +136,14 @@ def test_cluster_is_a_softmax_where_selected(tokens_per_chunk):
             inputs, table, targets, selected, tokens_per_chunk=tokens_per_chunk
         )
 
-    found, pull = jax.vjp(chunked, inputs, table)
-    wanted, pull_plain = jax.vjp(plain, inputs, table)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    cotangent = jax.random.normal(jax.random.key(3), found.shape)
-    for a, b in zip(pull(cotangent), pull_plain(cotangent), strict=True):
+    @partial(jax.jit, static_argnums=0)
+    def value_and_pulled(function, cotangent):
+        value, pull = jax.vjp(function, inputs, table)
+        return value, *pull(cotangent)
+
+    cotangent = jax.random.normal(jax.random.key(3), targets.shape)
+    found, wanted = (value_and_pulled(function, cotangent) for function in (chunked, plain))
+    for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -152,9 +156,10 @@ def test_models_side_by_side():
     def loss(hidden, words):
         return jnp.sum(module.apply(variables, hidden, words))
 
-    together = jax.vmap(jax.value_and_grad(loss))(hidden, words)
+    together = jax.jit(jax.vmap(jax.value_and_grad(loss)))(hidden, words)
+    alone = jax.jit(jax.value_and_grad(loss))
     for i in range(2):
-        apart = jax.value_and_grad(loss)(hidden[i], words[i])
+        apart = alone(hidden[i], words[i])
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
             np.testing.assert_allclose(a[i], b, atol=1e-5)
 
@@ -162,11 +167,16 @@ def test_models_side_by_side():
 def test_low_precision_products_accumulate_in_float32():
     module, variables, hidden, words = make()
     low = module.clone(dtype=jnp.bfloat16)
-    found = low.apply(variables, hidden, words)
+    found = jax.jit(low.apply)(variables, hidden, words)
     assert found.dtype == jnp.float32
-    assert low.apply(variables, words, method="embed").dtype == jnp.bfloat16
-    np.testing.assert_allclose(found, module.apply(variables, hidden, words), atol=0.1)
-    assert low.apply(variables, hidden, method="log_probs").dtype == jnp.float32
+    exact = jax.jit(module.apply)(variables, hidden, words)
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    for inputs, method, dtype in (
+        (words, "embed", jnp.bfloat16),
+        (hidden, "log_probs", found.dtype),
+    ):
+        shaped = jax.eval_shape(partial(low.apply, method=method), variables, inputs)
+        assert shaped.dtype == dtype
 
 
 @pytest.mark.parametrize("cutoffs", [(), (0,), (5, 5), (30,), (12, 5)])

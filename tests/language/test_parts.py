@@ -18,7 +18,7 @@ WORDS = jnp.array([[3, 1, 3, 0], [2, 2, 4, 1]])
 def make(hidden_features=None, **options):
     module = TiedEmbedding(5, 6, hidden_features, **options)
     hidden = jax.random.normal(jax.random.key(1), (2, 4, hidden_features or 6))
-    return module, module.init(jax.random.key(0), hidden, WORDS), hidden
+    return module, jax.jit(module.init)(jax.random.key(0), hidden, WORDS), hidden
 
 
 def test_one_table_embeds_and_scores():

@@ -1,6 +1,7 @@
 """Nth Farthest against a brute-force oracle in NumPy, and its statistics."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -127,17 +128,24 @@ def test_ties_keep_the_reference_last():
     assert answers == [1, 2, 0]
 
 
-@settings(max_examples=10, deadline=None)
-@given(objects=st.integers(2, 6), features=st.integers(1, 5), seed=st.integers(0, 2**31 - 1))
-def test_decode_inverts_encode(objects, features, seed):
-    config = nf.Config(objects, features)
-    batch = nf.sample(jax.random.key(seed), config, 3)
+@partial(jax.jit, static_argnums=1)
+def sampled_and_decoded(key, config):
+    """A batch, its inputs once decoded and encoded, answers, and the answers to all ranks."""
+    batch = nf.sample(key, config, 3)
     question = nf.decode(batch.inputs, config)
-    np.testing.assert_array_equal(nf.encode(question, config), batch.inputs)
-    np.testing.assert_array_equal(nf.answer(question), batch.targets)
-    # A rank for every label: the answers to all ranks are a permutation.
-    ranks = jnp.arange(objects, dtype=jnp.int32)
+    ranks = jnp.arange(config.num_objects, dtype=jnp.int32)
     answers = jax.vmap(lambda n: nf.answer(question._replace(rank=jnp.full((3,), n))))(ranks)
+    return batch, nf.encode(question, config), nf.answer(question), answers
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.sampled_from([(2, 1), (3, 5), (6, 2)]), seed=st.integers(0, 2**31 - 1))
+def test_decode_inverts_encode(size, seed):
+    objects = size[0]
+    batch, again, targets, answers = sampled_and_decoded(jax.random.key(seed), nf.Config(*size))
+    np.testing.assert_array_equal(again, batch.inputs)
+    np.testing.assert_array_equal(targets, batch.targets)
+    # A rank for every label: the answers to all ranks are a permutation.
     np.testing.assert_array_equal(
         np.sort(np.asarray(answers), 0), np.tile(np.arange(objects)[:, None], 3)
     )
@@ -145,7 +153,7 @@ def test_decode_inverts_encode(objects, features, seed):
 
 def test_same_key_same_batch_other_key_other_batch():
     config = nf.Config(3, 2)
-    first, again, other = (nf.sample(jax.random.key(k), config, 4) for k in (0, 0, 1))
+    first, again, other = (sample(jax.random.key(k), config, 4) for k in (0, 0, 1))
     np.testing.assert_array_equal(first.inputs, again.inputs)
     assert not np.array_equal(first.inputs, other.inputs)
 

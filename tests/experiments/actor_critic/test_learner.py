@@ -1,6 +1,7 @@
 """Agents, rollouts and the learner: resets, stored carries, ends of episodes, lag."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -74,8 +75,8 @@ def played(learner, state):
 def test_convolution_is_flaxs():
     x = jax.random.normal(jax.random.key(0), (3, 2, 5, 6, 4))
     ours, theirs = Conv2x2(7), nn.Conv(7, (2, 2))
-    variables = theirs.init(jax.random.key(1), x)
-    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(1), x))
+    variables = jax.jit(theirs.init)(jax.random.key(1), x)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, jax.random.key(1), x))
     assert shapes == jax.tree.map(jnp.shape, variables)
     variables = jax.tree.map(lambda p: p + 0.1, variables)
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
@@ -95,7 +96,7 @@ def test_resets_begin_anew(model):
     fresh = agent.initial_carry((5, 5, 6), 2)
     other = jax.tree.map(lambda x: x + 0.5, fresh)
     inputs = (obs, resets, actions, rewards)
-    variables = agent.init(keys[3], fresh, *inputs)
+    variables = jax.jit(agent.init)(keys[3], fresh, *inputs)
     apply = jax.jit(lambda carry, inputs: run(agent, variables, carry, inputs))
     _, logits, values = apply(other, inputs)
     _, first, _ = apply(other, jax.tree.map(lambda x: x[:3], inputs))
@@ -110,7 +111,8 @@ def test_resets_begin_anew(model):
 def test_stored_carry_and_trajectory_replay_the_rollout(learner, state, played):
     _, trajectory, _ = played
     assert trajectory.resets.any()  # Episodes are at most 6 steps long.
-    _, logits, values = run(learner.agent, state.params, state.play.carry, trajectory[:4])
+    replay = jax.jit(partial(run, learner.agent))
+    _, logits, values = replay(state.params, state.play.carry, trajectory[:4])
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), trajectory.actions[..., None], -1)
     np.testing.assert_allclose(chosen[..., 0], trajectory.log_probs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(values, trajectory.values, rtol=1e-4, atol=1e-5)
@@ -156,15 +158,14 @@ def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     env, agent = Count(), Agent(2, width=4)
     game = rollout.begin(env, agent, jax.random.key(0), env.default_params, 2)
     inputs = jax.tree.map(lambda x: x[None], (game.obs, game.reset, game.action, game.reward))
-    variables = agent.init(jax.random.key(1), (), *inputs)
-    _, trajectory, metrics = rollout.rollout(
-        env, agent, variables, game, jax.random.key(2), env.default_params, 4
-    )
+    variables = jax.jit(agent.init)(jax.random.key(1), (), *inputs)
+    play_on = jax.jit(partial(rollout.rollout, env, agent), static_argnums=4)
+    _, trajectory, metrics = play_on(variables, game, jax.random.key(2), env.default_params, 4)
     np.testing.assert_array_equal(trajectory.truncated[:, 0], [False, False, True, False])
     np.testing.assert_array_equal(trajectory.obs[:, 0, 0, 0, 0], [0, 1, 2, 0])  # 3 is not shown,
     last = jnp.full((1, 2, 2, 2, 1), 3.0)  # but valued.
     inputs = (last, jnp.zeros((1, 2), bool), trajectory.actions[2:3], trajectory.rewards[2:3])
-    _, _, values = run(agent, variables, (), inputs)
+    _, _, values = jax.jit(partial(run, agent))(variables, (), inputs)
     np.testing.assert_allclose(trajectory.cut_values[2], values[0], rtol=1e-5)
     assert not trajectory.cut_values[jnp.array([0, 1, 3])].any()
     assert metrics["return"].value() == 3.0

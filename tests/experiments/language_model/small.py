@@ -1,6 +1,7 @@
 """A small model and a small text, for all tests of the language model."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.model import make_model
 from experiments.language_model.problem import init_params
 from experiments.language_model.saved import Saved
+from tests.core.compiling import quick_jit
 
 TEXT = "".join(f"{n} fish, {n + 1} fish; a fish is {n * 7 % 13}.\n" for n in range(60))
 
@@ -49,7 +51,7 @@ def small_saved(vocabulary=None, scale=2, **options) -> Saved:
     config = small_config(**options)
     vocabulary = vocabulary or Characters(TEXT)
     model = make_model(config, vocabulary.size)
-    params = init_params(model, jax.random.key(0))
+    params = quick_jit(partial(init_params, model))(jax.random.key(0))
     params = jax.tree.map(lambda x: np.asarray(scale * x), params)
     return Saved(config, vocabulary, model, params, 0)
 

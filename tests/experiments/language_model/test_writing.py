@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from experiments.language_model.generate import Decoder, generate, main, make_pa
 from experiments.language_model.writing import Choice, Session, Writer, draw
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
 
-SAVED = small_saved()
+small = cache(small_saved)
 
 
-def make_writer(chunk=8, saved=SAVED, **choice) -> Writer:
+def make_writer(chunk=8, saved=None, **choice) -> Writer:
+    saved = saved or small()
     return Writer(saved.model, saved.params, Choice(**choice), chunk)
 
 
@@ -30,7 +32,7 @@ def written(writer: Writer, session: Session, count: int, seed: int = 0) -> list
 
 def test_the_same_however_it_is_cut():
     long, short = make_writer(40), make_writer(7)
-    start = long.start(SAVED.vocabulary.start)
+    start = long.start(small().vocabulary.start)
     whole = written(long, start, 40)
     assert written(short, start, 40) == whole
     assert written(short, start, 40, seed=1) != whole
@@ -42,10 +44,10 @@ def test_the_same_however_it_is_cut():
 def test_a_prompt_is_read_like_a_text_of_its_own():
     """Step by step, over the edge of a call."""
     writer = make_writer(temperature=0.0)
-    prompt = SAVED.vocabulary.encode((TEXT * 2)[:300])
-    start = writer.start(SAVED.vocabulary.start)
-    carry, tokens = SAVED.model.initial_carry(1), [SAVED.vocabulary.start, *prompt]
-    step = jax.jit(lambda t, c: SAVED.model.apply(SAVED.params, t, c, method="step"))
+    prompt = small().vocabulary.encode((TEXT * 2)[:300])
+    start = writer.start(small().vocabulary.start)
+    carry, tokens = small().model.initial_carry(1), [small().vocabulary.start, *prompt]
+    step = jax.jit(lambda t, c: small().model.apply(small().params, t, c, method="step"))
     for token in tokens[:-1]:
         carry, _ = step(jnp.array([token]), carry)
     session = writer.read(start, prompt)
@@ -57,7 +59,7 @@ def test_a_prompt_is_read_like_a_text_of_its_own():
 
 def test_rows_branch_from_one_state():
     writer = make_writer()
-    session = writer.read(writer.start(0), SAVED.vocabulary.encode(TEXT[:20]))
+    session = writer.read(writer.start(0), small().vocabulary.encode(TEXT[:20]))
     rows = writer.branch(session, 3)
     texts = written(writer, rows, 20)
     assert len({tuple(text) for text in texts}) == 3  # One key, but a draw for each row.
@@ -128,7 +130,7 @@ def test_stops_end_the_text_before_them(cut):
         assert shown[2:4] == ["", "\na"]  # It might have been the stop.
 
 
-def save_small(folder, saved=SAVED):
+def save_small(folder, saved=None):
     """As `saved.save` writes it."""
     from flax.traverse_util import flatten_dict
 
@@ -198,7 +200,7 @@ def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
 def test_a_session_of_another_model_is_refused(folder, tmp_path, capsys):
     carry = tmp_path / "carry"
     run(folder, "--max-tokens", 3, "--save-carry", carry)
-    other = SAVED._replace(params=jax.tree.map(lambda x: x + 1, SAVED.params))
+    other = small()._replace(params=jax.tree.map(lambda x: x + 1, small().params))
     assert main([str(save_small(tmp_path / "other", other)), "--load-carry", str(carry)]) == 2
     assert "is the session of another model" in capsys.readouterr().err
 
