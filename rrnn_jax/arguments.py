@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, beside, broadcast_carry, checked_carry
-from rrnn_jax.checks import check_shape
+from rrnn_jax.checks import check_bool, check_shape
 from rrnn_jax.scan.mesh import varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
@@ -126,11 +126,7 @@ def _checked_flags(
         resets = as_flags("resets", resets)
         check_shape("resets", resets, per_step, layout)
     if mask is not None:
-        if getattr(mask, "dtype", None) != jnp.bool_:
-            kind = getattr(mask, "dtype", type(mask).__name__)
-            raise TypeError(
-                f"mask must be a bool array {layout}, got {kind}; mask != 0 makes one of numbers"
-            )
+        check_bool("mask", mask, layout)
         mask = jnp.asarray(mask)
         check_shape("mask", mask, per_step, layout)
     if lengths is not None:
@@ -154,12 +150,7 @@ def _checked_rows(cell: nn.RNNCellBase, call: Call, inputs: Array) -> Array | No
             "row_mask needs a RelationalMemoryCell with matrix_inputs=True, got "
             f"{type(cell).__name__}"
         )
-    if getattr(call.row_mask, "dtype", None) != jnp.bool_:
-        kind = getattr(call.row_mask, "dtype", type(call.row_mask).__name__)
-        raise TypeError(
-            f"row_mask must be a bool array {layout}, got {kind}; row_mask != 0 makes one of "
-            "numbers"
-        )
+    check_bool("row_mask", call.row_mask, layout)
     check_shape("row_mask", call.row_mask, inputs.shape[:-1], layout)
     return jnp.asarray(call.row_mask)
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_shape
+from rrnn_jax.checks import check_floating, check_shape
 from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
@@ -134,9 +134,8 @@ def _check_like(name: str, cell: nn.RNNCellBase, carry: Carry, expected: Carry) 
         if not hasattr(leaf, "dtype"):
             raise TypeError(f"{part} must be an array, got {type(leaf).__name__}")
         check_shape(part, leaf, like.shape, "[*B, ...]")
-        floating = jnp.issubdtype(like.dtype, jnp.floating)
-        if floating and not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{part} must be floating-point, got {leaf.dtype}")
+        if jnp.issubdtype(like.dtype, jnp.floating):
+            check_floating(part, leaf)
 
 
 def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> Carry:
@@ -155,10 +154,8 @@ def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> C
         else:
             check = like.shape
         check_shape(name + jax.tree_util.keystr(path), value, check, "[*B, ...] or without *B")
-        if jnp.issubdtype(like.dtype, jnp.floating) and not jnp.issubdtype(
-            value.dtype, jnp.floating
-        ):
-            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+        if jnp.issubdtype(like.dtype, jnp.floating):
+            check_floating(name, value)
         value = value if value.dtype == like.dtype else value.astype(like.dtype)
         return jnp.broadcast_to(value, like.shape)
 

@@ -1,6 +1,5 @@
 """The Relational Memory Core as a Flax RNN cell."""
 
-import math
 from typing import Any
 
 import jax
@@ -8,7 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.attention import dense, linear_options, norm_options
-from rrnn_jax.checks import check_choice, check_positive, check_shape
+from rrnn_jax.checks import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_positive,
+    check_rate,
+    check_shape,
+)
 from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
@@ -156,12 +162,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
         if self.key_size is not None:
             check_positive(key_size=self.key_size)
         check_choice("gate_style", self.gate_style, GATE_STYLES)
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate}")
+        check_rate(dropout_rate=self.dropout_rate)
         if self.output_gate and self.gate_style is None:
-            raise ValueError(
-                "output_gate=True needs gate_style 'unit' or 'memory', got gate_style=None"
-            )
+            raise ValueError("output_gate=True needs gate_style 'unit' or 'memory', got None")
         super().__post_init__()
 
     @classmethod
@@ -346,11 +349,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         """Inputs of which nothing in a masked row can reach a gradient, NaN included."""
         if not self.matrix_inputs:
             raise ValueError("row_mask needs matrix_inputs=True: a vector is a single row")
-        if row_mask.dtype != jnp.bool_:
-            raise TypeError(
-                f"row_mask must be a bool array [*B, R], got {row_mask.dtype}; row_mask != 0 makes "
-                "one of numbers"
-            )
+        check_bool("row_mask", row_mask, "[*B, R]")
         check_shape("row_mask", row_mask, inputs.shape[:-1], "[*B, R]")
         return jnp.where(row_mask[..., None], inputs, jnp.zeros_like(inputs))
 
@@ -364,18 +363,6 @@ class RelationalMemoryCell(nn.RNNCellBase):
           name: what the caller calls the carry.
         """
         self._check_input_shape(input_shape)
-        self._check_carry(carry, input_shape, name)
-
-    @nn.nowrap
-    def _check_input_shape(self, shape: tuple[int, ...]) -> None:
-        if len(shape) < self.num_feature_axes:
-            layout = "[*B, R, I] (matrix_inputs=True)" if self.matrix_inputs else "[*B, I]"
-            raise ValueError(f"inputs must have shape {layout}, got {tuple(shape)}")
-        if math.prod(shape[-self.num_feature_axes :]) == 0:
-            raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
-
-    @nn.nowrap
-    def _check_carry(self, carry: Carry, input_shape: tuple[int, ...], name: str) -> None:
         batch = input_shape[: -self.num_feature_axes]
         shape = (*batch, self.mem_slots, self.mem_size)
         parts = {name: carry}
@@ -386,15 +373,22 @@ class RelationalMemoryCell(nn.RNNCellBase):
                     f"{jax.tree.structure(carry)}"
                 )
             parts = {f"{name}[0] (m)": carry[0], f"{name}[1] (h)": carry[1]}
+        reason = "" if self.output_gate else " because output_gate=False"
         for part, array in parts.items():
             if not hasattr(array, "shape"):
-                reason = "" if self.output_gate else " because output_gate=False"
                 raise TypeError(
                     f"{part} must be one array [*B, S, F]{reason}, got {jax.tree.structure(array)}"
                 )
             check_shape(part, array, shape, "[*B, S, F]")
-            if not jnp.issubdtype(array.dtype, jnp.floating):
-                raise TypeError(f"{part} must be floating-point, got {array.dtype}")
+            check_floating(part, array)
+
+    @nn.nowrap
+    def _check_input_shape(self, shape: tuple[int, ...]) -> None:
+        if len(shape) < self.num_feature_axes:
+            layout = "[*B, R, I] (matrix_inputs=True)" if self.matrix_inputs else "[*B, I]"
+            raise ValueError(f"inputs must have shape {layout}, got {tuple(shape)}")
+        if 0 in shape[-self.num_feature_axes :]:
+            raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
 
 
 register(

@@ -3,6 +3,8 @@
 import operator
 from typing import Any
 
+import jax.numpy as jnp
+
 from rrnn_jax.typing import Array
 
 
@@ -21,6 +23,13 @@ def check_positive(**sizes: Any) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def check_between(name: str, value: Any, low: int, high: int) -> None:
+    """Raises unless `value` is an integer from `low` to `high`."""
+    check_positive(**{name: value})
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {value}")
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
     if value not in choices:
@@ -37,6 +46,21 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) ->
         raise ValueError(
             f"{name} must have shape {layout} = {tuple(shape)}, got {tuple(array.shape)}"
         ) from None
+
+
+def check_bool(name: str, array: Any, layout: str) -> None:
+    """Raises unless `array` is one of bool; `layout` explains it with axis letters."""
+    if getattr(array, "dtype", None) != jnp.bool_:
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise TypeError(
+            f"{name} must be a bool array {layout}, got {kind}; {name} != 0 makes one of numbers"
+        )
+
+
+def check_floating(name: str, array: Array) -> None:
+    """Raises unless `array` holds floating-point numbers."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating-point, got {array.dtype}")
 
 
 def check_rate(**rates: float) -> None:

@@ -44,7 +44,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_positive
+from rrnn_jax.checks import check_between, check_positive
 from rrnn_jax.typing import Array
 
 Correlation: TypeAlias = float | Array | tuple[float | Array, float | Array]
@@ -198,11 +198,11 @@ def sample_questions(
     """
     check_positive(batch_size=batch_size)
     steps = config.num_objects if num_shown is None else num_shown
-    _check_between("num_shown", steps, 2, config.num_objects)
+    check_between("num_shown", steps, 2, config.num_objects)
     if num_ranks is None:
         num_ranks = steps
     elif not isinstance(num_ranks, jax.Array):
-        _check_between("num_ranks", num_ranks, 1, steps)
+        check_between("num_ranks", num_ranks, 1, steps)
     for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
     bits = jax.random.bits(for_labels, (batch_size, config.num_objects), jnp.uint32)
     labels = _ranks(bits)[:, :steps]
@@ -402,9 +402,3 @@ def _is_ahead(values: Array) -> Array:
     order = jnp.arange(count, dtype=jnp.int32)
     earlier = jnp.broadcast_to(order[None, :] < order[:, None], (*values.shape, count))
     return (other < mine) | ((other == mine) & earlier)
-
-
-def _check_between(name: str, value: int | Array, low: int, high: int) -> None:
-    check_positive(**{name: value})
-    if not low <= int(value) <= high:
-        raise ValueError(f"{name} must be between {low} and {high}, got {value}")

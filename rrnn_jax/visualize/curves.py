@@ -58,28 +58,8 @@ def learning_curves_figure(
                 )
         _draw_model(axes, name, seeds, line_look(i))
     if trivial is not None:
-        axes.axhline(trivial, color="black", linestyle="--", linewidth=1)
-        axes.annotate(
-            f"trivial score {trivial:.3g}",
-            xy=(1.0, trivial),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, -3),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
-    for i, (label, start, end) in enumerate(bands):
-        axes.axvspan(start, end, color="black", alpha=0.03 if i % 2 else 0.09, linewidth=0)
-        axes.annotate(
-            label,
-            xy=(start, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(2, -3),
-            textcoords="offset points",
-            va="top",
-            fontsize=7,
-        )
+        _draw_trivial(axes, trivial)
+    _shade(axes, bands)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if y_limits is not None:
         axes.set_ylim(*y_limits)
@@ -99,6 +79,34 @@ def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, A
     steps, low, mean, high = _band(seeds)
     axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
     axes.plot(steps, mean, linewidth=1.8, label=f"{name} ({len(seeds)} seeds)", **look)
+
+
+def _draw_trivial(axes: Axes, score: float) -> None:
+    axes.axhline(score, color="black", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"trivial score {score:.3g}",
+        xy=(1.0, score),
+        xycoords=("axes fraction", "data"),
+        xytext=(-3, -3),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+    )
+
+
+def _shade(axes: Axes, bands: Sequence[tuple[str, float, float]]) -> None:
+    for i, (label, start, end) in enumerate(bands):
+        axes.axvspan(start, end, color="black", alpha=0.03 if i % 2 else 0.09, linewidth=0)
+        axes.annotate(
+            label,
+            xy=(start, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+        )
 
 
 def _band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

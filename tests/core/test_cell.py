@@ -303,7 +303,7 @@ def test_weights_of_golden_names_fit_the_cell():
         (
             {"gate_style": None, "output_gate": True},
             ValueError,
-            "output_gate=True needs gate_style 'unit' or 'memory', got gate_style=None",
+            "output_gate=True needs gate_style 'unit' or 'memory', got None",
         ),
     ],
 )

@@ -160,3 +160,6 @@ def test_another_product_runs_the_plain_scan_and_says_so():
     assert "another dot_general" in told
     with pytest.raises(ValueError, match=r"'hoisted' computes products by jax\.lax\.dot_general"):
         rnn.clone(implementation="hoisted").apply(variables, x)
+    precise = RNN(RelationalMemoryCell(2, 2, 2, precision="highest"), implementation="fused")
+    with pytest.raises(ValueError, match=r"'fused' takes jax\.default_matmul_precision"):
+        precise.init(jax.random.key(0), x)

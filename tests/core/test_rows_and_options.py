@@ -170,7 +170,9 @@ def test_dropout_per_step_or_per_sequence_under_flax():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, math.nan])
 def test_a_rate_out_of_bounds(rate):
-    with pytest.raises(ValueError, match=rf"dropout_rate must be in \[0, 1\), got {rate}"):
+    with pytest.raises(
+        ValueError, match=rf"dropout_rate must be at least 0 and below 1, got {rate}"
+    ):
         RelationalMemoryCell(dropout_rate=rate)
 
 

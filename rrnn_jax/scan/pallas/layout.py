@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.scan.pallas import kernels
+from rrnn_jax.scan.pallas.arithmetic import Spec
 from rrnn_jax.scan.relational.input_terms import InputTerms
 from rrnn_jax.scan.relational.weights import CoreWeights
 from rrnn_jax.typing import Array, Dtype
@@ -43,10 +43,10 @@ class Sizes(NamedTuple):
         return (2, *unit)
 
     @property
-    def spec(self) -> kernels.Spec:
+    def spec(self) -> Spec:
         """What the kernels are specialised for."""
         cell = self.cell
-        return kernels.Spec(
+        return Spec(
             gate_style=cell.gate_style,
             input_bias=float(cell.input_bias),
             forget_bias=float(cell.forget_bias),

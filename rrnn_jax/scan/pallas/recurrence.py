@@ -124,22 +124,10 @@ def _backward(
     w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
     layers = sizes.cell.attention_mlp_layers
-    d_outputs = sizes.split(d_outputs)
     row, wide = sizes.low(*sizes.rows), sizes.wide(*sizes.rows)
     gate = sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
-    sums = sizes.wide(2, *sizes.rows[1:])
-    qkv_sums = sizes.wide(2, 3, *sizes.rows[1:])
-    buffers = empty(
-        [
-            *(sizes.over_time(x) for x in (row, gate)),
-            Shape(gate_terms.shape, gate_terms.dtype),
-            *(sizes.over_time(x) for x in (sums, qkv_row)),
-            Shape(qkv_terms.shape, qkv_terms.dtype),
-            *(sizes.over_time(x) for x in (qkv_sums, sums)),
-            *(sizes.over_time(x) for x in [row] * (layers - 1)),
-        ],
-    )
+    buffers = _backward_buffers(sizes, gate_terms, qkv_terms, [row] * (layers - 1))
 
     def step(k: Array, state: tuple) -> tuple:
         d_fresh, d_memory, d_product, d_tanh, buffers = state
@@ -147,7 +135,7 @@ def _backward(
         (fresh_so_far, d_memory, d_last, d_gates), buffers[:4] = sizes.call(
             partial(kernels.update_backward, sizes.spec),
             [
-                *(at, flags, fresh, d_fresh, d_memory, d_product, d_tanh, d_outputs),
+                *(at, flags, fresh, d_fresh, d_memory, d_product, d_tanh, sizes.split(d_outputs)),
                 *(kept.memories, kept.last, kept.rows, kept.gates, v.last, gate_terms),
             ],
             [Shape(fresh.shape, fresh.dtype), wide, row, gate],
@@ -185,13 +173,11 @@ def _backward(
     before = _started(kept.memories[:-1], fresh, resets)
     squashed = jnp.tanh(before[0])
     d_carry = d_memory + d_product.astype(jnp.float32)
-    d_carry = d_carry + d_tanh.astype(jnp.float32) * (1 - squashed * squashed)
-    d_reset = None
+    d_carry, d_reset = d_carry + d_tanh.astype(jnp.float32) * (1 - squashed * squashed), None
     if resets is not None:
-        reset = resets[0]
-        d_reset = d_fresh + select(reset, d_carry, jnp.zeros_like(d_carry))
-        d_reset = d_reset.reshape(d_final.shape)
-        d_carry = select(reset, jnp.zeros_like(d_carry), d_carry)
+        nothing = jnp.zeros_like(d_carry)
+        d_reset = (d_fresh + select(resets[0], d_carry, nothing)).reshape(d_final.shape)
+        d_carry = select(resets[0], nothing, d_carry)
 
     d_terms = InputTerms(
         (found.qkv_terms.reshape(terms.qkv[0].shape),),
@@ -200,6 +186,24 @@ def _backward(
     )
     d_weights = _weight_gradients(sizes, weights, kept, before, found)
     return Arguments(d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms, None, None)
+
+
+def _backward_buffers(
+    sizes: Sizes, gate_terms: Array, qkv_terms: Array, hidden: list[Shape]
+) -> list[Array]:
+    """Room for what the backward loop finds of all steps, in the order of `_Found`."""
+    row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
+    qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
+    sums, qkv_sums = sizes.wide(2, *sizes.rows[1:]), sizes.wide(2, 3, *sizes.rows[1:])
+    return empty(
+        [
+            *(sizes.over_time(x) for x in (row, gate)),
+            Shape(gate_terms.shape, gate_terms.dtype),
+            *(sizes.over_time(x) for x in (sums, qkv_row)),
+            Shape(qkv_terms.shape, qkv_terms.dtype),
+            *(sizes.over_time(x) for x in (qkv_sums, sums, *hidden)),
+        ],
+    )
 
 
 class _Found(NamedTuple):
