@@ -43,7 +43,8 @@ class SeedCurve(NamedTuple):
     Attributes:
       steps: the evaluated updates, ascending.
       values: the score of the stream "valid" at each of them.
-      seconds: the wall time until each, divided by the seeds that were trained side by side.
+      seconds: of training until each, without compilation and evaluations, divided by the seeds
+        that were trained side by side.
       test: the score of the stream "test" after the last update; None without one.
     """
 
@@ -76,7 +77,7 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The mean wall time of a seed."""
+        """The mean time of a seed."""
         return statistics.fmean(seed.seconds[-1] for seed in self.seeds.values())
 
 
@@ -96,13 +97,13 @@ def read_run(run_dir: Path, model: str = "") -> Run:
     summary = summary.get(model, summary)
     score = Score(summary["score"]["name"], summary["score"]["goal"])
     count = len(summary["seeds"])
-    walls = {row["step"]: row["wall_seconds"] / count for row in read_rows(run_dir / TIMINGS_FILE)}
+    times = {row["step"]: row["seconds"] / count for row in read_rows(run_dir / TIMINGS_FILE)}
     curves = curve(read_metrics(run_dir), "valid", score.name)
     tests = summary.get("test", {}).get(score.name) or [None] * count
     return Run(
         score,
         {
-            seed: SeedCurve(*curves[seed], [walls.get(s, 0.0) for s in curves[seed][0]], test)
+            seed: SeedCurve(*curves[seed], [times.get(s, 0.0) for s in curves[seed][0]], test)
             for seed, test in zip(summary["seeds"], tests, strict=True)
         },
         summary["parameters"],

@@ -25,7 +25,7 @@ def make_run(directory, values, tests, seconds, seeds=(7, 8, 9, 10, 11)):
         for i, value in enumerate(curve)
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    walls = [{"step": 10 * i, "wall_seconds": i * seconds, "seconds": 0} for i in (1, 2)]
+    walls = [{"step": 10 * i, "seconds": i * seconds, "wall_seconds": 0} for i in (1, 2)]
     (directory / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in walls))
     summary = {
         **{"seeds": seeds, "parameters": 100, "train_seconds": seconds, "steps": 20},
