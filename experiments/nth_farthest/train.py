@@ -93,7 +93,7 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
         f"Nth Farthest, {config.task.num_objects} objects of {config.task.num_features} features"
     )
     if bands and len(directories) > 1:
-        title += f"\nshaded: stages of the {next(iter(rows))}, seed {config.train.seed}"
+        title += f"\nnumbers: stages of the {next(iter(rows))}, seed {config.train.seed}"
     trivial = nth_farthest.Config(
         config.task.num_objects, config.task.num_features
     ).trivial_accuracy
@@ -118,11 +118,11 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
 
 
 def stage_bands(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
-    """The stages of a run's first seed: label, first and last step; none without a curriculum.
+    """The stages of a run's first seed: number, first and last step; none without a curriculum.
 
     >>> row = {"split": "train", "seed": 0}
     >>> stage_bands([row | {"step": s, "stage": float(s > 200)} for s in (100, 200, 300)])
-    [('stage 1', 0, 200), ('stage 2', 200, 300)]
+    [('1', 0, 200), ('2', 200, 300)]
     """
     curves = curve(rows, "train", "stage")
     if not curves:
@@ -130,7 +130,7 @@ def stage_bands(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     bands: list[tuple[str, float, float]] = []
     before = 0
     for step, value in zip(*curves[min(curves)], strict=True):
-        label = f"stage {round(value) + 1}"
+        label = f"{round(value) + 1}"
         start = bands.pop()[1] if bands and bands[-1][0] == label else before
         bands.append((label, start, step))
         before = step

@@ -150,7 +150,7 @@ def test_bands_of_the_first_seed():
         for seed, stages in ((0, (0.0, 0.9, 1.0, 2.0)), (1, (0.0, 0.0, 0.0, 0.0)))
         for step, stage in zip((10, 20, 30, 40), stages, strict=True)
     ]
-    expected = [("stage 1", 0, 10), ("stage 2", 10, 30), ("stage 3", 30, 40)]
+    expected = [("1", 0, 10), ("2", 10, 30), ("3", 30, 40)]
     assert stage_bands(rows) == expected
     assert stage_bands([{"split": "train", "seed": 0, "step": 10, "loss": 1.0}]) == []
 
