@@ -173,3 +173,17 @@ def test_vmapped_seeds_and_bfloat16(tmp_path):
     assert summary["rmc"]["seeds"] == [5, 6]
     first, second = summary["rmc"]["evaluation"]["loss"]
     assert first != second
+
+
+@pytest.mark.parametrize("preset", ["laptop", "small"])
+@pytest.mark.parametrize(
+    "document", [README, README.parents[2] / "README.md"], ids=["own", "front"]
+)
+def test_documents_quote_what_was_kept(document, preset):
+    kept = README.parents[1] / "results" / "nth_farthest" / f"{preset}.json"
+    text = document.read_text()
+    for run in json.loads(kept.read_text()).values():
+        summary = run["summary"]
+        (score,) = summary.get("test", summary["evaluation"])["accuracy"]
+        assert f"{100 * score:.1f} %" in text
+        assert f"{summary['parameters']:,}" in text
