@@ -19,7 +19,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 _MAX_CACHE = 2**30  # Bytes; a larger cache begins anew.
 _MAX_RESIDENT = 1.1e9  # Bytes; a process that grows beyond frees its programs within a file, too.
-_MAX_PROGRAMS = 100  # What a test may compile.
+_MAX_PROGRAMS = 200  # What a test may compile.
 
 # The longest files, which go first so that all workers end together.
 _LONGEST = [

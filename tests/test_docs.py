@@ -7,7 +7,7 @@ import jax
 import pytest
 
 # A page may do without `jax.jit`: each of its operations is a program then.
-pytestmark = pytest.mark.programs(200)
+pytestmark = pytest.mark.programs(300)
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -10,7 +10,7 @@ import pytest
 import rrnn_jax
 
 # An example may be written without `jax.jit`: each of its operations is a program then.
-pytestmark = pytest.mark.programs(200)
+pytestmark = pytest.mark.programs(300)
 MODULES = sorted(info.name for info in pkgutil.walk_packages(rrnn_jax.__path__, prefix="rrnn_jax."))
 
 

@@ -42,7 +42,11 @@ print("saved", flush=True)
 
 NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 # Makes the terminal the one that controls the session.
-CONTROL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
+CONTROL = """\
+import os, signal
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
+"""
 
 
 def code(where: str, ready: Path) -> str:

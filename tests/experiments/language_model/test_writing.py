@@ -136,6 +136,7 @@ def save_small(folder, saved=None):
 
     from experiments.common.run_directory import open_run
 
+    saved = saved or small()
     open_run(folder, saved.config)
     write_json(folder / "vocabulary.json", saved.vocabulary.state())
     flat = flatten_dict(saved.params, sep="/")
