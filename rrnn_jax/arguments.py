@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.recurrent import flip_sequences
 
-from rrnn_jax.carry import as_flags, beside, broadcast_carry, checked_carry
+from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.checks import check_bool, check_shape
-from rrnn_jax.scan.mesh import varying_axes
+from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
 

@@ -1,17 +1,14 @@
 """Carries: put back where an episode begins, checked, and made like what the caller brings."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_floating, check_shape
-from rrnn_jax.scan.mesh import varying_axes, varying_over
+from rrnn_jax.scan.mesh import beside
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
 
@@ -92,7 +89,8 @@ def as_flags(name: str, flags: Any) -> Array:
     flags = flags if hasattr(flags, "dtype") else jnp.asarray(flags)
     if flags.dtype == jnp.bool_:
         return jnp.asarray(flags)
-    if not jnp.issubdtype(flags.dtype, jnp.number):
+    real = any(jnp.issubdtype(flags.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    if not real:
         raise TypeError(f"{name} must be bool or numbers (True where not 0), got {flags.dtype}")
     return jnp.asarray(flags != 0)
 
@@ -160,57 +158,3 @@ def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> C
         return jnp.broadcast_to(value, like.shape)
 
     return jax.tree_util.tree_map_with_path(leaf, fresh, carry)
-
-
-def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = frozenset()) -> Array:
-    """An array as JAX wants it beside another: sharded and varying along the same mesh axes.
-
-    Only what JAX has in an array's type is at stake: axes of a mesh that are explicit, and those
-    over which a value varies within `jax.shard_map`. Elsewhere it changes nothing.
-
-    Args:
-      x: an array whose first axes are those `axes` of `other`.
-      other: the array to follow.
-      axes: axes of `other`.
-      varying: further mesh axes over which the result is to vary.
-
-    Returns:
-      `x`, placed; its own axes stay as they are sharded already.
-    """
-    x = varying_over(varying_axes(other) | varying, x)
-    sharding = _explicit_sharding(other)
-    if sharding is None:
-        return x
-    own = _explicit_sharding(x)
-    spec = _axes_of(own, x) if own is not None else [None] * x.ndim
-    used = {name for entry in spec for name in _names(entry)}
-    wanted_of = _axes_of(sharding, other)
-    for i, axis in enumerate(axes):
-        wanted = wanted_of[axis]
-        if spec[i] is None and not used & set(_names(wanted)):
-            spec[i] = wanted
-    if own is not None and _axes_of(own, x) == spec:
-        return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
-
-
-def _explicit_sharding(x: Array) -> NamedSharding | None:
-    """How an array lies on a mesh that has explicit axes; None if it does not."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    if AxisType.Explicit not in getattr(getattr(sharding, "mesh", None), "axis_types", ()):
-        return None
-    # Outside of `jax.set_mesh` only an array itself knows its devices.
-    own = None if isinstance(x, Tracer) else x.sharding
-    return own if isinstance(own, NamedSharding) else sharding
-
-
-def _axes_of(sharding: NamedSharding, x: Array) -> list[Any]:
-    """The entry of each axis of an array; a `PartitionSpec` may leave out the last ones."""
-    return [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    """The mesh axes of one entry of a `PartitionSpec`."""
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)

@@ -19,6 +19,7 @@ from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
 from rrnn_jax.scan.dispatch import register
+from rrnn_jax.scan.mesh import beside
 from rrnn_jax.typing import (
     Array,
     Carry,
@@ -341,6 +342,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         """``[*B, S, F]`` or ``[*B, S, 1]``, scaled up where `kept` and 0 elsewhere."""
         if kept is None:
             return x
+        kept = beside(kept, x, range(x.ndim - 1))
         scaled = jnp.broadcast_to(x / jnp.asarray(1.0 - self.dropout_rate, x.dtype), kept.shape)
         return jnp.where(kept, scaled, jnp.zeros_like(scaled))
 

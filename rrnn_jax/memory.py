@@ -207,7 +207,7 @@ class RelationalMemory(nn.Module):
         mask = None
         if row_mask is not None:
             check_shape("row_mask", row_mask, input_rows.shape[:-1], "[*B, R]")
-            mask = jnp.concatenate([jnp.ones(memory.shape[:-1], bool), row_mask], axis=-1)
+            mask = jnp.concatenate([jnp.ones_like(memory[..., 0], bool), row_mask], axis=-1)
         options = linear_options(self)
         mlp = RowMLP(self.attention_mlp_layers, **options, name="mlp")
         rows = jnp.concatenate([memory, input_rows], axis=-2)

@@ -258,8 +258,8 @@ class RNN(nn.Module):
         >>> rnn.initialize_carry((8,)).shape
         (8, 4, 32)
 
-        Of a cell with a learned initial memory, `rnn.apply(variables, (8,),
-        method="initialize_carry")` gives that.
+        A learned initial memory is a parameter: `rnn.apply(variables, (8,),
+        method="initialize_carry")` gives it.
 
         Args:
           batch_shape: ``*B``.
@@ -269,7 +269,15 @@ class RNN(nn.Module):
 
         Returns:
           A carry.
+
+        Raises:
+          ValueError: the cell's initial memory is learned, and there are no variables.
         """
+        if getattr(self.cell, "learned_carry", False) and self.scope is None:
+            raise ValueError(
+                "initialize_carry of a cell with learned_carry=True needs its variables: "
+                'rnn.apply(variables, batch_shape, method="initialize_carry")'
+            )
         features = (1,) * self.cell.num_feature_axes if feature_shape is None else feature_shape
         key = jax.random.key(0) if rng is None else rng
         return self.cell.initialize_carry(key, (*batch_shape, *features))

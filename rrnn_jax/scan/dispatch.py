@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import in_filter
 from flax.linen import module as linen_module
@@ -251,13 +252,13 @@ def _kept(request: Request) -> Array | None:
         return None
     shape = (*request.batch, cell.mem_slots, cell.mem_size)
 
-    def draw(cell: Any, carry: None, _: None) -> tuple[None, Array]:
+    def draw(cell: Any, carry: None, _: Array) -> tuple[None, Array]:
         return carry, cell.kept(shape)
 
+    # Steps are counted by an array: their number may be a symbol of `jax.export`.
     scan: Any = nn.scan(
         draw,
-        length=request.steps,
         variable_broadcast=request.lifting.variable_broadcast,
         split_rngs=request.lifting.split_rngs,
     )
-    return scan(cell, None, None)[1]
+    return scan(cell, None, jnp.zeros((request.steps,), jnp.int8))[1]

@@ -1,8 +1,11 @@
-"""What the fast paths need to know of devices and meshes."""
+"""Devices and meshes: where arrays lie, and how one is put beside another."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rrnn_jax.typing import Array
 
@@ -16,7 +19,7 @@ def platform() -> str:
 def has_explicit_axes(array: Array) -> bool:
     """Whether an array lies on a mesh with axes that are explicit: parts of arrays' types."""
     mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
-    return jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())
+    return AxisType.Explicit in getattr(mesh, "axis_types", ())
 
 
 def varying_axes(*trees: Any) -> frozenset[str]:
@@ -38,6 +41,59 @@ def varying_over(axes: frozenset[str], tree: Any) -> Any:
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, tree) if axes else tree
+
+
+def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = frozenset()) -> Array:
+    """An array as JAX wants it beside another: sharded and varying along the same mesh axes.
+
+    Only what JAX has in an array's type is at stake: axes of a mesh that are explicit, and those
+    over which a value varies within `jax.shard_map`. Elsewhere it changes nothing.
+
+    Args:
+      x: an array whose first axes are those `axes` of `other`.
+      other: the array to follow.
+      axes: axes of `other`.
+      varying: further mesh axes over which the result is to vary.
+
+    Returns:
+      `x`, placed; its own axes stay as they are sharded already.
+    """
+    x = varying_over(varying_axes(other) | varying, x)
+    sharding = _explicit_sharding(other)
+    if sharding is None:
+        return x
+    own = _explicit_sharding(x)
+    spec = _axes_of(own, x) if own is not None else [None] * x.ndim
+    used = {name for entry in spec for name in _names(entry)}
+    wanted_of = _axes_of(sharding, other)
+    for i, axis in enumerate(axes):
+        wanted = wanted_of[axis]
+        if spec[i] is None and not used & set(_names(wanted)):
+            spec[i] = wanted
+    if own is not None and _axes_of(own, x) == spec:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def _explicit_sharding(x: Array) -> NamedSharding | None:
+    """How an array lies on a mesh that has explicit axes; None if it does not."""
+    if not has_explicit_axes(x):
+        return None
+    # Outside of `jax.set_mesh` only an array itself knows its devices.
+    own = None if isinstance(x, Tracer) else x.sharding
+    return own if isinstance(own, NamedSharding) else jax.typeof(x).sharding
+
+
+def _axes_of(sharding: NamedSharding, x: Array) -> list[Any]:
+    """The entry of each axis of an array; a `PartitionSpec` may leave out the last ones."""
+    return [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a `PartitionSpec`."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def product_of(sizes: tuple[Any, ...]) -> int | None:

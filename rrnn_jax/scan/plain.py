@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -133,11 +132,13 @@ def _check_chunks(
     if cell.is_initializing():
         return
     alone = cell.clone(parent=None, name=None)
-    shape = list(sequence.inputs.shape)
-    del shape[time_axis]
-    x = jax.ShapeDtypeStruct(tuple(shape), sequence.inputs.dtype)
+
+    def step(variables: Any, carry: Carry, inputs: Array) -> Any:
+        x = jnp.sum(inputs, axis=time_axis, dtype=inputs.dtype)  # Shaped and sharded like a step's.
+        return alone.apply(variables, carry, x, mutable=True)
+
     try:
-        jax.eval_shape(partial(alone.apply, mutable=True), cell.variables, carry, x)
+        jax.eval_shape(step, cell.variables, carry, sequence.inputs)
     except InvalidRngError as error:
         raise ValueError(
             "remat='chunked' would draw other random numbers than the whole sequence, and "

@@ -18,8 +18,8 @@ N - 1 other objects at all other times: :math:`1/N + (N-1)/N \cdot 1/(N-1) = 2/N
 
 Distances are compared as float32 sums of squares. Coordinates lie on a grid of 2^-22, so that the
 differences are exact and the sums are off by a few units in the last place. Two objects nearer to a
-tie than that (about 1 in 100,000 samples of 8 x 16) may trade ranks; the reference is
-last in any case, and exact ties go to the object shown first.
+tie than that (about 1 in 100,000 samples of 8 x 16) may trade ranks; the reference is last
+always, and exact ties go to the object shown first.
 
 **Easier questions, for training.** Uniform vectors are hard to begin with. What must be found
 is the product in :math:`|x - r|^2 = |x|^2 + |r|^2 - 2 \sum_i x_i r_i`, and in 16 dimensions the
@@ -168,9 +168,8 @@ def sample_questions(
     """Draws questions, as `sample` does, before they are written as inputs.
 
     >>> import jax
-    >>> from functools import partial
     >>> options = {"num_shown": 4, "num_ranks": 1, "correlation": (0.5, 1.0)}
-    >>> draw = jax.jit(partial(sample_questions, config=Config(), batch_size=32, **options))
+    >>> draw = jax.jit(lambda key: sample_questions(key, Config(), 32, **options))
     >>> easy = draw(jax.random.key(0))
     >>> easy.vectors.shape, easy.labels.shape, int(easy.rank.max())
     ((32, 4, 16), (32, 4), 0)
@@ -332,11 +331,9 @@ def decode(inputs: Array, config: Config) -> Question:
 
     >>> import jax
     >>> config = Config(num_objects=4, num_features=2)
-    >>> @jax.jit
-    ... def is_right(key):
-    ...     batch = sample(key, config, 16)
-    ...     return answer(decode(batch.inputs, config)) == batch.targets
-    >>> bool(is_right(jax.random.key(0)).all())
+    >>> batch = jax.jit(sample, static_argnums=(1, 2))(jax.random.key(0), config, 16)
+    >>> found = jax.jit(lambda inputs: answer(decode(inputs, config)))(batch.inputs)
+    >>> bool((found == batch.targets).all())
     True
 
     Args:

@@ -57,9 +57,9 @@ def error(actual: Any, expected: Any) -> float:
     return max(float(abs(a - b).max() / (abs(b).max() + 1e-12)) for a, b in pairs)
 
 
-def explicit(names: tuple[str, ...], implementation: str) -> float:
+def explicit(names: tuple[str, ...], implementation: str, **options: Any) -> float:
     """Data parallelism in JAX's present way: axes of the mesh are parts of arrays' types."""
-    loss, args = problem(names, implementation)
+    loss, args = problem(names, implementation, **options)
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -113,6 +113,27 @@ def reset_by_hand() -> float:
         ]
     assert all(jax.typeof(x).sharding.spec[0] == "data" for x in found)
     return error(found, [expected] * 2)
+
+
+def options_of(kind: str, implementation: Any) -> float:
+    """What a mesh of explicit axes has to know of beside vectors: rows and what is drawn."""
+    cell = CELL.clone(**{"matrix": {"matrix_inputs": True}, "drop": {"dropout_rate": 0.5}}[kind])
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = (5,) if kind == "matrix" else ()
+    x = jax.random.normal(keys[0], (BATCH, STEPS, *rows, FEATURES))
+    more = {"row_mask": jax.random.bernoulli(keys[1], 0.7, x.shape[:-1])} if rows else {}
+    rnn = RNN(cell, implementation=implementation, split_rngs={"params": False, "dropout": True})
+    rngs = {"params": keys[2], "dropout": keys[2]}
+
+    def loss(params: Any, x: Any, more: Any) -> Any:
+        return jnp.mean(jnp.sin(3 * rnn.apply(params, x, rngs=rngs, **more)))
+
+    params = jax.jit(rnn.init)(rngs, x, **more)
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    expected = gradient(params, x, more)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        return error(gradient(*placed(mesh, (params, x, more))), expected)
 
 
 def two_axes(implementation: str) -> dict[str, Any]:
@@ -182,6 +203,11 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
 } | {
     "mapped, carry": partial(mapped, FLAGS["all flags"], "auto", carry=True),
     "mapped, chunked": partial(mapped, FLAGS["all flags"], "scan", remat="chunked"),
+    "explicit, chunked": partial(explicit, FLAGS["all flags"], "scan", remat="chunked"),
+    "explicit, matrix, scan": partial(options_of, "matrix", "scan"),
+    "explicit, matrix, hoisted": partial(options_of, "matrix", "hoisted"),
+    "explicit, dropout, scan": partial(options_of, "drop", "scan"),
+    "explicit, dropout, hoisted": partial(options_of, "drop", "hoisted"),
     "reset by hand": reset_by_hand,
     "two axes": partial(two_axes, "auto"),
     "sharded params": partial(sharded_params, "auto"),

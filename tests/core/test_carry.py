@@ -78,6 +78,8 @@ def test_reset_carry_names_what_does_not_fit():
         reset_carry(RMC, carry, FLAGS, (carry, carry))
     with pytest.raises(TypeError, match=r"flags must be bool or numbers .*<U3"):
         reset_carry(RMC, carry, np.array(["yes"] * 3))
+    with pytest.raises(TypeError, match=r"flags must be bool or numbers .*complex64"):
+        reset_carry(RMC, carry, np.ones(3, np.complex64))
     with pytest.raises(ValueError, match=r"fresh must be given for a cell with learned_carry=True"):
         reset_carry(RMC.clone(learned_carry=True), carry, FLAGS)
 
@@ -197,6 +199,8 @@ def test_a_learned_memory_begins_as_carry_init_makes_it():
     changed = jax.tree.map(lambda p: p + 1, variables)
     found = RNN(cell).apply(changed, (2,), method="initialize_carry")
     np.testing.assert_array_equal(found, np.broadcast_to(np.eye(3, 8) + 1, (2, 3, 8)))
+    with pytest.raises(ValueError, match="learned_carry=True needs its variables"):
+        RNN(cell).initialize_carry((2,))
 
 
 @pytest.mark.parametrize(

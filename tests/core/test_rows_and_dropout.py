@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import export
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
@@ -163,3 +164,14 @@ def test_another_product_runs_the_plain_scan_and_says_so():
     precise = RNN(RelationalMemoryCell(2, 2, 2, precision="highest"), implementation="fused")
     with pytest.raises(ValueError, match=r"'fused' takes jax\.default_matmul_precision"):
         precise.init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("each_step", [True, False])
+def test_dropout_is_exported_for_any_batch_and_length(each_step):
+    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2, dropout_rate=0.5)
+    rnn = RNN(cell, split_rngs={"params": False, "dropout": each_step})
+    x = X[:, :, 0]
+    variables = random_variables(RNN(cell), x)
+    run = jax.jit(lambda x: rnn.apply(variables, x, rngs={"dropout": jax.random.key(0)}))
+    any_size = jax.ShapeDtypeStruct(export.symbolic_shape("b, t, 2"), jnp.float32)
+    close(export.export(run)(any_size).call(x), run(x))

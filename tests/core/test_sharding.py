@@ -52,7 +52,13 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
 
 @pytest.mark.parametrize(
     "name",
-    mostly_slow(ON_MESHES, keep=["explicit, auto, all flags", "mapped, carry", "reset by hand"]),
+    mostly_slow(
+        ON_MESHES,
+        keep=[
+            *("explicit, auto, all flags", "mapped, carry", "reset by hand"),
+            *("explicit, matrix, hoisted", "explicit, dropout, hoisted"),
+        ],
+    ),
 )
 def test_explicit_axes_and_checked_shard_map(on_meshes, name):
     assert on_meshes[name] < 1e-4

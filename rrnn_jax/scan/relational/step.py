@@ -126,8 +126,8 @@ class Step(NamedTuple):
             key = jnp.concatenate([key, heads_first(input_key)], axis=-2)
             value = jnp.concatenate([value, heads_first(input_value)], axis=-2)
         if present is not None:
-            memory_rows = jnp.ones((*present.shape[:-1], cell.mem_slots), bool)
-            present = jnp.concatenate([memory_rows, present], axis=-1)
+            widths = [(0, 0)] * (present.ndim - 1) + [(cell.mem_slots, 0)]
+            present = jnp.pad(present, widths, constant_values=True)
         attended, weights = attend(self.cpu, query, key, value, present, cell.precision)
         attended = jnp.swapaxes(attended, -3, -2)
         return attended.reshape(*attended.shape[:-2], cell.mem_size), weights
