@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,25 +11,18 @@ import numpy as np
 from experiments.common import loop, parallel
 from experiments.common.cli import exit_code
 from experiments.common.run_directory import open_run
-from tests.experiments.toys import CONFIG, Whole, regression
+from tests.experiments.toys import CONFIG, Whole, parse_process, regression
 
 
 def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--slow", action="store_true", help="a while between chunks")
-    parser.add_argument("--coordinator")
-    parser.add_argument("--num-processes", type=int)
-    parser.add_argument("--process-id", type=int)
-    given = parser.parse_args()
-    given.directory.mkdir(parents=True, exist_ok=True)
+    given = parse_process(parser)
     if given.slow:
         quick = loop.to_values
         loop.to_values = lambda metrics: time.sleep(0.05) or quick(metrics)
-    if given.coordinator:
-        parallel.connect(given.coordinator, given.num_processes, given.process_id)
 
     def action() -> None:
         config = dataclasses.replace(CONFIG, steps=given.steps)

@@ -21,7 +21,7 @@ from experiments.common.cells import Core, make_cell, register
 from experiments.common.cli import parse
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
-from tests.experiments.toys import counting
+from tests.experiments.toys import counting, parse_process
 
 # Gradient descent with momentum: Adam would make a whole step of a gradient that is zero but for
 # rounding (of a bias before a softmax), in whatever direction that rounding has.
@@ -62,16 +62,9 @@ def make_problems(directory: Path) -> dict:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
     parser.add_argument("--devices", nargs="+", type=int, required=True)
     parser.add_argument("--only", nargs="*", help="problems to train (default: all)")
-    parser.add_argument("--coordinator")
-    parser.add_argument("--num-processes", type=int)
-    parser.add_argument("--process-id", type=int)
-    given = parser.parse_args()
-    given.directory.mkdir(parents=True, exist_ok=True)
-    if given.coordinator:
-        parallel.connect(given.coordinator, given.num_processes, given.process_id)
+    given = parse_process(parser)
     gc.disable()  # It would walk through all programs, again and again.
     register("own", OwnConfig)
     from experiments.nth_farthest.__main__ import DESCRIPTION, PRESETS, default_dir

@@ -17,6 +17,7 @@ from experiments.nth_farthest.__main__ import default_dir, main
 from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskConfig
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
+from rrnn_jax.tasks import nth_farthest as nth_farthest_task
 
 README = Path(nth_farthest.__file__).with_name("README.md")
 FAST = [
@@ -187,3 +188,25 @@ def test_documents_quote_what_was_kept(document, preset):
         (score,) = summary.get("test", summary["evaluation"])["accuracy"]
         assert f"{100 * score:.1f} %" in text
         assert f"{summary['parameters']:,}" in text
+
+
+def test_attention_is_quoted_as_it_was_measured():
+    kept = README.parents[1] / "results" / "nth_farthest" / "laptop_figures" / "attention.json"
+    numbers, text = json.loads(kept.read_text()), " ".join(README.read_text().split())
+    shown = [100 * share for share in numbers["input"]["head 4"]["shown"]]
+    assert f"{min(shown):.0f} to {max(shown):.0f} % of its attention to the input" in text
+    written = {name: 100 * numbers["written"][f"{name}_share"] for name in ("largest", "even")}
+    assert "{largest:.1f} % of the change (evenly: {even:.1f} %".format(**written) in text
+
+
+def test_the_core_that_ships_answers_as_its_card_says(monkeypatch):
+    monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
+    card = README.parents[1] / "results" / "nth_farthest" / "weights" / "README.md"
+    found: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", card.read_text(), re.S)[0], found)
+    score = float(re.findall(r"([\d.]+) % of 16,384 fresh", card.read_text())[0])
+    task = nth_farthest_task.Config()
+    batch = jax.jit(nth_farthest_task.sample, static_argnums=(1, 2))(jax.random.key(9), task, 2048)
+    logits = jax.jit(make_model(found["config"]).apply)(found["params"], batch.inputs)
+    assert found["step"] == 10_000
+    assert abs(100 * jnp.mean(logits.argmax(-1) == batch.targets) - score) < 2  # 3 deviations.

@@ -1,5 +1,6 @@
 """Small problems for tests of the engine, and the config that goes with them."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from experiments.common import parallel
 from experiments.common.actor_critic.agent import Agent
 from experiments.common.actor_critic.learner import LearnerConfig
 from experiments.common.actor_critic.problem import actor_critic
@@ -157,3 +159,16 @@ def counting(train: TrainConfig, cell: nn.RNNCellBase) -> Problem:
     agent = Agent(Count.num_actions, cell, width=4)
     score = Score("return")
     return actor_critic(train, learner, env=Count(), agent=agent, score=score, test_episodes=4)
+
+
+def parse_process(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Options of a program that may be one of several processes; makes its directory and joins."""
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    given = parser.parse_args()
+    given.directory.mkdir(parents=True, exist_ok=True)
+    if given.coordinator:
+        parallel.connect(given.coordinator, given.num_processes, given.process_id)
+    return given
