@@ -106,15 +106,7 @@ def index() -> str:
                 "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)",
             )
         )
-    rows += [
-        (
-            "experiments.comparison runs",
-            "a table of finished runs, here of the first and the third line's",
-            "seconds",
-            "[table](results/comparison.md), [numbers](results/comparison.json)",
-        ),
-        ("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""),
-    ]
+    rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
     lines = ["| `python -m` | what | time | results |", "|---|---|---|---|"]
     lines += [f"| `{command}` | {what} | {time} | {kept} |" for command, what, time, kept in rows]
     environment = quick["rmc"]["environment"]

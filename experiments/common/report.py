@@ -53,6 +53,13 @@ class SeedCurve(NamedTuple):
     seconds: list[float]
     test: float | None
 
+    def reaches(self, score: float, goal: str) -> tuple[int, float] | None:
+        """Update and time of the first evaluation that is as good as `score`; None: never."""
+        for step, value, seconds in zip(self.steps, self.values, self.seconds, strict=True):
+            if value >= score if goal == "max" else value <= score:
+                return step, seconds
+        return None
+
     def after(self, seconds: float) -> float:
         """The score of the last evaluation that was made within a time."""
         return self.values[max(bisect.bisect_right(self.seconds, seconds) - 1, 0)]
@@ -112,6 +119,15 @@ def read_run(run_dir: Path, model: str = "") -> Run:
     )
 
 
+def joined(runs: Sequence[Run]) -> Run:
+    """Runs of the same model with other seeds as one; the time of an update is their mean."""
+    seeds = {number: seed for run in runs for number, seed in sorted(run.seeds.items())}
+    weights = [len(run.seeds) for run in runs]
+    times = [run.seconds_per_update for run in runs]
+    seconds = sum(w * x for w, x in zip(weights, times, strict=True)) / sum(weights)
+    return runs[0]._replace(seeds=dict(sorted(seeds.items())), seconds_per_update=seconds)
+
+
 def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval | None:
     """The bootstrap interval of the mean of ``a - b``, in pairs; None of less than two pairs.
 
@@ -162,16 +178,21 @@ def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
 
     Args:
       runs: by model; only seeds that all have are compared.
+
+    Raises:
+      ValueError: they have no seed or no evaluated update in common.
     """
     seeds = sorted(set.intersection(*({*run.seeds} for run in runs.values())))
+    if not seeds:
+        raise ValueError("the runs have no seed in common")
     ends = {seed.steps[-1] for run in runs.values() for seed in run.seeds.values()}
     has_test = all(seed.test is not None for run in runs.values() for seed in run.seeds.values())
     by_test = len(ends) == 1 and has_test
     budget = min(run.seconds for run in runs.values())
-    step = max(
-        set.intersection(*({*run.seeds[s].steps} for run in runs.values() for s in run.seeds)),
-        default=0,
-    )
+    steps = set.intersection(*({*run.seeds[s].steps} for run in runs.values() for s in run.seeds))
+    if not steps:
+        raise ValueError("the runs were not evaluated at any update in common")
+    step = max(steps)
 
     def at_updates(seed: SeedCurve) -> float:
         value = seed.test if by_test else seed.values[seed.steps.index(step)]

@@ -1,0 +1,276 @@
+"""Compares finished runs: ``python -m experiments.comparison DIRECTORY... --out-dir DIR``.
+
+Finds every finished run below the directories and sorts them by task. Seeds of one config may be in
+several runs. Each task gets the tables of `experiments.common.report`: models against the first one
+after equal updates and after equal time, with the interval of their difference, and, with
+``--to``, the updates and seconds that the seeds take to a score.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common.cells import TITLES
+from experiments.common.cli import exit_code
+from experiments.common.metrics import METRICS_FILE
+from experiments.common.records import read_json, write_json, write_text
+from experiments.common.refused import RefusedError
+from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
+from experiments.common.run_directory import flatten, read_environment
+
+_MODEL_SECTIONS = (*TITLES, "conv_lstm", "none", "dtype", "model")
+"""Parts of a config that are a model's. All else but `train` says what the task is."""
+_IRRELEVANT = {
+    *("preset", "implementation", "train.seed", "train.num_seeds", "train.micro_batch_size"),
+    *("train.chunk_steps", "train.eval_every", "train.eval_samples", "train.checkpoint_every"),
+}
+"""Fields that say which seeds, or how to compute and judge, but not what."""
+
+
+class Entry(NamedTuple):
+    """A model on a task, with all its seeds.
+
+    Attributes:
+      experiment: its name and that of the first run's preset.
+      task: the fields of the config that say what the task is.
+      model: its name.
+      config: flat, without what does not matter.
+      run: its curves.
+      hardware: what they were made on.
+      commits: of the code.
+    """
+
+    experiment: str
+    task: dict[str, Any]
+    model: str
+    config: dict[str, Any]
+    run: Run
+    hardware: tuple[str, ...]
+    commits: tuple[str, ...]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.comparison",
+        description="Tables of finished runs: models against each other, task by task.",
+    )
+    parser.add_argument("directories", type=Path, nargs="+", help="searched for finished runs")
+    parser.add_argument(
+        "--first", metavar="MODEL", help="the model that others are compared with (default: rmc)"
+    )
+    parser.add_argument("--to", type=float, nargs="*", default=[], help="scores that are timed")
+    parser.add_argument("--out-dir", type=Path, help="gets comparison.md, .csv and .json")
+    given = parser.parse_args(args)
+
+    def action() -> None:
+        entries, left_out = collect(find_runs(given.directories))
+        if left_out:
+            what = "not runs of one model on one task"
+            print(f"left out, {what}: {', '.join(left_out)}", file=sys.stderr)
+        if not entries:
+            raise FileNotFoundError("no run of one model on one task among them")
+        rows, text = tables(entries, given.first, given.to)
+        print(text, end="")
+        if given.out_dir is not None:
+            given.out_dir.mkdir(parents=True, exist_ok=True)
+            write_text(given.out_dir / "comparison.md", text)
+            write_text(given.out_dir / "comparison.csv", to_csv(rows))
+            write_json(given.out_dir / "comparison.json", rows)
+
+    return exit_code(action)
+
+
+def find_runs(directories: Iterable[Path]) -> list[Path]:
+    """Directories of finished runs of one model, below those given.
+
+    Raises:
+      FileNotFoundError: there is none, or no such directory.
+    """
+    directories = list(directories)
+    if absent := [str(directory) for directory in directories if not directory.is_dir()]:
+        raise FileNotFoundError(f"no such directory: {', '.join(absent)}")
+    summaries = {path for directory in directories for path in directory.rglob("summary.json")}
+    runs = sorted(path.parent for path in summaries if (path.parent / METRICS_FILE).exists())
+    if not runs:
+        raise FileNotFoundError(f"no finished run in {', '.join(map(str, directories))}")
+    return runs
+
+
+def collect(runs: Iterable[Path]) -> tuple[list[Entry], list[str]]:
+    """Reads runs, and puts seeds of the same config together.
+
+    Args:
+      runs: directories of finished runs.
+
+    Returns:
+      The entries, sorted by task, and the directories of runs that are not of one model on one
+      task, such as those of ablations.
+
+    Raises:
+      RefusedError: two runs of the same config have a seed in common.
+    """
+    found: dict[str, list[tuple[Path, Entry]]] = {}
+    left_out: list[str] = []
+    for run_dir in runs:
+        config = read_json(run_dir / "config.json")
+        if "model" not in config or "train" not in config:
+            left_out.append(str(run_dir))
+            continue
+        entry = _read(run_dir, config)
+        key = json.dumps([_key(entry), entry.model, entry.config], sort_keys=True)
+        found.setdefault(key, []).append((run_dir, entry))
+    entries = [_joined(of_config) for of_config in found.values()]
+    return sorted(entries, key=_key), left_out
+
+
+def tables(
+    entries: Sequence[Entry], first: str | None = None, to: Sequence[float] = ()
+) -> tuple[list[dict[str, Any]], str]:
+    """The rows of all tasks, and the same in Markdown.
+
+    Args:
+      entries: from `collect`.
+      first: the model that the others of a task are compared with (default: the memory core, or
+        the first of the alphabet).
+      to: scores; the updates and seconds to each are rows and a table of their own.
+
+    Raises:
+      RefusedError: no run is of that model, or the runs of a task have no seed or no update in
+        common.
+    """
+    if first not in (None, *(entry.model for entry in entries)):
+        raise RefusedError(f"--first must be one of the runs' models, got {first}")
+    rows: list[dict[str, Any]] = []
+    blocks = []
+    labels = _labels(entries)
+    for key, task in labels.items():
+        of_task = [entry for entry in entries if _key(entry) == key]
+        of_task.sort(key=lambda entry: (entry.model != (first or "rmc"), entry.model))
+        runs = dict(zip(_names(of_task), (entry.run for entry in of_task), strict=True))
+        try:
+            compared = compare(runs)
+        except ValueError as error:
+            raise RefusedError(f"{task}: {error}") from error
+        reached = [_reached(name, run, score) for score in to for name, run in runs.items()]
+        made = {
+            "hardware": list(dict.fromkeys(x for entry in of_task for x in entry.hardware)),
+            "commits": list(dict.fromkeys(x for entry in of_task for x in entry.commits)),
+        }
+        rows += [{"task": task, **row, **made} for row in (*compared, *reached)]
+        blocks += [f"**{task}**\n", to_markdown(compared), *_markdown_of(reached)]
+        blocks += [f"Hardware: {'; '.join(made['hardware'])}. "
+                   f"Commit: {', '.join(made['commits'])}.\n"]  # fmt: skip
+    return rows, "\n".join(blocks)
+
+
+def _reached(name: str, run: Run, score: float) -> dict[str, Any]:
+    """The first evaluation of each seed that is as good as `score`."""
+    found = [seed.reaches(score, run.score.goal) for seed in run.seeds.values()]
+    return {
+        **{"at": f"{run.score.name} {score:g}", "model": name, "score": run.score.name},
+        **{"stream": "valid", "seeds": list(run.seeds)},
+        "updates_to": [None if x is None else x[0] for x in found],
+        "seconds_to": [None if x is None else round(x[1], 1) for x in found],
+    }
+
+
+def _markdown_of(reached: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not reached:
+        return []
+    lines = ["| to | model | updates | seconds of a seed | seeds |", "|---" * 5 + "|"]
+    for row in reached:
+        arrived = sum(x is not None for x in row["updates_to"])
+        cells = [row["at"], row["model"], *(_mean(row[f"{x}_to"]) for x in ("updates", "seconds"))]
+        lines.append(f"| {' | '.join(cells)} | {arrived} of {len(row['seeds'])} |")
+    return ["\n".join(lines) + "\n"]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    arrived = [value for value in values if value is not None]
+    return f"{statistics.fmean(arrived):,.0f}" if arrived else "never"
+
+
+def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
+    environment = read_environment(run_dir)
+    flat = {name: value for name, value in flatten(config).items() if name not in _IRRELEVANT}
+    sections = {name: name.split(".")[0] for name in flat}
+    others = {name for name in _MODEL_SECTIONS if name not in (config["model"], "dtype", "model")}
+    experiment = re.search(r"experiments\.(\w+)", str(environment.get("command", "")))
+    return Entry(
+        experiment=f"{experiment.group(1) if experiment else 'a task'}, {config['preset']}",
+        task={n: x for n, x in flat.items() if sections[n] not in (*_MODEL_SECTIONS, "train")},
+        model=config["model"],
+        config={n: x for n, x in flat.items() if sections[n] not in others},
+        run=read_run(run_dir),
+        hardware=(f"{environment['processor']}, {environment['cpu_cores']} cores, "
+                  f"{environment['device']}",),
+        commits=tuple(environment["git_commits"]),
+    )  # fmt: skip
+
+
+def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:
+    """The entries of one config as one."""
+    places: dict[int, Path] = {}
+    for run_dir, entry in found:
+        if twice := sorted(places.keys() & entry.run.seeds.keys()):
+            others = dict.fromkeys(str(places[seed]) for seed in twice)
+            raise RefusedError(
+                f"{run_dir} repeats seeds {twice} of {' and '.join(others)}; name directories "
+                "that hold one of them only"
+            )
+        places |= dict.fromkeys(entry.run.seeds, run_dir)
+    entries = [entry for _, entry in found]
+    return entries[0]._replace(
+        run=joined([entry.run for entry in entries]),
+        hardware=tuple(dict.fromkeys(x for entry in entries for x in entry.hardware)),
+        commits=tuple(dict.fromkeys(x for entry in entries for x in entry.commits)),
+    )
+
+
+def _key(entry: Entry) -> str:
+    """What entries of one task have in common; presets may differ in name alone."""
+    return json.dumps(
+        [entry.experiment.split(",")[0], entry.task, entry.config["train.batch_size"]]
+    )
+
+
+def _labels(entries: Sequence[Entry]) -> dict[str, str]:
+    """Tasks by key, for people: those of one experiment by the fields that differ."""
+    firsts = {_key(entry): entry for entry in reversed(entries)}
+    labels = {}
+    for entry in entries:
+        name = entry.experiment.split(",")[0]
+        alike = [x for x in firsts.values() if x.experiment.split(",")[0] == name]
+        sizes = [{**x.task, "batch_size": x.config["train.batch_size"]} for x in alike]
+        own = {**entry.task, "batch_size": entry.config["train.batch_size"]}
+        differing = [
+            f"{field.rpartition('.')[2]} {value}"
+            for field, value in own.items()
+            if any(other.get(field) != value for other in sizes)
+        ]
+        labels.setdefault(_key(entry), ", ".join([entry.experiment, *differing]))
+    return labels
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """The models' names; those of one name are told apart by the fields that differ."""
+    names = []
+    for entry in entries:
+        alike = [other.config for other in entries if other.model == entry.model]
+        differing = [
+            f"{name.rpartition('.')[2]} {value}"
+            for name, value in entry.config.items()
+            if any(other.get(name) != value for other in alike)
+        ]
+        names.append(f"{entry.model} ({', '.join(differing)})" if differing else entry.model)
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
