@@ -16,6 +16,9 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Most of the time of most tests is compiling. Processes that tests start inherit the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 jax.config.update("jax_disable_most_optimizations", True)
+# Parts of a module are compiled side by side, for more time in all; the workers fill the cores.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_cpu_parallel_codegen_split_count=1"
 
 _MAX_CACHE = 2**30  # Bytes; a larger cache begins anew.
 _MAX_RESIDENT = 1.1e9  # Bytes; a process that grows beyond frees its programs within a file, too.

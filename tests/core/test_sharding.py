@@ -22,7 +22,7 @@ def run_program(name: str, devices: int, request: pytest.FixtureRequest) -> dict
     ]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "PYTHONWARNINGS": "ignore",
     }
     done = subprocess.run(

@@ -24,7 +24,7 @@ OWN = ("nth_farthest", "program_evaluation", "language_model", "box_world", "min
 
 
 def environment(devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     return {**os.environ, **cpu, "XLA_FLAGS": flags}
 

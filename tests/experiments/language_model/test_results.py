@@ -1,0 +1,55 @@
+"""The documents quote what was kept."""
+
+import json
+from pathlib import Path
+
+from experiments import language_model
+from experiments.common.report import text_of
+
+README = Path(language_model.__file__).with_name("README.md")
+KEPT = README.parents[1] / "results" / "language_model"
+
+
+def read(name):
+    return json.loads((KEPT / f"{name}.json").read_text())
+
+
+def test_the_comparison_of_quick_is_quoted():
+    text = " ".join(README.read_text().split())
+    rows = {(row["at"], row["model"]): row for row in read("quick_report")}
+    for model in ("rmc", "lstm"):
+        updates, time = rows["updates", model], rows["time", model]
+        cells = [f"{updates['parameters']:,}", text_of(updates["values"]), text_of(time["values"])]
+        cells.append(f"{1000 * updates['seconds_per_update']:.1f}")
+        assert f"| {' | '.join(cells)} |" in text
+        kept = read("quick")[model]
+        assert list(kept["nats"]) == [str(seed) for seed in updates["seeds"]]
+        assert [curve["value"][-1] for curve in kept["nats"].values()] == [
+            round(value, 5) for value in updates["values"]
+        ]
+        minutes = kept["summary"]["train_seconds"] / 60 / len(updates["seeds"])
+        assert f"{minutes:.1f}" in text.split("6.1 million characters in ")[1][:20]
+    for at in ("updates", "time"):
+        low, high = rows[at, "lstm"]["interval"]
+        assert f"by {-rows[at, 'lstm']['difference']:.3f} " in text
+        assert f"{low:.3f} to {high:+.3f}" in text or f"{low:.3f} to {high:.3f};" in text
+    assert rows["updates", "lstm"]["verdict"] == "not told apart"
+
+
+def test_rates_are_the_best_that_were_tried():
+    sweep = read("quick_sweep")
+    best = {row["model"]: row for row in sweep if row.get("best")}
+    for model, row in best.items():
+        tried = [other["valid"] for other in sweep if other["model"] == model]
+        assert len(tried) == 3
+        assert row["valid"] == min(tried)
+        assert not set(row["seeds"]) & set(map(int, read("quick")[model]["nats"]))
+        assert f"rate {next(iter(row['setting'].values()))} |" in README.read_text()
+
+
+def test_windows_without_a_state_are_quoted():
+    text = README.read_text()
+    for name, numbers in read("quick_windows")["models"].items():
+        losses = [*numbers["by_unroll"].values(), numbers["nats"]]
+        assert f"| {name} | {' | '.join(f'{loss:.3f}' for loss in losses)} |" in text
+        assert f"{numbers['by_unroll']['25'] - numbers['nats']:.3f}" in text
