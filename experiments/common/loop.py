@@ -372,16 +372,27 @@ def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -
 
 
 def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
-    """The numbers of a finished run that a table wants."""
-    leaves = jax.tree.leaves(outcome.state.params)
+    """The numbers of a finished run that a table wants.
+
+    The parameters of the recurrent core are those that the model calls ``cell``.
+    """
+    params: Any = outcome.state.params
+    cell = params["params"].get("cell") if "params" in params else None
+    core = {} if cell is None else {"core_parameters": _count(cell)}
     test: Mapping[str, Any] = {} if outcome.test is None else {"test": outcome.test}
     return {
         "steps": int(outcome.state.step),
         "seeds": list(config.seeds),
-        "parameters": sum(leaf[0].size for leaf in leaves),
+        "parameters": _count(params),
+        **core,
         "train_seconds": round(outcome.seconds, 1),
         "wall_seconds": round(outcome.wall_seconds, 1),
         "score": {"name": outcome.score.name, "goal": outcome.score.goal},
         "evaluation": outcome.metrics,
         **test,
     }
+
+
+def _count(params: Any) -> int:
+    """How many parameters a seed has."""
+    return sum(leaf[0].size for leaf in jax.tree.leaves(params))

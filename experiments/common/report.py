@@ -72,7 +72,7 @@ class Run(NamedTuple):
       score: what it is judged by.
       seeds: by number.
       parameters: how many; `core_parameters` of them in the recurrent core.
-      core_parameters: None where the model names no core.
+      core_parameters: None where the model has no core.
       seconds_per_update: of training alone, one seed.
     """
 

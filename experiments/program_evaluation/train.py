@@ -180,9 +180,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The numbers of a finished run that a table wants."""
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
-    core = jax.tree.leaves(outcome.state.params["params"]["cell"])
     summary = loop.summarise(outcome, config.train)
-    summary["core_parameters"] = sum(leaf[0].size for leaf in core)
     summary["best_accuracy"] = [max(curves[seed][1]) for seed in config.train.seeds]
     summary["trivial_accuracy"] = trivial_accuracy
     return summary

@@ -29,6 +29,7 @@ def test_summary_has_all_units(done):
     base, _, summary = done
     units = summary["rmc"]["by_unit"]
     assert set(units) == {"valid", "test"}
+    assert summary["lstm"]["core_parameters"] == 4 * 8 * (6 + 8 + 1)
     nats = units["test"]["nats"][0]
     assert nats == summary["rmc"]["test"]["nats"][0]
     assert units["test"]["bits_per_byte"][0] == pytest.approx(nats / np.log(2))  # One byte each.
