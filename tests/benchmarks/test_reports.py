@@ -19,7 +19,7 @@ from benchmarks import (
     task_throughput,
 )
 from benchmarks.settings import SETTINGS, sweep
-from experiments.common.records import append_rows
+from experiments.common.records import append_rows, read_rows
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
@@ -227,3 +227,20 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
             word.replace("benchmarks/results/", "absent/benchmarks/results/")
             for word in command[3:]
         ])  # fmt: skip
+
+
+def test_the_front_page_quotes_the_kept_rows():
+    found = {}
+    for kept in read_rows(README.parent / "results" / "cpu_training.jsonl"):
+        if kept["variant"] == "auto":
+            assert "dirty" not in kept["environment"]["git_commit"]
+            found[kept["setting"]["name"], kept["threads"]] = kept["speedup"]
+    text = (README.parents[1] / "README.md").read_text()
+    for name in ("cpu", "nth_farthest_cpu", "rl_cpu", "language_cpu"):
+        cells = (
+            "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**found[name, threads])
+            for threads in (1, 2)
+        )
+        assert f"| {' | '.join(cells)} |" in text
+    medians = [found[key]["median"] for key in found if key[1] == 2]
+    assert f"| 1 | {min(medians):.1f} to {max(medians):.1f} |" in text
