@@ -52,6 +52,7 @@ class Agent(nn.Module):
       width: of the dense layers before and after the core (default: 64).
       last_action: whether the core also sees the last action and reward, as in IMPALA's agent
         (default: True).
+      skip: whether the dense layer after the core also sees what the core sees (default: False).
       dtype: dtype of the products; norms, memory, logits and values are float32 always.
     """
 
@@ -59,6 +60,7 @@ class Agent(nn.Module):
     cell: nn.RNNCellBase | None = None
     width: int = 64
     last_action: bool = True
+    skip: bool = False
     dtype: Dtype | None = None
 
     @nn.compact
@@ -93,10 +95,11 @@ class Agent(nn.Module):
             if self.last_action:
                 x = jnp.concatenate([x, extra], axis=-1)
         if self.cell is not None:
-            carry, x = RNN(self.cell, time_major=True, return_carry=True, name="core")(
+            carry, y = RNN(self.cell, time_major=True, return_carry=True, name="core")(
                 x, initial_carry=carry, resets=resets
             )
-            x = x.reshape(*x.shape[:2], -1)
+            seen = [y, x] if self.skip else [y]
+            x = jnp.concatenate([each.reshape(*each.shape[:2], -1) for each in seen], axis=-1)
         x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="from_core")(x))
         # A policy that starts near uniform.
         small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")

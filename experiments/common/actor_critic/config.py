@@ -40,6 +40,8 @@ class AgentConfig:
     """Width of the dense layers before and after the core."""
     last_action: bool = True
     """Whether the core sees the last action and reward."""
+    skip: bool = False
+    """Whether the layer after the core also sees what the core sees."""
 
     def __post_init__(self) -> None:
         check_positive(width=self.width)
@@ -127,4 +129,4 @@ def make_agent(config: GameConfig, num_actions: int) -> Agent:
     model, agent = config.model, config.agent
     cell = None if model == "none" else cells.make_cell(config, model, config.dtype)
     products = cells.products(config.dtype)
-    return Agent(num_actions, cell, agent.width, agent.last_action, products)
+    return Agent(num_actions, cell, agent.width, agent.last_action, agent.skip, products)

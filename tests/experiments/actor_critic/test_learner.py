@@ -82,6 +82,22 @@ def test_convolution_is_flaxs():
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
 
 
+def test_with_skip_what_follows_the_core_sees_its_inputs():
+    agent = make_agent(dataclasses.replace(TINY, agent=AgentConfig(width=8, skip=True)), 4)
+    obs = jax.random.uniform(jax.random.key(0), (3, 2, 5, 5, 6))
+    zeros = jnp.zeros((3, 2))
+    inputs = (obs, zeros.astype(bool), zeros.astype(jnp.int32), zeros)
+    carry = agent.initial_carry((5, 5, 6), 2)
+    variables = jax.jit(agent.init)(jax.random.key(1), carry, *inputs)
+    kernel = variables["params"]["from_core"]["kernel"]
+    assert len(kernel) == 2 * 8 + 8 + 4 + 1  # Slots, the layer before, last action and reward.
+    variables["params"]["from_core"]["kernel"] = kernel.at[: 2 * 8].set(0)  # Without the memory.
+    apply = jax.jit(lambda carry, obs: run(agent, variables, carry, (obs, *inputs[1:]))[2])
+    values = apply(carry, obs)
+    np.testing.assert_allclose(values, apply(carry + 1, obs), atol=1e-6)
+    assert not np.allclose(values, apply(carry, obs + 1), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "model", ["rmc", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
