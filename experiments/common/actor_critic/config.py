@@ -83,7 +83,7 @@ SMALL: dict[str, Any] = {
     "rmc": dataclasses.replace(_RMC, head_size=16),
     "lstm": LSTMConfig(lstm_features=64),
     "conv_lstm": ConvLSTMConfig(conv_features=16),
-    "agent": AgentConfig(width=64),
+    "agent": AgentConfig(width=64, skip=True),
 }
 """Fields of a `GameConfig`: agents for minutes on 2 CPU cores."""
 QUICK_TRAIN = TrainConfig(
