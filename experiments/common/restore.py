@@ -75,11 +75,19 @@ def restore_params(
     return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
 
 
-def write_params(folder: Path, params: Params, step: int) -> None:
-    """Writes parameters into ``params.npz`` of a folder, which is made if missing."""
+def write_params(folder: Path, params: Params, step: int, half: bool = False) -> None:
+    """Writes parameters into ``params.npz`` of a folder, which is made if missing.
+
+    Args:
+      folder: where to.
+      params: what to write.
+      step: the update they are from.
+      half: whether to round them to float16, for a file of half the size.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     leaves: dict[str, Any] = flatten_dict(params, sep="/")  # type: ignore[assignment]
-    flat: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    dtype = np.float16 if half else None
+    flat: dict[str, Any] = {name: np.asarray(leaf, dtype) for name, leaf in leaves.items()}
     np.savez_compressed(folder / PARAMS_FILE, step=np.int32(step), **flat)
 
 
@@ -88,7 +96,7 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
 
     Args:
       folder: where ``params.npz`` is.
-      wanted: arrays, or their shapes, in the structure of the parameters.
+      wanted: arrays, or their shapes, in the structure of the parameters, which get their dtypes.
 
     Raises:
       RefusedError: the file holds others.
@@ -100,7 +108,8 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     if {name: leaf.shape for name, leaf in flat.items()} != expected:
         raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
-    return step, unflatten_dict(flat, sep="/")
+    cast = {name: leaf.astype(leaves[name].dtype) for name, leaf in flat.items()}
+    return step, unflatten_dict(cast, sep="/")
 
 
 def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:

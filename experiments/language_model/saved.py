@@ -93,8 +93,8 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
     return Saved(config, vocabulary, model, params, step)
 
 
-def save(run_dir: Path, folder: Path, seed: int | None = None) -> None:
-    """Writes the model of a run into a folder, to be given away."""
+def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = False) -> None:
+    """Writes the model of a run into a folder, to be given away; `half`: as float16."""
     found = load(run_dir, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -103,7 +103,7 @@ def save(run_dir: Path, folder: Path, seed: int | None = None) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["data"]["path"] = None
     write_json(folder / "config.json", config)
-    write_params(folder, found.params, found.step)
+    write_params(folder, found.params, found.step, half)
 
 
 def _restore(
@@ -129,8 +129,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="directory of the run, of one model")
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument("--run-seed", type=int, help="which seed of the run (default: the first)")
-    options = parser.parse_args(args)
-    return exit_code(lambda: save(options.run_dir, options.folder, options.run_seed))
+    parser.add_argument("--half", action="store_true", help="round the parameters to float16")
+    given = parser.parse_args(args)
+    return exit_code(lambda: save(given.run_dir, given.folder, given.run_seed, given.half))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,13 @@ def test_a_model_can_be_given_away(done, tmp_path):
     found, wanted = load(tmp_path / "model"), load(base / "run" / "rmc")
     assert found.digest() == wanted.digest()
     assert found.step == wanted.step
+    save(base / "run" / "rmc", tmp_path / "half", half=True)
+    half = load(tmp_path / "half").params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-6), half, wanted.params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {np.dtype(np.float32)}
+    assert (tmp_path / "half" / "params.npz").stat().st_size < 0.8 * (
+        (tmp_path / "model" / "params.npz").stat().st_size
+    )
     assert str(base) not in (tmp_path / "model" / "config.json").read_text()
     with pytest.raises(RefusedError, match=r"no run in .*, but in lstm, rmc below it"):
         load(base / "run")
