@@ -1,10 +1,17 @@
 """The documents quote what was kept."""
 
 import json
+import re
 from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
 
 from experiments import language_model
 from experiments.common.report import text_of
+from experiments.language_model.data.token_files import DataConfig, prepare
+from experiments.language_model.report import carried_nats
 
 README = Path(language_model.__file__).with_name("README.md")
 KEPT = README.parents[1] / "results" / "language_model"
@@ -53,3 +60,32 @@ def test_windows_without_a_state_are_quoted():
         losses = [*numbers["by_unroll"].values(), numbers["nats"]]
         assert f"| {name} | {' | '.join(f'{loss:.3f}' for loss in losses)} |" in text
         assert f"{numbers['by_unroll']['25'] - numbers['nats']:.3f}" in text
+
+
+def test_shakespeare_is_quoted():
+    text = " ".join(README.read_text().split())
+    kept, windows = read("shakespeare"), read("shakespeare_windows")
+    (numbers,) = windows["models"].values()
+    (nats,) = kept["summary"]["evaluation"]["nats"]
+    minutes = kept["summary"]["train_seconds"] / 60
+    assert (
+        f"| {kept['summary']['parameters']:,} | 41 million | {nats:.3f} | {minutes:.0f} |" in text
+    )
+    config = kept["config"]["train"], kept["config"]["text"]
+    assert config[0]["steps"] * config[0]["batch_size"] * config[1]["window"] == 40_960_000
+    unrolls = numbers["by_unroll"]
+    assert f"{unrolls['200']:.3f} and {unrolls['500']:.3f}, with the state carried" in text
+    assert f"{numbers['nats']:.3f} nats" in (KEPT / "weights" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("all_optimisations")
+def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
+    card = (KEPT / "weights" / "README.md").read_text()
+    found: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", card, re.S)[0], found)
+    saved = found["saved"]
+    assert sum(np.size(leaf) for leaf in jax.tree.leaves(saved.params)) == 385_025
+    valid = prepare(DataConfig(), tmp_path).splits["valid"]
+    stated = float(re.findall(r"([\d.]+) nats", card)[0])
+    assert carried_nats(saved, valid).mean() == pytest.approx(stated, abs=6e-4)
