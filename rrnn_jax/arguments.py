@@ -175,9 +175,10 @@ def _carries(
     varying = varying_axes(sequence)
     axes = [axis for axis in range(batch_axes + 1) if axis != time_axis]
     carry = jax.tree.map(lambda x: beside(x, sequence.inputs, axes, varying), carry)
+    if has_resets or call.reset_carry is not None:  # Checked without resets, too.
+        fresh = broadcast_carry("reset_carry", fresh, carry, batch_axes)
     if not has_resets:
         return carry, None
-    fresh = broadcast_carry("reset_carry", fresh, carry, batch_axes)
     fresh = jax.tree.map(lambda x, like: beside(x, like, range(like.ndim)), fresh, carry)
     return jax.tree.map(lambda x, like: beside(x, like, ()), carry, fresh), fresh
 

@@ -284,6 +284,7 @@ class RNN(nn.Module):
 
     def _over_time(self, inputs: Array, call: Call, all_carries: bool) -> SequenceOutputs:
         """Prepares what a call brings, runs it, and puts the results in order."""
+        self._check_bound("rnn.apply(variables, inputs)")
         prepared = prepare(self.cell, inputs, call)
         result = run(self.implementation, self._request(prepared, all_carries))
         if call.reverse and call.keep_order:
@@ -309,10 +310,20 @@ class RNN(nn.Module):
 
         Returns:
           A sentence or two.
+
+        Raises:
+          ValueError: there are no variables.
         """
+        self._check_bound('rnn.apply(variables, inputs, method="explain")')
         own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
         prepared = prepare(self.cell, inputs, Call(**(own | arguments)))
         return explain(self.implementation, self._request(prepared, False))
+
+    @nn.nowrap
+    def _check_bound(self, instead: str) -> None:
+        """Raises unless there are variables, with the call to make `instead`."""
+        if self.scope is None:
+            raise ValueError(f"RNN has no variables here: it must be called as {instead}")
 
     def _request(self, prepared: Prepared, all_carries: bool) -> Request:
         """What is to be run."""

@@ -17,7 +17,6 @@ from flax import linen as nn
 from flax.core.scope import in_filter
 from flax.linen import module as linen_module
 
-from rrnn_jax.scan.mesh import has_explicit_axes
 from rrnn_jax.scan.plain import Lifting, plain_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unused
 from rrnn_jax.typing import Array, Carry, Remat
@@ -219,8 +218,7 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
       `SequenceOutputs`; what the cell sows is in its intermediates.
     """
     cell = request.cell
-    repeat = not backends_of(cell) and not has_explicit_axes(request.sequence.inputs)
-    clean = without_unused(request.sequence, request.time_axis, repeat)
+    clean = without_unused(request.sequence, request.time_axis, repeat=not backends_of(cell))
     request = request._replace(sequence=clean)
     choice = choose(implementation, request)
     if choice.implementation == "scan" or cell.is_initializing():

@@ -69,6 +69,7 @@ def plain_scan(
             carry = select(x.resets, reset_carry, carry)
         rows = () if x.row_mask is None else (x.row_mask,)
         new_carry, y = cell(carry, x.inputs, *rows)
+        new_carry = jax.tree.map(_rounded_to, new_carry, carry)
         if x.mask is not None:
             new_carry = select(x.mask, new_carry, carry)
         if x.valid is not None:
@@ -85,6 +86,12 @@ def plain_scan(
         )
         outputs = hold_last_valid(outputs, sequence.mask, before, time_axis)
     return SequenceOutputs(carry if sequence.valid is None else last_valid, outputs, carries)
+
+
+def _rounded_to(new: Array, old: Array) -> Array:
+    """A part of a carry in the dtype that came in; Flax's cells promote it."""
+    floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (new, old))
+    return new.astype(old.dtype) if floating and new.dtype != old.dtype else new
 
 
 def _scan_with_remat(

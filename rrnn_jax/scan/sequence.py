@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rrnn_jax.scan.mesh import beside
 from rrnn_jax.typing import Array, Carry
 
 
@@ -73,19 +74,12 @@ def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> Se
     if used is not None:
         inputs = select(used, inputs, jnp.zeros_like(inputs))
         if repeat and used.size > 0:
-            first = jnp.argmax(used, axis=time_axis).astype(jnp.int32)
-            first = jnp.take_along_axis(
-                inputs, _beside(jnp.expand_dims(first, time_axis), inputs), axis=time_axis
-            )
-            inputs = hold_last_valid(inputs, used, jnp.squeeze(first, time_axis), time_axis)
+            zeros = jnp.zeros_like(jax.lax.index_in_dim(inputs, 0, time_axis, keepdims=False))
+            first, _ = _hold(inputs, used, zeros, time_axis, reverse=True)
+            inputs = hold_last_valid(inputs, used, first, time_axis)
     if resets is not None and mask is not None:
         resets = resets & mask
     return SequenceInputs(inputs, resets, mask, valid, row_mask)
-
-
-def _beside(flags: Array, array: Array) -> Array:
-    """Flags of steps with as many axes as an array."""
-    return flags.reshape(flags.shape + (1,) * (array.ndim - flags.ndim))
 
 
 def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) -> Array:
@@ -100,11 +94,26 @@ def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) 
     Returns:
       An array like `outputs`.
     """
-    steps = jax.lax.broadcasted_iota(jnp.int32, mask.shape, time_axis)
-    last = jax.lax.cummax(jnp.where(mask, steps, -1), axis=time_axis)
-    held = jnp.take_along_axis(outputs, _beside(jnp.maximum(last, 0), outputs), axis=time_axis)
-    before = jnp.broadcast_to(jnp.expand_dims(before, time_axis), outputs.shape)
-    return select(last >= 0, held, before)
+    return _hold(outputs, mask, before, time_axis)[1]
+
+
+def _hold(
+    x: Array, mask: Array, before: Array, time_axis: int, reverse: bool = False
+) -> tuple[Array, Array]:
+    """The last value where `mask` is True, after all steps and after each.
+
+    A loop, not `jnp.take_along_axis`: nothing of it is gathered on any mesh, and its gradient has
+    no indices, of which `checkify.index_checks` fails.
+    """
+
+    def step(held: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
+        held = select(now[1], now[0], held)
+        return held, held
+
+    xs = (jnp.moveaxis(x, time_axis, 0), jnp.moveaxis(mask, time_axis, 0))
+    before = beside(before, xs[0][0], range(before.ndim))
+    last, held = jax.lax.scan(step, before, xs, reverse=reverse)
+    return last, jnp.moveaxis(held, 0, time_axis)
 
 
 def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) -> Array:

@@ -229,6 +229,26 @@ def test_all_carries_are_of_the_dtype_that_was_given(dtype, output_gate, impleme
     )
 
 
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("cell", [nn.GRUCell(4), nn.OptimizedLSTMCell(4)])
+def test_a_cell_that_promotes_its_carry_keeps_the_dtype_that_was_given(cell):
+    rnn = RNN(cell)
+    variables = random_variables(rnn, X)
+    start = rnn.initialize_carry((B,))
+    given = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start)
+    resets = jnp.zeros((B, T), bool).at[:, 3].set(True)
+    run = quick_jit(partial(rnn.apply, resets=resets, mask=~resets, method="run"))
+    found, expected = run(variables, X, initial_carry=given), run(variables, X)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(found.carry))
+    np.testing.assert_allclose(found.outputs, expected.outputs, atol=0.02)
+
+
+def test_a_reset_carry_that_does_not_fit_is_named_without_resets_too():
+    for resets in (None, jnp.zeros((B, T), bool)):
+        with pytest.raises(ValueError, match=r"reset_carry must have shape .* got \(1, 3, 7\)"):
+            RNN(RMC).init(jax.random.key(0), X, resets=resets, reset_carry=jnp.ones((3, 7)))
+
+
 def test_parts_of_a_pair_keep_a_dtype_each():
     cell = RMC.clone(output_gate=True)
     m, h = cell.initialize_carry(jax.random.key(0), (B, FEATURES))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import export
+from jax.experimental import checkify
 
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from tests.core.choices import chosen
@@ -131,6 +132,22 @@ def test_debug_nans_finds_none(implementation):
     with jax.debug_nans(True):
         value, _ = quick_jit(jax.value_and_grad(loss))(variables_of())
     assert float(value) > 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "implementation"),
+    mostly_slow(
+        [(CELL, "scan"), (CELL, "hoisted"), (nn.GRUCell(3), "scan")],
+        keep=[(CELL, "scan"), (nn.GRUCell(3), "scan")],
+    ),
+)
+def test_checkify_finds_nothing(cell, implementation):
+    rnn = RNN(cell, implementation=implementation)
+    dirty = jnp.where(MASK[..., None], X, jnp.nan)
+    gradient = jax.grad(lambda v: jnp.sum(rnn.apply(v, dirty, resets=RESETS, mask=MASK) ** 2))
+    checked = checkify.checkify(gradient, errors=checkify.index_checks | checkify.nan_checks)
+    error, _ = quick_jit(checked)(variables_of(cell))
+    error.throw()
 
 
 def test_interceptors_and_captured_calls_run_the_plain_scan():
@@ -326,6 +343,10 @@ def test_explain_says_what_runs_and_why():
     assert "'hoisted' needs the same params in all steps" in str(found)
     found = RNN(nn.GRUCell(4)).init_with_output(jax.random.key(0), X, method="explain")[0]
     assert found == "'scan' runs"
+    with pytest.raises(ValueError, match=r"must be called as rnn\.apply\(.*method=\"explain\"\)"):
+        RNN(CELL).explain(X)
+    with pytest.raises(ValueError, match=r"must be called as rnn\.apply\(variables, inputs\)"):
+        RNN(CELL)(X)
 
 
 class _Normalising(nn.RNNCellBase):
