@@ -353,7 +353,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
             raise ValueError("row_mask needs matrix_inputs=True: a vector is a single row")
         check_bool("row_mask", row_mask, "[*B, R]")
         check_shape("row_mask", row_mask, inputs.shape[:-1], "[*B, R]")
-        return jnp.where(row_mask[..., None], inputs, jnp.zeros_like(inputs))
+        return jnp.where(row_mask[..., None], inputs, jnp.zeros((), inputs.dtype))
 
     @nn.nowrap
     def check_step(self, carry: Carry, input_shape: tuple[int, ...], name: str = "carry") -> None:

@@ -68,11 +68,13 @@ def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> Se
         else zeros, at which a cell may have no derivative.
     """
     inputs, resets, mask, valid, row_mask = sequence
+    # Not `zeros_like`: of an array that a traced function closes over it drops the sharding.
+    zero = jnp.zeros((), inputs.dtype)
     if row_mask is not None:
-        inputs = select(row_mask, inputs, jnp.zeros_like(inputs))
+        inputs = select(row_mask, inputs, zero)
     used = mask if valid is None else valid if mask is None else mask & valid
     if used is not None:
-        inputs = select(used, inputs, jnp.zeros_like(inputs))
+        inputs = select(used, inputs, zero)
         if repeat and used.size > 0:
             zeros = jnp.zeros_like(jax.lax.index_in_dim(inputs, 0, time_axis, keepdims=False))
             first, _ = _hold(inputs, used, zeros, time_axis, reverse=True)
@@ -102,8 +104,7 @@ def _hold(
 ) -> tuple[Array, Array]:
     """The last value where `mask` is True, after all steps and after each.
 
-    A loop, not `jnp.take_along_axis`: nothing of it is gathered on any mesh, and its gradient has
-    no indices, of which `checkify.index_checks` fails.
+    A loop, not `jnp.take_along_axis`, on whose gradient `checkify.index_checks` fails.
     """
 
     def step(held: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -67,6 +67,16 @@ def explicit(names: tuple[str, ...], implementation: str, **options: Any) -> flo
     return error(found, on_one_device(names))
 
 
+def closed_over() -> float:
+    """Data that are constants of a program, of which JAX knows the devices."""
+    loss, args = problem(FLAGS["all flags"], "auto")
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params, *data = placed(mesh, args)
+        found = jax.jit(lambda params: loss(params, *data))(params)
+    return error(found, on_one_device(FLAGS["all flags"])[0])
+
+
 def placed(mesh: Any, args: tuple) -> tuple:
     def put(tree: Any, spec: P) -> Any:
         return jax.tree.map(lambda leaf: jax.device_put(leaf, NamedSharding(mesh, spec)), tree)
@@ -204,6 +214,7 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "mapped, carry": partial(mapped, FLAGS["all flags"], "auto", carry=True),
     "mapped, chunked": partial(mapped, FLAGS["all flags"], "scan", remat="chunked"),
     "explicit, chunked": partial(explicit, FLAGS["all flags"], "scan", remat="chunked"),
+    "explicit, closed over": closed_over,
     "explicit, matrix, scan": partial(options_of, "matrix", "scan"),
     "explicit, matrix, hoisted": partial(options_of, "matrix", "hoisted"),
     "explicit, dropout, scan": partial(options_of, "drop", "scan"),

@@ -10,8 +10,9 @@ import pytest
 from rrnn_jax import RNN, RelationalMemoryCell
 from tests.core.random_variables import normal, random_variables
 
-jax2onnx: Any = pytest.importorskip("jax2onnx")
-onnxruntime: Any = pytest.importorskip("onnxruntime")
+WANTED = "needs the extra `onnx`: pip install -e '.[onnx]'"
+jax2onnx: Any = pytest.importorskip("jax2onnx", reason=WANTED)
+onnxruntime: Any = pytest.importorskip("onnxruntime", reason=WANTED)
 
 
 # The converter's own warnings, of packages that it imports.

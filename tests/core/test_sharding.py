@@ -55,7 +55,8 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
     mostly_slow(
         ON_MESHES,
         keep=[
-            *("explicit, auto, all flags", "mapped, carry", "reset by hand"),
+            *("explicit, auto, all flags", "explicit, closed over"),
+            *("mapped, carry", "reset by hand"),
             *("explicit, matrix, hoisted", "explicit, dropout, hoisted"),
         ],
     ),
