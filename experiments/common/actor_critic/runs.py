@@ -109,6 +109,7 @@ def train(
         frames = summary[name]["steps"] * one.train.batch_size * one.learner.unroll
         summary[name] |= {"frames": frames, "random": by_chance}
         plot(one, game, {name: directories[name]}, directories[name], by_chance)
+        write_json(directories[name] / "summary.json", summary[name])
         save_episode(
             directories[name] / "plots" / "episode.gif",
             game.env,
@@ -116,7 +117,6 @@ def train(
             jax.tree.map(lambda x: x[0], outcome.state.params),
             title=f"{game.title}: {TITLES[name]}",
         )
-        write_json(directories[name] / "summary.json", summary[name])
     if len(configs) > 1:
         plot(config, game, directories, run_dir, by_chance)
         write_json(run_dir / "summary.json", summary)

@@ -41,7 +41,7 @@ def record(
         (carry, logits, _), captured = result
         weights = jnp.zeros(())
         if has_memory:
-            inside = captured["intermediates"]["core"]["cell"]["attention_weights"][0]
+            inside = captured["intermediates"]["cell"]["attention_weights"][0]
             weights = jnp.mean(inside[0, 0], axis=(0, 1))  # Over blocks and heads.
         action = jax.random.categorical(for_action, logits[0, 0]).astype(jnp.int32)
         state = jax.tree.map(lambda x: x[0], play.env)

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import box_world, mini_pacman
 from experiments.box_world.__main__ import main
 from experiments.box_world.train import make_game
-from experiments.common.actor_critic import runs
-from experiments.common.actor_critic.config import AgentConfig
-from experiments.common.cells import LSTMConfig
+from experiments.common.actor_critic import rollout, runs
+from experiments.common.actor_critic.config import AgentConfig, make_agent
+from experiments.common.actor_critic.watch import record
+from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
 
 TINY = dataclasses.replace(
@@ -86,6 +88,23 @@ def test_mini_pacman_with_vtrace_and_two_seeds(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [row for row in rows if row["split"] == "train"]
     assert all(np.isfinite([row["loss"], row["entropy"], row["kl"]]).all() for row in trained)
+
+
+def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
+    config = dataclasses.replace(
+        TINY, model="rmc", rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4)
+    )
+    env = make_game(config).env
+    agent = make_agent(config, env.num_actions)
+    play = rollout.begin(env, agent, jax.random.key(0), env.default_params, 1)
+    inputs = (play.obs, play.reset, play.action, play.reward)
+    inputs = jax.tree.map(lambda x: x[None], inputs)
+    variables = jax.jit(agent.init)(jax.random.key(1), play.carry, *inputs)
+    frames, attention, captions = record(env, agent, variables, jax.random.key(2), at_most=3)
+    assert len(frames) == len(captions) == 3
+    assert attention is not None
+    assert attention.shape == (3, 2, 3)  # Of two slots to two slots and the input.
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
