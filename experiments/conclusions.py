@@ -94,6 +94,15 @@ def index() -> str:
             "[numbers](results/program_evaluation/quick.json)",
         ),
     ]
+    for command, what, name in (
+        ("box_world", "[BoxWorld](box_world/README.md), small (4.3, A.3)", "box_world/quick"),
+        ("language_model", "[text](language_model/README.md), by character (4.4)",
+         "language_model/quick"),
+    ):  # fmt: skip
+        spent = [run["summary"] for run in read(name).values()]
+        each = sum(one["wall_seconds"] for one in spent) / sum(len(one["seeds"]) for one in spent)
+        time = f"{each / 60:.0f} min of 1 core, in the mean of models and seeds"
+        rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
         task = describe_task(_config(name, grid))

@@ -136,6 +136,8 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results):
     results("nth_farthest/laptop", LAPTOP)
     results("nth_farthest/small", QUICK)
     results("program_evaluation/quick", PROGRAMS)
+    for name, seeds in (("box_world", [0]), ("language_model", [0, 1])):
+        results(f"{name}/quick", {"rmc": {"summary": {"wall_seconds": 240, "seeds": seeds}}})
     part = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82])
     for row in part["rows"].values():
         row["seconds"] = 3600
@@ -144,6 +146,8 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results):
     assert any(
         "3 objects of 2 features" in line and "| 1.0 h for 2 of 3 rows |" in line for line in lines
     )
+    assert any("box_world`" in line and "| 4 min of 1 core" in line for line in lines)
+    assert any("language_model`" in line and "| 2 min of 1 core" in line for line in lines)
     # Of a grid that was not run, the task is the preset's.
     assert any("on reverse, 5 digits" in line and "| an hour or so |" in line for line in lines)
     results("ablations/quick", part | {"not_run": []})

@@ -1,0 +1,85 @@
+"""The documents quote what was kept."""
+
+import json
+import math
+from pathlib import Path
+
+from experiments import box_world
+
+README = Path(box_world.__file__).with_name("README.md")
+RESULTS = README.parents[1] / "results"
+TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM", "none": "no memory"}
+KINDS = ("solved", "solved_L1_F0", "solved_L1_F1", "solved_L2_F0", "solved_L2_F1")
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def percents(values):
+    return " | ".join(f"{100 * value:.1f} %" for value in values)
+
+
+def test_box_world_is_quoted():
+    text = README.read_text()
+    for name, kept in read("box_world/quick").items():
+        summary = kept["summary"]
+        assert summary["frames"] == 600 * 256 * 40
+        shares = percents(summary["test"][kind][0] for kind in KINDS)
+        minutes = summary["train_seconds"] / 60
+        row = f"| {TITLES[name]} | {shares} | {summary['parameters']:,} | {minutes:.0f} |"
+        assert row in text
+        assert f"| random policy | {percents(summary['random'][kind] for kind in KINDS)} |" in text
+        assert kept["config"]["agent"]["skip"]
+
+
+def test_the_front_page_quotes_it_too():
+    text = (RESULTS.parents[1] / "README.md").read_text()
+    kept = read("box_world/quick")
+    cells = percents(kept[name]["summary"]["test"]["solved"][0] for name in TITLES)
+    assert f"levels solved, one seed | {cells} |" in text
+    rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
+    losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
+    assert f"nats, three seeds | {losses} |" in text
+
+
+def test_the_skip_is_worth_what_is_said():
+    without = read("box_world/no_skip")
+    found = {}
+    for name, kept in without.items():
+        assert "skip" not in kept["config"]["agent"]  # An option that came later.
+        (curve,) = kept["solved"].values()
+        found[name] = round(100 * curve["value"][curve["step"].index(200)])
+    said = " ".join(README.read_text().split())
+    assert (
+        "{rmc} % of the levels after 200 updates, where the LSTM had {lstm}".format(**found) in said
+    )
+
+
+def test_smoke_is_quoted():
+    text, kept = README.read_text(), read("box_world/smoke")
+    test = kept["summary"]["test"]
+    for prefix, actions in (("", "drawn"), ("greedy_", "likeliest")):
+        (share,), (mean,) = test[f"{prefix}solved"], test[f"{prefix}return"]
+        error = math.sqrt(share * (1 - share) / 1024)
+        spread = math.sqrt((test[f"{prefix}return_squared"][0] - mean**2) / 1024)
+        row = f"{100 * share:.1f} ± {100 * error:.1f} % | {mean:.1f} ± {spread:.2f} |"
+        assert f"| LSTM, {actions} actions | {row}" in text
+    assert f"in {kept['summary']['train_seconds']:.0f} s of one core" in text
+
+
+def test_mini_pacman_is_quoted():
+    text = (RESULTS.parent / "mini_pacman" / "README.md").read_text()
+    for name, kept in read("mini_pacman/quick").items():
+        summary = kept["summary"]
+        cells = []
+        for metric in ("return", "greedy_return"):
+            mean = summary["test"][metric][0]
+            error = math.sqrt((summary["test"][f"{metric}_squared"][0] - mean**2) / 1024)
+            cells.append(f"{mean:.0f} ± {error:.1f}")
+        minutes = summary["train_seconds"] / 60
+        row = (
+            f"| {TITLES[name]} | {' | '.join(cells)} | {summary['parameters']:,} | {minutes:.0f} |"
+        )
+        assert row in text
+        assert f"| random policy | {summary['random']['return']:.0f} |" in text
