@@ -89,9 +89,10 @@ def plain_scan(
 
 
 def _rounded_to(new: Array, old: Array) -> Array:
-    """A part of a carry in the dtype that came in; Flax's cells promote it."""
+    """A part of a carry that a cell promoted, as Flax's do, in the dtype that came in."""
     floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (new, old))
-    return new.astype(old.dtype) if floating and new.dtype != old.dtype else new
+    promoted = floating and jnp.finfo(new.dtype).bits > jnp.finfo(old.dtype).bits
+    return new.astype(old.dtype) if promoted else new
 
 
 def _scan_with_remat(
