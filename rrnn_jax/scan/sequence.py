@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.scan.mesh import beside
+from rrnn_jax.scan.mesh import has_explicit_axes
 from rrnn_jax.typing import Array, Carry
 
 
@@ -76,8 +76,8 @@ def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> Se
     if used is not None:
         inputs = select(used, inputs, zero)
         if repeat and used.size > 0:
-            zeros = jnp.zeros_like(jax.lax.index_in_dim(inputs, 0, time_axis, keepdims=False))
-            first, _ = _hold(inputs, used, zeros, time_axis, reverse=True)
+            first = jnp.argmax(used, axis=time_axis, keepdims=True).astype(jnp.int32)
+            first = jnp.squeeze(_at_steps(inputs, first, time_axis), time_axis)
             inputs = hold_last_valid(inputs, used, first, time_axis)
     if resets is not None and mask is not None:
         resets = resets & mask
@@ -96,25 +96,23 @@ def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) 
     Returns:
       An array like `outputs`.
     """
-    return _hold(outputs, mask, before, time_axis)[1]
+    steps = jax.lax.broadcasted_iota(jnp.int32, mask.shape, time_axis)
+    last = jax.lax.cummax(jnp.where(mask, steps, -1), axis=time_axis)
+    held = _at_steps(outputs, jnp.maximum(last, 0), time_axis)
+    before = jnp.broadcast_to(jnp.expand_dims(before, time_axis), outputs.shape)
+    return select(last >= 0, held, before)
 
 
-def _hold(
-    x: Array, mask: Array, before: Array, time_axis: int, reverse: bool = False
-) -> tuple[Array, Array]:
-    """The last value where `mask` is True, after all steps and after each.
+def _at_steps(x: Array, steps: Array, time_axis: int) -> Array:
+    """What `x` holds at the given steps, integers ``[*B, T]``.
 
-    A loop, not `jnp.take_along_axis`, on whose gradient `checkify.index_checks` fails.
+    Not `jnp.take_along_axis`, on whose gradient `checkify.index_checks` fails.
     """
-
-    def step(held: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        held = select(now[1], now[0], held)
-        return held, held
-
-    xs = (jnp.moveaxis(x, time_axis, 0), jnp.moveaxis(mask, time_axis, 0))
-    before = beside(before, xs[0][0], range(before.ndim))
-    last, held = jax.lax.scan(step, before, xs, reverse=reverse)
-    return last, jnp.moveaxis(held, 0, time_axis)
+    axes = range(steps.ndim)
+    index = [jax.lax.broadcasted_iota(steps.dtype, steps.shape, axis) for axis in axes]
+    index[time_axis] = steps
+    sharding = jax.typeof(x).sharding if has_explicit_axes(x) else None
+    return x.at[tuple(index)].get(mode="promise_in_bounds", out_sharding=sharding)
 
 
 def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) -> Array:
