@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.common.cells import TITLES
+from experiments.common.actor_critic.config import TITLES
 from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE
 from experiments.common.records import read_json, write_json, write_text
@@ -23,7 +23,7 @@ from experiments.common.refused import RefusedError
 from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
 from experiments.common.run_directory import flatten, read_environment
 
-_MODEL_SECTIONS = (*TITLES, "conv_lstm", "none", "dtype", "model")
+_MODEL_SECTIONS = (*TITLES, "dtype", "model")
 """Parts of a config that are a model's. All else but `train` says what the task is."""
 _IRRELEVANT = {
     *("preset", "implementation", "train.seed", "train.num_seeds", "train.micro_batch_size"),
@@ -36,7 +36,8 @@ class Entry(NamedTuple):
     """A model on a task, with all its seeds.
 
     Attributes:
-      experiment: its name and that of the first run's preset.
+      experiment: its name.
+      preset: of the first run.
       task: the fields of the config that say what the task is.
       model: its name.
       config: flat, without what does not matter.
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
     """
 
     experiment: str
+    preset: str
     task: dict[str, Any]
     model: str
     config: dict[str, Any]
@@ -203,7 +205,8 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
     others = {name for name in _MODEL_SECTIONS if name not in (config["model"], "dtype", "model")}
     experiment = re.search(r"experiments\.(\w+)", str(environment.get("command", "")))
     return Entry(
-        experiment=f"{experiment.group(1) if experiment else 'a task'}, {config['preset']}",
+        experiment=experiment.group(1) if experiment else "a task",
+        preset=config["preset"],
         task={n: x for n, x in flat.items() if sections[n] not in (*_MODEL_SECTIONS, "train")},
         model=config["model"],
         config={n: x for n, x in flat.items() if sections[n] not in others},
@@ -235,26 +238,25 @@ def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:
 
 def _key(entry: Entry) -> str:
     """What entries of one task have in common; presets may differ in name alone."""
-    return json.dumps(
-        [entry.experiment.split(",")[0], entry.task, entry.config["train.batch_size"]]
-    )
+    return json.dumps([entry.experiment, _sizes(entry)])
+
+
+def _sizes(entry: Entry) -> dict[str, Any]:
+    return entry.task | {"batch_size": entry.config["train.batch_size"]}
 
 
 def _labels(entries: Sequence[Entry]) -> dict[str, str]:
     """Tasks by key, for people: those of one experiment by the fields that differ."""
-    firsts = {_key(entry): entry for entry in reversed(entries)}
     labels = {}
     for entry in entries:
-        name = entry.experiment.split(",")[0]
-        alike = [x for x in firsts.values() if x.experiment.split(",")[0] == name]
-        sizes = [{**x.task, "batch_size": x.config["train.batch_size"]} for x in alike]
-        own = {**entry.task, "batch_size": entry.config["train.batch_size"]}
+        alike = [_sizes(other) for other in entries if other.experiment == entry.experiment]
         differing = [
             f"{field.rpartition('.')[2]} {value}"
-            for field, value in own.items()
-            if any(other.get(field) != value for other in sizes)
+            for field, value in _sizes(entry).items()
+            if any(other.get(field) != value for other in alike)
         ]
-        labels.setdefault(_key(entry), ", ".join([entry.experiment, *differing]))
+        label = ", ".join([entry.experiment, entry.preset, *differing])
+        labels.setdefault(_key(entry), label)
     return labels
 
 

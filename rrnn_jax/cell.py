@@ -393,9 +393,5 @@ class RelationalMemoryCell(nn.RNNCellBase):
             raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
 
 
-register(
-    RelationalMemoryCell,
-    "rrnn_jax.scan.pallas",
-    "rrnn_jax.scan.relational",
-    "rrnn_jax.scan.cuda",
-)
+_BACKENDS = ("pallas", "relational", "cuda")
+register(RelationalMemoryCell, *(f"rrnn_jax.scan.{name}" for name in _BACKENDS))

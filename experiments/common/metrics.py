@@ -104,10 +104,17 @@ def curve(
     return curves
 
 
-def first_step_at(steps: Sequence[int], values: Sequence[float], threshold: float) -> int | None:
-    """The first step whose value reaches the threshold; None if none does."""
+def first_step_at(
+    steps: Sequence[int], values: Sequence[float], threshold: float, goal: str = "max"
+) -> int | None:
+    """The first step whose value is as good as the threshold; None if none is.
+
+    >>> first_step_at([0, 10, 20], [1.9, 1.6, 1.5], 1.6, goal="min")
+    10
+    """
     for step, value in zip(steps, values, strict=True):
-        if value >= threshold and math.isfinite(value):
+        is_as_good = value >= threshold if goal == "max" else value <= threshold
+        if is_as_good and math.isfinite(value):
             return step
     return None
 

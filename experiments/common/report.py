@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments.common.loop import TIMINGS_FILE
-from experiments.common.metrics import curve, read_metrics
+from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.problem import Score
 from experiments.common.records import read_json, read_rows
 
@@ -55,10 +55,8 @@ class SeedCurve(NamedTuple):
 
     def reaches(self, score: float, goal: str) -> tuple[int, float] | None:
         """Update and time of the first evaluation that is as good as `score`; None: never."""
-        for step, value, seconds in zip(self.steps, self.values, self.seconds, strict=True):
-            if value >= score if goal == "max" else value <= score:
-                return step, seconds
-        return None
+        step = first_step_at(self.steps, self.values, score, goal)
+        return None if step is None else (step, self.seconds[self.steps.index(step)])
 
     def after(self, seconds: float) -> float:
         """The score of the last evaluation that was made within a time."""

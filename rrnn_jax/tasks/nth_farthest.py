@@ -16,10 +16,9 @@ reference itself.
 no distances still knows that ``n = N - 1`` (one question in N) asks for m, and guesses one of the
 N - 1 other objects at all other times: :math:`1/N + (N-1)/N \cdot 1/(N-1) = 2/N`.
 
-Distances are compared as float32 sums of squares. Coordinates lie on a grid of 2^-22, so that the
-differences are exact and the sums are off by a few units in the last place. Two objects nearer to a
-tie than that (about 1 in 100,000 samples of 8 x 16) may trade ranks; the reference is last
-always, and exact ties go to the object shown first.
+Distances are float32 sums of squares of exact differences (coordinates lie on a grid of 2^-22), off
+by a few units in the last place: objects nearer to a tie (1 in 100,000 samples of 8 x 16) may trade
+ranks. Exact ties go to the object shown first, and the reference is last.
 
 **Easier questions, for training.** Uniform vectors are hard to begin with. What must be found
 is the product in :math:`|x - r|^2 = |x|^2 + |r|^2 - 2 \sum_i x_i r_i`, and in 16 dimensions the
