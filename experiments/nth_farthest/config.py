@@ -99,7 +99,9 @@ PRESETS: dict[str, Config] = {
     "laptop": dataclasses.replace(
         _QUICK,
         preset="laptop",
-        train=dataclasses.replace(_QUICK.train, steps=10_000, hold=0.4, eval_samples=16_384),
+        train=dataclasses.replace(
+            _QUICK.train, steps=12_000, hold=0.4, eval_every=200, eval_samples=16_384
+        ),
     ),
     # Paper A.1: batch 1600, 2048 units over 8 slots, a read-out of 4 x 256. The number of updates
     # is not stated there; its optimiser is Adam at 1e-4.
