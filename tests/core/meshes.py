@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.collectives import find_collectives
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from tests.core.sharded import collectives
 
@@ -166,16 +167,24 @@ def two_axes(implementation: str) -> dict[str, Any]:
 
 
 def sharded_params(implementation: str) -> dict[str, Any]:
-    """Kernels over devices, too: how many numbers are sent in all."""
-    loss, args = problem((), implementation)
+    """Kernels over the devices that the batch is over, too: an error, and the bytes sent."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.tree.map(lambda p: P(None, "data") if p.ndim == 2 else P(), args[0])
-    params = jax.tree.map(
-        lambda p, spec: jax.device_put(p, NamedSharding(mesh, spec)), args[0], split
-    )
-    x = jax.device_put(args[1], NamedSharding(mesh, P("data")))
-    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x, {})
-    return {"error": error(found, on_one_device(()))}
+    found: dict[str, Any] = {"bytes": {}}
+    for each in ("scan", implementation):
+        loss, (params, x, _) = problem((), each)
+        params = {name: jax.tree.map(partial(split_columns, mesh), params[name]) for name in params}
+        x = jax.device_put(x, NamedSharding(mesh, P("data")))
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(params, x, {}).compile()
+        found["error"] = error(compiled(params, x, {}), on_one_device(()))
+        sent = find_collectives(compiled.as_text())
+        found["bytes"][each] = sum(one.size * (STEPS if one.repeats else 1) for one in sent)
+    return found
+
+
+def split_columns(mesh: jax.sharding.Mesh, array: jax.Array) -> jax.Array:
+    """A kernel with its columns over the devices; anything else on all of them."""
+    spec = P(None, "data") if array.ndim == 2 and array.shape[1] % mesh.size == 0 else P()
+    return jax.device_put(array, NamedSharding(mesh, spec))
 
 
 def kernels() -> dict[str, Any]:
@@ -221,7 +230,7 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "explicit, dropout, hoisted": partial(options_of, "drop", "hoisted"),
     "reset by hand": reset_by_hand,
     "two axes": partial(two_axes, "auto"),
-    "sharded params": partial(sharded_params, "auto"),
+    "sharded params": partial(sharded_params, "hoisted"),
     "kernels": kernels,
 }
 
