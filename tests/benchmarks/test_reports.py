@@ -232,7 +232,7 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
 def test_kept_numbers_are_of_committed_trees():
     """But for a GPU's: its checkout was packed, and said so; the documents name the commits."""
     root = README.parents[1]
-    kept = [*root.glob("benchmarks/results/**/*.json*"), *root.glob("experiments/results/**/*.json")]
+    kept = [path for folder in root.glob("*/results") for path in folder.rglob("*.json*")]
     assert len(kept) > 20
     of_changed = {str(path.relative_to(root)) for path in kept if "-dirty" in path.read_text()}
     assert of_changed <= {
