@@ -134,7 +134,7 @@ def run(
         None if resets is None else merged(resets),
         None if mask is None else merged(mask),
     )
-    settings = Settings(cell, dtypes, False, False, False, 0, False, True, 1)
+    settings = Settings(cell, dtypes)
 
     def plain(a: Arguments) -> tuple[Array, Array]:
         timed = Timed(a.terms, a.resets, a.mask, None)

@@ -55,11 +55,17 @@ LEAST_ROWS = 8
 # rows, 19 against 33 for 32), 1.4 times with AVX-512. From 64 rows on it makes no difference, for a
 # single row little, and with kernels in a cache it is slower. To transpose one costs what two steps
 # save with AVX2, with AVX-512 what forty do.
-LARGE_KERNELS, FEW_ROWS = 1 << 23, (2, 32)
+LARGE_KERNELS = 1 << 23
 TRANSPOSED_STEPS, TRANSPOSED_STEPS_AVX512 = 4, 64
 
-# A gradient of a kernel over fewer rows is bound by reading and writing the sum of gradients.
+# A gradient of a kernel over fewer rows is bound by reading and writing the sum of gradients: on a
+# GPU by its numbers (3 TB/s of memory, 800 TFLOP/s of products in bfloat16), not by a measurement.
 ROWS_PER_GRADIENT = 512
+FEW_ROWS = {"cpu": (2, 32), "gpu": (1, ROWS_PER_GRADIENT)}
+
+# XLA multiplies numbers of 16 bits on a GPU in tiles of 8, and pads a kernel of another size first:
+# at every step, where a step has it as it is.
+GPU_TILE = 8
 
 
 def why_not(request: Request) -> str | None:
@@ -143,13 +149,16 @@ def _settings(
     rows = product_of((*request.batch, cell.mem_slots))
     typed = has_explicit_axes(inputs) or bool(varying_axes(params))
     cpu = platform() == "cpu" and not typed
-    large = cpu and _has_large_kernels(cell, rows, request.steps)
+    large = not typed and _has_large_kernels(cell, rows, request.steps)
     length = _chunk_length(request, rows, large)
+    dtypes = product_dtypes(cell, params, inputs.dtype, carry)
+    tiled = platform() == "gpu" and jnp.dtype(dtypes.rows).itemsize == 2
     settings = Settings(
         cell=cell.clone(parent=None, name=None),
-        dtypes=product_dtypes(cell, params, inputs.dtype, carry),
+        dtypes=dtypes,
         cpu=cpu,
-        transpose=large and _pays_to_transpose(request.steps),
+        transpose=large and cpu and _pays_to_transpose(request.steps),
+        tile=GPU_TILE if tiled else 1,
         apart=large,
         time_axis=request.time_axis,
         capture=request.capture,
@@ -172,13 +181,14 @@ def _chunk_length(request: Request, rows: int | None, apart: bool) -> int | None
 
 def _has_large_kernels(cell: RelationalMemoryCell, rows: int | None, steps: Any) -> bool:
     """Whether there are a few rows a step, and kernels that have to be read for them each time."""
-    if platform() != "cpu" or rows is None or product_of((steps,)) is None:
+    few = FEW_ROWS.get(platform())
+    if few is None or rows is None or product_of((steps,)) is None:
         return False
-    width, (least, most) = cell.mem_size, FEW_ROWS
-    gates = 3 if cell.output_gate else 2
+    width, gates = cell.mem_size, 3 if cell.output_gate else 2
     gates *= 0 if cell.gate_style is None else gate_width(cell.gate_style, width)
     packed = cell.num_blocks * sum(query_key_sizes(cell))
     outputs = packed + cell.attention_mlp_layers * width + gates
+    least, most = few
     return least <= rows <= most and steps >= TRANSPOSED_STEPS and width * outputs >= LARGE_KERNELS
 
 

@@ -59,27 +59,27 @@ def multiply(
       cpu: see above.
       rows: ``[..., F]``, in the dtype of the product.
       kernel: ``[F, N]`` as it is differentiated, in a wide dtype. Its values are not read.
-      used: the same kernel in the dtype of the product.
+      used: the same kernel in the dtype of the product; it may be padded with zeros.
       used_t: the same ``[N, F]``, to be read in place of `used`; or None.
       precision: of the products, those of the backward pass too; as in `jax.lax.dot_general`.
 
     Returns:
       ``[..., N]``.
     """
-    del cpu, kernel
-    return _product(precision, rows, used, used_t)
+    del cpu
+    return _product(precision, rows, used, used_t, kernel.shape[-1])
 
 
 @partial(multiply.defjvp, symbolic_zeros=True)
 def _multiply_jvp(
     cpu: bool, precision: PrecisionLike, primals: tuple, tangents: tuple
 ) -> tuple[Array, Any]:
-    rows, _, used, used_t = primals
+    rows, kernel, used, used_t = primals
     d_rows, d_kernel, *_ = tangents  # `used` is the kernel, too: it has no tangent of its own.
-    product = _product(precision, rows, used, used_t)
+    product = _product(precision, rows, used, used_t, kernel.shape[-1])
     terms = []
     if not isinstance(d_rows, SymbolicZero):
-        terms.append(_product(precision, d_rows, used, None))
+        terms.append(_product(precision, d_rows, used, None, kernel.shape[-1]))
     if not isinstance(d_kernel, SymbolicZero):
         terms.append(kernel_term(cpu, rows, d_kernel, product, precision))
     return product, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(product)
@@ -95,7 +95,7 @@ def kernel_term(
 
 
 def _by_kernel(precision: PrecisionLike, rows: Array, d_kernel: Array) -> tuple[Array]:
-    return (_product(precision, rows, d_kernel.astype(rows.dtype), None),)
+    return (_product(precision, rows, d_kernel.astype(rows.dtype), None, d_kernel.shape[-1]),)
 
 
 def _by_kernel_backward(precision: PrecisionLike, rows: Array, g: Array) -> tuple[Array]:
@@ -119,17 +119,17 @@ def multiply_apart(
       used_t: as in `multiply`.
       slot: shaped like the result. Its values are not read; its tangent is added to the result's.
     """
-    del slot
-    return _product(precision, rows, used, used_t)
+    return _product(precision, rows, used, used_t, slot.shape[-1])
 
 
 @multiply_apart.defjvp
 def _multiply_apart_jvp(
     precision: PrecisionLike, primals: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
-    rows, used, used_t, _ = primals
-    tangent = _product(precision, tangents[0], used, None) + tangents[3]
-    return _product(precision, rows, used, used_t), tangent
+    rows, used, used_t, slot = primals
+    columns = slot.shape[-1]
+    tangent = _product(precision, tangents[0], used, None, columns) + tangents[3]
+    return _product(precision, rows, used, used_t, columns), tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -340,9 +340,16 @@ def _normalise(x: Array) -> tuple[Array, Array]:
     return centred * rstd, rstd
 
 
-def _product(precision: PrecisionLike, rows: Array, used: Array, used_t: Array | None) -> Array:
+def _product(
+    precision: PrecisionLike, rows: Array, used: Array, used_t: Array | None, columns: int
+) -> Array:
+    """Rows times a kernel: the first `columns` of the product. Rows are padded as the kernel is."""
     kernel, axis = (used, 0) if used_t is None else (used_t, 1)
-    return jax.lax.dot_general(rows, kernel, (((rows.ndim - 1,), (axis,)), ((), ())), precision)
+    missing = kernel.shape[axis] - rows.shape[-1]
+    if missing:
+        rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)])
+    dims = ((rows.ndim - 1,), (axis,)), ((), ())
+    return jax.lax.dot_general(rows, kernel, dims, precision)[..., :columns]
 
 
 def _multiply(

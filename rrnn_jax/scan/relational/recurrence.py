@@ -31,6 +31,7 @@ class Settings(NamedTuple):
       dtypes: of the products.
       cpu: whether operations are written for XLA's CPU backend.
       transpose: whether a step reads its kernels transposed, ``[N, F]``.
+      tile: kernels are padded with zeros to multiples of it; 1 leaves them as they are.
       apart: whether gradients of kernels are taken after the scan.
       time_axis: where outputs have time.
       capture: whether what the cell sows is wanted.
@@ -40,13 +41,14 @@ class Settings(NamedTuple):
 
     cell: RelationalMemoryCell
     dtypes: Dtypes
-    cpu: bool
-    transpose: bool
-    apart: bool
-    time_axis: int
-    capture: bool
-    store: bool
-    unroll: int
+    cpu: bool = False
+    transpose: bool = False
+    tile: int = 1
+    apart: bool = False
+    time_axis: int = 0
+    capture: bool = False
+    store: bool = True
+    unroll: int = 1
 
 
 class Timed(NamedTuple):
@@ -224,10 +226,11 @@ def _products_with(settings: Settings, kernels: dict[str, Array]) -> Product:
 
 
 def _used(settings: Settings, kernels: dict[str, Array]) -> dict[str, tuple[Array, Array | None]]:
-    """The kernels as a step reads them: cast and transposed once, not in every step."""
+    """The kernels as a step reads them: cast, padded and transposed once, not in every step."""
 
     def used(name: str, kernel: Array) -> tuple[Array, Array | None]:
         cast = kernel.astype(settings.dtypes.gates if name == "gates" else settings.dtypes.rows)
+        cast = jnp.pad(cast, [(0, -size % settings.tile) for size in cast.shape])
         return cast, jax.lax.optimization_barrier(cast.T) if settings.transpose else None
 
     return {name: used(name, kernel) for name, kernel in kernels.items()}

@@ -1,7 +1,8 @@
 """A training step compiled for an H100 without one: ``python -m tests.core.cuda.h100 rl``.
 
 Wants the packages of ``jax[cuda12]`` or ``jax[cuda13]`` and no GPU. Prints a JSON object: how many
-operations the step has, and the registers and spills of both kernels.
+operations the step has, in all and in each loop, and the registers and spills of both kernels.
+``language`` is the paper's language model, which ``"hoisted"`` runs with products of cuBLAS.
 """
 
 import importlib.util
@@ -20,6 +21,8 @@ SETTINGS = {  # benchmarks/settings.py's, by the names of its fields
     | {"gates": "memory", "learned_inputs": True},
     "nth_farthest": {"batch": 1600, "steps": 8, "slots": 8, "heads": 8, "size": 32, "inputs": 40}
     | {"gates": "unit", "learned_inputs": False},
+    "language": {"batch": 64, "steps": 16, "slots": 1, "heads": 4, "size": 625, "inputs": 512}
+    | {"gates": "unit", "learned_inputs": True, "mlp_layers": 5, "implementation": "hoisted"},
 }
 TARGET = """
 gpu_device_info {
@@ -83,6 +86,8 @@ def compiled_step(setting: str) -> dict[str, Any]:
             flags += f" --xla_gpu_cuda_data_dir={assembler.parent.parent}"
             os.environ["PATH"] = f"{assembler.parent}:{os.environ['PATH']}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        if "implementation" in SETTINGS[setting]:  # Triton's products want to be timed first.
+            os.environ["XLA_FLAGS"] += " --xla_gpu_enable_triton_gemm=false"
         layout, temporary = _compile(setting)
         lines = [
             line
@@ -96,15 +101,33 @@ def compiled_step(setting: str) -> dict[str, Any]:
         match = re.search(r": (k\w+)", line)
         assert match is not None
         kinds[match[1]] = kinds.get(match[1], 0) + 1
-    return {
+    found = {
         "setting": setting,
         "operations": len(lines),
         "kinds": kinds,
         "kernels": sum("rrnn_" in line for line in lines),
+        "loops": loops(lines),
         "temporary_bytes": temporary,
-        "forward": registers("forward", layout),
-        "backward": registers("backward", layout),
     }
+    if layout is None:
+        return found
+    return found | {each: registers(each, layout) for each in ("forward", "backward")}
+
+
+def loops(lines: list[str]) -> list[dict[str, int]]:
+    """Of each loop: operations of an iteration, products, pads of more than a million numbers."""
+    found: list[dict[str, int]] = []
+    inside = False
+    for line in lines:
+        if not line[0].isspace():
+            inside = "kWhile" in line
+            found += [{"operations": 0, "products": 0, "pads": 0}] if inside else []
+        elif inside and re.match(r" {4}\d", line) and "compare" not in line:
+            blocks = re.search(r"_pad_\w* grid: \[(\d+)", line)
+            found[-1]["operations"] += 1
+            found[-1]["products"] += "kCublas" in line
+            found[-1]["pads"] += blocks is not None and int(blocks[1]) > 2000
+    return found
 
 
 def _compile(setting: str) -> tuple[Any, int]:
@@ -113,16 +136,23 @@ def _compile(setting: str) -> tuple[Any, int]:
     from jax.experimental import topologies
 
     from rrnn_jax import RNN, RelationalMemoryCell
+    from rrnn_jax.scan import relational
     from rrnn_jax.scan.cuda import support
     from rrnn_jax.scan.cuda.layout import layout_of
 
-    support.why_not_here = lambda: None  # As if there were a GPU.
+    # As if there were a GPU.
+    support.why_not_here = lambda: None
+    relational.platform = lambda: "gpu"
 
     s = SETTINGS[setting]
     cell = RelationalMemoryCell(
-        s["slots"], s["size"], s["heads"], gate_style=s["gates"], dtype=jnp.bfloat16
+        *(s["slots"], s["size"], s["heads"]),
+        attention_mlp_layers=s.get("mlp_layers", 2),
+        gate_style=s["gates"],
+        dtype=jnp.bfloat16,
     )
-    rnn = RNN(cell, implementation="cuda")
+    implementation = s.get("implementation", "cuda")
+    rnn = RNN(cell, implementation=implementation)
     topology = topologies.get_topology_desc(
         "h100", platform="cuda", topology="1x1x1", target_config=TARGET
     )
@@ -144,7 +174,8 @@ def _compile(setting: str) -> tuple[Any, int]:
     )
     wanted = (0, 1) if s["learned_inputs"] else 0
     compiled = jax.jit(jax.value_and_grad(step, wanted)).lower(*arguments).compile()
-    return layout_of(cell, B), compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
+    layout = layout_of(cell, B) if implementation == "cuda" else None
+    return layout, compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
 
 
 def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | None:

@@ -28,6 +28,17 @@ def test_operations_registers_and_spills(setting, operations):
         assert 100 < found[kernel]["registers"] <= 255
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(h100.missing() is not None, reason=str(h100.missing()))
+def test_a_language_model_reads_its_kernels_once_a_step():
+    """No kernel is padded within a loop, and no gradient of one is summed up there."""
+    forward, backward = h100.measure("language")["loops"]
+    assert forward["products"] == backward["products"] == 7
+    assert forward["pads"] == backward["pads"] == 0
+    assert forward["operations"] <= 46
+    assert backward["operations"] <= 53
+
+
 @needs_nvrtc
 def test_ptx_is_for_any_gpu_since_8_0_and_for_drivers_since_525():
     layout = layout_of(RelationalMemoryCell(mem_slots=1, head_size=16, num_heads=4), 2)
