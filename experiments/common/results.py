@@ -2,7 +2,8 @@
 
 Collects what the READMEs quote of a run, or of the runs of several models below it: command,
 config, environment, summary and the curves of the score go into ``experiments/results/NAME.json``,
-the plot into ``NAME.png``.
+the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ in the seed alone become one record
+with a curve for each seed.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from experiments.common.actor_critic.config import TITLES
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
+from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json
 from experiments.common.run_directory import read_environment
 
@@ -34,7 +37,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         found = sorted(path.parent for path in run_dir.glob(f"*/{METRICS_FILE}"))
         if not found:
             raise FileNotFoundError(f"no run in {run_dir}")
-        return {path.name: collect(path) for path in found}
+        return _seeds_joined({path.name: collect(path) for path in found})
     rows = read_metrics(run_dir)
     found = {"environment": read_environment(run_dir)}
     found |= {name: read_json(run_dir / f"{name}.json") for name in ("config", "summary")}
@@ -46,6 +49,53 @@ def collect(run_dir: Path) -> dict[str, Any]:
                 str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
                 for seed, (steps, values) in curves.items()
             }
+    return found
+
+
+def _seeds_joined(runs: dict[str, Any]) -> dict[str, Any]:
+    """Runs by model: those named after their model and seed together."""
+    groups: dict[str, list[Any]] = {}
+    for name, run in runs.items():
+        model, _, seed = name.rpartition("-")
+        alone = run["summary"].get("seeds") == [int(seed)] if seed.isdigit() else False
+        groups.setdefault(model if alone else name, []).append(run)
+    return {name: _join(name, group) for name, group in groups.items()}
+
+
+def _join(name: str, runs: list[Any]) -> dict[str, Any]:
+    """Runs of one model, each with a seed of its own, as the run of all those seeds.
+
+    Raises:
+      ValueError: they differ in something else.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        own, other = (
+            each["config"] | {"train": each["config"]["train"] | {"seed": 0}}
+            for each in (first, run)
+        )
+        if own != other:
+            raise ValueError(f"runs of {name} must differ in the seed alone")
+    joined = first | {"summary": _together([run["summary"] for run in runs])}
+    if len(runs) > 1:
+        commands = [run["environment"]["command"] for run in runs]
+        joined["environment"] = first["environment"] | {"commands": commands}
+    for metric in set(CURVES) & set(first):
+        joined[metric] = {seed: one for run in runs for seed, one in run[metric].items()}
+    return joined
+
+
+def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Summaries as one: values by seed one after another, seconds added up."""
+    found = dict(summaries[0])
+    for name, value in found.items():
+        values = [summary[name] for summary in summaries]
+        if isinstance(value, dict):
+            found[name] = _together(values)
+        elif isinstance(value, list):
+            found[name] = [x for each in values for x in each]
+        elif name.endswith("_seconds"):
+            found[name] = sum(values)
     return found
 
 
@@ -63,14 +113,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.common.results")
     parser.add_argument("run_dir", type=Path, help="a finished run's directory")
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
-    arguments = parser.parse_args()
-    target = RESULTS / f"{arguments.name}.json"
+    parser.add_argument("--trivial", type=float, help="a score to draw as a line")
+    given = parser.parse_args()
+    target = RESULTS / f"{given.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, collect(arguments.run_dir))
-    plots = [arguments.run_dir / "plots" / name for name in PLOTS]
-    for plot in [path for path in plots if path.exists()][:1]:
-        shutil.copyfile(plot, target.with_suffix(".png"))
+    kept = collect(given.run_dir)
+    write_json(target, kept)
+    plots = [given.run_dir / "plots" / name for name in PLOTS]
+    if found := [path for path in plots if path.exists()]:
+        shutil.copyfile(found[0], target.with_suffix(".png"))
+    elif "config" not in kept:
+        draw(kept, target.with_suffix(".png"), given.trivial)
     print(f"wrote {target}")
+
+
+def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None:
+    """Draws the score of every model and seed that is kept."""
+    name = next(run["summary"]["score"]["name"] for run in kept.values())
+    curves = {
+        TITLES.get(model, model): {
+            int(seed): (one["step"], one["value"]) for seed, one in run[name].items()
+        }
+        for model, run in kept.items()
+    }
+    plot_curves(path, curves, title=path.stem, y_label=name, trivial=trivial)
 
 
 if __name__ == "__main__":

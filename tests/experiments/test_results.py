@@ -4,17 +4,20 @@ import json
 
 import pytest
 
-from experiments.common.results import collect
+from experiments.common.results import collect, draw
 
 
-def make_run(directory, accuracy):
+def make_run(directory, accuracy, seed=3, rate=0.1):
     directory.mkdir(parents=True)
-    for name in ("config", "summary"):
-        (directory / f"{name}.json").write_text(json.dumps({"of": name}))
-    command = f"python -m it --run-dir {directory} --no-progress --seed 3"
+    config = {"model": "rmc", "train": {"seed": seed, "rate": rate}}
+    summary = {"seeds": [seed], "parameters": 9, "train_seconds": 2.5, "test": {"loss": [accuracy]}}
+    summary["score"] = {"name": "accuracy", "goal": "max"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "summary.json").write_text(json.dumps(summary))
+    command = f"python -m it --run-dir {directory} --no-progress --seed {seed}"
     (directory / "environment.json").write_text(json.dumps({"command": command, "git_commit": "a"}))
     rows = [
-        {"step": step, "split": split, "seed": 3, "accuracy": accuracy + step}
+        {"step": step, "split": split, "seed": seed, "accuracy": accuracy + step}
         for step in (0, 10)
         for split in ("train", "valid")
     ]
@@ -34,4 +37,23 @@ def test_collects_one_run_or_several(tmp_path):
 
 def test_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run in"):
+        collect(tmp_path)
+
+
+def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
+    make_run(tmp_path / "rmc-3", 0.25)
+    make_run(tmp_path / "rmc-5", 0.5, seed=5)
+    make_run(tmp_path / "rmc-2e-2", 0.75, seed=7)  # Its name ends with another number.
+    found = collect(tmp_path)
+    assert set(found) == {"rmc", "rmc-2e-2"}
+    summary = found["rmc"]["summary"]
+    assert (summary["seeds"], summary["parameters"], summary["train_seconds"]) == ([3, 5], 9, 5.0)
+    assert summary["test"] == {"loss": [0.25, 0.5]}
+    assert found["rmc"]["accuracy"]["5"] == {"step": [0, 10], "value": [0.5, 10.5]}
+    commands = [f"python -m it --seed {seed}" for seed in (3, 5)]
+    assert found["rmc"]["environment"]["commands"] == commands
+    draw(found, tmp_path / "drawn.png", trivial=0.2)
+    assert (tmp_path / "drawn.png").stat().st_size > 10_000
+    make_run(tmp_path / "rmc-6", 0.5, seed=6, rate=0.2)
+    with pytest.raises(ValueError, match="runs of rmc must differ in the seed alone"):
         collect(tmp_path)
