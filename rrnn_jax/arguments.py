@@ -1,4 +1,4 @@
-"""What a call of `RNN` brings: checked, placed beside the inputs, and turned round in time."""
+"""The arguments of a call of `RNN`: checked, sharded like the inputs, and reversed in time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,16 +31,16 @@ class Call(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What is run.
+    """The checked arguments.
 
     Attributes:
       sequence: inputs and flags, in the order in which they are run.
-      carry: to start from.
-      reset_carry: what a reset puts in place; None without resets.
-      time_axis: where time is.
+      carry: the initial carry.
+      reset_carry: the carry after a reset; None without resets.
+      time_axis: the time axis of the inputs.
       batch: ``*B``.
       step_shape: shape of one step's input.
-      flip: turns an array with the time axis round, padding left in its place.
+      flip: reverses an array along the time axis, keeping padding in its place.
     """
 
     sequence: SequenceInputs
@@ -53,11 +53,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
-    """Checks and prepares what a call brings.
+    """Checks and prepares the arguments of a call.
 
     Args:
-      cell: the cell, bound.
-      inputs: as they came.
+      cell: the bound cell.
+      inputs: the inputs of the call.
       call: the other arguments.
 
     Returns:
@@ -119,7 +119,7 @@ def _layout(cell: nn.RNNCellBase, inputs: Any, time_major: bool) -> tuple[int, t
 def _checked_flags(
     call: Call, per_step: tuple[int, ...], batch: tuple[int, ...]
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Resets and mask as bool, lengths as int32; raises where they do not fit."""
+    """Resets and mask as bool, lengths as int32; raises if they are invalid."""
     resets, mask, lengths = call.resets, call.mask, call.seq_lengths
     layout = "[T, *B]" if call.time_major else "[*B, T]"
     if resets is not None:
@@ -135,13 +135,13 @@ def _checked_flags(
             kind = kind or type(lengths).__name__
             raise TypeError(f"seq_lengths must be an integer array [*B], got {kind}")
         check_shape("seq_lengths", lengths, batch, "[*B]")
-        # Integers of fewer bits could not count the steps.
+        # Shorter integers could overflow.
         lengths = jnp.asarray(lengths).astype(jnp.int32)
     return resets, mask, lengths
 
 
 def _checked_rows(cell: nn.RNNCellBase, call: Call, inputs: Array) -> Array | None:
-    """The mask of rows as a JAX array; raises where it does not fit."""
+    """The mask of rows as a JAX array; raises if it is invalid."""
     if call.row_mask is None:
         return None
     layout = "[T, *B, R]" if call.time_major else "[*B, T, R]"
@@ -163,7 +163,7 @@ def _carries(
     step_shape: tuple[int, ...],
     batch_axes: int,
 ) -> tuple[Carry, Carry | None]:
-    """The carry to start from and the one for resets, made like what the caller brings."""
+    """The initial carry and the carry for resets, with the caller's dtypes and sharding."""
     has_resets = sequence.resets is not None
     carry, fresh = call.initial_carry, call.reset_carry
     if carry is None or (has_resets and fresh is None):

@@ -39,16 +39,16 @@ def dot_product_attention(
       query: ``[*B, Q, H, K]``.
       key: ``[*B, M, H, K]``.
       value: ``[*B, M, H, D]``.
-      mask: ``[*B, M]`` bool: rows that may be attended to, of which there must be one (default:
-        all). The others must be finite; their weights are 0.
-      precision: of the products, as in `jax.lax.dot_general`.
+      mask: ``[*B, M]`` bool: rows that may be attended to, at least one (default: all). The others
+        must be finite; their weights are 0.
+      precision: precision of the products, as in `jax.lax.dot_general`.
 
     Returns:
       ``attended [*B, Q, H, D]`` in the dtype of `value`, and the attention weights
       ``[*B, H, Q, M]`` in float32 or wider; each row of weights sums to one.
 
     Raises:
-      ValueError: the shapes do not fit together.
+      ValueError: incompatible shapes.
     """
     if query.ndim < 3:
         raise ValueError(f"query must have shape [*B, Q, H, K], got {query.shape}")
@@ -69,7 +69,7 @@ def dot_product_attention(
 
 
 def masked_logits(logits: Array, mask: Array) -> Array:
-    """Logits whose softmax is 0 where `mask`, which broadcasts, is False; finite in any case."""
+    """Finite logits whose softmax is 0 where `mask`, which broadcasts, is False."""
     least = jnp.asarray(jnp.finfo(logits.dtype).min, logits.dtype)
     return jnp.where(jnp.broadcast_to(mask, logits.shape), logits, least)
 
@@ -77,17 +77,17 @@ def masked_logits(logits: Array, mask: Array) -> Array:
 class MultiHeadAttention(nn.Module):
     r"""Multi-head attention among memory rows, as in the authors' module.
 
-    One projection makes the queries, keys and values of all heads, and one LayerNorm spans them
-    jointly (row by row):
+    One projection computes the queries, keys and values of all heads, and one LayerNorm normalises
+    them jointly (row by row):
 
     .. math::
 
         [q \, k \, v]_{1..H} &= \mathrm{LN}(X W + b) \\
         \mathrm{out} &= \mathrm{concat}_h \; \mathrm{softmax}(q_h k_h^\top / \sqrt K) \, v_h
 
-    There is no output projection. The packed axis is laid out head by head, and within a head as
-    query (K), key (K), value (D). Source: paper eq. 1-2; the joint LayerNorm and the biases are
-    those of Sonnet v1's `RelationalMemory`.
+    There is no output projection. The packed axis contains query (K), key (K) and value (D) of each
+    head in turn. Source: paper eq. 1-2; the joint LayerNorm and the biases are those of Sonnet v1's
+    `RelationalMemory`.
 
     >>> import jax, jax.numpy as jnp
     >>> attention = MultiHeadAttention(num_heads=4, head_size=8)
@@ -101,13 +101,13 @@ class MultiHeadAttention(nn.Module):
       num_heads: H.
       head_size: D.
       key_size: K; ``None`` (default) means D.
-      qkv_norm: whether the LayerNorm is there (default: True).
+      qkv_norm: whether to apply the LayerNorm (default: True).
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. LayerNorm
-        and softmax compute in float32 or wider always.
+        and softmax always compute in float32 or wider.
       param_dtype: dtype of the parameters (default: float32).
       kernel_init: initialiser of the projection (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of the biases (default: zeros).
-      precision, dot_general: of the products, as in `flax.linen.Dense`.
+      precision, dot_general: as in `flax.linen.Dense`.
       norm_scale_init, norm_bias_init: initialisers of the LayerNorm (default: ones, zeros).
 
     Raises:
@@ -137,12 +137,12 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self, rows: Array, num_queries: int | None = None, mask: Array | None = None
     ) -> tuple[Array, Array]:
-        """Lets rows attend to all rows.
+        """Attends from each row to all rows.
 
         Args:
           rows: ``[*B, M, X]``.
           num_queries: only the first `num_queries` rows attend (default: all).
-          mask: ``[*B, M]`` bool: rows that are attended to (default: all).
+          mask: ``[*B, M]`` bool: rows that may be attended to (default: all).
 
         Returns:
           ``[*B, Q, H*D]`` and the weights ``[*B, H, Q, M]``.
@@ -172,32 +172,32 @@ class MultiHeadAttention(nn.Module):
 
 
 def linear_options(module: Any) -> dict[str, Any]:
-    """What the modules here share with `flax.linen.Dense`, as its arguments."""
+    """The attributes that a module shares with `flax.linen.Dense`, as arguments."""
     names = ("dtype", "param_dtype", "kernel_init", "bias_init", "precision", "dot_general")
     return {name: getattr(module, name) for name in names}
 
 
 def dense(features: int, module: Any, name: str) -> nn.Dense:
-    """A `flax.linen.Dense` with a module's options that strict promotion does not forbid."""
+    """A `flax.linen.Dense` with a module's options that works under strict promotion."""
     return nn.Dense(features, **linear_options(module), promote_dtype=_promote, name=name)
 
 
 def _promote(*arrays: Array | None, dtype: Dtype | None = None, inexact: bool = True) -> list:
-    """As `flax.linen.dtypes.promote_dtype`, by `widest`."""
+    """As `flax.linen.dtypes.promote_dtype`, with `widest`."""
     del inexact
     dtype = widest(*(x.dtype for x in arrays if x is not None)) if dtype is None else dtype
     return [None if x is None else x.astype(dtype) for x in arrays]
 
 
 def norm_options(module: Any) -> dict[str, Any]:
-    """The initialisers of a module's norms, as arguments of the modules here."""
+    """The initialisers of a module's norms, as arguments."""
     return {name: getattr(module, name) for name in ("norm_scale_init", "norm_bias_init")}
 
 
 class LayerNorm(nn.Module):
-    """`flax.linen.LayerNorm` over the last axis as in Sonnet, in float32 or wider whatever comes.
+    """`flax.linen.LayerNorm` over the last axis as in Sonnet, always in float32 or wider.
 
-    The variance is that of the centred values: E[x^2] - E[x]^2 cancels badly for narrow rows.
+    The variance is computed from centred values: E[x^2] - E[x]^2 loses precision for narrow rows.
 
     Attributes:
       param_dtype: dtype of scale and bias.
@@ -226,5 +226,5 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm(name: str, module: Any) -> LayerNorm:
-    """The LayerNorm of a module (call within it)."""
+    """Creates a LayerNorm within a module."""
     return LayerNorm(module.param_dtype, module.norm_scale_init, module.norm_bias_init, name=name)

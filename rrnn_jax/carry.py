@@ -1,4 +1,4 @@
-"""Carries: put back where an episode begins, checked, and made like what the caller brings."""
+"""Carries: resets, checks, and conversion to the caller's dtypes."""
 
 from typing import Any
 
@@ -21,10 +21,10 @@ def reset_carry(
     *,
     rng: Array | None = None,
 ) -> Carry:
-    """Puts a carry back to its initial value where an episode begins.
+    """Resets a carry to its initial value where an episode begins.
 
-    For loops of one's own, in place of ``jnp.where(flags[:, None], fresh, carry)``: that is right
-    for a state ``[B, F]``, but of a memory ``[B, S, F]`` it resets slots in place of sequences.
+    For your own loops, instead of ``jnp.where(flags[:, None], fresh, carry)``: that is correct
+    for a state ``[B, F]``, but for a memory ``[B, S, F]`` it resets slots instead of sequences.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RelationalMemoryCell
@@ -34,24 +34,24 @@ def reset_carry(
     >>> carry.sum(axis=(1, 2))
     Array([4., 0., 0.], dtype=float32)
 
-    In an actor that steps the cell itself, with `done` of the previous step: ``carry =
+    An actor that steps the cell itself passes `done` of the previous step: ``carry =
     reset_carry(cell, carry, done)``, then ``carry, y = cell.apply(variables, carry, x)``.
 
     Args:
       cell: any `flax.linen.RNNCellBase`.
-      carry: its carry: any pytree of arrays that begin with the batch axes.
+      carry: its carry, a pytree of arrays whose leading axes are the batch axes.
       flags: ``[*B]`` bool, or numbers that are not 0 where True.
-      fresh: what is put in place, shaped like `carry` or without its batch axes; such as a learned
-        initial memory (gradients reach it). Default: the cell's `initialize_carry`.
+      fresh: the new carry, with or without batch axes, such as a learned initial memory (it
+        receives gradients). Default: the cell's `initialize_carry`.
       rng: key for `initialize_carry` (default: ``jax.random.key(0)``).
 
     Returns:
-      A carry like `carry`, of its dtypes.
+      A carry with the structure, shapes and dtypes of `carry`.
 
     Raises:
-      ValueError: arrays of `carry` that do not begin with the axes of `flags`, a `fresh` of another
-        structure or shape; no `fresh` for a cell whose initial memory is learned.
-      TypeError: `flags` that are neither bool nor numbers.
+      ValueError: the leading axes of `carry` are not those of `flags`, `fresh` has another
+        structure or shape, or is missing for a cell with a learned initial memory.
+      TypeError: `flags` are neither bool nor numbers.
     """
     flags = as_flags("flags", flags)
     carry = jax.tree.map(jnp.asarray, carry)
@@ -75,9 +75,9 @@ def reset_carry(
 
 
 def _step_shape(cell: nn.RNNCellBase, carry: Carry, flags: Array) -> tuple[int, ...]:
-    """The shape of an input of one step, as far as `initialize_carry` may look at it.
+    """The shape of one step's input, as far as `initialize_carry` may depend on it.
 
-    A convolutional cell wants the image's axes, which its carry has too; widths do not matter.
+    A convolutional cell needs the image's axes, which its carry has too; widths do not matter.
     """
     features = cell.num_feature_axes
     first = jax.tree.leaves(carry)[0].shape[flags.ndim :]
@@ -98,14 +98,14 @@ def as_flags(name: str, flags: Any) -> Array:
 def checked_carry(
     name: str, cell: nn.RNNCellBase, carry: Carry, step_shape: tuple[int, ...]
 ) -> Carry:
-    """A carry that the caller gave, as JAX arrays; raises where it cannot be the cell's.
+    """The caller's carry as JAX arrays; raises if it does not fit the cell.
 
-    Of cells that are neither Flax's nor ours nobody knows what carries they take.
+    Carries of cells that are neither Flax's nor ours are not checked.
 
     Args:
-      name: of the argument.
+      name: name of the argument.
       cell: the cell.
-      carry: what was given.
+      carry: the caller's carry.
       step_shape: shape of one step's input.
     """
     if isinstance(cell, RelationalMemoryCell):
@@ -120,7 +120,7 @@ def checked_carry(
 
 
 def _check_like(name: str, cell: nn.RNNCellBase, carry: Carry, expected: Carry) -> None:
-    """Raises unless structure, shapes and kinds of numbers are the expected ones."""
+    """Raises unless structure, shapes and kinds of dtypes are the expected ones."""
     if jax.tree.structure(carry) != jax.tree.structure(expected):
         raise TypeError(
             f"{name} must have the structure that {type(cell).__name__}.initialize_carry makes, "

@@ -36,7 +36,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
     r"""The Relational Memory Core (RMC) of Santoro et al. 2018, "Relational recurrent networks".
 
     A recurrent cell whose state is a matrix of S memory slots. At each step the slots attend to
-    each other and to the input, pass a row-wise MLP, and are blended into the memory by gates:
+    each other and to the input, a row-wise MLP is applied, and gates blend the result into the
+    memory:
 
     .. math::
 
@@ -49,17 +50,18 @@ class RelationalMemoryCell(nn.RNNCellBase):
         y_t &= \mathrm{flatten}(M_t)
 
     This is the formulation of the authors' released module (Sonnet v1 `RelationalMemory`), which
-    the paper's footnote 2 makes the exact one. ``gate_style=None`` gives :math:`M_t = X_{1..S}`.
+    the paper's footnote 2 names as the exact one. ``gate_style=None`` gives
+    :math:`M_t = X_{1..S}`.
 
     With ``output_gate=True`` the cell follows the paper's equations 3-9 instead: the state is
-    :math:`(m, h)`, the gates see :math:`h_{t-1}`, and
+    :math:`(m, h)`, the gates depend on :math:`h_{t-1}`, and
 
     .. math::
 
         m_t &= \sigma(f + b_f) \circ m_{t-1} + \sigma(i + b_i) \circ X_{1..S} \\
         h_t &= \sigma(o) \circ \tanh(m_t), \qquad y_t = \mathrm{flatten}(h_t)
 
-    with :math:`h_0 = \tanh(m_0)`, as if the output gate had been open.
+    with :math:`h_0 = \tanh(m_0)`, as with an open output gate.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> cell = RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2)
@@ -78,13 +80,13 @@ class RelationalMemoryCell(nn.RNNCellBase):
     ((8, 4, 32), (8, 128))
 
     ``mutable=["intermediates"]`` captures ``attention_weights`` ``[*B, num_blocks, H, S, S+R]``,
-    ``input_gate`` and ``forget_gate`` (and ``output_gate``) ``[*B, S, F]`` or ``[*B, S, 1]``;
-    nothing of it is computed or stored otherwise.
+    ``input_gate`` and ``forget_gate`` (and ``output_gate``) ``[*B, S, F]`` or ``[*B, S, 1]``.
+    Otherwise they are not stored.
 
     Attributes:
       mem_slots: S, the number of memory slots (default: 8).
       head_size: D (default: 32).
-      num_heads: H; the memory is F = H*D wide (default: 8).
+      num_heads: H; the width of the memory is F = H*D (default: 8).
       num_blocks: attention blocks per step (default: 1).
       key_size: K, size of queries and keys; ``None`` (default) means D.
       attention_mlp_layers: layers of the row-wise MLP, shared by the blocks (default: 2).
@@ -93,32 +95,32 @@ class RelationalMemoryCell(nn.RNNCellBase):
       forget_bias: constant added to the forget gate (default: 1.0).
       input_bias: constant added to the input gate (default: 0.0).
       output_gate: the paper's equations 3-9, see above (default: False, as in the authors' code).
-      matrix_inputs: inputs are ``[*B, R, I]`` and each of the R rows becomes a memory row of its
-        own (default: False: inputs are ``[*B, I]``, R = 1).
+      matrix_inputs: inputs are ``[*B, R, I]``, and the slots attend to each of the R rows (default:
+        False: inputs are ``[*B, I]``, R = 1).
       qkv_norm: LayerNorm over the packed queries, keys and values (default: True, as in the
         authors' code; the paper does not have it).
       input_queries: whether input rows attend too, between blocks (default: True, as in the
         authors' code). False is the paper's eq. 2: queries come from the memory alone, and the
-        input rows are the same in every block. With one block there is no difference.
+        input rows are the same in every block. With one block both are equal.
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. With
         bfloat16, norms, softmax, gates and the carried memory stay float32; outputs are bfloat16.
       param_dtype: dtype of the parameters (default: float32).
       kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of all biases (default: zeros).
       carry_init: initialiser of the memory (default: identity rows).
-      learned_carry: the initial memory is a parameter ``initial_memory`` ``[S, F]``, which begins
-        as `carry_init` makes it and is the same for all sequences (default: False). Under `RNN` and
-        `flax.linen.RNN` sequences, and in `RNN` episodes after a reset, start from it.
+      learned_carry: the initial memory is a parameter ``initial_memory`` ``[S, F]``, initialised by
+        `carry_init` and shared by all sequences (default: False). Sequences start from it under
+        `RNN` and `flax.linen.RNN`, and so do episodes after a reset under `RNN`.
       norm_scale_init, norm_bias_init: initialisers of the LayerNorms (default: ones, zeros).
-      precision: of all products, as in `jax.lax.dot_general` (default: JAX's).
-      dot_general: the product of inputs or memory and weights, `jax.lax.dot_general` by default;
-        such as a quantised one. `RNN` runs the plain scan with another one.
-      dropout_rate: share of the units of the gated candidate that is dropped, the others scaled up
+      precision: precision of all products, as in `jax.lax.dot_general` (default: JAX's).
+      dot_general: the product with weights, for example a quantised one (default:
+        `jax.lax.dot_general`). With another one `RNN` runs the plain scan.
+      dropout_rate: share of the units of the gated candidate that is dropped; the others are scaled
         by ``1 / (1 - rate)`` (default: 0). The memory itself is never dropped: recurrent dropout
-        without memory loss (Semeniuta et al. 2016). It wants an rng ``dropout``; under `RNN` and
-        `flax.linen.RNN`, ``split_rngs={"params": False, "dropout": True}`` draws anew at each step,
-        and ``"dropout": False`` once for a sequence.
-      deterministic: no dropout, for evaluation (default: False).
+        without memory loss (Semeniuta et al. 2016). It needs an rng ``dropout``. Under `RNN` and
+        `flax.linen.RNN`, ``split_rngs={"params": False, "dropout": True}`` draws at each step,
+        and ``"dropout": False`` once per sequence.
+      deterministic: disables dropout, for evaluation (default: False).
 
     Raises:
       ValueError: a size below 1, an unknown `gate_style`, an output gate without a gate style, or
@@ -172,7 +174,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
     def from_features(
         cls, features: int, *, mem_slots: int = 8, num_heads: int = 8, **options: Any
     ) -> "RelationalMemoryCell":
-        """A cell by the width of its output, as frameworks make cells by name.
+        """A cell with a given output width, for code that creates cells by name.
 
         >>> RelationalMemoryCell.from_features(256, mem_slots=4, num_heads=4).head_size
         16
@@ -187,7 +189,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
           The cell.
 
         Raises:
-          ValueError: `features` is no such multiple.
+          ValueError: `features` is not such a multiple.
           TypeError: a size that is not an integer.
         """
         check_positive(features=features, mem_slots=mem_slots, num_heads=num_heads)
@@ -200,7 +202,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         return cls(mem_slots=mem_slots, head_size=head_size, num_heads=num_heads, **options)
 
     def setup(self) -> None:
-        """Makes the parameter of a learned initial memory."""
+        """Creates the parameter of a learned initial memory."""
         if self.learned_carry:
             shape = (self.mem_slots, self.mem_size)
             self.initial_memory = self.param(
@@ -226,17 +228,16 @@ class RelationalMemoryCell(nn.RNNCellBase):
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
         """The initial memory.
 
-        A learned one is a variable of the cell: where the cell is not bound, as in ``cell =
-        RelationalMemoryCell(...); cell.initialize_carry(...)``, this is what it is initialised to;
-        ``cell.apply(variables, rng, input_shape, method="initialize_carry")`` gives the learned.
+        A learned one is a variable of the cell. An unbound cell returns its initial value;
+        ``cell.apply(variables, rng, input_shape, method="initialize_carry")`` the learned one.
 
         Args:
           rng: PRNG key for `carry_init`; identity rows ignore it.
           input_shape: shape of one step's input, ``[*B, I]`` or ``[*B, R, I]``.
 
         Returns:
-          ``[*B, S, F]`` in float32 (wider if the parameters are); the pair (m, h) of such arrays
-          with an output gate.
+          ``[*B, S, F]`` in float32 (wider if the parameters are); with an output gate the pair
+          (m, h) of such arrays.
         """
         self._check_input_shape(tuple(input_shape))
         batch = tuple(input_shape)[: -self.num_feature_axes]
@@ -253,13 +254,13 @@ class RelationalMemoryCell(nn.RNNCellBase):
 
     @nn.nowrap
     def output_from_carry(self, carry: Carry) -> Array:
-        """The output that goes with a carry: its memory (h with an output gate), flattened.
+        """The output that belongs to a carry: its memory (h with an output gate), flattened.
 
         Args:
-          carry: what a step returned, or an initial carry.
+          carry: a carry returned by a step, or an initial carry.
 
         Returns:
-          ``[*B, S*F]``, in `dtype` if that is given, else in the carry's.
+          ``[*B, S*F]``, in `dtype` if given, else in the carry's dtype.
         """
         state = carry[1] if self.output_gate else carry
         output = state.reshape(*state.shape[:-2], self.output_size)
@@ -274,11 +275,11 @@ class RelationalMemoryCell(nn.RNNCellBase):
         Args:
           carry: memory ``[*B, S, F]``, or (m, h) with an output gate.
           inputs: ``[*B, I]``, or ``[*B, R, I]`` with matrix inputs.
-          row_mask: ``[*B, R]`` bool, with matrix inputs: rows that are there (default: all). The
-            others are not attended to, their attention weights are 0, and the gates see x' = 0.
+          row_mask: ``[*B, R]`` bool, with matrix inputs: valid rows (default: all). The attention
+            weights of the others are 0, and the gates get x' = 0 for them.
 
         Returns:
-          The next carry, of the dtype that came in, and the output ``[*B, S*F]``.
+          The next carry, in the dtype of `carry`, and the output ``[*B, S*F]``.
         """
         self.check_step(carry, inputs.shape)
         memory, hidden = carry if self.output_gate else (carry, None)
@@ -332,14 +333,14 @@ class RelationalMemoryCell(nn.RNNCellBase):
         return next_carry(gates, candidate, memory, hidden)
 
     def kept(self, shape: tuple[int, ...]) -> Array | None:
-        """The units ``[*B, S, F]`` bool of a step that dropout keeps; None without dropout."""
+        """The units ``[*B, S, F]`` bool that dropout keeps at a step; None without dropout."""
         if self.dropout_rate == 0.0 or self.deterministic or self.is_initializing():
             return None
         return jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.dropout_rate, shape)
 
     @nn.nowrap
     def dropout(self, x: Array, kept: Array | None) -> Array:
-        """``[*B, S, F]`` or ``[*B, S, 1]``, scaled up where `kept` and 0 elsewhere."""
+        """``[*B, S, F]`` or ``[*B, S, 1]``, scaled where `kept` and 0 elsewhere."""
         if kept is None:
             return x
         kept = beside(kept, x, range(x.ndim - 1))
@@ -348,7 +349,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
 
     @nn.nowrap
     def _without_rows(self, inputs: Array, row_mask: Array) -> Array:
-        """Inputs of which nothing in a masked row can reach a gradient, NaN included."""
+        """Inputs whose masked rows cannot reach a gradient, not even as NaN."""
         if not self.matrix_inputs:
             raise ValueError("row_mask needs matrix_inputs=True: a vector is a single row")
         check_bool("row_mask", row_mask, "[*B, R]")
@@ -362,7 +363,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         Args:
           carry: as for a step.
           input_shape: shape of one step's input.
-          name: what the caller calls the carry.
+          name: the caller's name of the carry.
         """
         self._check_input_shape(input_shape)
         batch = input_shape[: -self.num_feature_axes]

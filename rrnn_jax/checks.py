@@ -1,4 +1,4 @@
-"""Errors that name the argument, what was expected and what came."""
+"""Errors that name the argument, the expected value and the received one."""
 
 import operator
 from typing import Any
@@ -37,8 +37,8 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) -> None:
-    """Raises unless `array` has exactly `shape`; `layout` explains it with axis letters."""
-    import chex  # Here: it brings testing libraries, whose import costs more than all the rest.
+    """Raises unless `array` has exactly `shape`; `layout` explains its axes."""
+    import chex  # Imported here, because it imports testing libraries, which is slow.
 
     try:
         chex.assert_shape(array, tuple(shape))
@@ -49,7 +49,7 @@ def check_shape(name: str, array: Array, shape: tuple[int, ...], layout: str) ->
 
 
 def check_bool(name: str, array: Any, layout: str) -> None:
-    """Raises unless `array` is one of bool; `layout` explains it with axis letters."""
+    """Raises unless `array` has dtype bool; `layout` explains its axes."""
     if getattr(array, "dtype", None) != jnp.bool_:
         kind = getattr(array, "dtype", type(array).__name__)
         raise TypeError(
@@ -58,7 +58,7 @@ def check_bool(name: str, array: Any, layout: str) -> None:
 
 
 def check_floating(name: str, array: Array) -> None:
-    """Raises unless `array` holds floating-point numbers."""
+    """Raises unless `array` has a floating-point dtype."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating-point, got {array.dtype}")
 

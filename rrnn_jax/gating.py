@@ -60,7 +60,7 @@ def gate_memory(gates: Gates, candidate: Memory, memory: Memory) -> Memory:
 
     Args:
       gates: input and forget gates, ``[*B, S, F]`` or ``[*B, S, 1]``.
-      candidate: ``[*B, S, F]``, after its squashing.
+      candidate: ``[*B, S, F]``, after the tanh.
       memory: the previous memory, ``[*B, S, F]``.
 
     Returns:
@@ -78,7 +78,7 @@ def gate_values(
     output_gate: bool,
     sigmoid: Callable[[Array], Array] = jax.nn.sigmoid,
 ) -> Gates:
-    r"""The gates of their summed pre-activations (paper eq. 4-6).
+    r"""The gates from their summed pre-activations (paper eq. 4-6).
 
     .. math:: i = \sigma(G_i + b_i), \quad f = \sigma(G_f + b_f), \quad o = \sigma(G_o)
 
@@ -86,8 +86,7 @@ def gate_values(
     (4, 1)
 
     Args:
-      packed: ``[*B, S, n*g]``: the input gate first, then the forget gate (Sonnet v1's order), then
-        the output gate.
+      packed: ``[*B, S, n*g]``: input gate, forget gate (Sonnet v1's order), output gate.
       input_bias: constant added to the input gate.
       forget_bias: constant added to the forget gate.
       output_gate: whether there are three gates.
@@ -118,8 +117,8 @@ def next_carry(gates: Gates, candidate: Memory, memory: Memory, hidden: Array | 
     Array([[1., 1.]], dtype=float32)
 
     Args:
-      gates: of this step.
-      candidate: ``[*B, S, F]``, what attention and MLP made of the memory.
+      gates: the gates of this step.
+      candidate: ``[*B, S, F]``, the result of attention and MLP.
       memory: the previous memory, ``[*B, S, F]``.
       hidden: the previous h with an output gate, else None.
 
@@ -141,9 +140,9 @@ class MemoryGates(nn.Module):
         G &= x' W + b + \mathrm{hidden} \, U + c \\
         i &= \sigma(G_i + b_i), \quad f = \sigma(G_f + b_f), \quad o = \sigma(G_o)
 
-    The input's term is the same for all slots. The packed axis holds the input gate first, then
-    the forget gate (Sonnet v1's order), then the output gate. Pre-activations are summed and
-    squashed in float32 or wider. Source: paper eq. 4-6.
+    The input's term is the same for all slots. The packed axis contains the input gate, the forget
+    gate (Sonnet v1's order) and the output gate. Sums and sigmoids are computed in float32 or
+    wider. Source: paper eq. 4-6.
 
     >>> import jax, jax.numpy as jnp
     >>> gates = MemoryGates("memory")
@@ -181,8 +180,8 @@ class MemoryGates(nn.Module):
 
         Args:
           input_rows: projected input, ``[*B, R, F]``; its rows are flattened into one vector.
-          hidden: what the slots show the gates, ``[*B, S, F]``: tanh of the previous memory, or
-            the previous h where there is an output gate.
+          hidden: ``[*B, S, F]``: tanh of the previous memory, or the previous h with an output
+            gate.
 
         Returns:
           `Gates`, in float32 or wider.

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from rrnn_jax.typing import Array, Dtype
 
-# `variance_scaling` widens a truncated normal so that its deviation after truncation is the one
-# asked for; Sonnet v1 does not. 0.8796 is the deviation of a unit normal truncated at two.
+# `variance_scaling` scales a truncated normal so that its deviation after truncation is the
+# requested one; Sonnet v1 does not. 0.8796 is the deviation of a unit normal truncated at two.
 _TRUNCATION = 0.87962566103423978
 _variance_scaling = jax.nn.initializers.variance_scaling(
     _TRUNCATION**2, "fan_in", "truncated_normal"
 )
-# Modules with initialisers that JAX makes on the spot cannot be pickled: the functions below can.
+# Initialisers made by JAX's factories cannot be pickled; the functions below can.
 _lecun_normal = jax.nn.initializers.lecun_normal()
 _normal_rows = jax.nn.initializers.variance_scaling(
     1.0, "fan_in", "normal", in_axis=-1, out_axis=-2
@@ -21,7 +21,7 @@ _normal_rows = jax.nn.initializers.variance_scaling(
 
 
 def fan_in_truncated_normal(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32):
-    r"""Normal of deviation :math:`1/\sqrt{\text{fan-in}}`, cut at two deviations (Sonnet v1).
+    r"""Normal with deviation :math:`1/\sqrt{\text{fan-in}}`, cut at two deviations (Sonnet v1).
 
     >>> import jax
     >>> fan_in_truncated_normal(jax.random.key(0), (256, 64)).shape
@@ -39,7 +39,7 @@ def fan_in_truncated_normal(key: Array, shape: tuple[int, ...], dtype: Dtype = j
 
 
 def lecun_normal(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-    """`jax.nn.initializers.lecun_normal`, as a function with a name.
+    """`jax.nn.initializers.lecun_normal`, as a named function.
 
     >>> lecun_normal(jax.random.key(0), (2, 3)).shape
     (2, 3)
@@ -48,7 +48,7 @@ def lecun_normal(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -
 
 
 def normal_rows(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-    r"""Normal of deviation :math:`1/\sqrt F`, for keys ``[S, F]``.
+    r"""Normal with deviation :math:`1/\sqrt F`, for keys ``[S, F]``.
 
     >>> normal_rows(jax.random.key(0), (2, 3)).shape
     (2, 3)
@@ -59,15 +59,15 @@ def normal_rows(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) ->
 def identity_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
     r"""The initial memory of the authors' module: row i is the i-th unit vector.
 
-    Slots must start different from each other: rows share every weight, so equal rows would stay
-    equal for ever. With more slots than columns (S > F) rows F and up are zero.
+    Slots must start different: rows share all weights, so equal rows stay equal. With more slots
+    than columns (S > F) rows F and up are zero.
 
     >>> identity_rows(None, (1, 2, 3))
     Array([[[1., 0., 0.],
             [0., 1., 0.]]], dtype=float32)
 
     Args:
-      key: ignored; there so that this is an initialiser like any other.
+      key: ignored; part of the initialiser signature.
       shape: ``[*B, S, F]``.
       dtype: dtype of the result.
 

@@ -1,6 +1,6 @@
 """Weights from and to the authors' module (Sonnet v1 `RelationalMemory`).
 
-Sonnet's arrays go by these names, each with or without a leading ``params/``; linear layers compute
+Sonnet's arrays have these names, with or without a leading ``params/``; linear layers compute
 ``x @ w + b``:
 
 ======================================  ====================================================
@@ -16,8 +16,8 @@ array                                   shape
 ``gate_memory/{w,b}``                   ``[F, 2*g]``, ``[2*g]``; no gate arrays without gates
 ======================================  ====================================================
 
-In a TensorFlow 1 checkpoint the same arrays have the names that TensorFlow gave them, in the order
-in which Sonnet made them, under some scope:
+A TensorFlow 1 checkpoint contains the same arrays under some scope, numbered in the order in which
+Sonnet created them:
 
 ======================================  ====================================================
 TensorFlow 1, n blocks                  here
@@ -32,27 +32,26 @@ TensorFlow 1, n blocks                  here
 ``linear_{n+2}/{w,b}``                  ``gate_memory/{w,b}``
 ======================================  ====================================================
 
-They are read as they come, from any scope, with or without ``:0``; slots of an optimiser and what
-lies outside the scope are passed over. Without TensorFlow at hand, `tf.train.load_checkpoint` on
-another machine and `numpy.savez` make an ``.npz`` of a checkpoint.
+Any scope is accepted, with or without ``:0``; optimiser slots and arrays outside the scope are
+ignored. To convert a checkpoint to an ``.npz``, use `tf.train.load_checkpoint` and `numpy.savez` on
+a machine with TensorFlow.
 
-The PyTorch ports (L0SG's relational-rnn-pytorch, and TextGAN's copy of it) compute another
-function, so that their weights cannot be read:
+The PyTorch ports (L0SG's relational-rnn-pytorch, and TextGAN's copy of it) compute a different
+function, so their weights cannot be converted:
 
 ===========================  =====================================  ============================
-what                         Sonnet and here                        the ports
+part                         Sonnet and here                        the ports
 ===========================  =====================================  ============================
-LayerNorm                    each row by itself, scale ``[N]``      all S+1 rows at once, scale
+LayerNorm                    each row separately, scale ``[N]``     all S+1 rows jointly, scale
                                                                     ``[S+1, N]``
-projection and norms         of each block                          the same in every block
-layers of the MLP            one linear layer each                  one and the same linear
-                                                                    layer, repeated
+projection and norms         separate for each block                shared by all blocks
+layers of the MLP            separate linear layers                 one linear layer, repeated
 after the last MLP layer     nothing                                ReLU
 `forget_bias`, `input_bias`  constants                              learned
 ===========================  =====================================  ============================
 
-`dnc_from_reference` and `load_dnc_reference` do the same for the Differentiable Neural Computer,
-see `rrnn_jax.interop_dnc`.
+For the Differentiable Neural Computer see `dnc_from_reference` and `load_dnc_reference` in
+`rrnn_jax.interop_dnc`.
 """
 
 import os
@@ -73,7 +72,7 @@ from rrnn_jax.interop_names import check_arrays, complete_table, in_scope, refus
 def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) -> dict[str, Any]:
     """Parameters of a `RelationalMemoryCell` from the arrays of Sonnet's module.
 
-    The cell must have the module's sizes, `gate_style` and biases: they are not among the weights.
+    The cell must have the module's sizes, `gate_style` and biases: the weights do not contain them.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RelationalMemoryCell
@@ -88,15 +87,15 @@ def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) ->
 
     Args:
       arrays: named as in one of the two tables at the head of this module.
-      scope: where a TensorFlow checkpoint holds more than one module, the one to take.
+      scope: the module to load, if a TensorFlow checkpoint contains more than one.
 
     Returns:
-      Nested dictionaries of NumPy arrays, values and dtypes as they came (copies).
+      Nested dictionaries of NumPy arrays (copies), with unchanged values and dtypes.
 
     Raises:
-      ValueError: an array is missing, unknown, given twice or of the wrong shape; numbers of
-        blocks or layers with a gap; no module, or more than one, of a TensorFlow checkpoint in
-        `scope`; the weights of a PyTorch port.
+      ValueError: an array is missing, unknown, given twice or of the wrong shape; blocks or layers
+        are not numbered consecutively; `scope` of a TensorFlow checkpoint has no module, or more
+        than one; the weights are those of a PyTorch port.
       TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
     named = interop_arrays.by_name(arrays)
@@ -129,15 +128,15 @@ def to_sonnet(
     Args:
       params: the cell's parameters; they may be wrapped in ``{"params": ...}`` as `init` returns
         them, and in ``{"cell": ...}`` as in an `RNN`, and boxed with metadata.
-      tensorflow_scope: name the arrays as a TensorFlow 1 checkpoint has them, in this scope ("" for
-        none), rather than by the first table at the head of this module.
+      tensorflow_scope: use the names of a TensorFlow 1 checkpoint in this scope ("" for none)
+        instead of those of the first table at the head of this module.
 
     Returns:
-      Arrays by name, without ``params/``; values and dtypes as they came (copies).
+      Arrays by name (copies), without ``params/``, with unchanged values and dtypes.
 
     Raises:
-      ValueError: a parameter is missing, unknown or of the wrong shape, or there is an output gate
-        or a learned initial memory, which Sonnet's module does not have.
+      ValueError: a parameter is missing, unknown or of the wrong shape, or belongs to an output
+        gate or a learned initial memory, which Sonnet's module does not have.
       TypeError: `params` is not a mapping, or a parameter is not floating-point.
     """
     params = nn.meta.unbox(params)
@@ -170,16 +169,16 @@ def load_sonnet(path: str | os.PathLike[str], *, scope: str | None = None) -> di
     ['gates', 'input_projection', 'memory']
 
     Args:
-      path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
-        it is passed over. bfloat16, which NumPy does not know by name, is read again as such.
+      path: a file written by `numpy.savez`. If it has a group ``params/``, everything else is
+        ignored. bfloat16, which NumPy stores as bytes, is restored.
       scope: as in `from_sonnet`.
 
     Returns:
       The same as `from_sonnet`.
 
     Raises:
-      ValueError: not an ``.npz``; what `from_sonnet` raises.
-      TypeError: what `from_sonnet` raises.
+      ValueError: not an ``.npz``, and as `from_sonnet`.
+      TypeError: as `from_sonnet`.
     """
     return from_sonnet(interop_arrays.read(path), scope=scope)
 

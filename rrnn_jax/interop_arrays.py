@@ -1,4 +1,4 @@
-"""Arrays by name, as other frameworks' weights come: from a mapping or from a file."""
+"""Arrays by name, from a mapping or a file, for weights of other frameworks."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 GROUP = "params/"
-"""What a weight's name may begin with."""
+"""An optional prefix of the names of weights."""
 
 
 def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
@@ -21,11 +21,11 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
       arrays: named with or without `GROUP`.
 
     Returns:
-      NumPy arrays by name; two bytes of no known dtype are bfloat16, as `numpy.savez` leaves it.
+      NumPy arrays by name. Two bytes of no known dtype are bfloat16, as `numpy.savez` stores it.
 
     Raises:
       ValueError: an array is given twice, with and without `GROUP`.
-      TypeError: `arrays` is not a mapping, or holds bytes of another dtype that NumPy lost.
+      TypeError: `arrays` is not a mapping, or contains bytes of another dtype that NumPy lost.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
@@ -41,7 +41,7 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
 
 
 def _known_dtype(name: str, array: np.ndarray) -> np.ndarray:
-    """bfloat16 again, where NumPy's files have kept nothing of it but its two bytes."""
+    """Restores bfloat16, which NumPy's files store as two bytes."""
     if array.dtype.kind != "V" or array.dtype.names is not None:
         return array
     if array.dtype.itemsize != 2:
@@ -56,8 +56,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``.
 
     Args:
-      path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
-        it is passed over.
+      path: a file written by `numpy.savez`. If it has a group ``params/``, everything else is
+        ignored.
 
     Returns:
       Arrays by name.

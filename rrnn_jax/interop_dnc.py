@@ -1,8 +1,8 @@
 """Weights from the authors' module of the Differentiable Neural Computer (Graves et al. 2016).
 
-The module's arrays go by these names, each with or without a leading ``params/``; linear layers
-compute ``x @ w + b``. Letters as in `rrnn_jax.baselines.dnc_addressing`, with C the width of the
-controller, I of the input and O of the output:
+The module's arrays have these names, with or without a leading ``params/``; linear layers
+compute ``x @ w + b``. Letters are those of `rrnn_jax.baselines.dnc_addressing`, with C, I and O the
+widths of controller, input and output:
 
 ==================================  ============================================================
 array                               shape
@@ -39,7 +39,7 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Parameters of a `DNCCell` from the arrays of the authors' module.
 
     The cell must have the module's sizes and `clip_value`, one LSTM layer, and the default
-    `forget_bias`: they are not among the weights.
+    `forget_bias`, which the weights do not contain.
 
     >>> import jax.numpy as jnp
     >>> from rrnn_jax.baselines import DNCCell
@@ -63,8 +63,8 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
       arrays: named as in the table at the head of this module.
 
     Returns:
-      Nested dictionaries of NumPy arrays, values and dtypes as they came (copies); the interface's
-      parts side by side in one dense layer.
+      Nested dictionaries of NumPy arrays (copies), with unchanged values and dtypes; the parts of
+      the interface are concatenated into one dense layer.
 
     Raises:
       ValueError: an array is missing, unknown, given twice or of the wrong shape.
@@ -105,15 +105,15 @@ def load_dnc_reference(path: str | os.PathLike[str]) -> dict[str, Any]:
     ['controller_0', 'interface', 'output']
 
     Args:
-      path: a file as `numpy.savez` writes it. Where it has a group ``params/``, everything else in
-        it is passed over.
+      path: a file written by `numpy.savez`. If it has a group ``params/``, everything else is
+        ignored.
 
     Returns:
       The same as `dnc_from_reference`.
 
     Raises:
-      ValueError: not an ``.npz``; what `dnc_from_reference` raises.
-      TypeError: what `dnc_from_reference` raises.
+      ValueError: not an ``.npz``, and as `dnc_from_reference`.
+      TypeError: as `dnc_from_reference`.
     """
     return dnc_from_reference(interop_arrays.read(path))
 
@@ -134,7 +134,7 @@ def _check_names(named: Mapping[str, np.ndarray]) -> None:
 
 
 def _check_shapes(named: Mapping[str, np.ndarray]) -> None:
-    """Raises unless the shapes fit each other."""
+    """Raises unless the shapes are consistent."""
     hidden = named["controller/b"].shape[0] // 4
     reads = named["interface/free_gate/b"].shape[0]
     writes = named["interface/allocation_gate/b"].shape[0]

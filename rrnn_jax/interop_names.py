@@ -1,4 +1,4 @@
-"""Names and shapes of the arrays of the authors' module, as three dialects have them."""
+"""Names and shapes of the arrays of the authors' module, in three naming schemes."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -39,12 +39,12 @@ class Names(NamedTuple):
     axes: str
 
     def of(self, dialect: Dialect) -> str:
-        """The name in that dialect."""
+        """The name in a dialect."""
         return getattr(self, dialect)
 
 
 def refuse_pytorch(names: Collection[str]) -> None:
-    """Raises if these are the weights of a PyTorch port: it computes another function."""
+    """Raises for the weights of a PyTorch port, which computes a different function."""
     found = [name for name in names if name.endswith(_PYTORCH)]
     if found:
         raise ValueError(
@@ -65,10 +65,10 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
       scope: the scope; None to find it.
 
     Returns:
-      The arrays, slots of an optimiser left out; None if they are not from TensorFlow.
+      The arrays without optimiser slots; None if they are not from TensorFlow.
 
     Raises:
-      ValueError: there is no module in `scope`, or several and no `scope` given.
+      ValueError: `scope` contains no module, or there are several and no `scope` is given.
     """
     plain = {re.sub(r":\d+$", "", name): value for name, value in arrays.items()}
     scopes = [
@@ -87,7 +87,7 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
     found = scopes[0] if scope is None else scope.rstrip("/")
     prefix = f"{found}/" if found else ""
     within = {name.removeprefix(prefix): x for name, x in plain.items() if name.startswith(prefix)}
-    # Without a scope of its own the module lies beside everything else.
+    # Without a scope the module's arrays are mixed with all others.
     own = re.compile(r"(linear|layer_norm)(_\d+)?/|mlp/linear_\d+/")
     slot = re.compile(r".*/(w|b|gamma|beta)/.+")
     return {
@@ -96,14 +96,14 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
 
 
 def complete_table(present: list[str], dialect: Dialect) -> list[Names]:
-    """All arrays of a module with as many blocks and layers, and gates or not, as are present.
+    """All arrays of a module with the blocks, layers and gates of the given names.
 
     Args:
-      present: the names that there are.
-      dialect: whose.
+      present: the names found.
+      dialect: their dialect.
 
     Raises:
-      ValueError: not these very names are present.
+      ValueError: the names are not exactly those of such a module.
     """
     num_layers = _count(present, *_LAYER[dialect])
     if dialect == "tensorflow":
@@ -151,7 +151,7 @@ def _table(num_blocks: int, num_layers: int, has_gates: bool) -> list[Names]:
 
 
 def _tensorflow_blocks(present: list[str]) -> tuple[int, bool]:
-    """How many blocks there are, and whether there are gates; TensorFlow names nothing by kind."""
+    """The number of blocks, and whether there are gates; TensorFlow's names do not tell them."""
 
     def numbers(kind: str) -> list[int]:
         found = (re.match(rf"{kind}(?:_(\d+))?/", name) for name in present)
@@ -168,7 +168,7 @@ def _tensorflow_blocks(present: list[str]) -> tuple[int, bool]:
 
 
 def _count(present: list[str], pattern: str, first: str) -> int:
-    """How many blocks or layers there are; raises unless they are numbered 0, 1, 2, ..."""
+    """The number of blocks or layers; raises unless they are numbered 0, 1, 2, ..."""
     found = {match[1] for name in present if (match := re.match(pattern, name))}
     numbers = sorted(map(int, found))
     if not numbers:
@@ -179,7 +179,7 @@ def _count(present: list[str], pattern: str, first: str) -> int:
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], axes: Mapping[str, str]) -> None:
-    """Raises unless all arrays are floating-point and their shapes fit each other."""
+    """Raises unless all arrays are floating-point and their shapes are consistent."""
     widths: dict[str, tuple[int, str]] = {}
     for name, letters in axes.items():
         array = arrays[name]
@@ -206,7 +206,7 @@ def check_arrays(arrays: Mapping[str, np.ndarray], axes: Mapping[str, str]) -> N
 
 
 def _check_gates(features: int, inputs: tuple[int, str], gates: tuple[int, str]) -> None:
-    """Raises unless the gates are as wide as a module of width F = `features` has them."""
+    """Raises unless the gates have the widths of a module of width F = `features`."""
     if inputs[0] % features or inputs[0] == 0:
         raise ValueError(
             f"array {inputs[1]!r} must have R*F rows, a multiple of F = {features}, got {inputs[0]}"

@@ -1,4 +1,4 @@
-"""Layers made of `RNN`: both directions, and one on top of another."""
+"""Layers made of `RNN`: bidirectional ones and stacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ class Bidirectional(nn.Bidirectional):
 
     .. math:: y_t = \mathrm{merge}(\overrightarrow{y}_t, \overleftarrow{y}_t)
 
-    With ``resets`` each episode is run forward from its first step and backward from its last; with
-    ``mask`` masked steps are passed over in both directions.
+    With ``resets`` each episode runs forward from its first step and backward from its last;
+    masked steps are skipped in both directions.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell
@@ -29,7 +29,7 @@ class Bidirectional(nn.Bidirectional):
     (8, 10, 128)
 
     Attributes:
-      forward_rnn, backward_rnn: an `RNN` each; the same one shares its parameters.
+      forward_rnn, backward_rnn: an `RNN` each; pass the same one twice to share parameters.
       merge_fn: joins the outputs of both (default: concatenation along the last axis).
       time_major: inputs are ``[T, *B, ...]`` (default: False).
       return_carry: return ``((forward, backward), outputs)`` (default: False).
@@ -80,7 +80,7 @@ class Bidirectional(nn.Bidirectional):
 
 
 class RNNStack(nn.Module):
-    r"""Layers of `RNN`, each on the outputs of the one before, and each on its fastest path.
+    r"""A stack of `RNN` layers, each on the outputs of the previous one.
 
     .. math:: y^0 = x, \qquad y^l = \mathrm{RNN}_l(y^{l-1})
 
@@ -97,7 +97,7 @@ class RNNStack(nn.Module):
     ((8, 10, 64), 2)
 
     Attributes:
-      rnns: the layers, the lowest first. Their own `return_carry` is of no effect.
+      rnns: the layers, the lowest first. Their `return_carry` has no effect.
     """
 
     rnns: Sequence[RNN]
@@ -116,13 +116,13 @@ class RNNStack(nn.Module):
           inputs: as for the first layer.
           initial_carry: a carry for each layer (default: each cell's own).
           return_carry: also return the carries of all layers.
-          **arguments: others of an `RNN`, for every layer.
+          **arguments: other arguments of an `RNN`, for every layer.
 
         Returns:
           The last layer's outputs, or ``(carries, outputs)`` with `return_carry`.
 
         Raises:
-          ValueError: another number of carries than of layers.
+          ValueError: the number of carries is not that of the layers.
         """
         starts = [None] * len(self.rnns) if initial_carry is None else list(initial_carry)
         if len(starts) != len(self.rnns):

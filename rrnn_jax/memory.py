@@ -1,4 +1,4 @@
-"""The relational memory: rows attend to each other and to the input, then pass an MLP each."""
+"""The relational memory: rows attend to each other and to the input, then an MLP is applied."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, Memory
 
 
 class RowMLP(nn.Module):
-    r"""The row-wise MLP of a block: `num_layers` linear layers of the rows' own width.
+    r"""The row-wise MLP of a block: `num_layers` linear layers of the rows' width.
 
     ReLU between the layers and none after the last, as in Sonnet v1.
 
@@ -60,7 +60,7 @@ class AttentionBlock(nn.Module):
         X &\leftarrow \mathrm{LN}(X + \mathrm{attention}(X)) \\
         X &\leftarrow \mathrm{LN}(X + \mathrm{MLP}(X))
 
-    The residual stream stays in the dtype it came in (float32), whatever the compute dtype.
+    The residual stream keeps its dtype (float32), whatever the compute dtype.
 
     >>> import jax, jax.numpy as jnp
     >>> block, mlp = AttentionBlock(num_heads=2, head_size=8), RowMLP()
@@ -103,8 +103,8 @@ class AttentionBlock(nn.Module):
         Args:
           rows: ``[*B, M, F]``.
           mlp: the MLP, shared by all blocks.
-          num_rows: only the first `num_rows` rows are wanted; the others are keys and values only.
-          mask: ``[*B, M]`` bool: rows that are attended to (default: all).
+          num_rows: number of rows to compute; the others are keys and values only.
+          mask: ``[*B, M]`` bool: rows that may be attended to (default: all).
 
         Returns:
           ``[*B, num_rows, F]`` and the attention weights ``[*B, H, num_rows, M]``.
@@ -128,13 +128,13 @@ class AttentionBlock(nn.Module):
 
 
 class RelationalMemory(nn.Module):
-    r"""Lets the memory and the input rows interact: ``num_blocks`` blocks, then drops the input.
+    r"""Applies ``num_blocks`` attention blocks to memory and input rows, and drops the input rows.
 
     .. math:: \tilde M = \mathrm{blocks}([M; x'])_{1..S}
 
-    The MLP is one and the same in every block; projections and norms are each block's own. In the
-    last block the input rows serve as keys and values only: what they would become is dropped, so
-    it is not computed. Source: paper eq. 2 and figure 1a; Sonnet v1 for what the paper leaves open.
+    All blocks share the MLP; each block has its own projections and norms. In the last block the
+    input rows are keys and values only, because their outputs are dropped. Source: paper eq. 2 and
+    figure 1a; Sonnet v1 for what the paper does not state.
 
     >>> import jax, jax.numpy as jnp
     >>> module = RelationalMemory(num_heads=2, head_size=8)
@@ -146,18 +146,18 @@ class RelationalMemory(nn.Module):
 
     Attributes:
       num_heads, head_size, key_size: H, D, K of the attention; F = H*D.
-      num_blocks: how often memory and input attend per step.
+      num_blocks: number of blocks per step.
       attention_mlp_layers: layers of the MLP.
       qkv_norm: whether queries, keys and values are normalised.
-      input_queries: whether the input rows attend too, between blocks, as in Sonnet v1. Without,
+      input_queries: whether the input rows attend too, between blocks, as in Sonnet v1. If False,
         they are the same in every block and only the memory attends, as in paper eq. 2. With one
-        block it makes no difference.
+        block both are equal.
       dtype, param_dtype, kernel_init, bias_init, precision, dot_general: as in
         `flax.linen.Dense`.
       norm_scale_init, norm_bias_init: initialisers of the LayerNorms.
 
     Raises:
-      ValueError: a size below 1, or shapes that do not fit.
+      ValueError: a size below 1, or incompatible shapes.
     """
 
     num_heads: int
@@ -188,12 +188,12 @@ class RelationalMemory(nn.Module):
 
         Args:
           memory: ``[*B, S, F]``.
-          input_rows: ``[*B, R, F]``, of the memory's dtype.
-          row_mask: ``[*B, R]`` bool: input rows that are attended to (default: all).
+          input_rows: ``[*B, R, F]``, in the memory's dtype.
+          row_mask: ``[*B, R]`` bool: input rows that may be attended to (default: all).
 
         Returns:
-          The candidate memory ``[*B, S, F]`` and, for each block, the weights with which the
-          memory rows attended, ``[*B, H, S, S+R]``.
+          The candidate memory ``[*B, S, F]`` and, for each block, the attention weights of the
+          memory rows, ``[*B, H, S, S+R]``.
         """
         if memory.ndim < 2 or input_rows.ndim < 2:
             raise ValueError(

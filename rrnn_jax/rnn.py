@@ -16,40 +16,39 @@ from rrnn_jax.typing import Array, Carry, Implementation, Remat
 
 
 class RNN(nn.Module):
-    r"""Runs a recurrent cell over a sequence: `flax.linen.RNN`, faster and with more to it.
+    r"""Runs a recurrent cell over a sequence, like `flax.linen.RNN` with more options and faster.
 
-    Takes every argument of `flax.linen.RNN` with the same meaning, makes the same parameter tree,
-    and works with any `flax.linen.RNNCellBase`, within `flax.linen.Bidirectional` too. On top:
+    Takes every argument of `flax.linen.RNN` with the same meaning, creates the same parameter tree,
+    and works with any `flax.linen.RNNCellBase`, also within `flax.linen.Bidirectional`. It adds:
 
     - ``resets``: several episodes in one sequence;
-    - ``mask``: steps that are passed over; ``row_mask``: rows of matrix inputs that are not there;
+    - ``mask``: steps to skip; ``row_mask``: rows of matrix inputs to ignore;
     - ``return_all_carries``: the carry after every step;
     - ``seq_lengths`` with ``return_carry`` for any number of batch axes;
     - ``remat``: less memory in training;
-    - ``implementation``: a :class:`RelationalMemoryCell` runs on a path of its own that gives the
-      same numbers sooner;
-    - ``mutable=["intermediates"]`` captures what the cell sows, with the time axis in place.
+    - ``implementation``: faster ones for a :class:`RelationalMemoryCell`;
+    - ``mutable=["intermediates"]`` captures what the cell sows, with the time axis.
 
-    Batch axes may be sharded over devices, in one or several axes of a mesh, automatic or explicit
-    (`jax.set_mesh`): a training step then sends nothing but sums of the weights' gradients. It runs
-    within `jax.shard_map` as well. `jax.export` works with symbolic batch and length.
+    Batch axes may be sharded over one or several axes of a mesh, automatic or explicit
+    (`jax.set_mesh`): a training step then communicates only sums of the weights' gradients. It also
+    runs within `jax.shard_map`. `jax.export` works with symbolic batch and length.
 
-    Dtypes of a :class:`RelationalMemoryCell`; "widest" is float32 of bfloat16 and float16:
+    Dtypes of a :class:`RelationalMemoryCell`; "widest" of bfloat16 and float16 is float32:
 
     ===============  ===============================================================================
     carries          those of `initial_carry`; else float32, or float64 with such `param_dtype`
     outputs          the cell's `dtype`; else the carry's
-    products         the cell's `dtype`; else the widest of inputs and parameters for the input's
-                     projection, of these and the carry, in float32 at least, for all others but the
-                     gates', which take that of carry (or projection) and parameters
+    products         the cell's `dtype`; else, for the input's projection, the widest of inputs and
+                     parameters; for the gates, the widest of carry (or projection) and parameters;
+                     for all others, the widest of the three and float32
     norms, softmax,  float32 or wider
     gates
-    gradients        those of what they belong to
+    gradients        those of the differentiated arrays
     ===============  ===============================================================================
 
     Implementations agree to rounding. A core of the default sizes with its initial weights
-    amplifies rounding from step to step, under `flax.linen.RNN` as well: an error of 2e-7 was 2e-3
-    after 500 steps and 1 after 1,023 (``docs/faq.md`` has the program).
+    amplifies rounding errors from step to step, under `flax.linen.RNN` as well: an error of 2e-7
+    grew to 2e-3 after 500 steps and to 1 after 1,023 (``docs/faq.md`` has the program).
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
@@ -59,19 +58,19 @@ class RNN(nn.Module):
     >>> rnn.apply(variables, x).shape  # [B, T, S*F]
     (8, 10, 128)
 
-    Two episodes packed in a row, the second from step 6 on; the carry goes on to the next call:
+    Two episodes in each row, the second from step 6 on. The next call continues with the carry:
 
     >>> resets = jnp.zeros((8, 10), bool).at[:, 6].set(True)
     >>> carry, y = rnn.apply(variables, x, resets=resets, return_carry=True)
     >>> carry, y = rnn.apply(variables, x, initial_carry=carry, return_carry=True)
 
-    Where an environment tells at each step whether that step was the last (``done``), the flag of
-    the *previous* step begins an episode:
+    If an environment returns ``done`` with the last step of an episode, the flag of the *previous*
+    step is the reset:
 
     >>> done = resets
     >>> resets = jnp.concatenate([jnp.zeros((8, 1), bool), done[:, :-1]], axis=1)
 
-    The first column is the last `done` of the chunk before, where the carry comes from it.
+    If the carry comes from a previous chunk, the first column is the last `done` of that chunk.
 
     The attention weights of every step:
 
@@ -83,50 +82,51 @@ class RNN(nn.Module):
       cell: any `flax.linen.RNNCellBase`.
       time_major: inputs are ``[T, *B, ...]`` instead of ``[*B, T, ...]`` (default: False).
       return_carry: return ``(carry, outputs)`` (default: False).
-      reverse: run from the last step to the first (default: False). Outputs come in the order in
-        which they were computed, unless `keep_order`.
-      keep_order: put reversed outputs (and carries) back in the order of the inputs.
+      reverse: run from the last step to the first (default: False). Outputs are in the order of
+        computation, unless `keep_order`.
+      keep_order: return reversed outputs (and carries) in the order of the inputs.
       unroll: steps per loop iteration (default: 1).
       variable_axes, variable_broadcast, variable_carry, split_rngs: as in `flax.linen.RNN`. When
         ``intermediates`` are mutable they are stacked along the time axis without being named.
-      remat: what the backward pass recomputes rather than stores. ``"none"`` (default) stores what
-        autodiff wants; ``"save_products"`` recomputes all but matrix products (on the hoisted path
-        it is the same as ``"none"``); ``"full"`` stores the carries only; ``"chunked"`` stores one
-        carry every sqrt(T) steps (on the plain scan not of a cell that draws random numbers: they
-        would be others).
-        Take ``"none"`` while it fits into memory; then ``"full"``, which needs a third to a half of
-        it for a tenth of the speed or less; ``"chunked"``, a fifth for a seventh of the speed, for
-        thousands of steps (as measured on the hoisted path of a CPU).
-      implementation: ``"auto"`` (default) picks by cell, platform and shape. ``"scan"`` is the
-        plain scan. ``"hoisted"`` computes all that depends on inputs alone before the loop, and its
-        operations have backward passes that are fast: the same numbers sooner, for a
-        :class:`RelationalMemoryCell` whose steps share their params; a subclass that changes only
-        where sequences start (`initialize_carry`) is one, too. ``"fused"`` is the same with Pallas
-        kernels for all that lies between the products of a step, for NVIDIA GPUs: for one block
-        with gates, no output gate, a norm of queries, keys and values, memories in float32, and
-        slots, heads and head size powers of 2; without `seq_lengths` and capture, with `remat`
-        ``"none"`` or ``"save_products"``. `unroll` is of no effect on it. Elsewhere than on an
-        NVIDIA GPU it is interpreted, which takes minutes, and warns. On several devices each runs
-        its share of the batch where the ambient mesh (`jax.set_mesh`) has an automatic axis named
-        ``"data"``; else sharded arrays are gathered on each. ``"auto"`` takes it on a single such
-        GPU or on such a mesh, without `unroll`, `resets` and `mask`: with these it was tested
-        interpreted only. ``"cuda"`` runs all steps in one CUDA kernel each way, for
-        ``dtype=jnp.bfloat16`` on NVIDIA GPUs of compute capability 8.0 or later, resets and mask
-        included; ``rrnn_jax/scan/cuda/README.md`` says for which cells. No GPU has run it yet, so
-        ``"auto"`` does not take it.
-        ``"auto"`` runs the plain scan where `flax.linen.intercept_methods` or
-        ``capture_intermediates`` want to see calls of the cell. Initialising, and sequences without
-        any numbers (B or T 0), run the plain scan always.
+      remat: what the backward pass recomputes instead of storing. ``"none"`` (default) stores what
+        autodiff needs; ``"save_products"`` recomputes all but matrix products (the same as
+        ``"none"`` on the hoisted path); ``"full"`` stores the carries only; ``"chunked"`` stores a
+        carry every sqrt(T) steps (not on the plain scan with a cell that draws random numbers:
+        they would differ).
+        Use ``"none"`` while it fits into memory, then ``"full"``, which needs a third to a half of
+        the memory and is a tenth slower at most. ``"chunked"`` needs a fifth and is a seventh
+        slower; it is for thousands of steps (measured on the hoisted path of a CPU).
+      implementation: ``"auto"`` (default) selects by cell, platform and shape. ``"scan"`` is the
+        plain scan.
+        ``"hoisted"`` computes everything that depends only on the inputs before the loop, and has
+        faster backward passes. It is for a :class:`RelationalMemoryCell` whose steps share their
+        params, or a subclass that overrides only `initialize_carry`.
+        ``"fused"`` also uses Pallas kernels for everything but the matrix products, on NVIDIA GPUs.
+        It needs one block with gates, no output gate, a norm of queries, keys and values, float32
+        memories, powers of 2 for slots, heads and head size, no `seq_lengths`, no capture, and
+        `remat` ``"none"`` or ``"save_products"``. `unroll` has no effect. On other devices it is
+        interpreted, which takes minutes, with a warning. On several devices each runs its share of
+        the batch if the ambient mesh (`jax.set_mesh`) has an automatic axis named ``"data"``;
+        otherwise sharded arrays are gathered on each. ``"auto"`` selects it on a single such GPU or
+        on such a mesh, without `unroll`, `resets` and `mask`: with these it was only tested
+        interpreted.
+        ``"cuda"`` runs all steps in one CUDA kernel per direction, for ``dtype=jnp.bfloat16`` on
+        NVIDIA GPUs of compute capability 8.0 or later, with resets and mask;
+        ``rrnn_jax/scan/cuda/README.md`` lists the supported cells. It has not run on a GPU yet, so
+        ``"auto"`` does not select it.
+        ``"auto"`` runs the plain scan if `flax.linen.intercept_methods` or
+        ``capture_intermediates`` need calls of the cell. Initialisation and empty sequences (B or
+        T 0) always run the plain scan.
 
     Raises:
       ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,
         `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"``,
-        ``"fused"`` and ``"cuda"`` for another cell than a :class:`RelationalMemoryCell`, or for one
-        with params for each step; ``"fused"`` and ``"cuda"`` for a cell that their kernels are not
-        made for, ``"cuda"`` for a device too.
+        ``"fused"`` and ``"cuda"`` for a cell that is not a :class:`RelationalMemoryCell`, or has
+        params for each step; ``"fused"`` and ``"cuda"`` for an unsupported cell, and ``"cuda"`` for
+        an unsupported device.
       TypeError: `mask` not bool, `resets` neither bool nor numbers, `seq_lengths` not integer,
         inputs not an array, `initial_carry` not of the cell's structure or of integers.
-      flax.errors.FlaxError: parameters that are missing, or of other shapes than the cell's.
+      flax.errors.FlaxError: missing parameters, or parameters of the wrong shape.
     """
 
     cell: nn.RNNCellBase
@@ -170,33 +170,33 @@ class RNN(nn.Module):
         Args:
           inputs: ``[*B, T, ...]``, or ``[T, *B, ...]`` if time-major; as many feature axes as the
             cell's `num_feature_axes`.
-          initial_carry: the carry to start from (default: the cell's `initialize_carry`). The
-            carries returned, and what a reset puts in place, are of its dtypes and sharding.
+          initial_carry: the carry to start from (default: the cell's `initialize_carry`). Returned
+            carries and the carry after a reset have its dtypes and sharding.
           init_key: key for `initialize_carry` (default: ``jax.random.key(0)``).
-          seq_lengths: ``[*B]`` integers. As in flax, the scan runs over the padding too and its
-            outputs there mean nothing, but the carry returned is that of the last valid step.
-          resets: ``[*B, T]`` (or ``[T, *B]``) bool, or numbers that are not 0 where True. True says
-            that this step's input is the first of a new episode: the carry is re-initialised before
-            it. With `reverse`, episodes are the same stretches of the sequence, each run backwards.
-          reset_carry: what a reset puts in place, shaped like a carry or without its batch axes;
-            gradients reach it (default: the cell's `initialize_carry`, not `initial_carry`).
-          mask: ``[*B, T]`` (or ``[T, *B]``) bool. Where False the carry passes through unchanged
-            (a reset there is passed over as well) and the output is that of the last valid step.
-            Before the first valid step it is the output that goes with the initial carry, zeros
-            for a cell that cannot tell (one that is neither flax's nor has `output_from_carry`).
+          seq_lengths: ``[*B]`` integers. As in Flax, the scan also runs over the padding and the
+            outputs there are meaningless, but the returned carry is that of the last valid step.
+          resets: ``[*B, T]`` (or ``[T, *B]``) bool, or numbers that are not 0 where True. True
+            marks the first step of a new episode: the carry is re-initialised before it. With
+            `reverse`, episodes are the same parts of the sequence, each run backwards.
+          reset_carry: the carry after a reset, with or without batch axes; it receives gradients
+            (default: the cell's `initialize_carry`, not `initial_carry`).
+          mask: ``[*B, T]`` (or ``[T, *B]``) bool. Where False the carry does not change (a reset
+            there is ignored) and the output is that of the last valid step. Before the first valid
+            step it is the output of the initial carry, or zeros for a cell that is neither Flax's
+            nor has `output_from_carry`.
           row_mask: ``[*B, T, R]`` (or ``[T, *B, R]``) bool, for a :class:`RelationalMemoryCell`
-            with matrix inputs: rows that are there, such as the entities of an environment. The
-            others are not attended to, their weights are 0, and the gates see x' = 0.
+            with matrix inputs: valid rows, for example the entities of an environment. The
+            attention weights of the others are 0, and the gates get x' = 0 for them.
           return_carry: overrides the attribute.
           time_major: overrides the attribute.
           reverse: overrides the attribute.
           keep_order: overrides the attribute.
-          return_all_carries: also return the carries after every step, stacked where the time axis
-            of the outputs is.
+          return_all_carries: also return the carries after every step, stacked along the time axis
+            of the outputs.
 
         Returns:
           ``outputs``; ``(carry, outputs)`` with `return_carry`; ``(carries, outputs)`` with
-          `return_all_carries`; ``(carry, carries, outputs)`` with both. `run` names them.
+          `return_all_carries`; ``(carry, carries, outputs)`` with both. See also `run`.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
         call = Call(
@@ -222,7 +222,7 @@ class RNN(nn.Module):
     def run(
         self, inputs: Array, *, return_all_carries: bool = False, **arguments: Any
     ) -> SequenceOutputs:
-        """The same with a result whose parts have names, whatever `return_carry` is.
+        """Like a call, but returns a named tuple, whatever `return_carry` is.
 
         >>> import jax, jax.numpy as jnp
         >>> from rrnn_jax import RNN, RelationalMemoryCell
@@ -258,20 +258,20 @@ class RNN(nn.Module):
         >>> rnn.initialize_carry((8,)).shape
         (8, 4, 32)
 
-        A learned initial memory is a parameter: `rnn.apply(variables, (8,),
-        method="initialize_carry")` gives it.
+        A learned initial memory needs the variables: `rnn.apply(variables, (8,),
+        method="initialize_carry")`.
 
         Args:
           batch_shape: ``*B``.
           rng: key for the cell's `initialize_carry` (default: ``jax.random.key(0)``).
           feature_shape: shape of one input without batch and time, for cells whose carry depends on
-            it, such as convolutional ones (default: ones).
+            it, for example convolutional ones (default: ones).
 
         Returns:
           A carry.
 
         Raises:
-          ValueError: the cell's initial memory is learned, and there are no variables.
+          ValueError: the cell's initial memory is learned and there are no variables.
         """
         if getattr(self.cell, "learned_carry", False) and self.scope is None:
             raise ValueError(
@@ -283,7 +283,7 @@ class RNN(nn.Module):
         return self.cell.initialize_carry(key, (*batch_shape, *features))
 
     def _over_time(self, inputs: Array, call: Call, all_carries: bool) -> SequenceOutputs:
-        """Prepares what a call brings, runs it, and puts the results in order."""
+        """Prepares the arguments, runs the cell, and orders the results."""
         self._check_bound("rnn.apply(variables, inputs)")
         prepared = prepare(self.cell, inputs, call)
         result = run(self.implementation, self._request(prepared, all_carries))
@@ -321,12 +321,12 @@ class RNN(nn.Module):
 
     @nn.nowrap
     def _check_bound(self, instead: str) -> None:
-        """Raises unless there are variables, with the call to make `instead`."""
+        """Raises unless there are variables; the error suggests the call `instead`."""
         if self.scope is None:
             raise ValueError(f"RNN has no variables here: it must be called as {instead}")
 
     def _request(self, prepared: Prepared, all_carries: bool) -> Request:
-        """What is to be run."""
+        """The request for an implementation."""
         capturing = self.is_mutable_collection("intermediates")
         variable_axes = dict(self.variable_axes)
         if capturing:

@@ -35,11 +35,11 @@ GateStyle: TypeAlias = Literal["unit", "memory"] | None
 Remat: TypeAlias = Literal["none", "full", "save_products", "chunked"]
 Implementation: TypeAlias = Literal["auto", "scan", "hoisted", "fused", "cuda"]
 DotGeneral: TypeAlias = Callable[..., Array]
-"""A product like `jax.lax.dot_general`, such as a quantised one."""
+"""A product like `jax.lax.dot_general`, for example a quantised one."""
 
 
 def accumulation_dtype(*dtypes: Dtype) -> Dtype:
-    """The widest of `dtypes`, and at least float32: norms, softmax and gates compute in it.
+    """The widest of `dtypes`, at least float32: the dtype of norms, softmax and gates.
 
     >>> accumulation_dtype(jnp.bfloat16)
     dtype('float32')
@@ -50,25 +50,25 @@ def accumulation_dtype(*dtypes: Dtype) -> Dtype:
     Returns:
       A floating-point dtype of at least 32 bits.
     """
-    # Not `jnp.promote_types`: strict promotion forbids it to widen.
+    # Not `jnp.promote_types`, which cannot widen under strict promotion.
     is_double = any(dtype is not None and jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def widest(first: Dtype, *others: Dtype) -> Dtype:
-    """The floating-point dtype that holds all of the given ones; integers follow the others.
+    """The floating-point dtype to which all given ones promote; integers follow the others.
 
-    What `jax.numpy.promote_types` gives, whatever promotion is set to.
+    The result of `jax.numpy.promote_types`, whatever the promotion mode.
 
     >>> widest(jnp.bfloat16, jnp.float32), widest(jnp.bfloat16, jnp.float16)
     (dtype('float32'), dtype('float32'))
 
     Args:
       first: a dtype.
-      *others: more of them.
+      *others: more dtypes.
 
     Returns:
-      One of them, or float32 where none holds the others.
+      One of them, or float32 if none can represent the others.
     """
     found = [jnp.dtype(x) for x in (first, *others) if jnp.issubdtype(x, jnp.floating)]
     if not found:
