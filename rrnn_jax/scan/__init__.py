@@ -1,1 +1,1 @@
-"""How a sequence is run: the plain scan for any cell, and faster ways for the relational memory."""
+"""Running sequences: the plain scan for any cell, and faster paths for the relational memory."""

@@ -1,9 +1,9 @@
-"""Which implementation runs a sequence: decided here and nowhere else.
+"""Selects the implementation that runs a sequence.
 
-Every way to run a cell but the plain scan is a `Backend`. A cell with faster ways than that
-registers them (`register`), by the names of modules that are imported once they may run: they are a
-third of what importing the package costs. ``"auto"`` takes the first of them that can run a request
-and pays, else the plain scan; a name takes that one or says why not.
+Every implementation but the plain scan is a `Backend`. A cell registers its backends (`register`)
+by the names of their modules, which are imported when needed: they would be a third of the import
+time of the package. ``"auto"`` selects the first of them that can run a request and is faster, else
+the plain scan. A name selects that backend, or raises with the reason why it cannot run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused", "cuda")
 
 
 class Request(NamedTuple):
-    """A sequence to be run, as far as the choice depends on it.
+    """A sequence to run, with the settings that the choice depends on.
 
     Attributes:
       cell: the cell.
-      sequence: what is run over.
-      carry: before the first step.
-      fresh: what a reset puts in its place, or None.
+      sequence: inputs and flags.
+      carry: the carry before the first step.
+      fresh: the carry after a reset, or None.
       time_axis: the time axis of the sequence.
-      lifting: what steps share.
+      lifting: the arguments of `flax.linen.scan`.
       remat: what the backward pass recomputes, see `rrnn_jax.RNN`.
-      all_carries: whether the carries after every step are wanted.
-      capture: whether what the cell sows is wanted.
-      kept: for a cell with dropout what each step keeps, ``[T, *B, S, F]`` bool; drawn once the
-        choice is made.
+      all_carries: whether to return the carries after every step.
+      capture: whether to return what the cell sows.
+      kept: for a cell with dropout the units that each step keeps, ``[T, *B, S, F]`` bool; drawn
+        after the choice.
     """
 
     cell: nn.RNNCellBase
@@ -55,7 +55,7 @@ class Request(NamedTuple):
 
     @property
     def steps(self) -> Any:
-        """T; an expression where `jax.export` does not know it."""
+        """T; a symbolic expression if `jax.export` does not know it."""
         return self.sequence.inputs.shape[self.time_axis]
 
     @property
@@ -67,35 +67,35 @@ class Request(NamedTuple):
 
 
 class Backend(Protocol):
-    """A way to run a cell over a sequence; a module with these functions."""
+    """An implementation: a module with these functions."""
 
     NAME: str
 
     def why_not(self, request: Request) -> str | None:
-        """Why it cannot run that, to follow its name in a sentence; None if it can."""
+        """Why it cannot run the request, to follow its name in a sentence; None if it can."""
         ...
 
     def why_slow(self, request: Request) -> str | None:
-        """Why ``"auto"`` would not take it though it can run that; None if it would."""
+        """Why ``"auto"`` would not select it though it can run the request; None if it would."""
         ...
 
     def run(
         self, request: Request, params: Mapping[str, Any]
     ) -> tuple[SequenceOutputs, dict[str, Any]]:
-        """Outputs, and what the cell sows of every step, by name (empty if not asked for).
+        """Returns outputs, and what the cell sows at every step, by name (empty without capture).
 
-        Every array of the request may have any number of batch axes; `params` are the cell's. The
-        result is differentiable in the arrays of both.
+        Every array of the request may have any number of batch axes; `variables` are the cell's.
+        The result is differentiable in the arrays of both.
         """
         ...
 
 
 class Choice(NamedTuple):
-    """What runs, and why.
+    """The selected implementation, and why the others were not selected.
 
     Attributes:
-      implementation: the name of what runs.
-      reasons: of every other implementation that was asked, why it does not.
+      implementation: its name.
+      reasons: the reasons against the others, by name.
     """
 
     implementation: str
@@ -106,17 +106,17 @@ _REGISTERED: dict[type, tuple[str, ...]] = {}
 
 
 def register(cell_type: type[nn.RNNCellBase], *modules: str) -> None:
-    """Tells of faster ways to run a cell.
+    """Registers the backends of a cell.
 
     Args:
-      cell_type: the class; its subclasses ask the same backends.
-      *modules: names of modules, each a `Backend`; ``"auto"`` asks them in this order.
+      cell_type: the class; its subclasses use the same backends.
+      *modules: names of modules, each a `Backend`; ``"auto"`` tries them in this order.
     """
     _REGISTERED[cell_type] = modules
 
 
 def backends_of(cell: nn.RNNCellBase) -> list[Backend]:
-    """The backends that a cell's class, or the next of its ancestors, has registered."""
+    """The backends registered for a cell's class or its nearest ancestor."""
     for ancestor in type(cell).__mro__:
         if ancestor in _REGISTERED:
             modules: list[Any] = [importlib.import_module(name) for name in _REGISTERED[ancestor]]
@@ -125,17 +125,17 @@ def backends_of(cell: nn.RNNCellBase) -> list[Backend]:
 
 
 def choose(implementation: str, request: Request) -> Choice:
-    """Picks what runs a request.
+    """Selects the implementation for a request.
 
     Args:
-      implementation: what the user asked for.
-      request: what is to be run.
+      implementation: the requested implementation.
+      request: the request.
 
     Returns:
       The choice.
 
     Raises:
-      ValueError: an implementation other than ``"auto"`` and ``"scan"`` that cannot run it.
+      ValueError: the requested backend cannot run it.
     """
     if implementation == "scan":
         return Choice("scan", {})
@@ -150,7 +150,7 @@ def choose(implementation: str, request: Request) -> Choice:
         if reason is None and implementation == "auto":
             reason = backend.why_slow(request)
         if reason is None:
-            # Of no numbers at all there is nothing to compute, and nothing to cut into pieces.
+            # An empty sequence cannot be cut into chunks.
             if 0 in (*request.batch, request.steps):
                 return Choice("scan", {name: "has nothing to compute"})
             return Choice(name, reasons)
@@ -164,11 +164,11 @@ def choose(implementation: str, request: Request) -> Choice:
 
 
 def explain(implementation: str, request: Request) -> str:
-    """What runs a request, and why nothing faster does, in a sentence or two.
+    """Describes which implementation runs a request, and why no faster one does.
 
     Args:
-      implementation: what the user asked for.
-      request: what is to be run.
+      implementation: the requested implementation.
+      request: the request.
     """
     try:
         name, reasons = choose(implementation, request)
@@ -178,12 +178,12 @@ def explain(implementation: str, request: Request) -> str:
 
 
 def why_other(cell: nn.RNNCellBase) -> str:
-    """Why no fast path runs a cell whose class has none."""
+    """Why there is no backend for a cell whose class registers none."""
     return f"runs a RelationalMemoryCell only, got {type(cell).__name__}"
 
 
 def _why_steps_differ(request: Request) -> str | None:
-    """Why a step is not what the cell's configuration and one set of parameters say."""
+    """Why configuration and parameters of the cell do not determine a step; None if they do."""
     parting = untied_by(request.lifting)
     if parting is not None:
         return (
@@ -199,7 +199,7 @@ def _why_steps_differ(request: Request) -> str | None:
 
 
 def untied_by(lifting: Lifting) -> str | None:
-    """The argument by which steps have parameters of their own; None if they share them."""
+    """The argument that gives each step its own parameters; None if steps share them."""
     if any(in_filter(collections, "params") for collections in lifting.variable_axes):
         return "variable_axes"
     if in_filter(lifting.variable_carry, "params"):
@@ -208,11 +208,11 @@ def untied_by(lifting: Lifting) -> str | None:
 
 
 def run(implementation: str, request: Request) -> SequenceOutputs:
-    """Runs a cell that is bound to a module over a sequence.
+    """Runs a bound cell over a sequence.
 
     Args:
-      implementation: what the user asked for.
-      request: what is to be run; its cell is bound.
+      implementation: the requested implementation.
+      request: the request; its cell is bound.
 
     Returns:
       `SequenceOutputs`; what the cell sows is in its intermediates.
@@ -224,7 +224,7 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
     if choice.implementation == "scan" or cell.is_initializing():
         remat = "none" if cell.is_initializing() else request.remat
         if request.capture and remat == "chunked":
-            remat = "full"  # What is captured of every step is stored in any case.
+            remat = "full"  # Captured values of every step are stored in any case.
         return plain_scan(
             cell,
             request.sequence,
@@ -244,7 +244,7 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
 
 
 def _kept(request: Request) -> Array | None:
-    """What every step of a cell with dropout keeps: the very numbers that the plain scan draws."""
+    """The units that dropout keeps at every step, drawn exactly as in the plain scan."""
     cell: Any = request.cell
     if getattr(cell, "dropout_rate", 0.0) == 0.0 or cell.deterministic:
         return None
@@ -253,7 +253,7 @@ def _kept(request: Request) -> Array | None:
     def draw(cell: Any, carry: None, _: Array) -> tuple[None, Array]:
         return carry, cell.kept(shape)
 
-    # Steps are counted by an array: their number may be a symbol of `jax.export`.
+    # An array counts the steps, because T may be a symbol of `jax.export`.
     scan: Any = nn.scan(
         draw,
         variable_broadcast=request.lifting.variable_broadcast,

@@ -1,15 +1,15 @@
-"""Which cells the fast paths compute: the relational memory as it is, whatever it starts from."""
+"""Which cells the fast paths can run: the relational memory with any initial memory."""
 
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
 
-# What a subclass may define anew: where sequences start is the layer's affair, not the step's.
+# What a subclass may override: the layer, not the step, uses the initial memory.
 _ITS_OWN = frozenset({"initialize_carry", "setup", "from_features"})
 
 
 def why_plain(cell: nn.RNNCellBase) -> str | None:
-    """Why only the plain scan computes what `cell` does; None if the fast paths do, too.
+    """Why only the plain scan can run `cell`; None if the fast paths can, too.
 
     >>> from flax import linen as nn
     >>> from rrnn_jax import RelationalMemoryCell
@@ -30,7 +30,7 @@ def why_plain(cell: nn.RNNCellBase) -> str | None:
 
 
 def _redefined(cls: type) -> list[str]:
-    """What a subclass, or a class made by a Flax transform, computes in its own way."""
+    """The methods that a subclass, or a class made by a Flax transform, overrides."""
     ancestors = cls.__mro__[: cls.__mro__.index(RelationalMemoryCell)]
     known = set(dir(RelationalMemoryCell)) - set(RelationalMemoryCell.__dataclass_fields__)
     own = {name for ancestor in ancestors for name in vars(ancestor) if name in known}

@@ -1,7 +1,7 @@
-"""What backends made of GPU kernels share: derivatives, batch axes, and several devices.
+"""Code shared by the GPU backends: derivatives, batch axes, and several devices.
 
 Kernels run the recurrent part (`relational.recurrence`) of sequences ``[T, B, ...]``, forward and
-backward once. Everything else is here: products of the inputs, further derivatives, and the mesh.
+backward once. The rest is here: products of the inputs, higher derivatives, and the mesh.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +26,13 @@ DATA_AXIS = "data"
 
 
 class Arguments(NamedTuple):
-    """What kernels are given.
+    """The arguments of kernels.
 
     Attributes:
-      weights: of the core.
+      weights: weights of the core.
       carry: ``[B, S, F]``.
-      fresh: what a reset puts in its place; None without resets.
-      terms: of the inputs, time first.
+      fresh: the carry after a reset; None without resets.
+      terms: input terms, time first.
       resets: ``[T, B]`` bool, or None.
       mask: the same.
     """
@@ -46,13 +46,13 @@ class Arguments(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The recurrent part by kernels.
+    """The recurrent part as kernels.
 
     Attributes:
-      forward: ``forward(arguments, keep)`` gives the final memory ``[B, S, F]`` and all memories
-        ``[T, B, S, F]``, as a pair, and what `backward` wants (anything unless `keep`).
-      backward: ``backward(arguments, kept, cotangents)`` gives the cotangents as `Arguments`; those
-        of flags are not looked at.
+      forward: ``forward(arguments, keep)`` returns the final memory ``[B, S, F]`` and all memories
+        ``[T, B, S, F]``, as a pair, and the values saved for `backward` (ignored unless `keep`).
+      backward: ``backward(arguments, kept, cotangents)`` returns the cotangents as `Arguments`;
+        those of flags are ignored.
     """
 
     forward: Callable[[Arguments, bool], tuple[Any, Any]]
@@ -60,7 +60,7 @@ class Kernels(NamedTuple):
 
 
 def why_not(request: Request) -> str | None:
-    """Why no kernels run a request, whatever the cell; None if they may."""
+    """Why kernels cannot run a request, whatever the cell; None if they can."""
     sequence = request.sequence
     if request.remat not in ("none", "save_products"):
         return f"needs remat='none' or 'save_products', got {request.remat!r}"
@@ -87,7 +87,7 @@ def why_not(request: Request) -> str | None:
 
 
 def devices_of(request: Request) -> int:
-    """How many devices share the batch: those of the automatic axis "data" of the ambient mesh."""
+    """The number of devices on the automatic axis "data" of the ambient mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or DATA_AXIS not in mesh.axis_names:
         return 1
@@ -103,13 +103,13 @@ def run(
     kernels_of: Callable[[Any, Dtype, Arguments], Kernels],
     dtype: Dtype | None = None,
 ) -> tuple[SequenceOutputs, dict[str, Array]]:
-    """Runs a request by kernels; see `dispatch.Backend`.
+    """Runs a request with kernels; see `dispatch.Backend`.
 
     Args:
-      request: one that `why_not` has nothing against.
-      variables: the cell's.
-      kernels_of: gives the kernels for a cell, a dtype of products, and arguments of such shapes.
-      dtype: of the products (default: the cell's).
+      request: a request for which `why_not` returns None.
+      variables: the cell's variables.
+      kernels_of: returns the kernels for a cell, a dtype of products, and the arguments' shapes.
+      dtype: dtype of the products (default: the cell's).
     """
     cell: Any = request.cell.clone(parent=None, name=None)
     params = params_of(request, variables)
@@ -151,7 +151,7 @@ def run(
 
 
 def _on_devices(function: Callable, arguments: Arguments, devices: int) -> tuple[Array, Array]:
-    """Each device runs its share of the batch: XLA does not divide a kernel among devices."""
+    """Runs each device's share of the batch, because XLA does not partition kernels."""
     if devices == 1:
         return function(arguments)
     first, second = P(DATA_AXIS), P(None, DATA_AXIS)
@@ -166,12 +166,12 @@ def _on_devices(function: Callable, arguments: Arguments, devices: int) -> tuple
 
 
 class _Plain(NamedTuple):
-    """The function that kernels compute, of lists of arrays: floating-point ones, and others.
+    """The function that kernels compute, on lists of floating-point and other arrays.
 
     Attributes:
-      function: of `Arguments`.
+      function: the function of `Arguments`.
       tree: their structure.
-      is_float: of each array.
+      is_float: whether each array is floating-point.
     """
 
     function: Callable[[Arguments], Any]
@@ -198,10 +198,10 @@ class _Plain(NamedTuple):
 
 
 def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> Any:
-    """``plain(arguments)`` by kernels.
+    """``plain(arguments)``, computed by kernels.
 
-    The first derivative in reverse mode is by kernels, too; forward mode and every further
-    derivative are those of `plain`.
+    Kernels also compute the first derivative in reverse mode; forward mode and higher derivatives
+    are those of `plain`.
     """
     leaves, tree = jax.tree.flatten(arguments)
     is_float = [bool(jnp.issubdtype(x.dtype, jnp.floating)) for x in leaves]
@@ -216,7 +216,7 @@ def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> A
 
     @forward.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
-        # What is kept is read by `backward` only, and that has the derivative of `plain`.
+        # Only `backward` reads the saved values, and it has the derivative of `plain`.
         results, kept = forward(*primals)
         return (results, kept), (
             of.jvp(primals[0], primals[1], tangents[0]),
@@ -249,7 +249,7 @@ def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> A
 
 
 def _backward_of(of: _Plain, kernels: Kernels, arguments: Arguments) -> Callable:
-    """The backward pass by kernels, with the derivative of the plain one."""
+    """The backward pass of kernels, with the derivative of the plain one."""
     given = jax.tree.leaves(arguments, is_leaf=lambda x: x is None)
 
     @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""Devices and meshes: where arrays lie, and how one is put beside another."""
+"""Devices and meshes: the sharding of arrays, and giving one array the sharding of another."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from rrnn_jax.typing import Array
 
 
 def platform() -> str:
-    """The platform that what is traced now is likely to run on."""
+    """The platform on which the traced program is likely to run."""
     device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 
 def has_explicit_axes(array: Array) -> bool:
-    """Whether an array lies on a mesh with axes that are explicit: parts of arrays' types."""
+    """Whether an array is on a mesh with explicit axes, which are part of its type."""
     mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return AxisType.Explicit in getattr(mesh, "axis_types", ())
 
@@ -27,14 +27,14 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     axes: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(trees):
         kind = jax.typeof(leaf)
-        # Later versions of JAX have it in a type of its own.
+        # Later versions of JAX have a separate type for it.
         found = getattr(getattr(kind, "manual_axis_type", None), "varying", None)
         axes |= frozenset(found or getattr(kind, "vma", None) or ())
     return axes
 
 
 def varying_over(axes: frozenset[str], tree: Any) -> Any:
-    """The arrays, varying over these mesh axes; gradients are summed up over them once, here."""
+    """The arrays, varying over these mesh axes; gradients are summed over them once, here."""
 
     def cast(x: Array) -> Array:
         missing = tuple(sorted(axes - varying_axes(x)))
@@ -44,19 +44,19 @@ def varying_over(axes: frozenset[str], tree: Any) -> Any:
 
 
 def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = frozenset()) -> Array:
-    """An array as JAX wants it beside another: sharded and varying along the same mesh axes.
+    """Gives an array the sharding and varying mesh axes of another.
 
-    Only what JAX has in an array's type is at stake: axes of a mesh that are explicit, and those
-    over which a value varies within `jax.shard_map`. Elsewhere it changes nothing.
+    This concerns only the mesh axes in an array's type: explicit axes, and those over which a value
+    varies within `jax.shard_map`. Otherwise the array does not change.
 
     Args:
       x: an array whose first axes are those `axes` of `other`.
       other: the array to follow.
       axes: axes of `other`.
-      varying: further mesh axes over which the result is to vary.
+      varying: further mesh axes over which the result varies.
 
     Returns:
-      `x`, placed; its own axes stay as they are sharded already.
+      `x` with the new sharding; its other axes keep theirs.
     """
     x = varying_over(varying_axes(other) | varying, x)
     sharding = _explicit_sharding(other)
@@ -76,16 +76,16 @@ def beside(x: Array, other: Array, axes: Sequence[int], varying: frozenset = fro
 
 
 def _explicit_sharding(x: Array) -> NamedSharding | None:
-    """How an array lies on a mesh that has explicit axes; None if it does not."""
+    """The sharding of an array on a mesh with explicit axes; None if it has none."""
     if not has_explicit_axes(x):
         return None
-    # Outside of `jax.set_mesh` only an array itself knows its devices.
+    # Outside `jax.set_mesh` only the array itself knows its devices.
     own = None if isinstance(x, Tracer) else x.sharding
     return own if isinstance(own, NamedSharding) else jax.typeof(x).sharding
 
 
 def _axes_of(sharding: NamedSharding, x: Array) -> list[Any]:
-    """The entry of each axis of an array; a `PartitionSpec` may leave out the last ones."""
+    """The entry of each axis of an array; a `PartitionSpec` may omit the last ones."""
     return [*sharding.spec, *[None] * (x.ndim - len(sharding.spec))]
 
 
@@ -97,7 +97,7 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 
 def product_of(sizes: tuple[Any, ...]) -> int | None:
-    """The product of sizes; None where `jax.export` does not know one of them."""
+    """The product of sizes; None if one of them is symbolic (`jax.export`)."""
     product = 1
     for size in sizes:
         if not isinstance(size, int):

@@ -47,7 +47,7 @@ def plain_scan(
       cell: any cell, bound to the calling module's scope.
       sequence: inputs, and optionally resets, mask and valid steps.
       initial_carry: the carry before the first step.
-      reset_carry: the carry that a reset puts in place; needed if there are resets.
+      reset_carry: the carry after a reset; required with resets.
       time_axis: the time axis of inputs and outputs.
       lifting: arguments for `flax.linen.scan`.
       remat: what the backward pass recomputes, see `rrnn_jax.RNN`.
@@ -57,8 +57,8 @@ def plain_scan(
       `SequenceOutputs`.
 
     Raises:
-      ValueError: ``remat="chunked"`` where chunks would draw other random numbers than the whole
-        sequence, or have variables of each step to cut.
+      ValueError: ``remat="chunked"`` if chunks would draw other random numbers than the whole
+        sequence, or if steps have separate variables.
     """
     if remat == "chunked":
         _check_chunks(cell, sequence, initial_carry, time_axis, lifting)
@@ -89,7 +89,7 @@ def plain_scan(
 
 
 def _rounded_to(new: Array, old: Array) -> Array:
-    """A part of a carry that a cell promoted, as Flax's do, in the dtype that came in."""
+    """A part of a carry, which Flax's cells may promote, in the dtype of the previous one."""
     floating = all(jnp.issubdtype(x.dtype, jnp.floating) for x in (new, old))
     promoted = floating and jnp.finfo(new.dtype).bits > jnp.finfo(old.dtype).bits
     return new.astype(old.dtype) if promoted else new
@@ -112,7 +112,7 @@ def _scan_with_remat(
             split_rngs=lifting.split_rngs,
         )
 
-    # Inside a loop nothing can be merged across steps, so the barrier against it only costs.
+    # Inside a loop nothing can be merged across steps, so the barrier against it is useless.
     if remat == "full":
         return scan(nn.remat(step, prevent_cse=False))
     if remat == "save_products":
@@ -130,7 +130,7 @@ def _check_chunks(
     time_axis: int,
     lifting: Lifting,
 ) -> None:
-    """Raises where a scan of chunks is another function than a scan of steps."""
+    """Raises if a scan of chunks would differ from a scan of steps."""
     stepwise = [name for name in lifting.variable_axes if name != "intermediates"]
     if stepwise:
         raise ValueError(
@@ -155,17 +155,17 @@ def _check_chunks(
 
 
 def _chunked_scan(scan: Callable, step: Callable, time_axis: int, axes: frozenset[str]) -> Callable:
-    """A scan over chunks of about sqrt(T) steps that keeps only the carries between chunks."""
+    """A scan over chunks of about sqrt(T) steps that stores only the carries between chunks."""
 
     def chunk(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
-        # Tracing the outer scan, Flax forgets over which axes of a mesh a carry varies.
+        # When Flax traces the outer scan, it loses the mesh axes over which a carry varies.
         return scan(step)(cell, varying_over(axes, state), xs)
 
     inner = nn.remat(chunk, prevent_cse=False)
 
     def run(cell: nn.RNNCellBase, state: Any, xs: SequenceInputs) -> tuple[Any, Any]:
         steps = xs.inputs.shape[time_axis]
-        if not isinstance(steps, int):  # `jax.export` does not know how many: one chunk.
+        if not isinstance(steps, int):  # Symbolic (`jax.export`): one chunk.
             return inner(cell, state, xs)
         length = max(1, math.isqrt(steps))
         whole = steps // length * length

@@ -1,4 +1,4 @@
-"""What a scan over a sequence takes and gives, and the small array work around it."""
+"""The inputs and outputs of a scan over a sequence, and helpers for them."""
 
 from typing import Any, NamedTuple
 
@@ -11,15 +11,15 @@ from rrnn_jax.typing import Array, Carry
 
 
 class SequenceInputs(NamedTuple):
-    """All that a sequence brings along, with the time axis in the same place everywhere.
+    """Inputs and flags of a sequence, all with the same time axis.
 
     Attributes:
       inputs: ``[*B, T, ...]`` (or time-major).
       resets: ``[*B, T]`` bool or None: re-initialise the carry before this step.
-      mask: ``[*B, T]`` bool or None: where False the carry passes through unchanged.
+      mask: ``[*B, T]`` bool or None: where False the carry does not change.
       valid: ``[*B, T]`` bool or None: steps within `seq_lengths`; the carry of the last of them is
-        the final carry, though the scan runs on.
-      row_mask: ``[*B, T, R]`` bool or None: rows of matrix inputs that are there.
+        the final carry, though the scan continues.
+      row_mask: ``[*B, T, R]`` bool or None: valid rows of matrix inputs.
     """
 
     inputs: Array
@@ -30,7 +30,7 @@ class SequenceInputs(NamedTuple):
 
 
 class SequenceOutputs(NamedTuple):
-    """What a scan returns.
+    """The results of a scan.
 
     >>> SequenceOutputs(carry=jnp.zeros((8, 4)), outputs=jnp.zeros((8, 10, 4))).carries is None
     True
@@ -38,7 +38,7 @@ class SequenceOutputs(NamedTuple):
     Attributes:
       carry: the final carry.
       outputs: ``[*B, T, ...]`` (or time-major).
-      carries: the carry after every step, with a time axis, or None where not asked for.
+      carries: the carry after every step, with a time axis, or None if not requested.
     """
 
     carry: Carry
@@ -57,18 +57,18 @@ def select(condition: Array, on_true: Any, on_false: Any) -> Any:
 
 
 def without_unused(sequence: SequenceInputs, time_axis: int, repeat: bool) -> SequenceInputs:
-    """A sequence of which nothing that is left out can reach a gradient, NaN included.
+    """Replaces unused inputs, so that they cannot reach a gradient, not even as NaN.
 
-    Left out are masked steps and rows, and steps past the end of a sequence.
+    Unused are masked steps and rows, and steps past the end of a sequence.
 
     Args:
-      sequence: any.
+      sequence: the sequence.
       time_axis: its time axis.
-      repeat: put an input that is used in place of such a step's, the one before if there is one;
-        else zeros, at which a cell may have no derivative.
+      repeat: replace an unused step by a used one, the previous one if there is one; otherwise by
+        zeros, at which a cell may have no derivative.
     """
     inputs, resets, mask, valid, row_mask = sequence
-    # Not `zeros_like`: of an array that a traced function closes over it drops the sharding.
+    # Not `zeros_like`, which drops the sharding of an array that a traced function closes over.
     zero = jnp.zeros((), inputs.dtype)
     if row_mask is not None:
         inputs = select(row_mask, inputs, zero)
@@ -90,7 +90,7 @@ def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) 
     Args:
       outputs: ``[*B, T, ...]``.
       mask: ``[*B, T]`` bool.
-      before: what stands before the first unmasked step, shaped like `outputs` without time.
+      before: the output before the first unmasked step, shaped like `outputs` without time.
       time_axis: the time axis of both.
 
     Returns:
@@ -104,9 +104,9 @@ def hold_last_valid(outputs: Array, mask: Array, before: Array, time_axis: int) 
 
 
 def _at_steps(x: Array, steps: Array, time_axis: int) -> Array:
-    """What `x` holds at the given steps, integers ``[*B, T]``.
+    """The values of `x` at the given steps, integers ``[*B, T]``.
 
-    Not `jnp.take_along_axis`, on whose gradient `checkify.index_checks` fails.
+    Not `jnp.take_along_axis`, because `checkify.index_checks` fails on its gradient.
     """
     axes = range(steps.ndim)
     index = [jax.lax.broadcasted_iota(steps.dtype, steps.shape, axis) for axis in axes]
@@ -116,10 +116,10 @@ def _at_steps(x: Array, steps: Array, time_axis: int) -> Array:
 
 
 def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) -> Array:
-    """The output that goes with a carry no step has touched yet; zeros where that is unknown.
+    """The output of the initial carry; zeros if it is unknown.
 
     Args:
-      cell: the cell; one that offers `output_from_carry` is asked.
+      cell: the cell; its `output_from_carry` is used if it has one.
       carry: its initial carry.
       like: an output of one step.
 

@@ -48,7 +48,7 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
 
 
 def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -> Kernels:
-    """The kernels for a cell and arguments of such shapes."""
+    """The kernels for a cell and arguments of these shapes."""
     assert dtype == jnp.bfloat16
     plan = run_of(cell, _given(arguments)[3], time_axis=0, gpu=support.default_gpu())
 

@@ -1,4 +1,4 @@
-"""Launching a kernel: the one place that knows how XLA is told of it."""
+"""Launching a kernel through XLA."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rrnn_jax.scan.cuda.layout import Layout, Shape
 from rrnn_jax.scan.cuda.nvrtc import kernel_ptx
 from rrnn_jax.typing import Array
 
-# XLA's own call for a kernel given as PTX: it becomes a thunk like those of its own fusions.
+# XLA's custom call for a PTX kernel; it becomes a thunk like those of XLA's fusions.
 TARGET = "__gpu$xla.gpu.ptx"
 
 
@@ -27,11 +27,11 @@ def launch(
 
     Args:
       kernel: "forward" or "backward".
-      layout: what it is compiled for.
-      save: whether a forward pass leaves what a backward pass wants.
-      blocks: how many.
+      layout: the layout to compile for.
+      save: whether a forward pass saves values for the backward pass.
+      blocks: number of blocks.
       arguments: arrays in the order of its parameters.
-      results: shapes of what it writes, the parameters after these.
+      results: shapes of its outputs, which are the parameters after the arguments.
 
     Returns:
       The results.
@@ -48,7 +48,7 @@ def launch(
 def ptx_call(
     name: str, ptx: str, blocks: int, threads: int, shared_bytes: int, results: Sequence[Shape]
 ) -> Callable[..., list[Array]]:
-    """A function of arrays that runs a kernel of some PTX, `blocks` times `threads` of it."""
+    """A function of arrays that runs a PTX kernel on `blocks` blocks of `threads` threads."""
     sizes = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
     sizes |= {"grid_x": blocks, "block_x": threads, "shared_mem_bytes": shared_bytes}
     attributes = {key: np.int32(value) for key, value in sizes.items()}

@@ -1,4 +1,4 @@
-"""How the kernels divide a memory among threads, and the sizes of what they read and write."""
+"""How the kernels divide a memory among threads, and the sizes of their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rrnn_jax.cell import RelationalMemoryCell
 
 Shape = jax.ShapeDtypeStruct
 
-# Of 16 features by 8 rows: a warp's tiles in one array. With more, the forward pass has not
-# registers enough (255 a thread).
+# Tiles of 16 features by 8 rows of a warp in one array. With more, the forward pass runs out of
+# registers (255 a thread).
 MOST_TILES = 14
 WARPS = range(1, 13)
 SLOTS = (1, 2, 4, 8, 16)
-# What a step costs a block without any rows, in tiles of 8 rows: the weights come past it.
+# The cost of reading the weights in one step of a block, in tiles of 8 rows.
 STEP_COST = 4
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What of a GPU the layout goes by.
+    """The properties of a GPU that the layout depends on.
 
     Attributes:
-      multiprocessors: how many there are.
-      shared_bytes: shared memory that a block may have.
+      multiprocessors: number of multiprocessors.
+      shared_bytes: maximum shared memory of a block.
     """
 
     multiprocessors: int = 132
@@ -43,14 +43,14 @@ class Layout:
       width: F.
       heads: H.
       slots: S.
-      layers: of the MLP.
+      layers: layers of the MLP.
       input_rows: R, rows of each step's input.
       gates: 'unit', 'memory' or None.
       flags: whether there are resets or a mask.
-      tiles: of 8 rows in a block.
-      warps: in a block, each with as many features of every row.
-      ahead: slices of a matrix, 16 rows each, that a warp reads before it needs them.
-      early: whether it reads the first of them before a barrier; None: where registers allow.
+      tiles: tiles of 8 rows in a block.
+      warps: warps in a block; each has the same number of features of every row.
+      ahead: slices of a matrix, 16 rows each, that a warp prefetches.
+      early: whether it reads the first of them before a barrier; None: if registers allow it.
     """
 
     width: int
@@ -77,7 +77,7 @@ class Layout:
 
     @property
     def warp_tiles(self) -> int:
-        """Of 16 features, in a warp."""
+        """Tiles of 16 features in a warp."""
         return self.width // (16 * self.warps)
 
     @property
@@ -87,21 +87,21 @@ class Layout:
 
     @property
     def vectors(self) -> int:
-        """Numbers in all vectors, one after the other."""
+        """Total size of the concatenated vectors."""
         return (13 + self.layers + (2 if self.gates == "memory" else 0)) * self.width
 
     @property
     def gate_width(self) -> int:
-        """Numbers of both gates for a slot."""
+        """Width of both gates for a slot."""
         return {"unit": 2 * self.width, "memory": 2, None: 0}[self.gates]
 
     def blocks(self, batch: int) -> int:
-        """Blocks for a batch."""
+        """Number of blocks for a batch."""
         return math.ceil(batch * self.slots / self.rows)
 
     @cached_property
     def record(self) -> int:
-        """What the forward pass keeps of a step for each thread, in pieces of 16 bytes."""
+        """Size of the values that the forward pass saves per step and thread, in 16 bytes."""
         pairs = 2 * self.warp_tiles * self.tiles
         unit = 2 * self.warp_tiles * _fours(2 * self.tiles) if self.gates == "unit" else 0
         signs = (self.layers - 1) * _fours(math.ceil(2 * pairs / 32))
@@ -132,7 +132,7 @@ class Layout:
         return self._shared[1]
 
     def macros(self, save: bool) -> dict[str, int]:
-        """What the C++ sources are compiled with; `save`: whether a backward pass is to follow."""
+        """The macros of the C++ sources; `save`: whether a backward pass follows."""
         few = self.warp_tiles * self.tiles <= 4
         return {
             "F": self.width,
@@ -154,7 +154,7 @@ class Layout:
         }
 
     def forward_results(self, batch: int, steps: int, time_axis: int, save: bool) -> list[Shape]:
-        """What the forward pass leaves; the memories, then what the backward pass is for."""
+        """Outputs of the forward pass: the memories, then the values for the backward pass."""
         none = Shape((8,), jnp.bfloat16)
         lead = (steps, batch) if time_axis == 0 else (batch, steps)
         rows = Shape((*lead, self.slots, self.width), jnp.bfloat16)
@@ -173,7 +173,7 @@ class Layout:
         ]
 
     def backward_results(self, batch: int, steps: int, time_axis: int) -> list[Shape]:
-        """What the backward pass leaves: cotangents, and the gradients of vectors by block."""
+        """Outputs of the backward pass: cotangents, and the gradients of vectors per block."""
         none, wide = Shape((8,), jnp.bfloat16), Shape((8,), jnp.float32)
         lead = (steps, batch) if time_axis == 0 else (batch, steps)
         rows = (*lead, self.slots, self.width)
@@ -201,19 +201,19 @@ def layout_of(
 ) -> Layout:
     """The layout for a cell and a batch.
 
-    Blocks run at the same time on as many multiprocessors as there are; with more blocks some wait
-    for others to end. Of all numbers of rows that fit, those that leave the least to wait for.
+    Each multiprocessor runs one block at a time; with more blocks some must wait. The layout is the
+    one with the shortest total time among those that fit.
 
     Args:
-      cell: one that `unfit` finds nothing in.
+      cell: a cell for which `unfit` returns None.
       batch: B.
       input_rows: R.
       flags: whether there are resets or a mask.
-      gpu: to run on (default: an H100).
-      tiles: of 8 rows in a block; None (default) chooses.
+      gpu: the GPU to run on (default: an H100).
+      tiles: tiles of 8 rows in a block; None (default) selects them.
 
     Raises:
-      ValueError: no block of it fits on the GPU.
+      ValueError: no block fits on the GPU.
     """
     gpu = Gpu() if gpu is None else gpu
     warps = warps_of(cell.mem_size, cell.head_size)
@@ -255,7 +255,7 @@ def layout_of(
 
 
 def warps_of(width: int, head_size: int) -> int | None:
-    """Warps of a block: about 8, and heads whole within a warp, or warps within a head."""
+    """Warps of a block: about 8, with whole heads per warp or whole warps per head."""
     fitting = [
         n
         for n in WARPS
@@ -267,7 +267,7 @@ def warps_of(width: int, head_size: int) -> int | None:
 
 
 def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
-    """What the kernels want that this cell does not have, as a reason; None if it has all."""
+    """The requirement of the kernels that a cell does not meet; None if it meets all."""
     wanted = {
         "num_blocks": (cell.num_blocks, 1),
         "qkv_norm": (cell.qkv_norm, True),

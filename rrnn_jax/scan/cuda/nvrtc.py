@@ -1,7 +1,7 @@
 """Compiling the kernels when they are traced, by NVRTC, which comes with ``jax[cuda]``.
 
-What comes out is PTX for compute capability 8.0, which any later GPU takes too: its driver makes
-machine code of it when XLA loads it.
+The result is PTX for compute capability 8.0, which later GPUs accept too: the driver compiles it to
+machine code when XLA loads it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rrnn_jax.scan.cuda.layout import Layout
 
-# NVRTC writes the newest version of PTX that it knows, which an older driver refuses. The kernels
-# use nothing newer than this, which drivers since 525 (CUDA 12.0) take.
+# NVRTC emits its newest PTX version, which older drivers reject. The kernels use nothing newer than
+# this version, which drivers since 525 (CUDA 12.0) accept.
 PTX_VERSION = "8.0"
 ARCHITECTURE = "compute_80"
 OPTIONS = ("-std=c++17", "-default-device", "-ftz=true", "-prec-div=false", "-prec-sqrt=false")
@@ -34,15 +34,15 @@ class CompileError(RuntimeError):
 
 @lru_cache(maxsize=64)
 def kernel_ptx(kernel: str, layout: Layout, save: bool) -> str:
-    """The PTX of a kernel for a layout; once per process, some seconds each.
+    """The PTX of a kernel for a layout; compiled once per process, which takes some seconds.
 
     Args:
       kernel: "forward" or "backward".
-      layout: what it is compiled for.
-      save: whether a forward pass leaves what a backward pass wants.
+      layout: the layout to compile for.
+      save: whether a forward pass saves values for the backward pass.
 
     Raises:
-      CompileError: there is no NVRTC, or it refuses the source.
+      CompileError: there is no NVRTC, or it rejects the source.
     """
     source = (SOURCES / f"{kernel}.cu").read_text()
     macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
@@ -53,12 +53,12 @@ def compile_ptx(source: str, name: str, options: Sequence[str] = ()) -> str:
     """Compiles CUDA C++ to PTX.
 
     Args:
-      source: the text.
-      name: what its messages call it.
-      options: beyond the usual ones.
+      source: the source text.
+      name: its name in messages.
+      options: additional compiler options.
 
     Raises:
-      CompileError: there is no NVRTC, or it refuses the source; with its messages.
+      CompileError: there is no NVRTC, or it rejects the source; contains the compiler's messages.
     """
     library = _library()
     if library is None:
@@ -82,7 +82,7 @@ def compile_ptx(source: str, name: str, options: Sequence[str] = ()) -> str:
 
 
 def nvrtc_missing() -> bool:
-    """Whether there is no NVRTC."""
+    """Whether NVRTC is missing."""
     return _library() is None
 
 
@@ -96,7 +96,7 @@ def _text(library: ctypes.CDLL, kind: str, program: ctypes.c_void_p) -> str:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """NVRTC: of NVIDIA's wheels, or of a CUDA installation."""
+    """NVRTC from NVIDIA's wheels or a CUDA installation."""
     for path in [*_of_wheels(), ctypes.util.find_library("nvrtc"), *_of_cuda()]:
         if path is None:
             continue

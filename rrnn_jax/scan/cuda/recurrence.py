@@ -16,18 +16,18 @@ from rrnn_jax.typing import Array
 
 
 class Weights(NamedTuple):
-    """Of the recurrent part, by name; queries, keys and values of all heads side by side."""
+    """Weights of the recurrent part, by name; queries, keys, values of all heads concatenated."""
 
     kernels: dict[str, Array]
     vectors: dict[str, Array]
 
 
 class Terms(NamedTuple):
-    """What the steps take from their inputs; all ``[B, T, ...]``, or all time first.
+    """The input terms of the steps; all ``[B, T, ...]``, or all time first.
 
     Attributes:
       kv: keys and values of the input rows, ``[B, T, R, 2F]``.
-      gates: the input's share of the gates, learned biases included, ``[B, T, n]``; None without.
+      gates: the input's term of the gates, with learned biases, ``[B, T, n]``; None without gates.
       resets, mask: bool ``[B, T]``, or None.
     """
 
@@ -38,11 +38,11 @@ class Terms(NamedTuple):
 
 
 class Run(NamedTuple):
-    """How the kernels are run; static.
+    """Static settings of the kernels.
 
     Attributes:
-      cell: for its configuration.
-      layout: what the kernels are compiled for.
+      cell: the cell's configuration.
+      layout: the layout that the kernels are compiled for.
       time_axis: 0 for ``[T, B, ...]``, 1 for ``[B, T, ...]``.
     """
 
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """What both kernels read, in their order, but for the weights."""
+    """The inputs of both kernels, in their order, without the weights."""
 
     sizes: Array
     vectors: Array
@@ -73,21 +73,21 @@ def cuda_recurrence(
     gpu: Gpu | None = None,
     tiles: int | None = None,
 ) -> tuple[Array, Array]:
-    """The final memory and the memory after every step, by one kernel over all steps.
+    """The final memory and the memory after every step, with one kernel over all steps.
 
-    Products are of bfloat16 numbers, summed in float32; norms, softmax, gates and the memory are
+    Products are bfloat16 with float32 accumulation; norms, softmax, gates and the memory are
     float32. Differentiable once, in reverse mode: by a second kernel, and a product over all steps
     for each weight gradient.
 
     Args:
-      cell: one that `layout.unfit` finds nothing in.
-      weights: of the recurrent part, in any dtype.
+      cell: a cell for which `layout.unfit` returns None.
+      weights: weights of the recurrent part, in any dtype.
       carry: ``[B, S, F]`` float32.
-      reset_carry: what a reset puts in its place; None without resets.
-      terms: of all steps.
+      reset_carry: the carry after a reset; None without resets.
+      terms: input terms of all steps.
       time_axis: 0 for terms ``[T, B, ...]``, 1 for ``[B, T, ...]``.
-      gpu: what the layout goes by (default: an H100).
-      tiles: of 8 rows in a block; None (default) chooses.
+      gpu: the GPU to run on (default: an H100).
+      tiles: tiles of 8 rows in a block; None (default) selects them.
 
     Returns:
       ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
@@ -104,7 +104,7 @@ def run_of(
     gpu: Gpu | None = None,
     tiles: int | None = None,
 ) -> Run:
-    """How the kernels are run for terms of such shapes; arguments as in `cuda_recurrence`."""
+    """The settings for terms of these shapes; arguments as in `cuda_recurrence`."""
     flags = terms.resets is not None or terms.mask is not None
     batch, input_rows = terms.kv.shape[1 - time_axis], terms.kv.shape[2]
     return Run(cell, layout_of(cell, batch, input_rows, flags, gpu, tiles), time_axis)
@@ -138,18 +138,18 @@ def forward_pass(
     terms: Terms,
     save: bool,
 ) -> tuple[tuple[Array, Array], list[Array]]:
-    """The kernel that runs forward.
+    """Runs the forward kernel.
 
     Args:
-      run: how.
+      run: settings.
       weights: as in `cuda_recurrence`, like the next three.
       carry: see there.
       reset_carry: see there.
       terms: see there.
-      save: whether `backward_pass` is to follow.
+      save: whether `backward_pass` follows.
 
     Returns:
-      The final memory and all memories, and what `backward_pass` wants.
+      The final memory and all memories, and the values saved for `backward_pass`.
     """
     batch, steps = _lengths(run, terms)
     layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
@@ -172,16 +172,16 @@ def backward_pass(
     kept: list[Array],
     cotangents: tuple[Array, Array],
 ) -> tuple[Weights, Array, Array | None, Terms]:
-    """The kernel that runs backward, and the products after it.
+    """Runs the backward kernel and the products after it.
 
     Args:
-      run: how.
+      run: settings.
       weights: as in `cuda_recurrence`, like the next three.
       carry: see there.
       reset_carry: see there.
       terms: see there.
-      kept: by `forward_pass`.
-      cotangents: of the final memory and all memories.
+      kept: the values saved by `forward_pass`.
+      cotangents: cotangents of the final memory and all memories.
 
     Returns:
       The cotangents of the four; None for flags.
@@ -249,7 +249,7 @@ def _operands(
 
 
 def _gate_terms(run: Run, terms: Terms) -> Array:
-    """What the gates are given from the input, all biases added."""
+    """The input's term of the gates with all biases."""
     if run.layout.gates is None:
         return jnp.zeros((4,), jnp.float32)
     assert terms.gates is not None
@@ -270,11 +270,11 @@ def _matrices(run: Run, weights: Weights) -> Array:
 
 
 def pack_fragments(matrices: Array) -> Array:
-    """Matrices ``[M, K, N]`` as fragments: the left sides of products, ``W^T``, as a warp has them.
+    """Matrices ``[M, K, N]`` packed as the fragments of a warp for the left operand ``W^T``.
 
     Returns:
-      ``[M, N/16, K/16, 32, 4]`` words of two numbers each: of thread 4g + t word 2i + j has rows
-      8j + g of ``W^T`` (of a tile of 16) and columns 8i + 2t and 8i + 2t + 1.
+      ``[M, N/16, K/16, 32, 4]`` words of two numbers each: word 2i + j of thread 4g + t has row
+      8j + g of ``W^T`` (in a tile of 16) and columns 8i + 2t and 8i + 2t + 1.
     """
     M, K, N = matrices.shape
     split = matrices.reshape(M, K // 16, 2, 4, 2, N // 16, 2, 8)
@@ -296,10 +296,10 @@ def _vector_names(run: Run) -> list[str]:
 
 
 def _vectors(run: Run, weights: Weights) -> Array:
-    """All vectors in the kernels' order; with gates per slot their two columns are among them."""
+    """All vectors in the kernels' order, including the two columns of gates per slot."""
     parts = [weights.vectors[name].astype(jnp.float32) for name in _vector_names(run)]
     if run.layout.gates == "memory":
-        # Rounded as the operand of a product would be.
+        # Rounded like the operand of a product.
         low = weights.kernels["gates"].astype(jnp.bfloat16)
         parts.append(low.T.reshape(-1).astype(jnp.float32))
     return jnp.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Whether the kernels can run: what they want of a cell, and of the GPU that there is."""
+"""Whether the kernels can run: their requirements on the cell and the GPU."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rrnn_jax.scan.cuda.launch import ptx_call
 from rrnn_jax.scan.cuda.layout import Gpu, Shape, layout_of, unfit
 from rrnn_jax.typing import Dtype
 
-# Shared memory that a block may have (CUDA C++ Programming Guide, technical specifications by
-# compute capability), and what any GPU from 8.0 on has.
+# Maximum shared memory of a block (CUDA C++ Programming Guide, technical specifications by compute
+# capability), and the least of any GPU from 8.0 on.
 SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
 LEAST_KIB = 99
 LEAST_CAPABILITY = (8, 0)  # The first with products of bfloat16 numbers.
@@ -29,7 +29,7 @@ def why_not(
     input_rows: int = 1,
     gpu: Gpu | None = None,
 ) -> str | None:
-    """What keeps the kernels from running a cell, as the end of a sentence; None if nothing does.
+    """Why the kernels cannot run a cell, as the end of a sentence; None if they can.
 
     >>> import jax.numpy as jnp
     >>> why_not(RelationalMemoryCell(mem_slots=3), jnp.dtype(jnp.bfloat16))
@@ -37,10 +37,10 @@ def why_not(
 
     Args:
       cell: the cell.
-      dtype: of the products.
+      dtype: dtype of the products.
       batch: B.
       input_rows: R.
-      gpu: to run on (default: an H100).
+      gpu: the GPU to run on (default: an H100).
     """
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"needs products in bfloat16 (dtype=jnp.bfloat16), got {jnp.dtype(dtype).name}"
@@ -55,15 +55,15 @@ def why_not(
 
 
 def why_not_here() -> str | None:
-    """What keeps the kernels from running on JAX's default device; None if nothing does.
+    """Why the kernels cannot run on JAX's default device; None if they can.
 
-    Once per process a kernel of a few instructions is compiled and run, the way the others will be.
+    Once per process a small kernel is compiled and run in the same way as the others.
     """
     return _why_not_on(_default_device())
 
 
 def default_gpu() -> Gpu:
-    """What of JAX's default device the layout goes by; an H100 where that is no GPU."""
+    """The properties of JAX's default device; those of an H100 if it is not a GPU."""
     device = _default_device()
     if device.platform not in ("gpu", "cuda"):
         return Gpu()
@@ -91,7 +91,7 @@ def _why_not_on(device: Any) -> str | None:
     try:
         with jax.ensure_compile_time_eval(), jax.default_device(device):
             _probe()
-    # Whatever XLA or the driver raises of it: there is another way to run the cell.
+    # Any error of XLA or the driver: another implementation can run the cell.
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         return f"cannot run a kernel on this GPU: {first[0][:300]}"
@@ -99,7 +99,7 @@ def _why_not_on(device: Any) -> str | None:
 
 
 def _capability(device: Any) -> tuple[int, int]:
-    """(9, 0) of an H100; AMD's GPUs have names, which are no numbers."""
+    """For example (9, 0) for an H100; AMD's GPUs have names instead of numbers."""
     try:
         major, minor = str(device.compute_capability).split(".")
         return int(major), int(minor)
@@ -108,7 +108,7 @@ def _capability(device: Any) -> tuple[int, int]:
 
 
 def _probe() -> None:
-    """Runs a small kernel that has all unusual instructions, and compares what it gives."""
+    """Runs a small kernel with all unusual instructions and checks its result."""
     source = (nvrtc.SOURCES / "probe.cu").read_text()
     ptx = nvrtc.compile_ptx(source, "probe.cu")
     call = ptx_call("rrnn_probe", ptx, 1, 32, 0, [Shape((32,), jnp.uint32)])

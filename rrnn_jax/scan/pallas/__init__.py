@@ -1,8 +1,8 @@
-"""Pallas kernels for NVIDIA GPUs: all that lies between the products of a step.
+"""Pallas kernels for NVIDIA GPUs: everything in a step but the matrix products.
 
-`kernels` holds them, `layout` the shapes of what they read and write, `recurrence` the loop over
-time with its backward pass. This module is a `dispatch.Backend`; what imports Pallas is imported
-when a sequence runs.
+`kernels` contains them, `layout` the shapes of their inputs and outputs, `recurrence` the loop over
+time with its backward pass. This module is a `dispatch.Backend`; modules that need Pallas are
+imported when a sequence runs.
 """
 
 import importlib.util
@@ -25,8 +25,8 @@ from rrnn_jax.typing import Array
 
 NAME = "fused"
 
-# Of each pair of a sequence's memory slots, all products of queries and keys are in registers.
-# Twice what was measured (8 slots of 256 numbers).
+# Products of queries and keys of all pairs of slots of a sequence are in registers.
+# Twice the measured size (8 slots of width 256).
 MOST_PAIRS = 1 << 15
 
 
@@ -58,7 +58,7 @@ def why_slow(request: Request) -> str | None:
 
 
 def unfusable(cell: RelationalMemoryCell) -> str | None:
-    """What the kernels want that this cell does not have; None if it has all."""
+    """The requirement of the kernels that a cell does not meet; None if it meets all."""
     wanted = {
         "num_blocks": (cell.num_blocks, 1),
         "qkv_norm": (cell.qkv_norm, True),
@@ -94,14 +94,14 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
 
 
 def _on_nvidia_gpus(devices: int) -> bool:
-    """Whether what is traced now is likely to run on all devices, that many, of that kind."""
+    """Whether the traced program is likely to run on all of these NVIDIA GPUs."""
     if platform() not in ("gpu", "cuda") or jax.device_count() != devices:
         return False
-    # AMD's are "gpu", too.
+    # AMD's platform is "gpu", too.
     return platform() == "cuda" or "cuda" in jax.local_devices()[0].client.platform_version.lower()
 
 
 @cache
 def _has_pallas_triton() -> bool:
-    """Whether this JAX can compile the kernels; 0.11 says that a later one will not."""
+    """Whether this JAX can compile the kernels; 0.11 announces the removal of Triton."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None

@@ -1,4 +1,4 @@
-"""The arithmetic of a step between its products, for one sequence within a kernel; in float32."""
+"""The float32 arithmetic of a step between its products, for one sequence within a kernel."""
 
 from typing import Any, NamedTuple
 
@@ -12,14 +12,14 @@ Ref = Any
 
 
 class Spec(NamedTuple):
-    """What the kernels are specialised for.
+    """The static configuration of the kernels.
 
     Attributes:
-      gate_style: of the cell.
-      input_bias, forget_bias: of the cell.
-      last: T - 1; going backward, ``t`` counts the steps from the end.
-      resets: whether the first flag says that a memory starts anew before a step.
-      mask: whether the second flag says that a step is to be done, else left out.
+      gate_style: gate style of the cell.
+      input_bias, forget_bias: gate biases of the cell.
+      last: T - 1; in the backward pass ``t`` counts from the end.
+      resets: whether the first flag is the reset before a step.
+      mask: whether the second flag is the mask of a step.
     """
 
     gate_style: GateStyle
@@ -31,7 +31,7 @@ class Spec(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """An attention in float32, ``[S, H, D]`` or, of an input row, ``[H, D]``; weights by head."""
+    """Attention in float32: ``[S, H, D]``, or ``[H, D]`` for an input row; weights by head."""
 
     normal: list[Array]
     rstd: Array
@@ -55,7 +55,7 @@ def attention_of(
     centred = [x - mean for x in packed]
     rstd = jax.lax.rsqrt(sum(row_sums(x * x) for x in centred) / size + LAYER_NORM_EPSILON)
     normal = [x * rstd for x in centred]
-    # Rounded, as the products that the plain step makes of them would have them.
+    # Rounded like the operands of products in the plain step.
     query, key, value = (
         wide((x * vectors[1, kind][None] + vectors[2, kind][None]).astype(low))
         for kind, x in enumerate(normal)
@@ -84,7 +84,7 @@ def attention_of(
 def attention_backward(
     attention: Attention, d: Array
 ) -> tuple[list[Array], list[tuple[Array, Array]]]:
-    """Cotangents of queries, keys and values, and of each input row's key and value."""
+    """Cotangents of queries, keys, values, and of the key and value of each input row."""
     query, key, value = attention.query, attention.key, attention.value
     d_weights = jnp.sum(d[:, None] * value[None], axis=-1)
     from_inputs = [jnp.sum(d * v[None], axis=-1) for _, v in attention.inputs]
@@ -107,7 +107,7 @@ def attention_backward(
 
 
 class Update(NamedTuple):
-    """What `next_memory` made on the way, in float32."""
+    """Intermediate values of `next_memory`, in float32."""
 
     normal: Array
     rstd: Array
@@ -129,7 +129,7 @@ def next_memory(
     memory: Array,
     *lead: Array,
 ) -> Update:
-    """The next memory; `lead`: the step, where the gates are of all steps."""
+    """The next memory; `lead`: the step, if the gates are those of all steps."""
     normal, rstd = normalise(wide(rows) + (wide(last) + vectors[0][None]))
     candidate = jnp.tanh(normal * vectors[1][None] + vectors[2][None])
     place = step, b
@@ -144,7 +144,7 @@ def next_memory(
 
 
 def gates_backward(spec: Spec, found: Update, before: Array, d: Array) -> list[Array]:
-    """Cotangents of both gates before the sigmoid, a row or a number for each slot."""
+    """Cotangents of both gates before the sigmoid, a row or a scalar for each slot."""
     i, f = found.input, found.forget
     d_i, d_f = d * found.candidate, d * before
     if spec.gate_style == "memory":
@@ -164,23 +164,23 @@ def memory_before(
 
 
 def next_reset(spec: Spec, b: Array, step: Array, flags: Ref, like: Array) -> Array:
-    """Whether there is a reset before the step after."""
+    """Whether there is a reset before the next step."""
     after = jnp.minimum(step + 1, spec.last)
     return flag_of(spec, b, after, flags, 0, like) & jnp.broadcast_to(step < spec.last, like.shape)
 
 
 def flag_of(spec: Spec, b: Array, step: Array, flags: Ref, which: int, like: Array) -> Array:
-    """A flag of a step in the shape of `like`: 0 of the reset, 1 of the mask."""
+    """A flag of a step in the shape of `like`: 0 is the reset, 1 the mask."""
     return jnp.broadcast_to(flags[step, b, which] > 0, like.shape)
 
 
 def three_of(qkv: Ref, *place: Array) -> list[Array]:
-    """Queries, keys and values ``[S, H, D]`` of a product."""
+    """Queries, keys and values ``[S, H, D]`` from a product."""
     return [qkv[(*place, slice(None), kind)] for kind in range(3)]
 
 
 def wide(x: Array) -> Array:
-    """In float32."""
+    """Converts to float32."""
     return x.astype(jnp.float32)
 
 
@@ -190,7 +190,7 @@ def row_sums(x: Array) -> Array:
 
 
 def normalise(x: Array) -> tuple[Array, Array]:
-    """Rows of zero mean and unit variance, and what they were multiplied by."""
+    """Rows normalised to zero mean and unit variance, and the factor."""
     size = x.shape[1] * x.shape[2]
     centred = x - row_sums(x) / size
     rstd = jax.lax.rsqrt(row_sums(centred * centred) / size + LAYER_NORM_EPSILON)
@@ -198,13 +198,13 @@ def normalise(x: Array) -> tuple[Array, Array]:
 
 
 def norm_backward(scaled: Array, normal: Array, rstd: Array) -> Array:
-    """The cotangent of what was normalised; `scaled`: that of the result times the scale."""
+    """The cotangent of a norm's input; `scaled`: that of its output times the scale."""
     size = normal.shape[1] * normal.shape[2]
     mean, projection = row_sums(scaled) / size, row_sums(scaled * normal) / size
     return rstd * (scaled - mean - normal * projection)
 
 
 def parted(flag: Array, d: Array) -> tuple[Array, Array]:
-    """A cotangent where the flag is set, and where it is not; zeros elsewhere."""
+    """A cotangent split in two: where the flag is set, and where it is not; zeros elsewhere."""
     nothing = jnp.zeros_like(d)
     return jnp.where(flag, d, nothing), jnp.where(flag, nothing, d)

@@ -1,11 +1,11 @@
-"""What lies between the products of a step, as two kernels forward and three backward (Pallas).
+"""Everything between the products of a step: two forward and three backward Pallas kernels.
 
-On a GPU a step of a small core is bound by the number of its operations, and that of a large one
-by how often its arrays are read and written. XLA makes 32 operations of a step and 63 of its
-backward pass (counted by hand, Nth Farthest's size); with these kernels there are 7 and 9.
+On a GPU, a step of a small core is bound by the number of its operations, and a step of a large one
+by reading and writing arrays. XLA compiles a step to 32 operations and its backward pass to 63
+(counted manually at the size of Nth Farthest); with these kernels there are 7 and 9.
 
-Every program of a kernel has one sequence of the batch to itself. All arrays are whole; what is
-kept for all steps is read and written in place, at step ``t``. Rows are ``[S, H, D]`` throughout.
+Every program of a kernel handles one sequence of the batch. All arrays are whole; values saved for
+all steps are read and written in place, at step ``t``. Rows are ``[S, H, D]`` throughout.
 Norms, softmax, gates and sums are in float32, results in the dtype of the products.
 """
 
@@ -43,20 +43,20 @@ def attend(
     terms: Ref,
     *rest: Ref,
 ) -> None:
-    """From the packed product to the normalised sum of the memory and what it attended to.
+    """From the packed product to the normalised sum of the memory and its attention.
 
     Args:
       spec: see `Spec`.
       t: int32 ``[1]``.
-      flags: int32 ``[T, B, 2]``, see `Spec`; not looked at where there are none.
-      fresh: what a reset puts in a memory's place, ``[B, S, H, D]``; the same holds.
+      flags: int32 ``[T, B, 2]``, see `Spec`; unused without flags.
+      fresh: the memory after a reset, ``[B, S, H, D]``; unused without resets.
       qkv: the product ``[B, S, 3, H, D]``.
       vectors: ``[3, 3, H, D]``: bias of the product, scale and bias of the norm.
       norm: ``[2, H, D]``: scale and bias of the norm of the rows.
       memories: before each step ``[T+1, B, S, H, D]``.
       terms: keys and values of the input rows, ``[T, B, R, 2, H, D]``.
-      rest: buffers of all steps for the product and the rows (both or neither) and, after them,
-        results: the rows ``[B, S, H, D]`` and the buffers again.
+      rest: buffers of all steps for the product and the rows (both or neither), then the results:
+        the rows ``[B, S, H, D]`` and the buffers again.
     """
     b, step = pl.program_id(0), t[0]
     rows_out, *buffers = rest[len(rest) // 2 :]
@@ -93,18 +93,18 @@ def attend_backward(
       t: int32 ``[1]``.
       flags: as in `attend`.
       fresh: as in `attend`.
-      d_product: what comes back to the rows through the MLP.
-      d_rows: what comes back to them past it.
+      d_product: cotangent of the rows through the MLP.
+      d_rows: cotangent of the rows through the residual connection.
       all_qkv: the products of all steps ``[T, B, S, 3, H, D]``.
       memories: before each step ``[T+1, B, S, H, D]``.
       vectors: as in `attend`.
       norm: as in `attend`.
       d_memory: float32.
       terms: as in `attend`.
-      rest: buffers of all steps, for the cotangents of the product and of the terms, and for the
+      rest: buffers of all steps for the cotangents of the product and of the terms, and for the
         gradients of ``vectors[1:]`` and of `norm` by sequence, ``[T, B, 2, 3, H, D]`` and
-        ``[T, B, 2, H, D]``. After them results: `d_memory` with this step's share, the cotangent
-        of the product, and the buffers again.
+        ``[T, B, 2, H, D]``. Then the results: `d_memory` with this step's contribution, the
+        cotangent of the product, and the buffers again.
     """
     d_memory_out, d_qkv_out, *buffers = rest[(len(rest) - 2) // 2 :]
     all_d_qkv, all_d_terms, all_sums, all_norm_sums = buffers
@@ -149,22 +149,22 @@ def update(
     terms: Ref,
     *rest: Ref,
 ) -> None:
-    """From the last product of the MLP, and that of the gates, to the next memory.
+    """From the last product of the MLP and the product of the gates to the next memory.
 
     Args:
       spec: see `Spec`.
-      num_hidden: how many hidden layers of the MLP there are among `rest`.
+      num_hidden: number of hidden layers of the MLP in `rest`.
       t: int32 ``[1]``.
       flags: as in `attend`.
       fresh: as in `attend`.
       last: the MLP's last product ``[B, S, H, D]``.
-      rows: what the MLP was given.
+      rows: the input of the MLP.
       vectors: ``[3, H, D]``: bias of the product, scale and bias of the norm.
       gates: the product ``[B, S, 2, H, D]`` ('unit') or ``[B, S, 2]`` ('memory').
-      terms: the input's share, ``[T, B, 2, H, D]`` or ``[T, B, 2]``.
-      rest: hidden layers, then buffers of all steps: the memories ``[T+1, B, S, H, D]`` and, where
-        the backward pass is to follow, the last products, the gates' and the hidden layers. After
-        them results: what the next step starts from and its tanh, in the dtype of products, and the
+      terms: the input's term, ``[T, B, 2, H, D]`` or ``[T, B, 2]``.
+      rest: hidden layers, then buffers of all steps: the memories ``[T+1, B, S, H, D]`` and, if a
+        backward pass follows, the last products, the gates' and the hidden layers. Then the
+        results: the memory before the next step and its tanh, in the dtype of products, and the
         buffers again.
     """
     b, step = pl.program_id(0), t[0]
@@ -206,19 +206,19 @@ def update_backward(
     terms: Ref,
     *rest: Ref,
 ) -> None:
-    """The backward pass of `update`, and the sum of all that comes back to the next memory.
+    """The backward pass of `update`, and the sum of all cotangents of the next memory.
 
-    Flags, `fresh`, `vectors` and `terms` are as in `update`. What comes back from the steps after:
-    `d_fresh` to `fresh` where there are resets, `d_memory` to the next memory past its products,
-    `d_product` through queries, keys and values, `d_tanh` to its tanh; `d_outputs` are cotangents
-    of the memories after each step, time first. Of all steps: `memories` before each
-    ``[T+1, B, S, H, D]``, `all_last` the MLP's last products, `all_rows` what it was given,
+    Flags, `fresh`, `vectors` and `terms` are as in `update`. Cotangents from the later steps:
+    `d_fresh` of `fresh` (with resets), `d_memory` of the next memory without its products,
+    `d_product` through queries, keys and values, `d_tanh` of its tanh; `d_outputs` are the
+    cotangents of the memories after each step, time first. Values of all steps: `memories` before
+    each ``[T+1, B, S, H, D]``, `all_last` the MLP's last products, `all_rows` its inputs,
     `all_gates` the gates' products.
 
-    `rest`: buffers of all steps, for the cotangents of the last product, of the gates' and of the
-    terms, and for the gradients of ``vectors[1:]`` by sequence, ``[T, B, 2, H, D]``. After them
-    results: what comes back to `fresh`, to the memory before, so far, the cotangents of both
-    products, and the buffers again.
+    `rest`: buffers of all steps for the cotangents of the last product, of the gates' and of the
+    terms, and for the gradients of ``vectors[1:]`` by sequence, ``[T, B, 2, H, D]``. Then the
+    results: the cotangents of `fresh` and, so far, of the previous memory, those of both products,
+    and the buffers again.
     """
     d_fresh_out, d_memory_out, d_last_out, d_gates_out, *buffers = rest[(len(rest) - 4) // 2 :]
     all_d_last, all_d_gates, all_d_terms, all_sums = buffers
@@ -258,7 +258,7 @@ def update_backward(
 def relu_backward(
     spec: Spec, t: Ref, d_hidden: Ref, all_hidden: Ref, _: Ref, out: Ref, all_out: Ref
 ) -> None:
-    """The cotangent of a hidden layer's product from that of its ReLU; kept for all steps, too."""
+    """The cotangent of a hidden layer's product from that of its ReLU; also saved for all steps."""
     b, step = pl.program_id(0), spec.last - t[0]
     g = d_hidden[b]
     g = jnp.where(all_hidden[step, b] > 0, g, jnp.zeros_like(g))

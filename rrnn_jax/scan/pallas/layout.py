@@ -1,4 +1,4 @@
-"""Shapes of what the kernels read and write, and how they are called."""
+"""Shapes of the kernels' inputs and outputs, and their calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 
     @property
     def spec(self) -> Spec:
-        """What the kernels are specialised for."""
+        """The static configuration of the kernels."""
         cell = self.cell
         return Spec(
             gate_style=cell.gate_style,
@@ -69,7 +69,7 @@ class Sizes(NamedTuple):
         return Shape((self.batch, *shape), jnp.float32)
 
     def over_time(self, x: Shape, more: int = 0) -> Shape:
-        """The same for all steps, and some more."""
+        """The same for all steps and `more`."""
         return Shape((self.steps + more, *x.shape), x.dtype)
 
     def call(
@@ -103,7 +103,7 @@ def sizes_of(cell: RelationalMemoryCell, dtype: Dtype, terms: InputTerms, flags:
 
 
 def empty(shapes: Sequence[Shape]) -> list[Array]:
-    """Buffers to be written in full; what they hold before has no meaning."""
+    """Uninitialised buffers, to be written in full."""
 
     def nothing(*refs: Any) -> None:
         del refs
@@ -119,7 +119,7 @@ def empty(shapes: Sequence[Shape]) -> list[Array]:
 
 
 def _run(kernel: Callable[..., None], arguments: Sequence[Array], **options: Any) -> list[Array]:
-    """A kernel compiled for an NVIDIA GPU; elsewhere interpreted."""
+    """Runs a kernel: compiled on NVIDIA GPUs, interpreted elsewhere."""
 
     def on(interpret: bool) -> Callable[..., list[Array]]:
         return lambda *args: list(pl.pallas_call(kernel, interpret=interpret, **options)(*args))
@@ -128,7 +128,7 @@ def _run(kernel: Callable[..., None], arguments: Sequence[Array], **options: Any
 
 
 class Vectors(NamedTuple):
-    """Vectors in float32: of queries, keys and values, of both norms, biases of hidden layers."""
+    """Vectors in float32: for queries, keys and values, both norms, and biases of hidden layers."""
 
     qkv: Array
     norm: Array
@@ -137,7 +137,7 @@ class Vectors(NamedTuple):
 
 
 def vectors_of(sizes: Sizes, weights: CoreWeights) -> Vectors:
-    """The vectors of the core, put together as the kernels want them."""
+    """The vectors of the core, packed for the kernels."""
     v = {name: x.astype(jnp.float32) for name, x in weights.vectors.items()}
     layers = sizes.cell.attention_mlp_layers
     qkv = [v["block_0/qkv/bias"], v["block_0/qkv_norm/scale"], v["block_0/qkv_norm/bias"]]
@@ -158,7 +158,7 @@ def vectors_of(sizes: Sizes, weights: CoreWeights) -> Vectors:
 def flags_of(
     sizes: Sizes, reset_carry: Array | None, resets: Array | None, mask: Array | None
 ) -> tuple[Array, Array]:
-    """Flags and fresh memories as the kernels want them; of no meaning where there are none."""
+    """Flags and fresh memories for the kernels; placeholders without flags."""
     some = mask if resets is None else resets
     if some is None:
         return jnp.zeros((1,), jnp.int32), jnp.zeros((1,), jnp.float32)
@@ -170,7 +170,7 @@ def flags_of(
 
 
 def split_terms(sizes: Sizes, terms: InputTerms) -> tuple[Array, Array]:
-    """Keys and values of input rows, and the gates' input terms, split as the kernels want them."""
+    """Keys and values of input rows, and the gates' input terms, split for the kernels."""
     assert terms.gates is not None
     gates = terms.gates.reshape(*terms.gates.shape[:2], *sizes.gates)
     return sizes.split(terms.qkv[0], 2), gates

@@ -1,7 +1,7 @@
-"""The recurrent part on a GPU: the products of a step, and Pallas kernels for all between them.
+"""The recurrent part on a GPU: the products of a step, and Pallas kernels for everything else.
 
-The forward pass keeps the products of every step and the memories; the backward pass computes the
-rest again, in registers. Cotangents of all products are kept, too, and every weight gradient is one
+The forward pass saves the products of every step and the memories; the backward pass recomputes the
+rest in registers. It saves the cotangents of all products, and every weight gradient is one
 product over the rows of all steps. Buffers of all steps are written in place.
 """
 
@@ -32,15 +32,15 @@ from rrnn_jax.typing import Array, Dtype
 
 
 class _Kept(NamedTuple):
-    """What the forward pass keeps of all steps, time first; rows are ``[S, H, D]``.
+    """The values of all steps saved by the forward pass, time first; rows are ``[S, H, D]``.
 
     Attributes:
       memories: before every step and after the last, ``[T+1, B, S, H, D]``.
       qkv: products ``[T, B, S, 3, H, D]``.
-      rows: what the MLP was given.
+      rows: inputs of the MLP.
       last: the MLP's last products.
       gates: products ``[T, B, S, 2, H, D]`` or ``[T, B, S, 2]``.
-      hidden: of each hidden layer of the MLP, its values.
+      hidden: the values of each hidden layer of the MLP.
     """
 
     memories: Array
@@ -52,7 +52,7 @@ class _Kept(NamedTuple):
 
 
 def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -> Kernels:
-    """The kernels for a cell, a dtype of products, and arguments of such shapes."""
+    """The kernels for a cell, a dtype of products, and arguments of these shapes."""
     flags = arguments.resets, arguments.mask
     sizes = sizes_of(cell, dtype, arguments.terms, flags)
 
@@ -141,7 +141,7 @@ def _backward(
             [Shape(fresh.shape, fresh.dtype), wide, row, gate],
             buffers[:4],
         )
-        if sizes.resets:  # Else it would be copied for nothing.
+        if sizes.resets:  # Without resets the copy would be useless.
             d_fresh = fresh_so_far
         d = d_last
         for j in range(layers - 2, -1, -1):
@@ -191,7 +191,7 @@ def _backward(
 def _backward_buffers(
     sizes: Sizes, gate_terms: Array, qkv_terms: Array, hidden: list[Shape]
 ) -> list[Array]:
-    """Room for what the backward loop finds of all steps, in the order of `_Found`."""
+    """Buffers for the results of the backward loop, in the order of `_Found`."""
     row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
     qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
     sums, qkv_sums = sizes.wide(2, *sizes.rows[1:]), sizes.wide(2, 3, *sizes.rows[1:])
@@ -207,13 +207,13 @@ def _backward_buffers(
 
 
 class _Found(NamedTuple):
-    """The buffers that the backward loop fills, of all steps.
+    """The buffers of all steps that the backward loop fills.
 
     Attributes:
       last, gates, qkv: cotangents of the products.
       gate_terms, qkv_terms: cotangents of the input terms.
-      last_sums, qkv_sums, norm_sums: gradients of the norms' scales and biases, by sequence: of the
-        MLP's norm, that of queries, keys and values, and that of the attention.
+      last_sums, qkv_sums, norm_sums: gradients, by sequence, of the scales and biases of the norms
+        of the MLP, of queries, keys and values, and of the attention.
       hidden: cotangents of the products of the MLP's hidden layers.
     """
 
@@ -231,7 +231,7 @@ class _Found(NamedTuple):
 def _weight_gradients(
     sizes: Sizes, weights: CoreWeights, kept: _Kept, before: Array, found: _Found
 ) -> CoreWeights:
-    """Gradients of kernels and vectors, over the rows of all steps; `before`: steps' memories."""
+    """Gradients of kernels and vectors over the rows of all steps; `before`: memories of steps."""
     operands, cotangents = [kept.rows, *kept.hidden], [*found.hidden, found.last]
     pairs = {f"mlp/layer_{j}": x for j, x in enumerate(zip(operands, cotangents, strict=True))}
     pairs["block_0/qkv"] = before.astype(sizes.dtype), found.qkv
@@ -256,7 +256,7 @@ def _weight_gradients(
 
 
 def _started(memories: Array, fresh: Array, resets: Array | None) -> Array:
-    """What steps started from, ``[T, B, S, H, D]``, of the memories before them."""
+    """The memories ``[T, B, S, H, D]`` before each step, after resets."""
     if resets is None:
         return memories
     fresh = jnp.broadcast_to(fresh[None], memories.shape)
@@ -279,7 +279,7 @@ def _flat(x: Array) -> Array:
 
 
 def _multiply(x: Array, kernel: Array) -> Array:
-    """Rows ``[B, S, H, D]`` times a kernel ``[F, N]``; of shape ``[B, S, H, D]`` if N is F."""
+    """Rows ``[B, S, H, D]`` times a kernel ``[F, N]``; ``[B, S, H, D]`` if N is F."""
     slots = x.shape[:2]
     product = x.reshape(-1, kernel.shape[0]) @ kernel
     return (
@@ -288,6 +288,6 @@ def _multiply(x: Array, kernel: Array) -> Array:
 
 
 def _multiply_back(d: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    """Cotangents of a product, as those of what was multiplied by the kernel."""
+    """The cotangents of a product's rows, from those of the product."""
     flat = d.reshape(-1, kernel.shape[1])
     return jax.lax.dot_general(flat, kernel, (((1,), (1,)), ((), ()))).reshape(shape)

@@ -1,7 +1,7 @@
-"""The fast path of the relational memory: what depends on inputs alone is hoisted out of the scan.
+"""The fast path of the relational memory: terms of the inputs are hoisted out of the scan.
 
-`input_terms` computes that for all steps at once, `recurrence` runs the rest of the step
-(`step`) over time, with operations whose derivatives XLA is fast with (`operations`). All of it is
+`input_terms` computes them for all steps at once. `recurrence` runs the rest of the step (`step`)
+over time, with operations whose derivatives are fast in XLA (`operations`). Everything is
 differentiable any number of times, in any mode. This module is a `dispatch.Backend`.
 """
 
@@ -45,26 +45,26 @@ from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 NAME = "hoisted"
 
-# From this many memory rows B*S on it is faster than the plain scan on a CPU: measured forward on
-# two cores of an AMD EPYC, 0.87 times as fast with 4 rows of 256 numbers, 1.05 times with 8.
+# With at least this many memory rows B*S it is faster than the plain scan on a CPU. Measured
+# forward on two cores of an AMD EPYC: 0.87 times as fast with 4 rows of width 256, 1.05 with 8.
 LEAST_ROWS = 8
 
-# Kernels that no cache holds are read from memory at every step. XLA's CPU backend goes through a
-# kernel [F, N] in narrow columns, each row of them on another page; transposed, [N, F], it
+# Kernels that do not fit into a cache are read from memory at every step. XLA's CPU backend reads a
+# kernel [F, N] in narrow columns, with each row on another page; with a transposed kernel [N, F] it
 # multiplies a few rows 1.5 to 2.5 times as fast with AVX2 (F 2500, N 7500: 12 ms against 24 for 4
-# rows, 19 against 33 for 32), 1.4 times with AVX-512. From 64 rows on it makes no difference, for a
-# single row little, and with kernels in a cache it is slower. To transpose one costs what two steps
-# save with AVX2, with AVX-512 what forty do.
+# rows, 19 against 33 for 32), 1.4 times with AVX-512. With 64 rows or more there is no difference,
+# with a single row little, and with kernels in a cache it is slower. Transposing a kernel takes the
+# time that two steps save with AVX2, or forty with AVX-512.
 LARGE_KERNELS = 1 << 23
 TRANSPOSED_STEPS, TRANSPOSED_STEPS_AVX512 = 4, 64
 
-# A gradient of a kernel over fewer rows is bound by reading and writing the sum of gradients: on a
-# GPU by its numbers (3 TB/s of memory, 800 TFLOP/s of products in bfloat16), not by a measurement.
+# With fewer rows a kernel's gradient is bound by reading and writing the sum of gradients. For a GPU
+# this follows from 3 TB/s of memory and 800 TFLOP/s of bfloat16 products, not from a measurement.
 ROWS_PER_GRADIENT = 512
 FEW_ROWS = {"cpu": (2, 32), "gpu": (1, ROWS_PER_GRADIENT)}
 
-# XLA multiplies numbers of 16 bits on a GPU in tiles of 8, and pads a kernel of another size first:
-# at every step, where a step has it as it is.
+# On a GPU XLA multiplies 16-bit numbers in tiles of 8. It would pad a kernel of another size at every
+# step.
 GPU_TILE = 8
 
 
@@ -93,7 +93,7 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     params, carry, fresh = varying_over(axes, (params, request.carry, request.fresh))
     inputs, resets, mask, valid, present = time_first(request)
     settings, length = _settings(request, params, carry)
-    # In bfloat16 sums of gradients over many steps, or chunks of them, would stand still.
+    # In bfloat16 sums of gradients over many steps or chunks would stop growing.
     params = jax.tree.map(lambda p: p.astype(accumulation_dtype(p.dtype)), params)
     weights = core_weights(cell, params)
 
@@ -134,7 +134,7 @@ def time_first(request: Request) -> list[Array | None]:
 
 
 def outputs_of(request: Request, final: Carry, carries: Carry) -> SequenceOutputs:
-    """The outputs that go with carries."""
+    """The outputs that belong to the carries."""
     cell: Any = request.cell
     outputs = cell.output_from_carry(carries)
     return SequenceOutputs(final, outputs, carries if request.all_carries else None)
@@ -143,7 +143,7 @@ def outputs_of(request: Request, final: Carry, carries: Carry) -> SequenceOutput
 def _settings(
     request: Request, params: Mapping[str, Any], carry: Carry
 ) -> tuple[Settings, int | None]:
-    """How a request is run, and the steps of a chunk if only carries between chunks are stored."""
+    """The settings, and the steps of a chunk if only carries between chunks are stored."""
     cell: Any = request.cell
     inputs = request.sequence.inputs
     rows = product_of((*request.batch, cell.mem_slots))
@@ -174,13 +174,13 @@ def _chunk_length(request: Request, rows: int | None, apart: bool) -> int | None
         return None
     if request.remat == "chunked":
         return max(1, math.isqrt(steps))
-    if request.remat == "full" and apart and rows:  # As many as one gradient of a kernel wants.
+    if request.remat == "full" and apart and rows:  # Enough rows for the gradient of a kernel.
         return max(1, min(steps, ROWS_PER_GRADIENT // rows))
     return None
 
 
 def _has_large_kernels(cell: RelationalMemoryCell, rows: int | None, steps: Any) -> bool:
-    """Whether there are a few rows a step, and kernels that have to be read for them each time."""
+    """Whether steps have few rows, and kernels too large for a cache."""
     few = FEW_ROWS.get(platform())
     if few is None or rows is None or product_of((steps,)) is None:
         return False
@@ -193,13 +193,13 @@ def _has_large_kernels(cell: RelationalMemoryCell, rows: int | None, steps: Any)
 
 
 def _pays_to_transpose(steps: int) -> bool:
-    """Whether products with transposed kernels are the faster ones; see above."""
+    """Whether products with transposed kernels are faster; see above."""
     return steps >= (TRANSPOSED_STEPS_AVX512 if _has_avx512() else TRANSPOSED_STEPS)
 
 
 @cache
 def _has_avx512() -> bool:
-    """Whether the processor has AVX-512; False where the system does not say so."""
+    """Whether the processor has AVX-512; False if unknown."""
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text()
     except OSError:

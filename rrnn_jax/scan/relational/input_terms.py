@@ -1,4 +1,4 @@
-"""What a step takes from its input, computed for all steps at once: it needs no memory."""
+"""The terms of a step that depend only on its input, computed for all steps at once."""
 
 import math
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from rrnn_jax.typing import Array, accumulation_dtype
 
 
 class InputTerms(NamedTuple):
-    """What a step takes from its input, for one step or, with a time axis, for all.
+    """The input terms of one step or, with a time axis, of all steps.
 
     Attributes:
       qkv: for the first block, and for every block if input rows stay the same
-        (``input_queries=False``): the input rows' queries, keys and values, normalised if they are
-        to be, ``[*B, R, H*(2K+D)]``; where input rows do not attend only keys and values,
+        (``input_queries=False``): the input rows' queries, keys and values (normalised with
+        `qkv_norm`), ``[*B, R, H*(2K+D)]``; if input rows do not attend, only keys and values,
         ``[*B, R, H*(K+D)]``.
-      rows: the projected rows ``[*B, R, F]``, where a block makes something of them; else None.
-      gates: the input's share of the gates' pre-activations, biases included, ``[*B, n*g]``; None
+      rows: the projected rows ``[*B, R, F]``, if a block needs them; else None.
+      gates: the input's term of the gates' pre-activations, with biases, ``[*B, n*g]``; None
         without gates.
-      present: the input rows that are there, ``[*B, R]`` bool; None for all.
-      kept: what dropout keeps, ``[*B, S, F]`` bool; None without dropout.
+      present: the valid input rows, ``[*B, R]`` bool; None for all.
+      kept: the units that dropout keeps, ``[*B, S, F]`` bool; None without dropout.
     """
 
     qkv: tuple[Array, ...]
@@ -46,16 +46,16 @@ def terms_of_inputs(
     present: Array | None = None,
     kept: Array | None = None,
 ) -> InputTerms:
-    """Computes the input terms of all steps, one product each.
+    """Computes the input terms of all steps with one product each.
 
     Args:
       cell: the cell's configuration.
       cpu: see `operations`.
-      dtypes: of the products.
+      dtypes: dtypes of the products.
       params: the cell's parameters.
       inputs: ``[..., R, I]``, any leading axes.
-      present: ``[..., R]`` bool, rows that are there; None for all.
-      kept: ``[..., S, F]`` bool, what dropout keeps; None without dropout.
+      present: ``[..., R]`` bool, valid rows; None for all.
+      kept: ``[..., S, F]`` bool, the units that dropout keeps; None without dropout.
 
     Returns:
       `InputTerms` with the leading axes of `inputs`.
@@ -66,14 +66,14 @@ def terms_of_inputs(
         packed_by_kind(cell, params["memory"][f"block_{k}"]["attention"])
         for k in range(1 if attending else cell.num_blocks)
     ]
-    # Of these, a product with the projected rows is taken.
+    # The modules that multiply the projected rows.
     readers: list[Mapping[str, Array]] = [attention["qkv"] for attention in attentions]
     if cell.gate_style is not None:
         readers = [*readers, params["gates"]["input"]]
     dense = partial(_dense, cpu, cell.precision)
 
     source, rows = inputs.astype(dtypes.inputs), None
-    # Of rows that are not there the gates see zeros, not the projection's bias.
+    # For masked rows the gates get zeros, not the projection's bias, so nothing is combined.
     combines = not attending and dtypes.inputs == dtypes.rows and present is None
     combines = combines and _pays_to_combine(inputs.shape, projection["kernel"], readers)
     if combines:
@@ -91,7 +91,7 @@ def terms_of_inputs(
             qkv = layer_norm(cpu, wide, norm["scale"], norm["bias"])
         return qkv.astype(dtypes.rows)[..., queries:]
 
-    if combines:  # Narrow inputs: to multiply again costs less than to keep the result.
+    if combines:  # With narrow inputs, recomputing the product is cheaper than storing it.
         pack = jax.checkpoint(pack)
     packed = tuple(
         pack(reader, attention["qkv_norm"] if cell.qkv_norm else None, source)
@@ -109,7 +109,7 @@ def terms_of_inputs(
 
 
 def _dense(cpu: bool, precision: PrecisionLike, weights: Mapping[str, Array], x: Array) -> Array:
-    """A product in the dtype of `x`, in float32 or wider from there on."""
+    """A product in the dtype of `x`; the result is float32 or wider."""
     kernel = weights["kernel"]
     wide = kernel.astype(accumulation_dtype(x.dtype, kernel.dtype))
     product = multiply(cpu, x, wide, kernel.astype(x.dtype), None, precision)
@@ -122,9 +122,9 @@ def _combine(
     dtype: Any,
     precision: PrecisionLike,
 ) -> Mapping[str, Array]:
-    """Kernel and bias of the projection and a reader of it in one.
+    """Kernel and bias of the projection and a reader, combined into one layer.
 
-    Where the reader takes R rows side by side, so does the combined one.
+    If the reader takes R concatenated rows, so does the combined layer.
     """
     width = projection["kernel"].shape[-1]
     wide = accumulation_dtype(dtype)
@@ -142,10 +142,10 @@ def _combine(
 def _pays_to_combine(
     shape: tuple[Any, ...], kernel: Array, readers: list[Mapping[str, Array]]
 ) -> bool:
-    """Whether it takes fewer operations to multiply the weights first, and then the inputs.
+    """Whether multiplying the weights first, and then the inputs, takes fewer operations.
 
-    It does if the input is narrow and there are many rows of it, as is common; a size that is not
-    known (`jax.export`) is taken for many.
+    It does if the input is narrow and has many rows, as is common. An unknown size (`jax.export`)
+    counts as many.
     """
     features, width = kernel.shape
     known = all(isinstance(size, int) for size in shape)

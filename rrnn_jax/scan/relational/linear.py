@@ -1,9 +1,9 @@
-"""Linear functions whose backward pass is given, differentiable any number of times in any mode.
+"""Linear functions with a given backward pass, differentiable any number of times in any mode.
 
-JAX derives the backward pass of a linear function by transposing its operations, one by one. Of a
-product with a kernel this gives one in which XLA's CPU backend multiplies the slow way round, and
-no way of writing the product gives another. `jax.custom_vjp` would forbid forward mode. So there is
-a primitive of its own here: its derivative is that of the function, its transpose the one given.
+JAX derives the backward pass of a linear function by transposing its operations one by one. For a
+product with a kernel the result is slow in XLA's CPU backend, however the product is written.
+`jax.custom_vjp` would forbid forward mode. So this module defines a primitive: its derivative is
+that of the function, its transpose the given one.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ _linear_p.multiple_results = True
 def linear(
     function: Callable, transpose: Callable, known: tuple, xs: tuple, like: tuple
 ) -> list[Array]:
-    """``function(*known, *xs)``, linear in `xs`, with a backward pass of its own.
+    """``function(*known, *xs)``, linear in `xs`, with a given backward pass.
 
     Args:
-      function: gives a sequence of arrays.
-      transpose: ``transpose(*known, *cotangents)`` gives a sequence of the cotangents of `xs`.
-      known: arrays in which neither needs to be linear.
+      function: returns a sequence of arrays.
+      transpose: ``transpose(*known, *cotangents)`` returns the cotangents of `xs`.
+      known: arrays in which the two need not be linear.
       xs: arrays.
-      like: arrays of the types of the results.
+      like: arrays with the types of the results.
     """
     types = tuple(map(jax.typeof, like))
     return _bind(known, xs, function=function, transpose=transpose, types=types)
@@ -68,7 +68,7 @@ def _transpose(cotangents: list, *args: Any, transpose: Callable, known: int, **
 def _batch(
     args: list, axes: list, function: Callable, transpose: Callable, types: tuple, known: int
 ) -> tuple:
-    """All of `xs` get the batch axis, so that their cotangents may have it."""
+    """Gives all `xs` the batch axis, so that their cotangents can have it."""
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
 
     def in_front(x: Array, axis: Any) -> Array:

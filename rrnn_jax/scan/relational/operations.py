@@ -1,19 +1,19 @@
-"""The operations of a step, each with its derivative and the backward pass that XLA is fast with.
+"""The operations of a step, with derivatives and backward passes that are fast in XLA.
 
-Every rule is a `jax.custom_jvp`: forward mode, reverse mode and any mixture of them work. `keep`
-marks what the backward pass wants of the forward pass: `recurrence.py` has just that stored
-(`jax.checkpoint`), all else is recomputed.
+Every rule is a `jax.custom_jvp`, so forward mode, reverse mode and any mixture of them work. `keep`
+marks the values that the backward pass needs: `recurrence.py` stores only these (`jax.checkpoint`)
+and recomputes all others.
 
-A backward pass is what JAX makes of the derivative by transposing it. On a CPU (``cpu=True``) XLA
-is slow with some of that, and backward passes are given (`linear`), for four reasons, measured on
-two cores of an AMD EPYC:
+By default JAX transposes the derivative to get the backward pass. On a CPU (``cpu=True``) some of
+these are slow in XLA. Backward passes are then given (`linear`), for four reasons, measured on two
+cores of an AMD EPYC:
 
-- a product is fast whose left side has contiguous rows and whose right side is not transposed: to
-  transpose an array first, behind a barrier lest XLA merge that into the product, costs less;
-- a sum that is fused with the product in it is not vectorised: it is a product with a vector then
-  (a training step is 1.04 to 1.09 times as fast at 256 numbers a slot);
-- what is summed up in two ways would be computed twice;
-- gradients of kernels are summed up in a wide dtype.
+- a product is fast if its left operand has contiguous rows and its right one is not transposed:
+  it is cheaper to transpose an array first, behind a barrier so that XLA does not merge the two;
+- a sum fused with the product in it is not vectorised: a product with a vector replaces it
+  (a training step is 1.04 to 1.09 times as fast at slots of width 256);
+- an array that is summed in two ways would be computed twice;
+- gradients of kernels are summed in a wide dtype.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,11 @@ from rrnn_jax.scan.relational.linear import linear
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
 KEPT = "rrnn_jax_kept"
-_EXACT = jax.lax.Precision.HIGHEST  # A sum rounds nothing but its result.
+_EXACT = jax.lax.Precision.HIGHEST  # Like a sum, it must not round its terms.
 
 
 def keep(x: Array) -> Array:
-    """Marks what the backward pass wants."""
+    """Marks a value that the backward pass needs."""
     return checkpoint_name(x, KEPT)
 
 
@@ -58,10 +58,11 @@ def multiply(
     Args:
       cpu: see above.
       rows: ``[..., F]``, in the dtype of the product.
-      kernel: ``[F, N]`` as it is differentiated, in a wide dtype. Its values are not read.
+      kernel: the differentiated ``[F, N]``, in a wide dtype. Its values are not read.
       used: the same kernel in the dtype of the product; it may be padded with zeros.
-      used_t: the same ``[N, F]``, to be read in place of `used`; or None.
-      precision: of the products, those of the backward pass too; as in `jax.lax.dot_general`.
+      used_t: the same ``[N, F]``, read instead of `used`; or None.
+      precision: precision of all products, including the backward pass; as in
+        `jax.lax.dot_general`.
 
     Returns:
       ``[..., N]``.
@@ -75,7 +76,7 @@ def _multiply_jvp(
     cpu: bool, precision: PrecisionLike, primals: tuple, tangents: tuple
 ) -> tuple[Array, Any]:
     rows, kernel, used, used_t = primals
-    d_rows, d_kernel, *_ = tangents  # `used` is the kernel, too: it has no tangent of its own.
+    d_rows, d_kernel, *_ = tangents  # `used` is the same kernel, so its tangent is ignored.
     product = _product(precision, rows, used, used_t, kernel.shape[-1])
     terms = []
     if not isinstance(d_rows, SymbolicZero):
@@ -90,7 +91,7 @@ def kernel_term(
 ) -> Array:
     """Rows times the tangent of a kernel, `like` ``[..., N]``; its transpose is the gradient."""
     forward, backward = _in(precision, _by_kernel), _in(precision, _by_kernel_backward)
-    d_kernel = d_kernel.astype(accumulation_dtype(rows.dtype))  # That of the gradient.
+    d_kernel = d_kernel.astype(accumulation_dtype(rows.dtype))  # The dtype of the gradient.
     return _linear(cpu, forward, backward, (rows,), (d_kernel,), (like,))[0]
 
 
@@ -110,7 +111,7 @@ def _by_kernel_backward(precision: PrecisionLike, rows: Array, g: Array) -> tupl
 def multiply_apart(
     precision: PrecisionLike, rows: Array, used: Array, used_t: Array | None, slot: Array
 ) -> Array:
-    """`multiply` whose kernel is differentiated elsewhere: `slot` takes the place of its term.
+    """`multiply` with a kernel that is differentiated elsewhere: `slot` stands for its term.
 
     Args:
       precision: as in `multiply`.
@@ -171,7 +172,7 @@ def _layer_norm_jvp(cpu: bool, primals: tuple, tangents: tuple) -> tuple[Array, 
     x, scale, bias = primals
     normal, rstd = _normalise(x)
     if cpu:
-        # One array for what comes next and for the backward pass: else XLA makes it twice.
+        # One array for the next operation and the backward pass: XLA would compute it twice.
         normal, rstd = jax.lax.optimization_barrier((normal, rstd))
     known = keep(normal), keep(rstd), scale.astype(x.dtype)
     d_x, d_scale, d_bias = (t.astype(x.dtype) for t in tangents)
@@ -228,7 +229,7 @@ def attend(
     present: Array | None,
     precision: PrecisionLike = None,
 ) -> tuple[Array, Array]:
-    """Attention of queries ``[*B, H, Q, K]`` to all M rows that are present.
+    """Attention of queries ``[*B, H, Q, K]`` to all M present rows.
 
     Args:
       cpu: see above.
@@ -260,7 +261,7 @@ def _attend_jvp(
     attended, weights = attend.fun(cpu, query, key, value, present, precision)
     weights = keep(weights)
     known, results = (query, key, value, weights), (attended, weights)
-    # Rows that are not present have weight 0, which is all that a derivative knows of them.
+    # Rows that are not present have weight 0, so the derivative needs no mask.
     forward, backward = _in(precision, _attention), _in(precision, _attention_backward)
     found = _linear(cpu, forward, backward, known, tangents[:3], results)
     return results, tuple(found)
@@ -310,8 +311,8 @@ def _inner_products(
 ) -> Array:
     """Products ``[*B, H, Q, M]`` of all rows ``[*B, H, Q, D]`` with all others ``[*B, H, M, D]``.
 
-    Transposed first, a forward pass on a CPU is 1.06 and 1.03 times as fast with 4 and 8 numbers a
-    head; with 32 it makes no difference.
+    With a transposition first, a forward pass on a CPU is 1.06 and 1.03 times as fast for head
+    sizes 4 and 8; for 32 there is no difference.
     """
     if not cpu:
         return _multiply(precision, rows, others, (-1, -1), dtype)
@@ -320,10 +321,10 @@ def _inner_products(
 
 
 def _transposed_product(precision: PrecisionLike, x: Array, rows: Array, dtype: Dtype) -> Array:
-    """The products ``[*B, H, M, D]`` of ``[*B, H, Q, M]``, transposed, and rows ``[*B, H, Q, D]``.
+    """The products ``[*B, H, M, D]`` of transposed ``[*B, H, Q, M]`` and rows ``[*B, H, Q, D]``.
 
-    One product for the memory's rows and one for the others, which go different ways: XLA is slow
-    to take a part of the rows while it swaps heads and rows there.
+    The memory's rows and the others have separate products, because XLA is slow at slicing rows
+    while it swaps heads and rows.
     """
     x = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
     parts = jnp.split(x, (rows.shape[-2],), axis=-2)
@@ -333,7 +334,7 @@ def _transposed_product(precision: PrecisionLike, x: Array, rows: Array, dtype: 
 
 
 def _normalise(x: Array) -> tuple[Array, Array]:
-    """Rows of zero mean and unit variance, and what they were multiplied by, ``[..., 1]``."""
+    """Rows normalised to zero mean and unit variance, and the factor ``[..., 1]``."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     rstd = jax.lax.rsqrt(variance + jnp.asarray(LAYER_NORM_EPSILON, x.dtype))
@@ -363,7 +364,7 @@ def _multiply(
 
 @cache
 def _in(precision: PrecisionLike, function: Callable) -> Callable:
-    """A function whose products are of a precision; one object each, as JAX's caches want."""
+    """A function with the precision of its products bound; cached, so that JAX's caches hit."""
     return partial(function, precision)
 
 

@@ -1,10 +1,10 @@
-"""The recurrent part over time: one scan, what it stores, and where gradients of kernels are taken.
+"""The recurrent part over time: one scan, the values it stores, and the gradients of kernels.
 
-A step is under `jax.checkpoint`: stored is what `operations.keep` marks, and nothing with
-``remat="full"``; all else is recomputed going backward. JAX sums up the gradients of a scan's
-weights step by step. Of kernels that no cache holds, and few rows, this reads and writes the sum
-once a step, as much as all that a step needs otherwise; so there the rows and the cotangents of all
-steps are stored, and each gradient is one product (`_with_kernels_apart`).
+A step is under `jax.checkpoint`: it stores what `operations.keep` marks, or nothing with
+``remat="full"``, and recomputes the rest in the backward pass. JAX sums the gradients of a scan's
+weights step by step. With few rows and kernels too large for a cache, reading and writing that sum
+costs as much as the rest of the step. In that case the rows and the cotangents of all steps are
+stored, and each gradient is one product (`_with_kernels_apart`).
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from rrnn_jax.typing import Array, Carry
 
 
 class Settings(NamedTuple):
-    """How the recurrent part is run; static.
+    """Static settings of the recurrent part.
 
     Attributes:
       cell: the cell's configuration.
-      dtypes: of the products.
+      dtypes: dtypes of the products.
       cpu: whether operations are written for XLA's CPU backend.
-      transpose: whether a step reads its kernels transposed, ``[N, F]``.
-      tile: kernels are padded with zeros to multiples of it; 1 leaves them as they are.
-      apart: whether gradients of kernels are taken after the scan.
-      time_axis: where outputs have time.
-      capture: whether what the cell sows is wanted.
-      store: whether what the backward pass wants of a step is stored.
+      transpose: whether a step reads transposed kernels, ``[N, F]``.
+      tile: kernels are padded with zeros to multiples of it; 1 for no padding.
+      apart: whether gradients of kernels are computed after the scan.
+      time_axis: time axis of the outputs.
+      capture: whether to return what the cell sows.
+      store: whether to store the values that the backward pass needs.
       unroll: steps per iteration of the scan.
     """
 
@@ -52,10 +52,10 @@ class Settings(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What a step reads, with time in front.
+    """The inputs of steps, time first.
 
     Attributes:
-      terms: of the inputs.
+      terms: input terms.
       resets: ``[T, *B]`` bool, or None.
       mask: the same.
       valid: the same.
@@ -68,14 +68,14 @@ class Timed(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What goes from step to step: the carry and, with `Timed.valid`, the last valid one."""
+    """The state of the scan: the carry and, with `Timed.valid`, the last valid one."""
 
     carry: Carry
     last_valid: Carry | None
 
 
 class Outputs(NamedTuple):
-    """What the scan stacks up: the carry after every step, and what the cell sows."""
+    """The stacked results of the scan: the carry after every step, and what the cell sows."""
 
     carries: Carry
     sown: dict[str, Array]
@@ -90,14 +90,14 @@ def recurrence(
     """Runs the recurrent part over all steps.
 
     Args:
-      settings: how.
-      weights: of the core.
-      first: what is carried before the first step.
-      fresh: what a reset puts in the carry's place; None without resets.
-      timed: what each step reads.
+      settings: static settings.
+      weights: weights of the core.
+      first: the state before the first step.
+      fresh: the carry after a reset; None without resets.
+      timed: the inputs of all steps.
 
     Returns:
-      What is carried after the last step, and the outputs of all steps.
+      The state after the last step, and the outputs of all steps.
     """
     others = (weights.vectors, first, fresh, timed)
     names, shapes = _products(settings, weights, others) if settings.apart else ([], [])
@@ -178,25 +178,25 @@ def _one_step(
 
 
 def _scan_for_gradient(settings: Settings, body: Callable, first: Carried, xs: Any) -> Any:
-    """`jax.lax.scan` that stores what the settings say of a step."""
+    """`jax.lax.scan` that stores the values of a step according to the settings."""
     policies = jax.checkpoint_policies
     policy = policies.save_only_these_names(KEPT) if settings.store else policies.nothing_saveable
-    # Inside a loop nothing can be merged across steps: the barrier against that would only cost.
+    # Inside a loop nothing can be merged across steps, so the barrier against it is useless.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, first, xs, unroll=settings.unroll)
 
 
 def _outputs(settings: Settings, ys: Outputs) -> Outputs:
-    """What a scan stacked up, time where the caller has it."""
+    """The stacked results of a scan, with the caller's time axis."""
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, settings.time_axis), ys)
 
 
 def _scan_in_place(settings: Settings, body: Callable, first: Carried, xs: Any) -> Any:
     """`_scan_for_gradient` without gradient, for a CPU.
 
-    It reads what a step needs at the end of the step before: XLA's CPU backend fuses a read at a
-    variable position into the arithmetic that uses it, which then is not vectorised; what comes
-    with the carry has been read already. It writes outputs where the caller has time.
+    It reads the inputs of a step at the end of the previous one, into the carry. Otherwise XLA's
+    CPU backend fuses the read at a variable position into the arithmetic that uses it, which is
+    then not vectorised. Outputs are written along the caller's time axis.
     """
     steps, axis = jax.tree.leaves(xs)[0].shape[0], settings.time_axis
 
@@ -226,7 +226,7 @@ def _products_with(settings: Settings, kernels: dict[str, Array]) -> Product:
 
 
 def _used(settings: Settings, kernels: dict[str, Array]) -> dict[str, tuple[Array, Array | None]]:
-    """The kernels as a step reads them: cast, padded and transposed once, not in every step."""
+    """The kernels for a step: cast, padded and transposed once, not in every step."""
 
     def used(name: str, kernel: Array) -> tuple[Array, Array | None]:
         cast = kernel.astype(settings.dtypes.gates if name == "gates" else settings.dtypes.rows)
@@ -261,16 +261,16 @@ def _products(
 def in_chunks(
     run: Callable, first: Carried, xs: Any, length: int, time_axis: int, in_place: bool
 ) -> tuple[Carried, Outputs]:
-    """``run(first, xs)`` on chunks of the steps; stored are the carries between chunks only.
+    """``run(first, xs)`` on chunks of the steps; only the carries between chunks are stored.
 
     Args:
-      run: gives what is carried after the steps of `xs`, and their outputs.
-      first: what is carried before the first step.
-      xs: arrays with time in front.
+      run: returns the state after the steps of `xs`, and their outputs.
+      first: the state before the first step.
+      xs: arrays, time first.
       length: steps of a chunk.
-      time_axis: of the outputs.
-      in_place: whether outputs are written where they belong; else stacked up and transposed, which
-        takes one more copy of them, but no array that is made here.
+      time_axis: time axis of the outputs.
+      in_place: whether to write outputs in place; otherwise they are stacked and transposed, which
+        takes one more copy, but allocates no array here.
     """
     run = jax.checkpoint(run, prevent_cse=False)
     steps = jax.tree.leaves(xs)[0].shape[0]
@@ -288,7 +288,7 @@ def in_chunks(
     def write(state: tuple, x: tuple) -> tuple[tuple, None]:
         carried, ys = state
         start, chunk = x
-        carried, found = run(carried, chunk)  # What is written into is not stored for gradients.
+        carried, found = run(carried, chunk)  # The output buffer is not stored for gradients.
         put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=time_axis)
         return (carried, jax.tree.map(put, ys, found)), None
 

@@ -1,12 +1,12 @@
 """One step of the relational memory as a pure function.
 
-All that depends on inputs alone is computed beforehand (`input_terms.py`).
+Terms that depend only on the inputs are computed beforehand (`input_terms.py`).
 
-The packed axis of queries, keys and values is laid out [all heads' q, all heads' k, all heads' v]
-here, not head by head as in the parameters (`weights.packed_by_kind`): they are taken apart at
-every step, and put together again going backward, which contiguous pieces make cheap.
+The packed axis of queries, keys and values is [all heads' q, all heads' k, all heads' v] here, not
+head by head as in the parameters (`weights.packed_by_kind`). They are split at every step and
+concatenated in the backward pass, which is cheap for contiguous parts.
 
-Elementwise work stays in ``[*B, rows, F]``, the products' own shape: a reshape between two
+Elementwise operations use ``[*B, rows, F]``, the shape of the products: a reshape between two
 elementwise operations keeps XLA's CPU backend from vectorising the loop that fuses them.
 """
 
@@ -24,12 +24,12 @@ from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 
 class Step(NamedTuple):
-    """The step that `RelationalMemoryCell` takes, from its input terms.
+    """A step of `RelationalMemoryCell`, given its input terms.
 
     Attributes:
       cell: the cell's configuration.
       cpu: see `operations`.
-      dtypes: of the products.
+      dtypes: dtypes of the products.
       product: ``product(name, rows)``, rows ``[*B, M, F]`` times the kernel of that name.
       vectors: biases and norms' scales, by name.
     """
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
         Args:
           carry: the memory ``[*B, S, F]`` or, with an output gate, (m, h).
-          terms: of this step.
+          terms: the input terms of this step.
 
         Returns:
           The next carry, and what the cell sows.
@@ -106,7 +106,7 @@ class Step(NamedTuple):
     ) -> tuple[Array, Array]:
         """Attention of memory rows (and, between blocks, input rows) to all rows.
 
-        Heads go before rows: batched products want their batch axes in front.
+        Heads go before rows, because batched products need their batch axes first.
         """
         cell = self.cell
         queries, keys, _ = query_key_sizes(cell)

@@ -1,4 +1,4 @@
-"""The cell's parameters as the fast path wants them: kernels apart from vectors, by name."""
+"""The cell's parameters for the fast path: kernels and vectors, by name."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ Shapes = dict[tuple[str, ...], tuple[int, ...]]
 
 
 class CoreWeights(NamedTuple):
-    """What a recurrent step needs, in a dtype wide enough to sum up gradients over time in.
+    """The weights of a recurrent step, in a dtype wide enough for sums of gradients over time.
 
-    In bfloat16 a sum of some hundred terms stands still: what is added is less than half of its
+    In bfloat16 a sum of some hundred terms stops growing: a new term is less than half of its
     last digit.
 
     Attributes:
-      kernels: matrices that multiply something of the memory, ``[F, N]``, by name.
+      kernels: the matrices of products with memory rows, ``[F, N]``, by name.
       vectors: biases and norms' scales, by name.
     """
 
@@ -36,17 +36,16 @@ def checked_params(
     carry: Carry,
     inputs: jax.ShapeDtypeStruct,
 ) -> Mapping[str, Any]:
-    """The cell's parameters out of its variables, boxes of metadata opened.
+    """The cell's parameters from its variables, with metadata boxes removed.
 
     Args:
       cell: the cell.
       variables: its collections.
-      carry: of a step.
-      inputs: those of a step.
+      carry: the carry of a step.
+      inputs: the inputs of a step.
 
     Raises:
-      flax.errors.FlaxError: what the cell itself raises of parameters that are missing, or of other
-        shapes than it would make.
+      flax.errors.FlaxError: as the cell does for missing parameters or wrong shapes.
     """
     params = nn.meta.unbox(variables.get("params", {}))
     if not _has_shapes(params, param_shapes(cell, inputs.shape)):
@@ -58,7 +57,7 @@ def checked_params(
 
 
 def param_shapes(cell: RelationalMemoryCell, input_shape: tuple[int, ...]) -> Shapes:
-    """The shapes of the parameters that the cell makes for a step's input, by path."""
+    """The shapes of the cell's parameters for a step's input, by path."""
     width, packed = cell.mem_size, sum(query_key_sizes(cell))
     rows = input_shape[-2] if cell.matrix_inputs else 1
     shapes: Shapes = {}
@@ -98,9 +97,9 @@ def _has_shapes(params: Mapping[str, Any], shapes: Shapes) -> bool:
 
 
 def core_weights(cell: RelationalMemoryCell, params: Mapping[str, Any]) -> CoreWeights:
-    """Picks the weights of the recurrent part from the cell's parameters.
+    """Selects the weights of the recurrent part from the cell's parameters.
 
-    The gates' biases are not among them: they enter with the hoisted input term.
+    The gates' biases are part of the hoisted input term.
     """
     kernels: dict[str, Array] = {}
     vectors: dict[str, Array] = {}
@@ -140,14 +139,14 @@ def packed_by_kind(
 ) -> dict[str, dict[str, Array]]:
     """The parameters of an attention with their packed axis reordered.
 
-    From head by head, and within a head as query, key, value, to all heads' queries, all heads'
-    keys, all heads' values. A norm over the whole axis does not notice.
+    From query, key and value of each head to all heads' queries, all heads' keys, all heads'
+    values. A norm over the whole axis does not depend on the order.
     """
     heads = cell.num_heads
     key_size = cell.head_size if cell.key_size is None else cell.key_size
 
     def reorder(x: Array) -> Array:
-        if key_size == cell.head_size:  # One copy; of large kernels the other way takes longer.
+        if key_size == cell.head_size:  # A single copy, which is faster for large kernels.
             kinds = x.reshape(*x.shape[:-1], heads, 3, key_size)
             return jnp.swapaxes(kinds, -3, -2).reshape(x.shape)
         x = x.reshape(*x.shape[:-1], heads, 2 * key_size + cell.head_size)
@@ -162,12 +161,12 @@ def packed_by_kind(
 
 
 class Dtypes(NamedTuple):
-    """In what products are taken: all in the cell's `dtype`, if it has one.
+    """The dtypes of products: all are the cell's `dtype`, if it has one.
 
     Attributes:
-      inputs: of the inputs, the gates' share of them included.
-      rows: of memory rows, and of input rows where these attend or are attended to.
-      gates: of what the gates see of the memory.
+      inputs: for products of the inputs, including the gates' term.
+      rows: for products of memory rows, and of input rows in the attention.
+      gates: for the gates' product of the memory.
     """
 
     inputs: Dtype
@@ -178,7 +177,7 @@ class Dtypes(NamedTuple):
 def product_dtypes(
     cell: RelationalMemoryCell, params: Mapping[str, Any], input_dtype: Dtype, carry: Carry
 ) -> Dtypes:
-    """The dtypes that `cell` would take its products in: without one of its own, by promotion."""
+    """The dtypes of the cell's products; by promotion if the cell has no `dtype`."""
     if cell.dtype is not None:
         return Dtypes(*[jnp.dtype(cell.dtype)] * 3)
     kernel = params["input_projection"]["kernel"].dtype
