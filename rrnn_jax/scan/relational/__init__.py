@@ -58,13 +58,13 @@ LEAST_ROWS = 8
 LARGE_KERNELS = 1 << 23
 TRANSPOSED_STEPS, TRANSPOSED_STEPS_AVX512 = 4, 64
 
-# With fewer rows a kernel's gradient is bound by reading and writing the sum of gradients. For a GPU
+# With fewer rows a kernel's gradient is bound by reading and writing the sum of gradients. For GPUs
 # this follows from 3 TB/s of memory and 800 TFLOP/s of bfloat16 products, not from a measurement.
 ROWS_PER_GRADIENT = 512
 FEW_ROWS = {"cpu": (2, 32), "gpu": (1, ROWS_PER_GRADIENT)}
 
-# On a GPU XLA multiplies 16-bit numbers in tiles of 8. It would pad a kernel of another size at every
-# step.
+# On a GPU XLA multiplies 16-bit numbers in tiles of 8. It would pad a kernel of another size at
+# every step.
 GPU_TILE = 8
 
 
