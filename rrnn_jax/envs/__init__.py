@@ -1,4 +1,4 @@
-"""Pure, jittable environments of the paper's section 4.3, shaped as those of gymnax."""
+"""Pure, jittable environments of the paper's section 4.3, with gymnax's interface."""
 
 from rrnn_jax.envs.box_world import BoxWorld as BoxWorld
 from rrnn_jax.envs.environment import Environment as Environment

@@ -1,20 +1,20 @@
 r"""BoxWorld: open boxes in the right order to reach a gem, seen through a window of 5 x 5 cells.
 
 The paper's second environment (section 4.3 and appendix A.3), with the rules of the authors' code
-(google-deepmind/pycolab, ``pycolab/examples/research/box_world``); `box_world_levels` says what a
-level is. **Actions**: 0 up, 1 down, 2 left, 3 right.
+(google-deepmind/pycolab, ``pycolab/examples/research/box_world``). Levels are described in
+`box_world_levels`. **Actions**: 0 up, 1 down, 2 left, 3 right.
 
-* A lock can be entered by who holds the key of its colour: lock and key are used up.
-* A key or the gem can be entered unless there is a lock on its right; a key taken replaces the one
+* A player who holds the key of a lock's colour can enter the lock, which removes lock and key.
+* A key or the gem can be entered unless there is a lock on its right; a new key replaces the one
   held.
-* **Rewards**: +1 for a lock of the solution; -1 for a distractor's, which ends the episode; +10 for
-  the gem, which ends it. The most is L + 10.
-* The step after `max_steps` ends the episode too. That is part of the task: it *terminates*.
+* **Rewards**: +1 for a lock of the solution; -1 for a distractor's lock, which ends the episode;
+  +10 for the gem, which ends it. The maximum return is L + 10.
+* The step after `max_steps` also ends the episode. It is part of the task and *terminates* it.
 
 **Observations**, float32 in [0, 1]. With a viewport ``[5, 5, 6]``: the window around the player in
-RGB, black outside of the grid, and a frame filled with the colour of the key held, black without
-one ("appended with an extra frame denoting the color of the key currently in possession"). Else
-``[G+2, G+2, 3]``: the grid with its border, and the key held as the pixel (0, 0).
+RGB, black outside the grid, and a frame filled with the colour of the key held, black without
+one ("appended with an extra frame denoting the color of the key currently in possession").
+Without a viewport ``[G+2, G+2, 3]``: the grid with its border, and the key held as pixel (0, 0).
 """
 
 import jax
@@ -52,28 +52,28 @@ _HUES = np.array(
 _PALETTE = np.concatenate([[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]).astype(
     np.float32
 ) / np.float32(1000)
-"""RGB of what a cell may hold; a distractor looks like any other box."""
+"""RGB of the contents of a cell; a distractor looks like any other box."""
 
 _MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
 _WINDOW = 5
 
 
 class BoxWorldParams(struct.PyTreeNode):
-    """What may be chosen; all but `max_steps` and `levels` is static under jit.
+    """Parameters; all but `max_steps` and `levels` are static under jit.
 
     The defaults are the paper's.
 
     Attributes:
       grid_size: G, without the border (default: 12).
-      solution_length: what L is drawn from (default: 1 to 5).
-      num_distractors: what F is drawn from (default: 0 to 5).
-      viewport: whether to see 5 x 5 cells only (default: True).
+      solution_length: values of L to draw from (default: 1 to 5).
+      num_distractors: values of F to draw from (default: 0 to 5).
+      viewport: whether to observe 5 x 5 cells only (default: True).
       max_steps: the step after this many ends the episode (default: 120).
-      levels: a pool of levels ``[P, ...]`` that episodes begin on, or None (default): a level is
-        drawn for every episode.
+      levels: a pool of levels ``[P, ...]`` for episodes, or None (default): a level is drawn for
+        every episode.
 
     Raises:
-      ValueError: a size out of range, or more boxes than the grid has room for.
+      ValueError: a size out of range, or more boxes than fit on the grid.
       TypeError: a size that is not an integer.
     """
 
@@ -128,7 +128,7 @@ class BoxWorldState(struct.PyTreeNode):
 
 
 class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
-    """BoxWorld; the module says what it is.
+    """BoxWorld; see the module's description.
 
     >>> env = BoxWorld(grid_size=8, solution_length=(1, 2), num_distractors=(0, 1))
     >>> params = env.default_params
@@ -136,7 +136,7 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
     >>> obs.shape
     (5, 5, 6)
 
-    256 at once, which begin on any of 1,000 levels:
+    256 environments, with a pool of 1,000 levels:
 
     >>> draw_levels = jax.jit(env.draw_levels, static_argnums=1)
     >>> params = params.replace(levels=draw_levels(jax.random.key(2), 1000))
@@ -148,7 +148,7 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
     ((256, 5, 5, 6), (256,), False)
 
     Args:
-      **params: of `BoxWorldParams`, for `default_params`.
+      **params: fields of `BoxWorldParams`, for `default_params`.
     """
 
     def __init__(self, **params: object) -> None:
@@ -170,14 +170,14 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         return draw_level(key, params.grid_size, params.solution_length, params.num_distractors)
 
     def start(self, level: Level, params: BoxWorldParams) -> BoxWorldState:
-        """The first state on a level: no key, no step."""
+        """The first state on a level."""
         del params
         return BoxWorldState(held=jnp.int32(-1), time=jnp.int32(0), **level._asdict())
 
     def transition(
         self, key: Array, state: BoxWorldState, action: Array, params: BoxWorldParams
     ) -> Transition:
-        """One step; nothing in it is random. ``info["solved"]``: the gem was taken."""
+        """One step, which is deterministic. ``info["solved"]``: the gem was taken."""
         del key
         target = state.player + jnp.asarray(_MOVES)[action]
         side = params.grid_size + 2
@@ -224,11 +224,11 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         return jnp.concatenate([palette[window], extra], axis=-1)
 
     def frame(self, state: BoxWorldState) -> Array:
-        """The whole grid as the authors' code draws it.
+        """The whole grid as in the authors' code.
 
         Returns:
           ``[G+2, G+2]`` uint8: 0 background, 1 border, 2 player, 3 gem, 4 + c a key and 24 + c a
-          lock of colour c. The key held stands at (0, 0).
+          lock of colour c. The key held is at (0, 0).
         """
         frame = jnp.where(state.grid >= DISTRACTOR, state.grid - NUM_COLOURS, state.grid)
         frame = frame.at[state.player[0], state.player[1]].set(PLAYER)
@@ -236,5 +236,5 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         return frame.at[0, 0].set(corner.astype(jnp.uint8))
 
     def render(self, state: BoxWorldState) -> Array:
-        """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, whatever the agent sees of it."""
+        """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, also with a viewport."""
         return jnp.round(jnp.asarray(_PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)

@@ -1,18 +1,18 @@
-r"""Levels of BoxWorld: boxes, keys and a gem on a grid, drawn as the authors' generator draws them.
+r"""Levels of BoxWorld: boxes, keys and a gem on a grid, distributed as in the authors' generator.
 
 Source: google-deepmind/pycolab, ``pycolab/examples/research/box_world/box_world.py``. A level has
-a solution of L boxes and F distractor boxes. With the colours numbered 0 to 19 in an order that is
-drawn anew for each level:
+a solution of L boxes and F distractor boxes. With the colours numbered 0 to 19 in a random order
+for each level:
 
-* a loose key of colour 1 lies open;
-* box i = 1..L has a lock of colour i and holds the key i + 1, the last one the gem;
-* each distractor has a lock of a colour in 1..L and holds a key of a colour in L+1..19, so that
-  whoever opens it has wasted the key and can go no further.
+* a loose key of colour 1 is accessible;
+* box i = 1..L has a lock of colour i and contains key i + 1, the last one the gem;
+* each distractor has a lock of a colour in 1..L and contains a key of a colour in L+1..19: opening
+  it uses up the key, and the level can no longer be solved.
 
 L, F, locks and keys are uniform. Items are placed one after the other, the loose key first: the
 left cell (the content; the lock is on its right) is uniform over the cells in rows 2..G-1 and
 columns 2..G-3 with nothing in the rows and columns from one before to one (to the right: two)
-behind. If an item finds no place, all is drawn again. The player then takes an empty cell.
+after. If an item does not fit, the level is drawn again. The player then gets an empty cell.
 """
 
 from typing import Any, NamedTuple
@@ -24,14 +24,14 @@ from rrnn_jax.typing import Array
 
 NUM_COLOURS = 20
 BACKGROUND, BORDER, PLAYER, GEM, KEY, LOCK, DISTRACTOR = 0, 1, 2, 3, 4, 24, 44
-"""What a cell holds: KEY, LOCK and DISTRACTOR (the lock of one) stand for colour 0, + c for c."""
+"""Contents of a cell: KEY, LOCK and DISTRACTOR (its lock) have colour 0; add c for colour c."""
 
 
 class Level(NamedTuple):
-    """What an episode begins with.
+    """The start of an episode.
 
     Attributes:
-      grid: ``[G+2, G+2]`` uint8, the contents of all cells, border included, without the player.
+      grid: ``[G+2, G+2]`` uint8, the contents of all cells, with border, without the player.
       player: ``[2]`` int32, row and column.
       solution_length: int32, L.
       num_distractors: int32, F.
@@ -44,10 +44,10 @@ class Level(NamedTuple):
 
 
 def most_items(grid_size: int) -> int:
-    """A bound on boxes and loose key together that fit a grid, as if all were boxes.
+    """An upper bound on the number of boxes, including the loose key, that fit on a grid.
 
-    A box keeps a block of two rows and three columns to itself, and the left cells stand in rows
-    2..G-1 and columns 2..G-3.
+    A box needs a block of two rows and three columns, and the left cells are in rows 2..G-1 and
+    columns 2..G-3.
 
     >>> most_items(6), most_items(8), most_items(12)
     (2, 6, 15)
@@ -67,8 +67,8 @@ def draw_level(
     Args:
       key: a PRNG key.
       grid_size: G, without the border (static under jit).
-      lengths: what L is drawn from (static).
-      distractors: what F is drawn from (static).
+      lengths: values of L to draw from (static).
+      distractors: values of F to draw from (static).
 
     Returns:
       A `Level`.
@@ -125,7 +125,7 @@ def _attempt(
 
 
 def _place(carry: tuple[Array, Array], item: dict[str, Any]) -> tuple[tuple[Array, Array], None]:
-    """Puts one item on the grid, and notes whether it found a place."""
+    """Places one item on the grid, and records whether it fits."""
     grid, fits = carry
     size = grid.shape[0] - 2
     row, column = _coordinates(size)
@@ -142,7 +142,7 @@ def _place(carry: tuple[Array, Array], item: dict[str, Any]) -> tuple[tuple[Arra
 
 
 def _choose(uniform: Array, allowed: Array) -> Array:
-    """A mask of one of the allowed cells; of none where none is allowed."""
+    """A mask of one of the allowed cells; empty if none is allowed."""
     order = jnp.cumsum(allowed.reshape(-1), dtype=jnp.int32).reshape(allowed.shape)
     wanted = 1 + _below(uniform, order[-1, -1])
     return allowed & (order == wanted)

@@ -1,4 +1,4 @@
-"""What all environments share: resets, and steps that begin the next episode by themselves."""
+"""The base class of environments: resets, and steps with automatic resets."""
 
 import abc
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -15,15 +15,15 @@ Info = dict[str, Any]
 
 
 class Transition(NamedTuple):
-    """What a step leads to.
+    """The result of a step.
 
     Attributes:
       state: the next state.
-      shown: the state that the observation shows; nearly always the same.
+      shown: the state that the observation shows; usually the same.
       reward: float32.
-      terminated: whether the episode ended by the rules, bool: nothing comes after it.
-      truncated: whether it was cut off, bool: it could have gone on.
-      info: more about the step, by name.
+      terminated: bool, whether the episode ended by the rules.
+      truncated: bool, whether it was cut off.
+      info: additional values, by name.
     """
 
     state: Any
@@ -35,21 +35,21 @@ class Transition(NamedTuple):
 
 
 class Environment(abc.ABC, Generic[State, Params]):
-    """An environment as pure functions, for one episode at a time; `jax.vmap` makes it many.
+    """An environment as pure functions, for one episode; use `jax.vmap` for a batch.
 
-    The methods are those of gymnax: agents written for its environments run on these. (`step`
-    returns five values, as gymnax did before version 1; what its sixth value tells is in `info`.)
-    There is no state in the object: whatever changes is in `state`, and whatever may be chosen is
-    in `params`, a `flax.struct.dataclass`. Params that change shapes or rules are static: under
-    `jax.jit` another value compiles anew.
+    The methods are those of gymnax, so agents written for its environments run on these. (`step`
+    returns five values, as gymnax did before version 1; the sixth is in `info`.) The object has no
+    state: everything that changes is in `state`, and all settings are in `params`, a
+    `flax.struct.dataclass`. Params that change shapes or rules are static: under `jax.jit` another
+    value causes a compilation.
 
-    ``params.levels`` may hold a pool of levels, ``[P, ...]``: episodes then begin on one of them,
-    drawn uniformly, which spares making a level at every step of a batch; `draw_levels` makes them.
+    ``params.levels`` may contain a pool of levels ``[P, ...]`` made by `draw_levels`. Episodes then
+    begin on one of them, drawn uniformly, and no level is generated during the steps of a batch.
     """
 
     default_params: Params
     can_truncate: bool = False
-    """Whether an episode may be cut off: False where all ends are the rules'."""
+    """Whether episodes may be truncated."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Environment(abc.ABC, Generic[State, Params]):
     @property
     @abc.abstractmethod
     def num_actions(self) -> int:
-        """How many actions there are."""
+        """The number of actions."""
 
     def action_space(self, params: Params | None = None) -> Discrete:
         """The actions, from 0 to `num_actions` - 1."""
@@ -72,7 +72,7 @@ class Environment(abc.ABC, Generic[State, Params]):
 
     @abc.abstractmethod
     def draw_level(self, key: Array, params: Params) -> Any:
-        """Draws what an episode begins with."""
+        """Draws the level of an episode."""
 
     @abc.abstractmethod
     def start(self, level: Any, params: Params) -> State:
@@ -84,7 +84,7 @@ class Environment(abc.ABC, Generic[State, Params]):
 
     @abc.abstractmethod
     def transition(self, key: Array, state: State, action: Array, params: Params) -> Transition:
-        """One step as the rules have it."""
+        """One step by the rules."""
 
     def draw_levels(self, key: Array, count: int, params: Params | None = None) -> Any:
         """A pool of levels for ``params.levels``.
@@ -92,7 +92,7 @@ class Environment(abc.ABC, Generic[State, Params]):
         Args:
           key: a PRNG key.
           count: P (static under jit).
-          params: what levels are drawn by (default: `default_params`).
+          params: parameters of the levels (default: `default_params`).
 
         Returns:
           Levels with a leading axis ``[P]``.
@@ -101,7 +101,7 @@ class Environment(abc.ABC, Generic[State, Params]):
         return jax.vmap(lambda key: self.draw_level(key, params))(jax.random.split(key, count))
 
     def reset_env(self, key: Array, params: Params) -> tuple[Array, State]:
-        """Begins an episode; as `reset`."""
+        """Begins an episode, as `reset`."""
         state = self._begin(key, params)
         return self.get_obs(state, params), state
 
@@ -110,7 +110,7 @@ class Environment(abc.ABC, Generic[State, Params]):
 
         Args:
           key: a PRNG key.
-          params: of the environment (default: `default_params`).
+          params: parameters (default: `default_params`).
 
         Returns:
           The observation and the state.
@@ -120,7 +120,7 @@ class Environment(abc.ABC, Generic[State, Params]):
     def step_env(
         self, key: Array, state: State, action: Array, params: Params
     ) -> tuple[Array, State, Array, Array, Info]:
-        """One step, without the reset at the end of an episode; else as `step`."""
+        """One step, as `step`, but without the reset at the end of an episode."""
         result = self.transition(key, state, action, params)
         obs = self.get_obs(result.shown, params)
         return obs, result.state, result.reward, *_ending(result)
@@ -128,19 +128,19 @@ class Environment(abc.ABC, Generic[State, Params]):
     def step(
         self, key: Array, state: State, action: Array, params: Params | None = None
     ) -> tuple[Array, State, Array, Array, Info]:
-        """One step; where it ends the episode, observation and state are those of the next one.
+        """One step; if it ends the episode, observation and state are those of the next episode.
 
         Args:
           key: a PRNG key.
-          state: of the environment.
+          state: the state.
           action: an integer scalar.
-          params: of the environment (default: `default_params`).
+          params: parameters (default: `default_params`).
 
         Returns:
           Observation, state, reward (float32), whether the episode ended (bool), and info with
-          ``terminated`` (it ended by the rules: nothing comes after it), ``truncated`` (it was cut
-          off: bootstrap from ``final_observation``) and ``final_observation`` (of the state that
-          the step led to, before the reset; it costs nothing unless it is used).
+          ``terminated`` (it ended by the rules), ``truncated`` (it was cut off: bootstrap from
+          ``final_observation``) and ``final_observation`` (before the reset; under jit it costs
+          nothing unless it is used).
         """
         params = self._params(params)
         for_step, for_reset = jax.random.split(key)
@@ -151,7 +151,7 @@ class Environment(abc.ABC, Generic[State, Params]):
         def choose(fresh: Array, old: Array) -> Array:
             return jax.lax.select(jnp.broadcast_to(done, old.shape), fresh, old)
 
-        # One picture is drawn, not two of which one is thrown away.
+        # Only one of the two observations is rendered.
         obs = self.get_obs(jax.tree.map(choose, fresh, result.shown), params)
         state = jax.tree.map(choose, fresh, result.state)
         info = {**info, "final_observation": self.get_obs(result.shown, params)}
@@ -175,6 +175,6 @@ class Environment(abc.ABC, Generic[State, Params]):
 
 
 def _ending(result: Transition) -> tuple[Array, Info]:
-    """Whether the episode ended, and info that tells why."""
+    """Whether the episode ended, and info with the reason."""
     ending = {"terminated": result.terminated, "truncated": result.truncated}
     return result.terminated | result.truncated, {**result.info, **ending}

@@ -1,15 +1,16 @@
-r"""Mini-Pacman: eat, and be not eaten, seen through a window of 5 x 5 cells.
+r"""Mini-Pacman: eat food and avoid ghosts, seen through a window of 5 x 5 cells.
 
 The game of the paper's section 4.3 with the rules of its published code (class ``PillEater`` by S.
-Racanière, as in higgsfield/Imagination-Augmented-Agents), quirks included. **Actions**: 0 stay, 1
-right, 2 up, 3 left, 4 down.
+Racanière, as in higgsfield/Imagination-Augmented-Agents), including its quirks. **Actions**:
+0 stay, 1 right, 2 up, 3 left, 4 down.
 
-A level begins with food on all 138 open cells, two pills, Pacman and :math:`1 + \lfloor (k-1)/2
-\rfloor` ghosts at random, k being its number. In a step Pacman moves and eats; a pill gives him
-power for 20 steps. Then each ghost moves with probability :math:`0.5 + 0.1 (k - 1)`, half of that
-under his power. A ghost goes straight on in corridors; at junctions it takes the direction towards
-him (away from him under his power) but never turns back, and at 5 % a random one. Who meets a
-ghost dies, or eats it under power. What is gained, and what ends a level, depends on the mode:
+Level k begins with food on all 138 open cells, and two pills, Pacman and
+:math:`1 + \lfloor (k-1)/2 \rfloor` ghosts at random positions. In a step Pacman moves and eats; a
+pill gives him power for 20 steps. Then each ghost moves with probability
+:math:`0.5 + 0.1 (k - 1)`, half of that under power. In corridors a ghost moves straight on. At
+junctions it moves towards Pacman (away from him under power) but never turns back; with
+probability 5 % it takes a random direction. Pacman dies when he meets a ghost; under power he eats
+it. The rewards, and the end of a level, depend on the mode:
 
 =========  ====  =====  =====  =========  ======  ============================
 mode       step  food   pill   eat ghost  death   next level when
@@ -24,15 +25,15 @@ rush       0     -0.1   10     0          0       the pills are gone
 Death *terminates* an episode; the cap on frames *truncates* it.
 
 **Observations**, float32 in [0, 1]: ``[15, 19, 3]``, or ``[5, 5, 3]`` around Pacman with a
-viewport, where all that lies off the map is wall. Whatever comes first of: Pacman (0, 1, 0), ghost
+viewport, where cells off the map are walls. A cell shows the first of: Pacman (0, 1, 0), ghost
 (1, power / 20, 0), pill (0, 1, 1), food (0, 0, 1), wall (1, 1, 1), nothing (0, 0, 0).
 
-Quirks of the code that are kept: two ghosts on Pacman kill twice (-40); when the 128 steps of
-"avoid" are over, the observation still shows the old level; fresh ghosts have direction codes 0 to
-3 where 2 to 5 (right, up, left, down) are meant, so that some begin in no direction at all.
+Quirks of the published code: two ghosts on Pacman kill twice (-40); after the 128 steps of "avoid"
+the observation still shows the old level; new ghosts have direction codes 0 to 3 instead of 2 to 5
+(right, up, left, down), so some begin without a direction.
 
-Ghosts have `max_ghosts` slots. With the 8 of the default there are no more than 8 ghosts from level
-17 on, where the code would have 9.
+Ghosts have `max_ghosts` slots. With the default of 8 there are at most 8 ghosts from level 17 on,
+where the published code has 9.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -53,7 +54,7 @@ Mode: TypeAlias = Literal["regular", "avoid", "hunt", "ambush", "rush"]
 
 
 class _Rules(NamedTuple):
-    """Rewards of a mode, and what ends its levels."""
+    """Rewards of a mode, and the condition that ends its levels."""
 
     step: float
     food: float
@@ -78,16 +79,15 @@ _WINDOW = 5
 
 
 class MiniPacmanParams(struct.PyTreeNode):
-    """What may be chosen; all but `level`, `max_frames` and `levels` is static under jit.
+    """Parameters; all but `level`, `max_frames` and `levels` are static under jit.
 
     Attributes:
       mode: "regular" (default), "avoid", "hunt", "ambush" or "rush".
-      viewport: whether to see 5 x 5 cells only (default: True).
+      viewport: whether to observe 5 x 5 cells only (default: True).
       max_ghosts: slots for ghosts (default: 8).
-      level: k of the level that episodes begin with, counted from 1 (default: 1).
-      max_frames: steps after which an episode is cut off (default: 3000).
-      levels: a pool of placements ``[P, ...]`` that levels begin with, or None (default): each is
-        drawn.
+      level: k of an episode's first level, counted from 1 (default: 1).
+      max_frames: steps after which an episode is truncated (default: 3000).
+      levels: a pool of placements ``[P, ...]`` for levels, or None (default): each is drawn.
 
     Raises:
       ValueError: an unknown mode, or no slot for ghosts.
@@ -110,12 +110,12 @@ class MiniPacmanParams(struct.PyTreeNode):
 
 
 class Placement(NamedTuple):
-    """Where all stand at the start of a level.
+    """Positions at the start of a level.
 
     Attributes:
       pacman: ``[2]`` int32, row and column.
       pills: ``[2, 2]`` int32; both may be on one cell.
-      ghosts: ``[max_ghosts, 2]`` int32; a level takes as many as it has.
+      ghosts: ``[max_ghosts, 2]`` int32; a level uses the first ones.
       directions: ``[max_ghosts]`` int32, 0 to 3.
     """
 
@@ -126,11 +126,11 @@ class Placement(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in a step.
+    """The random draws of a step.
 
     Attributes:
-      ghosts: of the ghosts' moves.
-      placement: of the next level, if one begins.
+      ghosts: draws of the ghosts' moves.
+      placement: placement of the next level, if one begins.
     """
 
     ghosts: GhostDraws
@@ -145,7 +145,7 @@ class MiniPacmanState(struct.PyTreeNode):
       ghosts: the ghosts, in the order in which they move.
       food: ``[15, 19]`` bool.
       pills: ``[2, 2]`` int32.
-      has_pill: ``[2]`` bool: which are still there.
+      has_pill: ``[2]`` bool: which pills are left.
       power: int32, steps of power left.
       timer: int32, steps of the level.
       level: int32, k.
@@ -164,7 +164,7 @@ class MiniPacmanState(struct.PyTreeNode):
 
 
 class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
-    """Mini-Pacman; the module says what it is.
+    """Mini-Pacman; see the module's description.
 
     >>> env = MiniPacman(mode="hunt")
     >>> params = env.default_params.replace(level=3)
@@ -181,7 +181,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
     (15, 19, 3)
 
     Args:
-      **params: of `MiniPacmanParams`, for `default_params`.
+      **params: fields of `MiniPacmanParams`, for `default_params`.
     """
 
     can_truncate = True
@@ -200,7 +200,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         return Box(0.0, 1.0, (*size, 3))
 
     def draw_level(self, key: Array, params: MiniPacmanParams) -> Placement:
-        """Draws where all stand at the start of a level, whichever it is."""
+        """Draws the positions at the start of any level."""
         slots = params.max_ghosts
         for_cells, for_directions = jax.random.split(key)
         cells = jax.random.uniform(for_cells, (3 + slots,))
@@ -226,7 +226,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         """The first state of a level.
 
         Args:
-          placement: where all stand.
+          placement: the positions.
           level: k, int32.
           time: steps of the episode so far, int32.
 
@@ -258,22 +258,22 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
     def transition(
         self, key: Array, state: MiniPacmanState, action: Array, params: MiniPacmanParams
     ) -> Transition:
-        """One step; ``info["level"]`` is the level it led to."""
+        """One step; ``info["level"]`` is the level after it."""
         return self.advance(state, action, self.draw(key, params), params)
 
     def advance(
         self, state: MiniPacmanState, action: Array, draws: Draws, params: MiniPacmanParams
     ) -> Transition:
-        """One step with all that is random in it given, for replaying what was recorded.
+        """One step with given random draws, to replay recorded episodes.
 
         Args:
-          state: of the episode.
+          state: the state.
           action: an integer scalar.
-          draws: what is random.
-          params: of the environment.
+          draws: the random draws.
+          params: parameters.
 
         Returns:
-          What it leads to.
+          The result of the step.
         """
         rules = RULES[params.mode]
 
@@ -330,13 +330,13 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         return _picture(state, state.pacman[0] + offset, state.pacman[1] + offset)
 
     def render(self, state: MiniPacmanState) -> Array:
-        """The whole map as ``[15, 19, 3]`` uint8 RGB, whatever the agent sees of it."""
+        """The whole map as ``[15, 19, 3]`` uint8 RGB, also with a viewport."""
         row, column = (jnp.arange(size, dtype=jnp.int32) for size in maze.MAZE.shape)
         return jnp.round(_picture(state, row, column) * 255).astype(jnp.uint8)
 
 
 def _move(state: MiniPacmanState, action: Array) -> tuple[MiniPacmanState, Array]:
-    """Moves Pacman; whether he ate food."""
+    """Moves Pacman; also returns whether he ate food."""
     target = state.pacman + jnp.asarray(_MOVES)[action]
     blocked = jnp.asarray(maze.MAZE)[target[0], target[1]]
     pacman = jnp.where(blocked, state.pacman, target)
@@ -348,7 +348,7 @@ def _move(state: MiniPacmanState, action: Array) -> tuple[MiniPacmanState, Array
 
 
 def _eat_pill(state: MiniPacmanState) -> tuple[MiniPacmanState, Array]:
-    """Eats at most one pill; whether there was one."""
+    """Eats at most one pill; also returns whether there was one."""
     here = state.has_pill & jnp.all(state.pills == state.pacman[None], axis=-1)
     ate = jnp.any(here)
     eaten = jnp.stack([here[0], here[1] & ~here[0]])
@@ -358,7 +358,7 @@ def _eat_pill(state: MiniPacmanState) -> tuple[MiniPacmanState, Array]:
 
 
 def _picture(state: MiniPacmanState, rows: Array, columns: Array) -> Array:
-    """The cells of some rows and columns in RGB; what lies off the map is wall."""
+    """The cells of given rows and columns in RGB; cells off the map are walls."""
     row, column = rows[:, None], columns[None, :]
 
     def look(grid: Array, outside: bool) -> Array:

@@ -1,8 +1,8 @@
-"""The ghosts of Mini-Pacman: how they choose their way, and what happens when they meet Pacman.
+"""The ghosts of Mini-Pacman: their moves, and meetings with Pacman.
 
-Direction codes are those of the published code: 2 right, 3 up, 4 left, 5 down. A fresh ghost has a
-code from 0 to 3. For turning back 0 counts as 4 (left) and 1 as 5 (down), but neither is ever taken
-for an exit; where a ghost has to keep such a code, 0 moves it down and 1 leaves it where it is.
+Direction codes are those of the published code: 2 right, 3 up, 4 left, 5 down. A new ghost has a
+code from 0 to 3. When turning back is excluded, 0 counts as 4 (left) and 1 as 5 (down), but neither
+is ever an exit. If a ghost has to keep such a code, 0 moves it down and 1 does not move it.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from rrnn_jax.envs import mini_pacman_map as maze
 from rrnn_jax.typing import Array
 
 _STEPS = np.concatenate([[[1, 0], [0, 0]], maze.DIRECTIONS]).astype(np.int32)
-"""``[6, 2]``: where each code leads."""
+"""``[6, 2]``: the move of each code."""
 
 RANDOM_BRANCH = 0.05
 
@@ -25,7 +25,7 @@ class Ghosts(NamedTuple):
     Attributes:
       positions: ``[G, 2]`` int32, row and column.
       directions: ``[G]`` int32, codes.
-      alive: ``[G]`` bool: which slots hold a ghost.
+      alive: ``[G]`` bool: which slots contain a ghost.
     """
 
     positions: Array
@@ -34,12 +34,12 @@ class Ghosts(NamedTuple):
 
 
 class GhostDraws(NamedTuple):
-    """All that is random in the moves, ``[G]`` float32 in [0, 1] each.
+    """The random draws of the moves, ``[G]`` float32 in [0, 1] each.
 
     Attributes:
       move: a ghost moves if this is below its probability.
-      branch: at a junction it turns at random if this is below 0.05.
-      choice: and takes this share of the way through the list of exits.
+      branch: at a junction it takes a random exit if this is below 0.05.
+      choice: selects that exit.
     """
 
     move: Array
@@ -52,15 +52,15 @@ def move_ghosts(
 ) -> tuple[Ghosts, Array, Array]:
     """Moves the ghosts one after the other.
 
-    Without power every meeting is a death, before a ghost's move and after it, and the others move
-    on. With power the first ghost met is eaten, and those behind it do not move.
+    Without power every meeting, before or after a ghost's move, is a death, and the other ghosts
+    still move. With power the first ghost met is eaten, and those after it do not move.
 
     Args:
-      ghosts: before.
-      pacman: ``[2]`` int32, where he stands.
+      ghosts: the ghosts.
+      pacman: ``[2]`` int32, his position.
       power: int32, steps of power left.
       level: int32, k.
-      draws: what is random.
+      draws: the random draws.
 
     Returns:
       The ghosts, whether one was eaten, and the number of deaths (int32).
@@ -91,13 +91,13 @@ def move_ghosts(
 
 
 def choose_directions(ghosts: Ghosts, pacman: Array, is_powered: Array, draws: GhostDraws) -> Array:
-    """The direction that each ghost would move in, ``[G]`` int32 codes.
+    """The direction of each ghost's next move, ``[G]`` int32 codes.
 
     Args:
-      ghosts: before.
-      pacman: ``[2]`` int32, where he stands.
+      ghosts: the ghosts.
+      pacman: ``[2]`` int32, his position.
       is_powered: whether he has power, bool.
-      draws: what is random.
+      draws: the random draws.
 
     Returns:
       ``[G]`` int32.
@@ -106,7 +106,7 @@ def choose_directions(ghosts: Ghosts, pacman: Array, is_powered: Array, draws: G
     exits = jnp.asarray(maze.EXITS)[positions[:, 0], positions[:, 1]]  # [G, 4]
     index = jnp.arange(4, dtype=jnp.int32)[None]
     may_keep = jnp.any(exits & (index == codes[:, None] - 2), axis=-1)
-    # The index of what lies behind is the code modulo 4, for the codes 0 and 1, too.
+    # The index of the backward direction is the code modulo 4, also for the codes 0 and 1.
     ahead = exits & (index != codes[:, None] % 4)
     in_corridor = jnp.where(may_keep, codes, 2 + _first(ahead))
 

@@ -1,6 +1,6 @@
-"""The maze of Mini-Pacman, and tables of what follows from it: exits, and where ghosts may begin.
+"""The maze of Mini-Pacman, with tables of exits and of the ghosts' initial cells.
 
-Directions are listed in the order right, up, left, down, in which ghosts look at exits.
+Directions are in the order right, up, left, down, in which ghosts consider exits.
 """
 
 import numpy as np
@@ -61,5 +61,5 @@ EXITS = _exits()
 """``[15, 19, 4]`` bool: in which directions the next cell is open."""
 
 GHOST_CELLS, GHOST_CELL_COUNTS = _ghost_cells()
-"""``[138, 138]`` and ``[138]``: for each cell where Pacman begins, the cells (of `OPEN`) where
-ghosts may: outside of the rows and columns from 5 before to 4 behind his."""
+"""``[138, 138]`` and ``[138]``: for each initial cell of Pacman, the initial cells (of `OPEN`) of
+ghosts, which are outside the rows and columns from 5 before to 4 after his."""

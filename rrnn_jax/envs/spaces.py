@@ -1,4 +1,4 @@
-"""Spaces of actions and observations, with the attributes and methods of gymnax's."""
+"""Spaces of actions and observations, with gymnax's attributes and methods."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,7 @@ class Discrete:
     (True, False)
 
     Attributes:
-      n: how many there are.
+      n: the number of integers.
     """
 
     n: int
@@ -49,10 +49,10 @@ class Box:
     False
 
     Attributes:
-      low: the least entry.
-      high: the greatest.
-      shape: of an array.
-      dtype: of an array (default: float32).
+      low: the smallest entry.
+      high: the largest entry.
+      shape: shape of an array.
+      dtype: dtype of an array (default: float32).
     """
 
     low: float
@@ -65,7 +65,7 @@ class Box:
         return jax.random.uniform(key, self.shape, self.dtype, self.low, self.high)
 
     def contains(self, x: Any) -> Array:
-        """Whether all entries of `x` are in range; a bool scalar. Other shapes are not in it."""
+        """Whether `x` has the shape and all its entries are in range; a bool scalar."""
         x = jnp.asarray(x)
         if x.shape != self.shape:
             return jnp.asarray(False)

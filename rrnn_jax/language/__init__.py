@@ -1,4 +1,4 @@
-"""Parts of language models: tied embeddings, a softmax for many words, regularisers."""
+"""Modules for language models: tied embeddings, the adaptive softmax, regularisers."""
 
 from rrnn_jax.language.adaptive_softmax import AdaptiveSoftmax as AdaptiveSoftmax
 from rrnn_jax.language.clusters import cluster_log_likelihood as cluster_log_likelihood

@@ -1,4 +1,4 @@
-"""The adaptive softmax: rare words in clusters, of narrower vectors, that most tokens pass over."""
+"""The adaptive softmax: clusters of rare words with narrower vectors."""
 
 import itertools
 
@@ -16,9 +16,9 @@ from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 class AdaptiveSoftmax(nn.Module):
     r"""A softmax over words sorted by falling frequency (Grave et al. 2017), tied or not.
 
-    With cut-offs :math:`c_0 < c_1 < \dots`, cluster j holds the words from :math:`c_j` up to
+    With cut-offs :math:`c_0 < c_1 < \dots`, cluster j contains the words from :math:`c_j` up to
     :math:`c_{j+1}` (or V); the words before :math:`c_0` and one entry for each cluster are the
-    head. With x the output of the network (projected, see `TiedEmbedding`), d wide,
+    head. With x the output of the network (projected, see `TiedEmbedding`), of width d,
 
     .. math::
 
@@ -28,10 +28,10 @@ class AdaptiveSoftmax(nn.Module):
             + \log\mathrm{softmax}(E_{j+1} P_j x)_{w - c_j} & w \text{ in cluster } j
 
     where :math:`P_j` projects to :math:`\max(1, \lfloor d / k^{j+1} \rfloor)` features for the
-    divisor k. `__call__` computes a cluster for the tokens that belong to it alone.
+    divisor k. `__call__` computes a cluster only for the tokens that belong to it.
 
-    Tied for each cluster (Baevski & Auli 2019), word w is embedded as the row of its table, times
-    the transposed projection: :math:`x = E_{j+1,w-c_j} P_j` (rows), d wide.
+    Tables are tied (Baevski & Auli 2019): the embedding of word w is its row times the transposed
+    projection, :math:`x = E_{j+1,w-c_j} P_j` (rows), of width d.
 
     >>> import jax, jax.numpy as jnp
     >>> words = jnp.array([[3, 90, 11]])  # [B, T]
@@ -50,9 +50,9 @@ class AdaptiveSoftmax(nn.Module):
       vocab_size: V.
       features: d, width of the head's vectors and of the embedding.
       cutoffs: the first word of each cluster.
-      divisor: k, by which each cluster is narrower than the one before (default: 4).
-      hidden_features: width of what is scored; ``None`` (default) means `features`. Another width
-        than `features` brings a projection, as in `TiedEmbedding`.
+      divisor: k, the ratio of the widths of successive clusters (default: 4).
+      hidden_features: width of the network's output; ``None`` (default) means `features`. Another
+        width adds a projection, as in `TiedEmbedding`.
       use_bias: a bias for each entry of the head (default: False).
       tokens_per_chunk: see `cluster_log_likelihood`.
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters.
@@ -61,7 +61,7 @@ class AdaptiveSoftmax(nn.Module):
       kernel_init: initialiser of the projections (default: truncated normal, 1/sqrt(fan-in)).
 
     Raises:
-      ValueError: a size below 1, a divisor below 1, or cut-offs that do not rise from at least 1 to
+      ValueError: a size or divisor below 1, or cut-offs that do not increase from at least 1 to
         below V.
     """
 
@@ -93,11 +93,11 @@ class AdaptiveSoftmax(nn.Module):
 
     @property
     def clusters(self) -> tuple[tuple[int, int], ...]:
-        """First word and word after the last of each cluster."""
+        """The first word of each cluster, and the word after its last."""
         return tuple(itertools.pairwise((*self.cutoffs, self.vocab_size)))
 
     def setup(self) -> None:
-        """Makes the parameters."""
+        """Creates the parameters."""
         dtype, shortlist = self.param_dtype, self.cutoffs[0]
         self.head = self.param("head", self.embedding_init, (shortlist, self.features), dtype)
         entries = (len(self.cutoffs), self.features)
@@ -190,5 +190,5 @@ class AdaptiveSoftmax(nn.Module):
 
     def _project(self, hidden: Array) -> Array:
         hidden = hidden if self.projection is None else self.projection(hidden)
-        # Products are in the dtype given, or in that of the parameters.
+        # Products are in `dtype` if given, else in the parameters' dtype.
         return hidden.astype(self.param_dtype if self.dtype is None else self.dtype)

@@ -1,4 +1,4 @@
-"""The log-likelihood of targets under a softmax, for some of the tokens and a few at a time."""
+"""The log-likelihood of targets under a softmax, for selected tokens, computed in chunks."""
 
 import functools
 from typing import NamedTuple
@@ -16,10 +16,10 @@ class _Order(NamedTuple):
     """The tokens of each row, those selected first.
 
     Attributes:
-      forward: ``[B, T]``: the position each ordered token comes from.
-      inverse: ``[B, T]``: where each token went.
+      forward: ``[B, T]``: the original position of each ordered token.
+      inverse: ``[B, T]``: the new position of each token.
       selected: ``[B, T]`` bool, ordered.
-      chunks: how many chunks hold a selected token, a scalar.
+      chunks: the number of chunks with a selected token, a scalar.
     """
 
     forward: Array
@@ -40,11 +40,10 @@ def cluster_log_likelihood(
 
     .. math:: \ell_{b,t} = (W x_{b,t} + c)_{y_{b,t}} - \log \sum_v \exp (W x_{b,t} + c)_v
 
-    where selected, else 0. In each row of the batch the selected tokens are put first, and a loop
-    takes `tokens_per_chunk` of them at a time, for as many times as there are any: what it costs
-    depends on how many are selected, and logits of one chunk are all that is in memory. The
-    backward pass is written by hand and computes them again. Batch axes may be sharded over
-    devices.
+    where selected, else 0. In each row of the batch the selected tokens come first, and a loop
+    processes `tokens_per_chunk` of them at a time until none is left. Its cost depends on the
+    number of selected tokens, and only the logits of one chunk are in memory. A custom backward
+    pass recomputes them. Batch axes may be sharded over devices.
 
     >>> import jax.numpy as jnp
     >>> inputs, table = jnp.ones((1, 2, 3)), jnp.zeros((4, 3))
@@ -53,17 +52,17 @@ def cluster_log_likelihood(
 
     Args:
       inputs: ``[*B, T, I]``.
-      table: ``[V, I]``, of the dtype of the inputs.
+      table: ``[V, I]``, in the dtype of the inputs.
       targets: ``[*B, T]`` integers; where selected they must be below V.
       selected: ``[*B, T]`` bool.
-      bias: ``[V]``, or None for none.
-      tokens_per_chunk: tokens of all rows together in one turn of the loop (default: 512).
+      bias: ``[V]``, or None.
+      tokens_per_chunk: tokens of all rows in one iteration of the loop (default: 512).
 
     Returns:
       ``[*B, T]`` in float32. It has no forward-mode derivative.
 
     Raises:
-      ValueError: arrays whose shapes do not fit, `tokens_per_chunk` below 1.
+      ValueError: incompatible shapes, or `tokens_per_chunk` below 1.
     """
     check_positive(tokens_per_chunk=tokens_per_chunk)
     if inputs.ndim < 2:
@@ -101,7 +100,7 @@ def _arrange(array: Array, positions: Array) -> Array:
 
 
 def _pad(array: Array, chunk: int) -> Array:
-    """Zeros after the last step, so that chunks divide the row."""
+    """Appends zeros so that chunks divide the row."""
     missing = -array.shape[1] % chunk
     return jnp.pad(array, ((0, 0), (0, missing), *((0, 0),) * (array.ndim - 2)))
 

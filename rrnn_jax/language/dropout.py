@@ -1,4 +1,4 @@
-"""Dropout for recurrent language models: one mask per sequence, and whole words at once."""
+"""Dropout for recurrent language models: one mask per sequence, and dropout of whole words."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ class VariationalDropout(nn.Module):
 
     .. math:: y_{b,t,i} = m_{b,i} \, x_{b,t,i} / (1 - p), \qquad P(m_{b,i} = 1) = 1 - p
 
-    The mask is drawn from the ``dropout`` key at every call: a sequence that is read in windows has
-    a new one in each window.
+    The mask is drawn from the ``dropout`` key at every call, so each window of a sequence has a new
+    one.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.ones((2, 5, 8))  # [B, T, I]
@@ -47,17 +47,17 @@ class VariationalDropout(nn.Module):
         Returns:
           ``[*B, T, I]``, scaled so that its mean is that of the inputs.
         """
-        # The axis of time is broadcast over: -2 does not depend on the number of batch axes.
+        # Broadcasts over the time axis, which is -2 for any number of batch axes.
         return nn.Dropout(self.rate, broadcast_dims=(-2,))(inputs, deterministic)
 
 
 class EmbeddingDropout(nn.Module):
-    r"""Dropout of words: a word is dropped wherever it stands (Gal & Ghahramani 2016; AWD-LSTM).
+    r"""Dropout of words at all their positions (Gal & Ghahramani 2016; AWD-LSTM).
 
     .. math:: y_{b,t} = m_{w_{b,t}} \, e_{b,t} / (1 - p), \qquad P(m_v = 1) = 1 - p
 
-    for the word :math:`w_{b,t}` and its embedding :math:`e_{b,t}`. It is what dropping rows of the
-    embedding's table gives, without a copy of the table.
+    for the word :math:`w_{b,t}` and its embedding :math:`e_{b,t}`. This equals dropout of the
+    table's rows, without a copy of the table.
 
     >>> import jax, jax.numpy as jnp
     >>> words, embedded = jnp.array([[3, 1, 3, 0]]), jnp.ones((1, 4, 2))

@@ -14,9 +14,9 @@ def activation_regularisation(dropped: Array, outputs: Array, alpha: float, beta
         \alpha \, \mathrm{mean}(\tilde h_{b,t,f}^2)
         + \beta \, \mathrm{mean}((h_{b,t+1,f} - h_{b,t,f})^2)
 
-    the second over the T - 1 pairs of neighbours (none for T = 1). Merity, McCann & Socher,
-    "Revisiting activation regularization for language RNNs", equations 1 and 2, as AWD-LSTM has
-    them: means of squares, the first of the outputs after dropout.
+    with the second mean over the T - 1 pairs of neighbours (none for T = 1). Merity, McCann &
+    Socher, "Revisiting activation regularization for language RNNs", equations 1 and 2, as in
+    AWD-LSTM: means of squares, the first of the outputs after dropout.
 
     >>> import jax.numpy as jnp
     >>> h = jnp.array([[[1.0], [3.0]]])  # [B, T, F]
@@ -24,13 +24,13 @@ def activation_regularisation(dropped: Array, outputs: Array, alpha: float, beta
     14.0
 
     Args:
-      dropped: ``[*B, T, F]``, the outputs after dropout.
-      outputs: ``[*B, T, F]``, before dropout.
+      dropped: ``[*B, T, F]``, outputs after dropout.
+      outputs: ``[*B, T, F]``, outputs before dropout.
       alpha: weight of the first penalty.
       beta: weight of the second.
 
     Returns:
-      A float32 scalar to be added to the loss.
+      A float32 scalar to add to the loss.
     """
     chex.assert_equal_shape([dropped, outputs])
     penalty = alpha * jnp.mean(jnp.square(dropped.astype(jnp.float32)))

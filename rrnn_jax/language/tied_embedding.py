@@ -1,4 +1,4 @@
-"""An embedding whose table is the output's too."""
+"""An embedding that shares its table with the output layer."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ r"""Initialiser of a table ``[V, I]``: normal of deviation :math:`1/\sqrt{I}`, r
 
 
 class TiedEmbedding(nn.Module):
-    r"""A table of words that embeds the input and scores the output (Press & Wolf 2017).
+    r"""One table for the input embedding and the output logits (Press & Wolf 2017).
 
     .. math::
 
         x_t &= E_{w_t} \\
         \log p(\cdot \mid h_t) &= \log\mathrm{softmax}(E (P h_t) + b)
 
-    The projection P, without bias, is there where outputs of the network are not as wide as the
-    embedding: a memory of 2,500 units against words of 512 in section 4.4 of Santoro et al. 2018.
+    The projection P, without bias, exists if the widths of the network's output and the embedding
+    differ: 2,500 and 512 in section 4.4 of Santoro et al. 2018.
 
     >>> import jax, jax.numpy as jnp
     >>> words = jnp.array([[3, 1, 2]])  # [B, T]
@@ -33,13 +33,13 @@ class TiedEmbedding(nn.Module):
     >>> output.apply(variables, jnp.ones((1, 3, 6)), words).shape  # log p(word) of each step
     (1, 3)
 
-    Used for outputs alone, without `embed`, it is an output layer like any other.
+    Without `embed` it is an ordinary output layer.
 
     Attributes:
       vocab_size: V.
       features: width of the embedding.
-      hidden_features: width of what is scored; ``None`` (default) means `features`. Another width
-        than `features` brings the projection.
+      hidden_features: width of the network's output; ``None`` (default) means `features`. Another
+        width adds the projection.
       use_bias: a bias for each word (default: True).
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters.
       param_dtype: dtype of the parameters (default: float32).
@@ -66,7 +66,7 @@ class TiedEmbedding(nn.Module):
         super().__post_init__()
 
     def setup(self) -> None:
-        """Makes the parameters."""
+        """Creates the parameters."""
         shape = (self.vocab_size, self.features)
         self.embedding = self.param("embedding", self.embedding_init, shape, self.param_dtype)
         self.bias = (
