@@ -86,7 +86,7 @@ def draw_level(
 def _attempt(
     key: Array, grid_size: int, lengths: tuple[int, ...], distractors: tuple[int, ...]
 ) -> tuple[Level, Array]:
-    """A level, and whether all items found a place."""
+    """A level, and whether all items fit."""
     most, others = max(lengths), max(distractors)
     for_sizes, for_colours, for_items, for_places, for_player = jax.random.split(key, 5)
     which = jax.random.uniform(for_sizes, (2,))

@@ -162,11 +162,11 @@ class Environment(abc.ABC, Generic[State, Params]):
         return self.start(self._level(key, params), params)
 
     def _level(self, key: Array, params: Params) -> Any:
-        """A level from the pool, or one that is drawn where there is none."""
+        """A level from the pool, or a new one without a pool."""
         if params.levels is None:
             return self.draw_level(key, params)
         count = jax.tree.leaves(params.levels)[0].shape[0]
-        # One word of random bits, for speed; the remainder favours no level by more than P / 2^32.
+        # One word of random bits, for speed; the bias of the remainder is at most P / 2^32.
         index = jax.random.bits(key, (), jnp.uint32) % jnp.uint32(count)
         return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
 

@@ -248,10 +248,10 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         )
 
     def draw(self, key: Array, params: MiniPacmanParams) -> Draws:
-        """Draws all that is random in a step."""
+        """Draws the random values of a step."""
         for_ghosts, for_level = jax.random.split(key)
         move, branch = jax.random.uniform(for_ghosts, (2, params.max_ghosts))
-        # Below 0.05 the branch is random, and which one can be read off the same number.
+        # Below 0.05 the branch is random, and the same number selects it.
         ghosts = GhostDraws(move, branch, jnp.clip(branch * 20.0, 0.0, 1.0))
         return Draws(ghosts, self._level(for_level, params))
 

@@ -2,9 +2,8 @@ r"""Characters, batches and the trivial score of the character-level tasks.
 
 The vocabulary is that of the authors' data set (google-deepmind/sonnet, branch v1,
 ``sonnet/examples/learn_to_execute.py``): 45 entries, 28 of which occur in programs and answers.
-A token is an entry's index. Seven entries are whole words, which reading by character never meets;
-so that a token is an index into `VOCABULARY` all the same, a character from Unicode's private area
-stands for each:
+A token is an entry's index. Seven entries are whole words, which never occur when reading by
+character. In `VOCABULARY` each of them is a character from Unicode's private area:
 
 =====  ==========  =====  ==========  =====  ==========  =====  ==========
 token  entry       token  entry       token  entry       token  entry
@@ -26,10 +25,10 @@ VOCABULARY = "\ue000\ue001\ue002| !()*+-./0123456789:<=>[]ae\ue01ff\ue021gi\ue02
 """45 characters; the token of a character is its index."""
 
 PAD = VOCABULARY.index(".")
-"""The token behind the end of a sequence."""
+"""The token after the end of a sequence."""
 
 START = VOCABULARY.index("~")
-"""The token that a decoder may be started with; it occurs in no sequence."""
+"""The start token of a decoder; it occurs in no sequence."""
 
 ZERO = VOCABULARY.index("0")
 """The token of the digit 0; the other digits follow."""
@@ -62,7 +61,7 @@ def check_text(name: str, value: Any) -> None:
 
 
 def make_batch(inputs: Array, input_lengths: Array, targets: Array, target_lengths: Array) -> Batch:
-    """A `Batch` of tokens and lengths; what stands behind a sequence's end is padded over."""
+    """A `Batch` from tokens and lengths; tokens after a sequence's end become padding."""
     input_mask = _before(input_lengths, inputs.shape[1])
     target_mask = _before(target_lengths, targets.shape[1])
     return Batch(
@@ -76,11 +75,11 @@ def make_batch(inputs: Array, input_lengths: Array, targets: Array, target_lengt
 
 
 def write_digits(digits: Array, lengths: Array, steps: int) -> Array:
-    """Tokens ``[B, T]`` int32 of numbers, undefined behind their ends.
+    """Tokens ``[B, T]`` int32 of numbers, undefined after their ends.
 
     Args:
-      digits: ``[D, B]`` uint32, the most significant first; a number's are the last ones.
-      lengths: ``[B]`` int32, how many digits a number has.
+      digits: ``[D, B]`` uint32, the most significant first; a number uses the last ones.
+      lengths: ``[B]`` int32, the number of digits of each number.
       steps: T.
     """
     step = jax.lax.broadcasted_iota(jnp.int32, (digits.shape[1], steps), 1)
@@ -97,7 +96,7 @@ def encode(text: str, steps: int) -> np.ndarray:
     array([18,  9, 20, 11, 11], dtype=int32)
 
     Args:
-      text: what to encode.
+      text: the text.
       steps: T, the number of tokens.
 
     Returns:
@@ -142,13 +141,13 @@ def decode(tokens: Any) -> str:
 
 
 def constant_accuracy(targets: Array, mask: Array) -> Array:
-    r"""The best score of answering each position with one character of its own, always the same.
+    r"""The best score of a constant answer, one character for each position.
 
     .. math:: \frac{\sum_t \max_c |\{b : y_{bt} = c\}|}{\sum_t |\{b : y_{bt} \ne \mathrm{pad}\}|}
 
     Args:
       targets: ``[B, T]`` int32.
-      mask: ``[B, T]`` bool; only what is True counts.
+      mask: ``[B, T]`` bool, True at positions that count.
 
     Returns:
       A float32 scalar.
@@ -160,5 +159,5 @@ def constant_accuracy(targets: Array, mask: Array) -> Array:
 
 
 def _before(lengths: Array, steps: int) -> Array:
-    """``[B, T]``, whether a step comes before the end of its sequence."""
+    """``[B, T]``, whether a step is before the end of its sequence."""
     return jax.lax.broadcasted_iota(jnp.int32, (1, steps), 1) < lengths[:, None]

@@ -1,32 +1,33 @@
-r"""Curricula of the character-level tasks: how difficulty is drawn and how it grows.
+r"""Curricula of the character-level tasks: how difficulty is drawn and increased.
 
 Difficulty is the length of literals and the nesting of programs. Zaremba and Sutskever ("Learning
-to Execute", section 4) and the authors' data set know four ways to draw it for a sample, up to the
-config's L and N:
+to Execute", section 4) and the authors' data set draw it for a sample in one of four ways, up to
+the config's L and N:
 
 ============  ===========================================================================
 curriculum    length, nesting of a sample
 ============  ===========================================================================
-``fixed``     L, N: what models are judged by
-``mix``       uniform over 1..L and 1..N, each sample for itself: what the paper trains on
-``naive``     the current level's
-``combined``  uniform up to the current level's, each sample for itself
+``fixed``     L, N: used for evaluation
+``mix``       uniform over 1..L and 1..N, separately for each sample: the paper's training
+``naive``     those of the current level
+``combined``  uniform up to those of the current level, separately for each sample
 ============  ===========================================================================
 
-The level of the last two begins at (1, 1) and lives in a `CurriculumState`, which belongs to the
-state of training: a run that is resumed goes on with it. It grows by the authors' rule, which looks
-at the last w losses:
+The level of the last two begins at (1, 1). It is part of a `CurriculumState`, which belongs to the
+training state and is restored when a run resumes. The authors' rule increases it, given the last w
+losses, if
 
 .. math:: \frac{\mathrm{mean}_i (l_{i+1} - l_i)}{\mathrm{mean}_i \, l_i} < \theta
 
-Then the length grows by one, or the nesting once the length is L, and the window starts afresh. The
-authors' numbers are w = 10 and θ = 0.1, with which falling and **constant** losses pass, and rising
-ones by less than a tenth per update: who reports every step's loss reaches (L, N) after w steps per
-level, whatever was learned. θ = 0 asks for losses that fall, a larger w for more steps per level.
+Then the length increases by one, or the nesting once the length is L, and the window is cleared.
+The authors use w = 10 and θ = 0.1. This accepts falling and **constant** losses, and losses that
+rise by less than a tenth per update: if every step's loss is reported, (L, N) is reached after w
+steps per level, whatever was learned. θ = 0 requires falling losses, a larger w more steps per
+level.
 
-Two things differ from Zaremba and Sutskever: they reset the length when the nesting grows, and in
-their code one combined sample in five is drawn as by ``mix``. One differs from the authors' script:
-its ``mix`` draws the nesting, too, from 1..L, which is taken for a slip here.
+Differences from Zaremba and Sutskever: they reset the length when the nesting increases, and in
+their code one combined sample in five is drawn as in ``mix``. Difference from the authors' script:
+its ``mix`` draws the nesting from 1..L as well, which is treated as a mistake here.
 """
 
 import math
@@ -42,11 +43,11 @@ Curriculum: TypeAlias = Literal["mix", "fixed", "naive", "combined"]
 """How difficulty is drawn."""
 
 LEVELLED = ("naive", "combined")
-"""The curricula that have levels."""
+"""The curricula with levels."""
 
 
 class Difficulty(Protocol):
-    """What a config says of difficulty."""
+    """The difficulty settings of a config."""
 
     @property
     def length(self) -> int:
@@ -65,23 +66,23 @@ class Difficulty(Protocol):
 
     @property
     def curriculum_window(self) -> int:
-        """w, losses that a decision looks at."""
+        """w, the number of losses used for a decision."""
         ...
 
     @property
     def curriculum_threshold(self) -> float:
-        """θ, the relative change of the loss below which the level grows."""
+        """θ, the relative change of the loss below which the level increases."""
         ...
 
 
 class CurriculumState(NamedTuple):
-    """A level, and the losses seen there.
+    """A level and its losses.
 
     Attributes:
       length: int32 scalar, the level's length.
       nesting: int32 scalar, its nesting.
       losses: ``[w]`` float32, the last losses, the newest last.
-      count: int32 scalar, how many losses the level has seen.
+      count: int32 scalar, the number of losses at this level.
     """
 
     length: Array
@@ -120,7 +121,7 @@ def initial_state(config: Difficulty) -> CurriculumState:
 
 
 def advance(state: CurriculumState, loss: Array, config: Difficulty) -> CurriculumState:
-    """Takes a loss in, and raises the level if the rule says so; see the module's description.
+    """Adds a loss, and raises the level according to the rule in the module's description.
 
     Pure and jittable (`config` static). NaN never raises a level.
 
@@ -133,12 +134,12 @@ def advance(state: CurriculumState, loss: Array, config: Difficulty) -> Curricul
     (3, 2)
 
     Args:
-      state: before the loss.
+      state: the state.
       loss: a scalar.
       config: the task's config.
 
     Returns:
-      The state after it.
+      The next state.
     """
     if config.curriculum not in LEVELLED:
         return state
@@ -164,14 +165,14 @@ def draw(bits: Array, config: Difficulty, level: CurriculumState | None) -> tupl
     Args:
       bits: ``[B]`` uint32, random.
       config: the task's config.
-      level: the curriculum's state; its values are ignored where the curriculum has no levels.
+      level: the curriculum's state; ignored by curricula without levels.
 
     Returns:
       Two arrays ``[B]`` int32.
 
     Raises:
-      ValueError: a curriculum with levels, and no `level`.
-      TypeError: a `level` that is not a `CurriculumState`.
+      ValueError: a curriculum with levels and no `level`.
+      TypeError: `level` is not a `CurriculumState`.
     """
     if level is not None and not isinstance(level, CurriculumState):
         raise TypeError(
@@ -188,7 +189,7 @@ def draw(bits: Array, config: Difficulty, level: CurriculumState | None) -> tupl
     length, nesting = (jnp.broadcast_to(x, bits.shape) for x in highest)
     if config.curriculum in ("fixed", "naive"):
         return length, nesting
-    # One word gives both: the remainder by the length, and the quotient's by the nesting.
+    # One word for both: its remainder by the length, and the quotient's remainder by the nesting.
     length, nesting = length.astype(jnp.uint32), nesting.astype(jnp.uint32)
     draws = jax.lax.rem(bits, length), jax.lax.rem(jax.lax.div(bits, length), nesting)
     return draws[0].astype(jnp.int32) + 1, draws[1].astype(jnp.int32) + 1

@@ -1,13 +1,13 @@
 r"""Exact arithmetic on long decimal numbers in 32-bit integers.
 
-A number is kept as limbs of four digits: :math:`x = \sum_i x_i \, 10^{4i}` with
-:math:`0 \le x_i < 10^4`. Where it is computed with, its limbs are a tuple (`Number`), the least
-significant first; where it is drawn or written, they are an axis of an array, the most significant
-first, as digits are read.
+A number consists of limbs of four digits: :math:`x = \sum_i x_i \, 10^{4i}` with
+:math:`0 \le x_i < 10^4`. In arithmetic the limbs are a tuple (`Number`), the least significant
+first. When drawn or written they are an axis of an array, the most significant first, in reading
+order.
 
-Results are modulo :math:`10^{4n}` for n limbs. The largest numbers that occur are the sums of
-products in `multiply`. With the carry, below twice the largest limb per summand, they fit into 32
-bits for up to `MAX_LIMBS` limbs: :math:`42 \, (9999^2 + 2 \cdot 9999) < 2^{32}`.
+Results are modulo :math:`10^{4n}` for n limbs. The largest values are the sums of products in
+`multiply`. With the carry, below twice the largest limb per term, they fit into 32 bits for up to
+`MAX_LIMBS` limbs: :math:`42 \, (9999^2 + 2 \cdot 9999) < 2^{32}`.
 """
 
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ DIGITS = 4
 """Digits in a limb."""
 
 BASE = 10**DIGITS
-"""What a limb counts up to."""
+"""The base of a limb."""
 
 MAX_LIMBS = 42
-"""Limbs that `multiply` is exact for."""
+"""The most limbs for which `multiply` is exact."""
 
 Number: TypeAlias = tuple[Array, ...]
 """Limbs ``[*B]`` uint32, the least significant first."""
 
 Columns: TypeAlias = Sequence[Array]
-"""Like a number's limbs, but not yet below `BASE`: sums whose carries are due."""
+"""Like a number's limbs, but possibly at or above `BASE`, before carries."""
 
 
 def number_of_limbs(digits: int) -> int:
-    """Limbs that hold as many digits."""
+    """The number of limbs for so many digits."""
     return -(-digits // DIGITS)
 
 
@@ -46,7 +46,7 @@ def divide(values: Array, by: int) -> tuple[Array, Array]:
 
 
 def carry(columns: Columns) -> Number:
-    """The number that columns stand for; what is carried out of the last one is dropped."""
+    """The number that columns represent; the carry out of the last one is dropped."""
     limbs, rest = [], jnp.zeros_like(columns[0])
     for column in columns:
         rest, limb = divide(column + rest, BASE)
@@ -65,7 +65,7 @@ def add_times(a: Number, b: Number, times: Array) -> Columns:
 
 
 def subtract(a: Number, b: Number) -> Columns:
-    """Columns of a - b: b's complement :math:`10^{4n} - b` is added, so nothing is negative."""
+    """Columns of a - b, which adds the complement :math:`10^{4n} - b` to avoid negative values."""
     columns = [x + (BASE - 1 - y) for x, y in zip(a, b, strict=True)]
     return [columns[0] + 1, *columns[1:]]
 
@@ -88,7 +88,7 @@ def less(a: Number, b: Number) -> Array:
 
 
 def select(condition: Array, a: Columns, b: Columns) -> Columns:
-    """Where the condition ``[*B]`` holds a, else b."""
+    """Columns of a where the condition ``[*B]`` is True, else of b."""
     return [jnp.where(condition, x, y) for x, y in zip(a, b, strict=True)]
 
 
@@ -113,7 +113,7 @@ def to_digits(limbs: Array) -> Array:
 
 
 def fit(digits: Array, count: int) -> Array:
-    """Digits ``[..., count, B]``: zeros put before, or the most significant ones dropped."""
+    """Digits ``[..., count, B]``, with leading zeros added or most significant digits dropped."""
     *lead, present, batch = digits.shape
     if present < count:
         zeros = jnp.zeros((*lead, count - present, batch), digits.dtype)
@@ -122,7 +122,7 @@ def fit(digits: Array, count: int) -> Array:
 
 
 def to_number(limbs: Array) -> Number:
-    """The number whose limbs ``[n, B]`` are."""
+    """The number with limbs ``[n, B]``."""
     return tuple(limbs[i] for i in reversed(range(limbs.shape[0])))
 
 

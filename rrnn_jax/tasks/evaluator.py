@@ -1,6 +1,6 @@
-r"""What a program evaluates to, in exact integers of Python: the definition of the answers.
+r"""The value of a program in exact Python integers, which defines the answers.
 
-Programs, where an operand is a literal or a program in parentheses:
+Programs, in which an operand is a literal or a program in parentheses:
 
 ===================  =====================================================
 program              value
@@ -10,8 +10,8 @@ program              value
 ``x=afor[k]x+=b``    a + k b, with one digit k from 1 to 9
 ===================  =====================================================
 
-The answer is the value modulo :math:`10^{\mathrm{length} + 1}`, which is never negative; values
-inside of a program are not reduced.
+The answer is the value modulo :math:`10^{\mathrm{length} + 1}`, which is never negative;
+intermediate values are not reduced.
 """
 
 import operator
@@ -20,7 +20,7 @@ import re
 from rrnn_jax.checks import check_positive
 from rrnn_jax.tasks.characters import check_text
 
-_OPERAND = r"(\$?[0-9]+)"  # A literal, or the number of a value already known.
+_OPERAND = r"(\$?[0-9]+)"  # A literal, or the index of a known value.
 _GROUP = re.compile(r"\(([^()]*)\)")
 _ARITHMETIC = re.compile(rf"{_OPERAND}([-+*]){_OPERAND}")
 _BRANCH = re.compile(rf"{_OPERAND}if{_OPERAND}([<>]){_OPERAND}else{_OPERAND}")
@@ -55,7 +55,7 @@ def evaluate(program: str, length: int) -> str:
     if "$" in program:
         raise ValueError(f"program must not hold '$', got {program!r}")
     text = program
-    # Innermost parentheses first: each gives a value, whose number takes their place.
+    # Innermost parentheses first: the index of their value replaces them.
     while match := _GROUP.search(text):
         values.append(_value(match[1], values, program))
         text = f"{text[: match.start()]}${len(values) - 1}{text[match.end() :]}"

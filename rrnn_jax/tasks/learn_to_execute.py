@@ -1,12 +1,12 @@
-r"""Learning to execute: reading a program character by character, and writing what it evaluates to.
+r"""Learning to execute: reading a program character by character, and writing its value.
 
 The task is Zaremba and Sutskever's ("Learning to Execute", 2014) in the variant that the authors of
 the Relational Memory Core trained on (paper section 4.2 and appendix A.2; data set in
 google-deepmind/sonnet, branch v1, ``sonnet/examples/learn_to_execute.py``).
 
-A program of nesting n is n operations. An operation is drawn uniformly from the task's; its first
-operand is the operation before it, in parentheses; all its other operands are literals, uniform
-over the numbers of exactly `length` digits:
+A program of nesting n consists of n operations, drawn uniformly from those of the task. The first
+operand of an operation is the previous operation in parentheses; all other operands are literals,
+uniform over the numbers with exactly `length` digits:
 
 ========  ====================  ================================================
 operator  text                  value
@@ -21,10 +21,10 @@ operator  text                  value
 The answer is the value modulo :math:`10^{\mathrm{length} + 1}`, never negative. ``control`` and
 ``program`` are the paper's "control" and "full program".
 
-With L and N the config's length and nesting, inputs are
-:math:`T_\mathrm{in} = (3L + 12)(N - 1) + 4L + 10` characters long, targets
-:math:`T_\mathrm{out} = 2L`, the authors' sizes; the rest is padding. There is no end token, so that
-models are told the lengths.
+With L and N the config's length and nesting, inputs have
+:math:`T_\mathrm{in} = (3L + 12)(N - 1) + 4L + 10` characters and targets
+:math:`T_\mathrm{out} = 2L`, the authors' sizes; the rest is padding. There is no end token, so
+models get the lengths.
 
 **The trivial score**, of one constant digit per position, is not zero: see `trivial_accuracy`.
 """
@@ -62,12 +62,12 @@ TASKS = {
 """Operators of the named tasks."""
 
 MAX_LENGTH = decimals.MAX_LIMBS * decimals.DIGITS - 1
-"""Digits of literals that answers are exact for."""
+"""The most digits of literals for which answers are exact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What programs are made of; the defaults are those of the paper's table 1.
+    """The form of programs; the defaults are those of the paper's table 1.
 
     >>> config = Config("control")
     >>> config.operators, config.input_steps, config.output_steps, config.vocab_size
@@ -80,8 +80,9 @@ class Config:
       nesting: N, operations of the deepest programs (default: 2).
       curriculum: "mix", "fixed", "naive" or "combined", see `rrnn_jax.tasks.curriculum` (default:
         "mix").
-      curriculum_window: losses that a decision on the level looks at (default: 10).
-      curriculum_threshold: relative change of the loss below which the level grows (default: 0.1).
+      curriculum_window: number of losses used to decide on the level (default: 10).
+      curriculum_threshold: relative change of the loss below which the level increases (default:
+        0.1).
 
     Raises:
       ValueError: a value out of range, an unknown name, or operators that repeat.
@@ -116,17 +117,17 @@ class Config:
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """What operations are drawn from."""
+        """The operators to draw from."""
         return TASKS[self.task] if isinstance(self.task, str) else self.task
 
     @property
     def input_steps(self) -> int:
-        """T_in, the characters of an input, with padding."""
+        """T_in, the characters of an input, including padding."""
         return (3 * self.length + 12) * (self.nesting - 1) + 4 * self.length + 10
 
     @property
     def output_steps(self) -> int:
-        """T_out, the characters of a target, with padding."""
+        """T_out, the characters of a target, including padding."""
         return 2 * self.length
 
     @property
@@ -136,7 +137,7 @@ class Config:
 
     @property
     def hardest(self) -> "Config":
-        """The same task at full length and nesting: what models are judged by."""
+        """The same task at full length and nesting, for evaluation."""
         return dataclasses.replace(self, curriculum="fixed")
 
 
@@ -158,14 +159,14 @@ def sample(
       key: a PRNG key.
       config: the task (static under jit).
       batch_size: B (static under jit).
-      level: the curriculum's state; needed by "naive" and "combined", ignored by the others.
+      level: the curriculum's state; required by "naive" and "combined", ignored by the others.
 
     Returns:
       A `Batch`.
 
     Raises:
-      ValueError: `batch_size` below 1, or no level where one is needed.
-      TypeError: a `batch_size` that is not an integer, or a level that is not a `CurriculumState`.
+      ValueError: `batch_size` below 1, or a missing level.
+      TypeError: `batch_size` is not an integer, or `level` not a `CurriculumState`.
     """
     check_positive(batch_size=batch_size)
     bits = jax.random.bits(key, (1 + programs.number_of_words(config), batch_size), jnp.uint32)
@@ -179,27 +180,27 @@ def sample(
 
 
 def encode(program: str, config: Config) -> np.ndarray:
-    """The tokens of a program, padded as a batch's inputs are.
+    """The tokens of a program, padded like a batch's inputs.
 
     >>> encode("5+7", Config("addition", length=1, nesting=1))[:5]
     array([18,  9, 20, 11, 11], dtype=int32)
 
     Args:
       program: a program.
-      config: sets T_in.
+      config: determines T_in.
 
     Returns:
       ``[T_in]`` int32.
 
     Raises:
-      ValueError: a character outside of the vocabulary, or too many of them.
+      ValueError: a character outside the vocabulary, or too many characters.
       TypeError: not a string.
     """
     return characters.encode(program, config.input_steps)
 
 
 def trivial_accuracy(config: Config, key: Array | None = None, samples: int = 12_800) -> float:
-    """The score of not reading programs: the best constant character for every position.
+    """The score of the best constant character for every position, without reading programs.
 
     It is measured at full difficulty, whatever the curriculum. About 20 % for "addition", 12 % for
     "control" and 13 % for "program" at the default sizes.
@@ -207,10 +208,10 @@ def trivial_accuracy(config: Config, key: Array | None = None, samples: int = 12
     Args:
       config: the task.
       key: a PRNG key (default: ``jax.random.key(0)``).
-      samples: programs to measure it on (default: as many as the paper tests on).
+      samples: number of programs to measure it on (default: the paper's number of test programs).
 
     Returns:
-      Correct over all characters of the targets.
+      The share of correct characters of the targets.
     """
     key = jax.random.key(0) if key is None else key
     batch = jax.jit(sample, static_argnums=(1, 2))(key, config.hardest, samples)

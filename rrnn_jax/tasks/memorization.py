@@ -13,7 +13,7 @@ task         input      target
 ``double``   ``1820``   ``18201820``
 ===========  =========  =====================
 
-With L the config's length, inputs are :math:`L + 1` characters long; targets :math:`L + 1`, or
+With L the config's length, inputs have :math:`L + 1` characters, targets :math:`L + 1`, or
 :math:`2L + 1` for ``double``; the rest is padding.
 
 **The trivial score**, of one constant digit per position, is about 10 %: see `trivial_accuracy`.
@@ -41,12 +41,12 @@ from rrnn_jax.tasks.curriculum import initial_state as initial_state
 from rrnn_jax.typing import Array
 
 Task: TypeAlias = Literal["copy", "reverse", "double"]
-"""What is to be done with a number."""
+"""The operation on a number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is to be done with numbers, and how long they are.
+    """The operation on numbers, and their length.
 
     >>> config = Config("double", length=5)
     >>> config.input_steps, config.output_steps, config.vocab_size
@@ -57,8 +57,9 @@ class Config:
       length: L, digits of the longest numbers (default: 10).
       curriculum: "mix", "fixed", "naive" or "combined", see `rrnn_jax.tasks.curriculum` (default:
         "mix").
-      curriculum_window: losses that a decision on the level looks at (default: 10).
-      curriculum_threshold: relative change of the loss below which the level grows (default: 0.1).
+      curriculum_window: number of losses used to decide on the level (default: 10).
+      curriculum_threshold: relative change of the loss below which the level increases (default:
+        0.1).
 
     Raises:
       ValueError: a value out of range, or an unknown name.
@@ -82,12 +83,12 @@ class Config:
 
     @property
     def input_steps(self) -> int:
-        """T_in, the characters of an input, with padding."""
+        """T_in, the characters of an input, including padding."""
         return self.length + 1
 
     @property
     def output_steps(self) -> int:
-        """T_out, the characters of a target, with padding."""
+        """T_out, the characters of a target, including padding."""
         return (2 if self.task == "double" else 1) * self.length + 1
 
     @property
@@ -97,7 +98,7 @@ class Config:
 
     @property
     def hardest(self) -> "Config":
-        """The same task at full length: what models are judged by."""
+        """The same task at full length, for evaluation."""
         return dataclasses.replace(self, curriculum="fixed")
 
 
@@ -118,14 +119,14 @@ def sample(
       key: a PRNG key.
       config: the task (static under jit).
       batch_size: B (static under jit).
-      level: the curriculum's state; needed by "naive" and "combined", ignored by the others.
+      level: the curriculum's state; required by "naive" and "combined", ignored by the others.
 
     Returns:
       A `Batch`.
 
     Raises:
-      ValueError: `batch_size` below 1, or no level where one is needed.
-      TypeError: a `batch_size` that is not an integer, or a level that is not a `CurriculumState`.
+      ValueError: `batch_size` below 1, or a missing level.
+      TypeError: `batch_size` is not an integer, or `level` not a `CurriculumState`.
     """
     check_positive(batch_size=batch_size)
     words = programs.words_per_literal(config.length)
@@ -155,13 +156,13 @@ def evaluate(number: str, task: Task) -> str:
 
     Args:
       number: its digits.
-      task: what is to be done with it.
+      task: the operation.
 
     Returns:
       The target.
 
     Raises:
-      ValueError: `number` holds anything but digits, or `task` is unknown.
+      ValueError: `number` contains anything but digits, or `task` is unknown.
       TypeError: `number` is not a string.
     """
     check_text("number", number)
@@ -174,37 +175,37 @@ def evaluate(number: str, task: Task) -> str:
 
 
 def encode(number: str, config: Config) -> np.ndarray:
-    """The tokens of a number, padded as a batch's inputs are.
+    """The tokens of a number, padded like a batch's inputs.
 
     >>> encode("57", Config(length=3))
     array([18, 20, 11, 11], dtype=int32)
 
     Args:
       number: its digits.
-      config: sets T_in.
+      config: determines T_in.
 
     Returns:
       ``[T_in]`` int32.
 
     Raises:
-      ValueError: a character outside of the vocabulary, or too many of them.
+      ValueError: a character outside the vocabulary, or too many characters.
       TypeError: not a string.
     """
     return characters.encode(number, config.input_steps)
 
 
 def trivial_accuracy(config: Config, key: Array | None = None, samples: int = 12_800) -> float:
-    """The score of not reading numbers: the best constant character for every position.
+    """The score of the best constant character for every position, without reading numbers.
 
     It is measured at full length, whatever the curriculum. About 10 %.
 
     Args:
       config: the task.
       key: a PRNG key (default: ``jax.random.key(0)``).
-      samples: numbers to measure it on (default: as many as the paper tests on).
+      samples: how many numbers to measure it on (default: the paper's number of test samples).
 
     Returns:
-      Correct over all characters of the targets.
+      The share of correct characters of the targets.
     """
     key = jax.random.key(0) if key is None else key
     batch = jax.jit(sample, static_argnums=(1, 2))(key, config.hardest, samples)

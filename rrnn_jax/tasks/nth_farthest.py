@@ -1,7 +1,7 @@
-r"""Nth Farthest: the first of the paper's tasks, which asks for distances between objects.
+r"""Nth Farthest: the paper's first task, which requires distances between objects.
 
 "What is the n-th farthest vector (in Euclidean distance) from vector m?" (paper appendix A.1). A
-sequence shows N objects, one per step, in an order that says nothing. Each object is a vector
+sequence shows N objects, one per step, in random order. Each object is a vector
 :math:`x \sim U(-1, 1)^d` with a label, drawn without replacement.
 The question, n and m, is repeated at every step as one-hots:
 
@@ -12,28 +12,28 @@ The answer is the label of the object that is n-th farthest from the object labe
 0. The reference is ranked too: ``n = 0`` asks for the farthest object, ``n = N - 1`` for the
 reference itself.
 
-**The trivial score is 2/N** (25 % for 8 objects, where the paper's LSTM and DNC stay). Who compares
-no distances still knows that ``n = N - 1`` (one question in N) asks for m, and guesses one of the
-N - 1 other objects at all other times: :math:`1/N + (N-1)/N \cdot 1/(N-1) = 2/N`.
+**The trivial score is 2/N** (25 % for 8 objects, the score of the paper's LSTM and DNC). Without
+distances, the answer to ``n = N - 1`` (one question in N) is still m, and for all other questions
+one of the N - 1 other objects is a guess: :math:`1/N + (N-1)/N \cdot 1/(N-1) = 2/N`.
 
-Distances are float32 sums of squares of exact differences (coordinates lie on a grid of 2^-22), off
-by a few units in the last place: objects nearer to a tie (1 in 100,000 samples of 8 x 16) may trade
-ranks. Exact ties go to the object shown first, and the reference is last.
+Distances are float32 sums of squares of exact differences (coordinates are multiples of 2^-22),
+with an error of a few units in the last place: objects closer to a tie (1 in 100,000 samples of
+8 x 16) may swap ranks. In an exact tie the object shown first is first; the reference is last.
 
-**Easier questions, for training.** Uniform vectors are hard to begin with. What must be found
-is the product in :math:`|x - r|^2 = |x|^2 + |r|^2 - 2 \sum_i x_i r_i`, and in 16 dimensions the
-cosine of x and the reference r deviates from 0 by 1/4 only. With a correlation a in [0, 1],
+**Easier questions, for training.** Uniform vectors are hard at the beginning. The model must learn
+the product in :math:`|x - r|^2 = |x|^2 + |r|^2 - 2 \sum_i x_i r_i`, and in 16 dimensions the
+cosine of x and the reference r has a deviation of only 1/4. With a correlation a in [0, 1],
 coordinates of the other objects are the reference's, up to a sign:
 
 .. math:: x_i = \begin{cases} s_i r_i & \text{with probability } a \\
     u_i \sim U(-1, 1) & \text{otherwise} \end{cases}, \quad
     P(s_i = +1) = p, \quad p \sim U(0, 1) \text{ for each object}
 
-Every coordinate is still U(-1, 1), and objects are as long as each other on average, but they
-spread from almost alike to almost opposite the reference. One coordinate of each object, drawn at
-random, is never the reference's, so that there are no exact copies, which would tie. a = 0 is the
-paper's task. Also for training, questions can be restricted to the first ranks ("farthest" alone),
-and `answers_by_step` answers the same question at every step, of the objects shown so far.
+Every coordinate is still U(-1, 1) and all objects have the same mean length, but they range from
+almost equal to almost opposite to the reference. One random coordinate of each object is never the
+reference's, so there are no exact copies, which would tie. a = 0 is the paper's task. Questions can
+also be restricted to the first ranks (for example only the farthest), and `answers_by_step` answers
+the question at every step, for the objects shown so far.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ from rrnn_jax.checks import check_between, check_positive
 from rrnn_jax.typing import Array
 
 Correlation: TypeAlias = float | Array | tuple[float | Array, float | Array]
-"""A number, or the bounds that each sequence draws its own between; see `sample_questions`."""
+"""A number, or bounds between which each sequence draws its own; see `sample_questions`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Config:
     (40, 0.25)
 
     Attributes:
-      num_objects: N, objects in a sequence, which is as many steps long (default: 8).
+      num_objects: N, the objects and steps of a sequence (default: 8).
       num_features: size of an object's vector (default: 16).
 
     Raises:
@@ -89,7 +89,7 @@ class Batch(NamedTuple):
     """Sequences and their answers.
 
     Attributes:
-      inputs: ``[B, T, I]`` float32, T = N unless fewer are shown, laid out (x; label; n; m).
+      inputs: ``[B, T, I]`` float32, with features (x; label; n; m); T = N unless fewer are shown.
       targets: ``[B]`` int32, the label of the answer, counted from 0.
     """
 
@@ -98,11 +98,11 @@ class Batch(NamedTuple):
 
 
 class Question(NamedTuple):
-    """What an input says, taken apart.
+    """The parts of an input.
 
     Attributes:
-      vectors: ``[*B, T, d]`` float32 in the order shown.
-      labels: ``[*B, T]`` int32, the label of each.
+      vectors: ``[*B, T, d]`` float32, in the order shown.
+      labels: ``[*B, T]`` int32, their labels.
       rank: ``[*B]`` int32, n.
       reference: ``[*B]`` int32, m, a label.
     """
@@ -122,7 +122,7 @@ def sample(
     num_ranks: int | Array | None = None,
     correlation: Correlation | None = None,
 ) -> Batch:
-    """Draws sequences and their answers; the paper's, unless an option says otherwise.
+    """Draws sequences and their answers; by default those of the paper.
 
     >>> import jax
     >>> batch = jax.jit(sample, static_argnums=(1, 2))(jax.random.key(0), Config(), 32)
@@ -134,8 +134,8 @@ def sample(
       config: sizes (static under jit).
       batch_size: B (static under jit).
       num_shown: T, see `sample_questions` for this and the other options.
-      num_ranks: ranks that are asked for.
-      correlation: of the vectors with the reference.
+      num_ranks: number of ranks to draw n from.
+      correlation: correlation of the vectors with the reference.
 
     Returns:
       A `Batch`.
@@ -164,7 +164,7 @@ def sample_questions(
     correlation: Correlation | None = None,
     reference_first: float | Array | None = None,
 ) -> Question:
-    """Draws questions, as `sample` does, before they are written as inputs.
+    """Draws questions as `sample` does, without encoding them.
 
     >>> import jax
     >>> options = {"num_shown": 4, "num_ranks": 1, "correlation": (0.5, 1.0)}
@@ -178,14 +178,14 @@ def sample_questions(
       config: sizes (static under jit).
       batch_size: B (static under jit).
       num_shown: T, objects shown, between 2 and N (static under jit; default: N). Labels are
-        still drawn out of N, and inputs are laid out as for N objects.
-      num_ranks: n is drawn from the first so many ranks (default: all T). An array, traced
-        or not, is clipped to 1..T.
-      correlation: a, see the module's description: a number, or a pair (low, high) out of which
+        still drawn from N, and inputs have the features for N objects.
+      num_ranks: number of ranks, from the farthest, to draw n from (default: all T). An array,
+        traced or not, is clipped to 1..T.
+      correlation: a, see the module's description: a number, or a pair (low, high) between which
         each sequence draws its own uniformly (default: uniform vectors). Arrays, traced or not, are
         not checked.
       reference_first: share of sequences whose reference is the first object; in the others it is
-        any (default: 0). An array, traced or not, is not checked.
+        random (default: 0). An array, traced or not, is not checked.
 
     Returns:
       A `Question` with one batch axis.
@@ -232,7 +232,7 @@ def _move_first(key: Array, is_reference: Array, share: float | Array) -> Array:
 
 
 def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Correlation) -> Array:
-    """Makes coordinates the reference's, up to a sign; see the module's description."""
+    """Copies coordinates from the reference, up to a sign; see the module's description."""
     low, high = (jnp.asarray(bound, jnp.float32) for bound in _bounds(correlation))
     batch_size, steps, features = vectors.shape
     for_share, for_p, for_signs, for_own, for_copies = jax.random.split(key, 5)
@@ -269,7 +269,7 @@ def answer(question: Question) -> Array:
     [1, 0, 2]
 
     Args:
-      question: with any batch axes.
+      question: a question with any batch axes.
 
     Returns:
       ``[*B]`` int32.
@@ -279,10 +279,10 @@ def answer(question: Question) -> Array:
 
 
 def answers_by_step(question: Question) -> tuple[Array, Array]:
-    """The answers of the same question at every step, of the objects shown so far.
+    """The answers to the question at every step, for the objects shown so far.
 
-    Step t has an answer once the reference and more than n objects have been shown; the last
-    one is `answer`'s.
+    Step t has an answer once the reference and more than n objects have been shown; the last one
+    equals `answer`.
 
     >>> import jax, jax.numpy as jnp
     >>> vectors = jnp.array([[0.0, 0.0], [0.5, 0.0], [0.0, -0.9]])
@@ -292,11 +292,11 @@ def answers_by_step(question: Question) -> tuple[Array, Array]:
     ([2, 2, 1], [False, True, True])
 
     Args:
-      question: with any batch axes.
+      question: a question with any batch axes.
 
     Returns:
-      Labels ``[*B, T]`` int32, and ``[*B, T]`` bool: whether there is an answer; where not, the
-      label means nothing.
+      Labels ``[*B, T]`` int32, and ``[*B, T]`` bool: whether there is an answer; otherwise the
+      label is meaningless.
     """
     labels, rank = question.labels, question.rank[..., None]
     order = jnp.arange(labels.shape[-1], dtype=jnp.int32)
@@ -312,7 +312,7 @@ def answers_by_step(question: Question) -> tuple[Array, Array]:
 
 
 def encode(question: Question, config: Config) -> Array:
-    """Writes questions as inputs ``[*B, T, I]``, laid out (x; label; n; m)."""
+    """Encodes questions as inputs ``[*B, T, I]``, with features (x; label; n; m)."""
     count = config.num_objects
     vectors, labels, rank, reference = question
     asked = [
@@ -326,7 +326,7 @@ def encode(question: Question, config: Config) -> Array:
 
 
 def decode(inputs: Array, config: Config) -> Question:
-    """Reads inputs back, the inverse of `encode`.
+    """Decodes inputs, the inverse of `encode`.
 
     >>> import jax
     >>> config = Config(num_objects=4, num_features=2)
@@ -337,13 +337,13 @@ def decode(inputs: Array, config: Config) -> Question:
 
     Args:
       inputs: ``[*B, T, I]``.
-      config: the sizes they were made with.
+      config: the sizes of the inputs.
 
     Returns:
       A `Question`.
 
     Raises:
-      ValueError: the last axis does not fit `config`.
+      ValueError: the last axis does not match `config`.
     """
     if inputs.shape[-1] != config.input_size:
         raise ValueError(
@@ -358,7 +358,7 @@ def decode(inputs: Array, config: Config) -> Question:
 
 
 def accuracy(logits: Array, targets: Array) -> Array:
-    """The share of sequences whose largest logit is at the answer.
+    """The share of sequences whose largest logit is that of the answer.
 
     Args:
       logits: ``[B, N]``.
@@ -372,27 +372,27 @@ def accuracy(logits: Array, targets: Array) -> Array:
 
 
 def _distances(question: Question) -> Array:
-    """Squared distances from the reference ``[*B, T]``; its own is -1: last, even behind a twin."""
+    """Squared distances from the reference ``[*B, T]``; its own is -1, so it is always last."""
     is_reference = question.labels == question.reference[..., None]
     difference = question.vectors - _reference(question.vectors, is_reference)
     return jnp.where(is_reference, -1.0, jnp.sum(jnp.square(difference), axis=-1))
 
 
 def _reference(vectors: Array, is_reference: Array) -> Array:
-    """The reference's vector ``[*B, 1, d]``; a sum with zeros picks it without a gather."""
+    """The reference's vector ``[*B, 1, d]``, selected by a sum with zeros instead of a gather."""
     return jnp.sum(jnp.where(is_reference[..., None], vectors, 0.0), axis=-2, keepdims=True)
 
 
 def _ranks(values: Array) -> Array:
-    """The position that each entry of the last axis would be sorted to; ties keep their order.
+    """The sorted position of each entry of the last axis; ties keep their order.
 
-    Counting is quadratic but vectorises, which a sort of a few entries does not.
+    Counting is quadratic, but it vectorises, unlike a sort of a few entries.
     """
     return jnp.sum(_is_ahead(values), axis=-1, dtype=jnp.int32)
 
 
 def _is_ahead(values: Array) -> Array:
-    """``[..., i, j]``: whether entry j would be sorted before entry i."""
+    """``[..., i, j]``: whether entry j is sorted before entry i."""
     count = values.shape[-1]
     mine, other = values[..., :, None], values[..., None, :]
     order = jnp.arange(count, dtype=jnp.int32)

@@ -1,7 +1,7 @@
 r"""Random programs and their values.
 
-Everything here has the batch on the last axis, where a CPU's vector units find it: a batch of
-thousands costs little more per operation than its random bits.
+The batch is the last axis everywhere, so that CPUs vectorise over it: an operation on a batch of
+thousands costs little more than its random bits.
 """
 
 from typing import NamedTuple, Protocol
@@ -14,7 +14,7 @@ from rrnn_jax.typing import Array
 
 
 class Form(Protocol):
-    """What a config says of its programs."""
+    """The settings of programs in a config."""
 
     @property
     def length(self) -> int:
@@ -28,25 +28,25 @@ class Form(Protocol):
 
     @property
     def operators(self) -> tuple[str, ...]:
-        """What operations are drawn from: ``+ - * if for``."""
+        """The operators to draw from: ``+ - * if for``."""
         ...
 
 
 class Programs(NamedTuple):
-    """What is drawn for a batch of programs. The innermost operation is the first.
+    """The draws of a batch of programs. The innermost operation is the first.
 
-    M literals are new in an operation: those that a branch compares, if the task has branches (then
+    An operation has M new literals: those that a branch compares, if the task has branches (then
     M = 3, else M = 1), and last the right operand, increment, or value of the branch not taken.
 
     Attributes:
       length: ``[B]`` int32, the digits of every literal.
-      exists: ``[N, B]`` bool, whether a program is nested so deeply.
+      exists: ``[N, B]`` bool, whether a program has this nesting level.
       operator: ``[N, B]`` uint32, index into the task's operators.
-      times: ``[N, B]`` uint32, 1..9, how often a loop runs.
+      times: ``[N, B]`` uint32, 1..9, the iterations of a loop.
       greater: ``[N, B]`` bool, whether a branch compares with ``>``.
       first: ``[L, B]`` uint32, digits of the first operand of the innermost operation.
       literals: ``[N, M, L, B]`` uint32, digits of the others. Digits begin with the most
-        significant one; literals shorter than L have zeros before them.
+        significant one; literals shorter than L have leading zeros.
     """
 
     length: Array
@@ -59,7 +59,7 @@ class Programs(NamedTuple):
 
 
 def words_per_literal(length: int) -> int:
-    """Random words that a literal takes: each gives four digits, the first also the leading one."""
+    """Random words per literal: each gives four digits, the first also the leading one."""
     return max(1, decimals.number_of_limbs(length - 1))
 
 
@@ -69,7 +69,7 @@ def literals_per_operation(form: Form) -> int:
 
 
 def number_of_words(form: Form) -> int:
-    """Random words that a program takes."""
+    """Random words per program."""
     literals = 1 + form.nesting * literals_per_operation(form)
     return form.nesting + literals * words_per_literal(form.length)
 
@@ -77,7 +77,7 @@ def number_of_words(form: Form) -> int:
 def draw_literals(words: Array, length: Array, max_length: int) -> Array:
     """Digits of literals, uniform over all numbers with exactly `length` digits.
 
-    They are remainders of random words, so that probabilities are off by up to 10^5 / 2^32, or
+    They are remainders of random words, so probabilities have errors of up to 10^5 / 2^32, or
     0.002 %.
 
     Args:
@@ -104,13 +104,13 @@ def draw(bits: Array, length: Array, nesting: Array, form: Form) -> Programs:
       bits: ``[W, B]`` uint32, random, with W from `number_of_words`.
       length: ``[B]`` int32, digits of literals.
       nesting: ``[B]`` int32, operations.
-      form: what programs may look like.
+      form: the settings of programs.
 
     Returns:
       `Programs`.
     """
     N, M, B = form.nesting, literals_per_operation(form), bits.shape[-1]
-    # One word gives all choices of an operation.
+    # One random word for all choices of an operation.
     rest, operator = decimals.divide(bits[:N], len(form.operators))
     rest, times = decimals.divide(rest, 9)
     words = bits[N:].reshape(1 + N * M, -1, B)
@@ -128,11 +128,10 @@ def draw(bits: Array, length: Array, nesting: Array, form: Form) -> Programs:
 
 
 def answers(programs: Programs, form: Form) -> tuple[Array, Array]:
-    """Digits of the values modulo ``10**(length + 1)``, and how many there are.
+    """Digits of the values modulo ``10**(length + 1)``, and their number.
 
     Returns:
-      ``[L + 1, B]`` uint32, the most significant digit first, with zeros before a shorter answer;
-      ``[B]`` int32.
+      ``[L + 1, B]`` uint32, the most significant digit first, with leading zeros; ``[B]`` int32.
     """
     digits = decimals.to_digits(decimals.to_limbs(values(programs, form)))
     digits = decimals.fit(digits, form.length + 1)
@@ -145,9 +144,9 @@ def answers(programs: Programs, form: Form) -> tuple[Array, Array]:
 def values(programs: Programs, form: Form) -> decimals.Number:
     """Values modulo :math:`10^{4n}` with :math:`4n > L`.
 
-    This is exact. Taking remainders commutes with ``+``, ``-``, ``*``, loops and with choosing a
-    branch; and which branch is chosen depends on no value, as only an operation's first operand is
-    a program: what a branch compares are literals.
+    This is exact. Remainders commute with ``+``, ``-``, ``*``, loops and the selection of a branch.
+    The selection does not depend on values, because only an operation's first operand is a program
+    and a branch compares literals.
     """
     limbs = decimals.number_of_limbs(form.length + 1)
     literals = jax.lax.optimization_barrier(decimals.from_digits(programs.literals, limbs))
@@ -161,7 +160,7 @@ def values(programs: Programs, form: Form) -> decimals.Number:
 def _operate(
     value: decimals.Number, k: int, programs: Programs, literals: Array, form: Form
 ) -> decimals.Columns:
-    """Columns of the k-th operation's value, from its first operand's."""
+    """Columns of the k-th operation's value, given its first operand."""
     *compared, other = (decimals.to_number(literal) for literal in literals)
     results: dict[str, decimals.Columns] = {
         "+": decimals.add(value, other),

@@ -1,22 +1,21 @@
 r"""The text of programs, as tokens.
 
-All texts are selections from one. The master text of a config holds, in the order in which they
-would be read, all characters that a program may have:
+Every text is a selection from a master text. The master text of a config contains, in reading
+order, all characters that a program may have:
 
 - for every operation, the outermost first, ``x=(``;
 - the first operand of the innermost;
 - for every operation, the innermost first, ``ifBBB>CCCelse``, then ``for[k]x+=``, whose first
   character also stands for ``+``, ``-`` or ``*``, and ``DDD)``.
 
-A program shows some of it and skips the rest, in few pieces: an operation which is no branch skips
-``ifBBB>CCCelse``, one which is no loop all but the first character of ``for[k]x+=``, a literal
-shorter than L what stands before its digits. The character at a step t is then found by adding to t
-all that is skipped before it:
+A program skips a few parts of it: an operation that is not a branch skips ``ifBBB>CCCelse``, one
+that is not a loop all but the first character of ``for[k]x+=``, and a literal shorter than L its
+leading digits. The place of the character at step t is t plus all that is skipped before it:
 
 .. math:: \mathrm{place}_t = t + \sum_{g} [t \ge \mathrm{start}_g] \, \mathrm{skipped}_g
 
-where a gap's start counts characters shown before it. That takes a few vector instructions per
-character and gap and one look-up per character, instead of assembling strings.
+where the start of a gap is the number of characters shown before it. This takes a few vector
+instructions per character and gap and one look-up per character, instead of assembling strings.
 """
 
 from typing import NamedTuple
@@ -30,11 +29,11 @@ from rrnn_jax.typing import Array
 
 
 class Gap(NamedTuple):
-    """Places where something is skipped.
+    """Skipped parts of the master text.
 
     Attributes:
-      start: ``[G, B]`` int32, characters shown before.
-      skipped: ``[G, B]`` int32, characters skipped there.
+      start: ``[G, B]`` int32, number of characters shown before.
+      skipped: ``[G, B]`` int32, number of characters skipped.
     """
 
     start: Array
@@ -42,7 +41,7 @@ class Gap(NamedTuple):
 
 
 def write(programs: Programs, form: Form, steps: int) -> tuple[Array, Array]:
-    """Tokens ``[B, T]`` int32, undefined behind the ends of programs, and their lengths ``[B]``."""
+    """Tokens ``[B, T]`` int32, undefined after the ends of programs, and their lengths ``[B]``."""
     gaps, lengths = _gaps(programs, form)
     gaps = jax.lax.optimization_barrier(gaps)
     master = jax.lax.optimization_barrier(_master(programs, form).T)
@@ -87,7 +86,7 @@ def _gaps(programs: Programs, form: Form) -> tuple[list[Gap], Array]:
     skipped = jnp.where(programs.exists, skipped, whole)
     starts, end = _running_sum((whole - skipped)[::-1], jnp.zeros_like(programs.length))
     gaps = [Gap(starts, skipped[::-1]), Gap(end[None], L - length)]
-    # Behind it. A parenthesis closes every operation; a program's end comes before its last one.
+    # After it. A parenthesis closes every operation; a program ends before its last one.
     branch = jnp.where(is_branch, 7 + 2 * length, 0)
     infix_width = _infix_width(form)
     infix = jnp.where(is_branch, 0, jnp.where(is_loop, 9, 1))
@@ -115,7 +114,7 @@ def _infix_width(form: Form) -> int:
 
 
 def _operator_token(programs: Programs, form: Form) -> Array:
-    """``[N, B]``, what an operator's text begins with."""
+    """``[N, B]``, the first token of an operator's text."""
     token = jnp.zeros(programs.operator.shape, jnp.int32)
     for i, name in enumerate(form.operators):
         token = jnp.where(programs.operator == i, VOCABULARY.index(name[0]), token)
@@ -130,7 +129,7 @@ def _is_operator(name: str, programs: Programs, form: Form) -> Array:
 
 
 def _running_sum(values: Array, start: Array) -> tuple[Array, Array]:
-    """Sums ``[N, B]`` of `start` ``[B]`` and all values before each, and of all values ``[B]``."""
+    """Sums ``[N, B]`` of `start` ``[B]`` and all previous values, and the sum of all ``[B]``."""
     sums = [start]
     for value in values:
         sums.append(sums[-1] + value)
