@@ -23,7 +23,7 @@ CONTROLLERS = ("lstm", "feedforward")
 class DNCCell(nn.RNNCellBase):
     r"""The Differentiable Neural Computer (Graves et al. 2016, "Hybrid computing using ...").
 
-    A controller reads from and writes to a memory of S rows of W units. With the input x and the
+    A controller reads from and writes to a memory of S rows of width W. With the input x and the
     words r read at the previous step,
 
     .. math::
@@ -32,22 +32,21 @@ class DNCCell(nn.RNNCellBase):
         M_t, r_t &= \mathrm{access}(M_{t-1}, W_\xi h_t + b_\xi) \\
         y_t &= W_y [h_t; r_t] + b_y
 
-    where `access` addresses the memory by content, by usage (to find free rows) and along the
+    where `access` addresses the memory by content, by usage (to find free rows) and by the
     order in which rows were written: see `rrnn_jax.baselines.dnc_addressing`.
 
-    Controllers of L layers, each C wide:
+    Controllers of L layers of width C:
 
-    - ``"lstm"``: layer l sees :math:`[x_t; r_{t-1}; h^{l-1}_t; h^l_{t-1}]` and
+    - ``"lstm"``: the input of layer l is :math:`[x_t; r_{t-1}; h^{l-1}_t; h^l_{t-1}]` and
       :math:`h_t = [h^1_t; \dots; h^L_t]` (Graves et al., Methods, "Controller network").
-    - ``"feedforward"``: dense layers with ReLU, and :math:`h_t` is the last one's output. Nothing
-      but the memory then carries over from step to step. (The source of this form is ours: the
-      paper says no more than "feed-forward".)
+    - ``"feedforward"``: dense layers with ReLU, and :math:`h_t` is the output of the last one. The
+      memory is then the only state. (The paper states only "feed-forward"; this form is ours.)
 
-    Everything is as in the authors' released code, a constant of 1 on the LSTM's forget gate and
-    clipping included: h (and, in an LSTM, c) and y are clipped to ±`clip_value`.
+    Everything follows the authors' released code, including a constant of 1 on the LSTM's forget
+    gate and clipping: h (and, in an LSTM, c) and y are clipped to ±`clip_value`.
 
-    The output is no function of the carry alone. Under `rrnn_jax.RNN` with a mask, the output
-    before the first valid step is therefore zeros.
+    The output is not a function of the carry alone. With a mask, `rrnn_jax.RNN` therefore returns
+    zeros before the first valid step.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN
@@ -66,7 +65,7 @@ class DNCCell(nn.RNNCellBase):
       num_writes: P, write heads.
       controller_size: C, width of every controller layer.
       output_size: width of the output.
-      clip_value: see above; 0 or ``None`` does not clip (default: 20).
+      clip_value: see above; 0 or ``None`` disables clipping (default: 20).
       controller: 'lstm' (default) or 'feedforward'.
       controller_layers: L (default: 1).
       forget_bias: constant added to the LSTM's forget gate (default: 1).
@@ -79,7 +78,7 @@ class DNCCell(nn.RNNCellBase):
     Raises:
       ValueError: a size below 1, a negative `clip_value`, an unknown `controller`, inputs or a
         carry of the wrong shape.
-      TypeError: a size that is not an integer, or a carry that is no `DNCState`.
+      TypeError: a size that is not an integer, or a carry that is not a `DNCState`.
     """
 
     memory_size: int
@@ -119,7 +118,7 @@ class DNCCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> DNCState:
-        """Zeros.
+        """The initial carry, zeros.
 
         Args:
           rng: ignored.
@@ -162,11 +161,11 @@ class DNCCell(nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: as `initialize_carry` makes it.
+          carry: the carry, see `initialize_carry`.
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, of the dtypes that came in, and the output ``[*B, output_size]``.
+          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
         self._check_step(carry, inputs.shape)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)

@@ -1,6 +1,6 @@
-r"""How the Differentiable Neural Computer addresses its memory (Graves et al. 2016, Methods).
+r"""Memory addressing of the Differentiable Neural Computer (Graves et al. 2016, Methods).
 
-Pure functions of arrays. Besides the package's axis letters, with S the rows of the memory:
+Pure functions of arrays. In addition to the package's axis letters, with S the rows of the memory:
 
 ======  ====================================
 letter  meaning
@@ -10,9 +10,9 @@ letter  meaning
 ``P``   write heads
 ======  ====================================
 
-Weightings run over the rows of the memory: each entry is in [0, 1] and they sum to at most 1. The
-formulation is that of the authors' released code, which departs from the article in that strengths
-are ``softplus(.)`` rather than ``1 + softplus(.)``.
+Weightings are over the rows of the memory: each entry is in [0, 1] and they sum to at most 1. The
+formulation is that of the authors' released code, where strengths are ``softplus(.)`` instead of
+the article's ``1 + softplus(.)``.
 """
 
 import jax
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from rrnn_jax.typing import Array
 
 EPSILON = 1e-6
-"""Under roots, in denominators, and the least usage that allocation sees (authors' code)."""
+"""For roots, denominators, and the least usage in allocation (authors' code)."""
 
 
 def content_weights(keys: Array, strengths: Array, memory: Array) -> Array:
-    r"""Weights rows by their likeness to a key.
+    r"""Weights of rows by their similarity to a key.
 
     .. math:: \mathrm{softmax}_s\left(\mathrm{softplus}(\beta) \,
         \frac{k \cdot m_s}{|k| |m_s| + \epsilon}\right),
@@ -54,7 +54,7 @@ def _norm(x: Array) -> Array:
 
 
 def update_usage(usage: Array, write_weights: Array, read_weights: Array, free: Array) -> Array:
-    r"""Usage after the previous step's writes and the freeing of what was read.
+    r"""Usage after the writes of the previous step and the freeing of rows that were read.
 
     .. math:: u_t = \left(u_{t-1} + (1 - u_{t-1})
         (1 - \textstyle\prod_p (1 - w^{w,p}_{t-1}))\right)
@@ -68,8 +68,8 @@ def update_usage(usage: Array, write_weights: Array, read_weights: Array, free: 
 
     Args:
       usage: ``[*B, S]``.
-      write_weights: of the previous step, ``[*B, P, S]``.
-      read_weights: of the previous step, ``[*B, R, S]``.
+      write_weights: those of the previous step, ``[*B, P, S]``.
+      read_weights: those of the previous step, ``[*B, R, S]``.
       free: the free gates, ``[*B, R]``.
 
     Returns:
@@ -81,7 +81,7 @@ def update_usage(usage: Array, write_weights: Array, read_weights: Array, free: 
 
 
 def _product_over_heads(x: Array) -> Array:
-    """The product over axis -2. There are few heads, and the gradient of `jnp.prod` is slow."""
+    """The product over axis -2, for few heads; the gradient of `jnp.prod` is slow."""
     product = x[..., 0, :]
     for head in range(1, x.shape[-2]):
         product = product * x[..., head, :]
@@ -89,15 +89,15 @@ def _product_over_heads(x: Array) -> Array:
 
 
 def allocation_weights(usage: Array) -> Array:
-    r"""Weights rows for writing: the least used first, the next one as far as that is used.
+    r"""Weights of rows for writing, the least used first.
 
     .. math:: a_s = (1 - u_s) \prod_{s' \text{ before } s} u_{s'}
 
-    where rows are ordered by usage, of equally used ones the lower index first, and
+    where rows are ordered by usage, equal ones by index, and
     :math:`u \leftarrow \epsilon + (1 - \epsilon) u` beforehand.
 
-    Rows are compared in pairs rather than sorted: the link matrix costs as much anyway, and a sort
-    (with the gathers of its gradient) runs poorly on every accelerator.
+    Rows are compared in pairs instead of sorted: the link matrix has the same cost, and a sort
+    (with the gathers of its gradient) is slow on accelerators.
 
     >>> allocation_weights(jnp.asarray([0.75, 0.5, 1.0])).round(3)
     Array([0.125, 0.5  , 0.   ], dtype=float32)
@@ -115,11 +115,11 @@ def allocation_weights(usage: Array) -> Array:
     lower = jnp.tri(size, k=-1, dtype=bool).T.reshape(*lead, size, size)
     other = ~jnp.eye(size, dtype=bool).reshape(*lead, size, size)
     first, second = free[..., :, None], free[..., None, :]
-    # No row is before itself, not even where a compiler computes both sides apart and rounds them
+    # No row is before itself, even if a compiler computes both sides separately and rounds them
     # differently.
     before = other & ((first > second) | ((first == second) & lower))
-    # Rounding can push a usage below zero, but by less than this. (`jnp.maximum` will not do: its
-    # gradient asks which argument it returned, and loses both where that was computed twice.)
+    # Rounding can make a usage negative, but by less than this. (The gradient of `jnp.maximum`
+    # compares its result with its arguments, and is lost if the result is computed twice.)
     usage = jnp.where(usage > EPSILON / 2, usage, EPSILON / 2)
     logs = jnp.where(before, jnp.log(usage)[..., :, None], 0.0)
     return free * jnp.exp(jnp.sum(logs, axis=-2))
@@ -128,7 +128,7 @@ def allocation_weights(usage: Array) -> Array:
 def write_allocations(usage: Array, allocation_gates: Array, write_gates: Array) -> Array:
     r"""The allocation weights of every write head.
 
-    Each head sees the usage as the heads before it will have left it:
+    Each head uses the usage after the allocations of the previous heads:
     :math:`u \leftarrow u + (1 - u) \, g_a g_w a`.
 
     >>> gates = jnp.ones(2)
@@ -154,7 +154,7 @@ def write_allocations(usage: Array, allocation_gates: Array, write_gates: Array)
 
 
 def update_link(link: Array, precedence: Array, write_weights: Array) -> Array:
-    r"""The temporal links: how far row i was written right after row j.
+    r"""The temporal links: the degree to which row i was written right after row j.
 
     .. math:: L_{ij} \leftarrow (1 - w_i - w_j) L_{ij} + w_i \, p_j, \qquad L_{ii} = 0
 
@@ -165,14 +165,14 @@ def update_link(link: Array, precedence: Array, write_weights: Array) -> Array:
 
     Args:
       link: ``[*B, P, S, S]``.
-      precedence: of the previous step, ``[*B, P, S]``.
-      write_weights: of this step, ``[*B, P, S]``.
+      precedence: those of the previous step, ``[*B, P, S]``.
+      write_weights: those of this step, ``[*B, P, S]``.
 
     Returns:
       ``[*B, P, S, S]``, with a zero diagonal; rows and columns sum to at most 1.
     """
     kept = 1.0 - write_weights[..., :, None] - write_weights[..., None, :]
-    # As a product rather than by broadcasting: so is its gradient then, and not a slow reduction.
+    # A product instead of broadcasting: its gradient is a product too, not a slow reduction.
     link = kept * link + jnp.einsum("...i,...j->...ij", write_weights, precedence)
     size = link.shape[-1]
     off_diagonal = 1.0 - jnp.eye(size, dtype=link.dtype)
@@ -180,7 +180,7 @@ def update_link(link: Array, precedence: Array, write_weights: Array) -> Array:
 
 
 def update_precedence(precedence: Array, write_weights: Array) -> Array:
-    r"""How far each row is the one written last.
+    r"""The degree to which each row was written last.
 
     .. math:: p \leftarrow (1 - \textstyle\sum_s w_s) \, p + w
 
@@ -189,7 +189,7 @@ def update_precedence(precedence: Array, write_weights: Array) -> Array:
 
     Args:
       precedence: ``[*B, P, S]``.
-      write_weights: of this step, ``[*B, P, S]``.
+      write_weights: those of this step, ``[*B, P, S]``.
 
     Returns:
       ``[*B, P, S]``.

@@ -1,6 +1,6 @@
 """The Differentiable Neural Computer's memory: its state, its interface, and one access.
 
-Axis letters as in `rrnn_jax.baselines.dnc_addressing`.
+Axis letters are those of `rrnn_jax.baselines.dnc_addressing`.
 """
 
 import math
@@ -23,13 +23,13 @@ class DNCState(NamedTuple):
     """The carry of a `DNCCell`.
 
     Attributes:
-      controller: (c, h) of each LSTM layer, ``[*B, C]`` each; nothing for a feed-forward one.
-      read_words: what the read heads read, ``[*B, R, W]``.
+      controller: (c, h) of each LSTM layer, ``[*B, C]`` each; empty for a feed-forward one.
+      read_words: the words that the read heads read, ``[*B, R, W]``.
       memory: ``[*B, S, W]``.
       read_weights: ``[*B, R, S]``.
       write_weights: ``[*B, P, S]``.
-      link: how far row i was written right after row j, ``[*B, P, S, S]``.
-      precedence_weights: how far each row was the last one written, ``[*B, P, S]``.
+      link: the degree to which row i was written right after row j, ``[*B, P, S, S]``.
+      precedence_weights: the degree to which each row was written last, ``[*B, P, S]``.
       usage: ``[*B, S]``.
     """
 
@@ -44,7 +44,7 @@ class DNCState(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """What the controller tells the memory, head by head, in the order of the packed vector.
+    """The controller's instructions to the memory, in the order of the packed vector.
 
     Attributes:
       write_vectors: ``[*B, P, W]``.
@@ -52,8 +52,8 @@ class Interface(NamedTuple):
       free_gate: in (0, 1), ``[*B, R]``.
       allocation_gate: in (0, 1), ``[*B, P]``.
       write_gate: in (0, 1), ``[*B, P]``.
-      read_mode: backward along the links of each write head, forward along those of each, and by
-        content; sums to 1, ``[*B, R, 2*P + 1]``.
+      read_mode: weights of reading backward along the links of each write head, forward along
+        them, and by content; sums to 1, ``[*B, R, 2*P + 1]``.
       write_keys: ``[*B, P, W]``.
       write_strengths: before softplus, ``[*B, P]``.
       read_keys: ``[*B, R, W]``.
@@ -119,7 +119,7 @@ def interface_size(word_size: int, num_reads: int, num_writes: int) -> int:
 
 
 def unpack_interface(packed: Array, word_size: int, num_reads: int, num_writes: int) -> Interface:
-    """Splits what the controller says and squashes its gates.
+    """Splits the packed vector and applies the gates' nonlinearities.
 
     Args:
       packed: ``[*B, interface_size]``.
@@ -156,11 +156,11 @@ def access_memory(interface: Interface, state: DNCState) -> DNCState:
     content weights c^r of the memory after it, and the new links L.
 
     Args:
-      interface: what the controller says.
+      interface: the controller's instructions.
       state: the previous state, in the dtype of `interface`.
 
     Returns:
-      The next state; its controller is the one that came in.
+      The next state, with an unchanged `controller`.
     """
     usage = update_usage(state.usage, state.write_weights, state.read_weights, interface.free_gate)
     write_weights = _write_weights(interface, state.memory, usage)
@@ -202,7 +202,7 @@ def _read_weights(interface: Interface, memory: Array, link: Array, previous: Ar
     modes = jnp.swapaxes(interface.read_mode, -1, -2)[..., None]  # [*B, 2*P + 1, R, 1]
     backward = modes[..., :num_writes, :, :] * previous[..., None, :, :]  # [*B, P, R, S]
     forward = modes[..., num_writes : 2 * num_writes, :, :] * previous[..., None, :, :]
-    # The links are linear, so they take weightings already scaled by their mode.
+    # The links are linear, so weightings can be scaled by their mode first.
     along_links = jnp.einsum("...pri,...pij->...prj", backward, link)
     along_links = along_links + jnp.einsum("...prj,...pij->...pri", forward, link)
     return jnp.sum(along_links, axis=-3) + modes[..., -1, :, :] * by_content

@@ -13,13 +13,13 @@ from rrnn_jax.typing import Array, Dtype, Initializer, Memory, accumulation_dtyp
 
 OUTPUTS = ("sum", "concatenate", "attend")
 EPSILON = 1e-12
-"""Under the root of a memory's squared norm."""
+"""Added to a memory's squared norm before the root."""
 
 
 class EntNetCell(nn.RNNCellBase):
     r"""The dynamic memory of a Recurrent Entity Network (Henaff et al. 2017, eq. 2-5).
 
-    S memories with shared weights, told apart by learned keys :math:`w_j`, each behind a gate:
+    S memories with shared weights, distinguished by learned keys :math:`w_j`, each with a gate:
 
     .. math::
 
@@ -28,22 +28,22 @@ class EntNetCell(nn.RNNCellBase):
         \tilde h_j &= \phi(U h_j + V w_j + W s_t) \\
         h_j &\leftarrow h_j + g_j \tilde h_j, \qquad h_j \leftarrow h_j / |h_j|
 
-    :math:`\phi` is a PReLU with a slope for every unit that begins at 1. Memories begin at their
-    keys, as in the authors' code: in a carry a row of zeros, which is what `initialize_carry`
-    makes, stands for its key. (No memory is zero once it has been written, for its norm is 1.)
+    :math:`\phi` is a PReLU with a slope for every unit, initially 1. The initial memories are the
+    keys, as in the authors' code: in a carry, a row of zeros (the result of `initialize_carry`)
+    stands for its key. (A written memory is never zero, because its norm is 1.)
 
     The output is one of
 
-    - ``"sum"``: :math:`\sum_j h_j`, as the paper has it for its bank of LSTMs;
+    - ``"sum"``: :math:`\sum_j h_j`, as in the paper's bank of LSTMs;
     - ``"concatenate"``: all memories;
     - ``"attend"``: :math:`\phi(s_t + H u)` with :math:`u = \sum_j p_j h_j` and
       :math:`p_j = \mathrm{softmax}_j(s_t \cdot h_j)`, the original's output module (eq. 6) with
-      the step's input as the query; its last matrix R is left to the model.
+      the step's input as the query, without the last matrix R.
 
-    The projection of the input (:math:`W_s`) is ours: the original's sentences are F wide already.
+    The projection of the input (:math:`W_s`) is ours: the original's sentences have width F.
 
-    As the initial memories are parameters, the output is no function of the carry alone. Under
-    `rrnn_jax.RNN` with a mask, the output before the first valid step is therefore zeros.
+    Because the initial memories are parameters, the output is not a function of the carry alone.
+    With a mask, `rrnn_jax.RNN` therefore returns zeros before the first valid step.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN
@@ -56,13 +56,13 @@ class EntNetCell(nn.RNNCellBase):
       features: F, width of one memory.
       num_cells: S, the number of memories.
       output: 'sum' (default), 'concatenate' or 'attend', see above.
-      project_inputs: False takes inputs of F features as they are (default: True).
+      project_inputs: False uses inputs of F features without a projection (default: True).
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. Gates, norms
         and memories stay in float32 or wider.
       param_dtype: dtype of the parameters (default: float32).
       kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of the input projection's bias, the only one (default: zeros).
-      key_init: initialiser of the keys ``[S, F]`` (default: normal of deviation 1/sqrt(F)).
+      key_init: initialiser of the keys ``[S, F]`` (default: normal with deviation 1/sqrt(F)).
       slope_init: initialiser of the PReLU's slopes (default: ones).
 
     Raises:
@@ -98,7 +98,7 @@ class EntNetCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Memory:
-        """Zeros, which stand for the keys.
+        """The initial carry: zeros, which stand for the keys.
 
         Args:
           rng: ignored.
@@ -120,7 +120,7 @@ class EntNetCell(nn.RNNCellBase):
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, of the dtype that came in, and the output ``[*B, output_size]``.
+          The next carry, in the dtype of `carry`, and the output ``[*B, output_size]``.
         """
         batch = inputs.shape[:-1]
         check_shape("carry", carry, (*batch, self.num_cells, self.features), "[*B, S, F]")

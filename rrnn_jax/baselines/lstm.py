@@ -16,7 +16,7 @@ LSTMCarry = tuple[tuple[Array, Array], ...]
 
 
 def orthogonal_gates(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-    """Four orthogonal matrices side by side, one for each gate, as Flax's LSTM has them.
+    """Four concatenated orthogonal matrices, one for each gate, as in Flax's LSTM.
 
     >>> kernel = orthogonal_gates(jax.random.key(0), (2, 8))
     >>> bool(jnp.allclose(kernel[:, :2] @ kernel[:, :2].T, jnp.eye(2), atol=1e-6))
@@ -25,7 +25,7 @@ def orthogonal_gates(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float3
     Args:
       key: a PRNG key.
       shape: ``(F, 4*F)``.
-      dtype: of the result.
+      dtype: dtype of the result.
 
     Returns:
       ``[F, 4*F]``.
@@ -47,10 +47,10 @@ class StackedLSTMCell(nn.RNNCellBase):
         h^k_t &= \sigma(o) \circ \tanh(c^k_t) \\
         y_t &= [h^1_t; \dots; h^L_t]
 
-    Every layer sees the input, and the outputs of all layers are concatenated: paper appendix A.2
-    ("skip connections"). Without them a layer sees the one below alone, and the last layer's output
-    is the output. With ``forget_bias=0`` a layer is Flax's `OptimizedLSTMCell`, and starts from the
-    same distributions.
+    Every layer gets the input, and the outputs of all layers are concatenated: paper appendix A.2
+    ("skip connections"). Without them a layer gets only the output of the one below, and the last
+    layer's output is the output. With ``forget_bias=0`` a layer is Flax's `OptimizedLSTMCell`, with
+    the same initial distributions.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN
@@ -61,9 +61,9 @@ class StackedLSTMCell(nn.RNNCellBase):
 
     Attributes:
       features: width of every layer, or one width for each layer.
-      num_layers: L (default: 1, or as many as `features` has).
+      num_layers: L (default: 1, or the number of `features`).
       skip_connections: see above (default: True).
-      forget_bias: constant added to the forget gate (default: 1, as the other models have).
+      forget_bias: constant added to the forget gate (default: 1, as in the other models).
       dtype: dtype of the products; ``None`` (default) follows inputs and parameters. Gates and
         states stay in float32 or wider.
       param_dtype: dtype of the parameters (default: float32).
@@ -72,7 +72,7 @@ class StackedLSTMCell(nn.RNNCellBase):
       bias_init: initialiser of b (default: zeros).
 
     Raises:
-      ValueError: a size below 1, another number of widths than layers, or a carry of the wrong
+      ValueError: a size below 1, numbers of widths and layers that differ, or a carry of the wrong
         shape.
       TypeError: a size that is not an integer.
     """
@@ -122,7 +122,7 @@ class StackedLSTMCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LSTMCarry:
-        """Zeros.
+        """The initial carry, zeros.
 
         Args:
           rng: ignored.
@@ -141,7 +141,7 @@ class StackedLSTMCell(nn.RNNCellBase):
 
     @nn.nowrap
     def output_from_carry(self, carry: LSTMCarry) -> Array:
-        """The output that goes with a carry, ``[*B, output_size]``."""
+        """The output that belongs to a carry, ``[*B, output_size]``."""
         hidden = [h for _, h in carry]
         outputs = jnp.concatenate(hidden, axis=-1) if self.skip_connections else hidden[-1]
         return outputs if self.dtype is None else outputs.astype(self.dtype)
@@ -151,11 +151,11 @@ class StackedLSTMCell(nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: as `initialize_carry` makes it.
+          carry: the carry, see `initialize_carry`.
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, of the dtypes that came in, and the output ``[*B, output_size]``.
+          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
         if len(carry) != len(self.widths):
             raise ValueError(
@@ -184,7 +184,7 @@ class StackedLSTMCell(nn.RNNCellBase):
     def _dense(
         self, name: str, width: int, dtype: Dtype, init: Initializer, use_bias: bool = True
     ) -> nn.Dense:
-        """A product that gives the pre-activations of one layer's four gates."""
+        """The linear layer of one layer's four gates."""
         return nn.Dense(
             4 * width,
             use_bias=use_bias,

@@ -14,7 +14,7 @@ BankCarry = tuple[Array, Array]
 
 
 class LSTMBankCell(nn.RNNCellBase):
-    r"""S LSTM cells with shared weights, told apart by learned keys, each behind a gate of its own.
+    r"""S LSTM cells with shared weights, distinguished by learned keys, each with its own gate.
 
     With the key :math:`w_j` of cell j,
 
@@ -28,13 +28,13 @@ class LSTMBankCell(nn.RNNCellBase):
         h_{j,t} = h_{j,t-1} + g_j (\tilde h_j - h_{j,t-1}) \\
         y_t &= \textstyle\sum_j h_{j,t}
 
-    What is the paper's (appendix A.2): a bank of LSTMs that resembles an EntNet, of 2, 4, 6 or 8
-    cells and 1024 or 2048 units in total, whose states are summed for the output. What is our
-    reading: that "resembles" means the EntNet's shared weights, keys and gates (Henaff et al.
-    2017, eq. 2-4, see `EntNetCell`) around an LSTM's update; that a gate scales the whole update;
-    that no normalisation is needed where h is bounded; and that h is the state summed.
+    From the paper (appendix A.2): a bank of LSTMs that resembles an EntNet, with 2, 4, 6 or 8
+    cells and 1024 or 2048 units in total, whose states are summed for the output. Our
+    interpretation: "resembles" means the EntNet's shared weights, keys and gates (Henaff et al.
+    2017, eq. 2-4, see `EntNetCell`) around an LSTM's update; a gate scales the whole update;
+    no normalisation is needed because h is bounded; and h is the state that is summed.
 
-    Without gates (``gated=False``) :math:`g_j = 1`, and the keys alone tell the cells apart.
+    Without gates (``gated=False``) :math:`g_j = 1`, and cells differ only in their keys.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN
@@ -53,7 +53,7 @@ class LSTMBankCell(nn.RNNCellBase):
       param_dtype: dtype of the parameters (default: float32).
       kernel_init: initialiser of all weights (default: truncated normal, 1/sqrt(fan-in)).
       bias_init: initialiser of all biases (default: zeros).
-      key_init: initialiser of the keys ``[S, F]`` (default: normal of deviation 1/sqrt(F)).
+      key_init: initialiser of the keys ``[S, F]`` (default: normal with deviation 1/sqrt(F)).
 
     Raises:
       ValueError: a size below 1, or inputs and carries of the wrong shape.
@@ -86,7 +86,7 @@ class LSTMBankCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> BankCarry:
-        """Zeros.
+        """The initial carry, zeros.
 
         Args:
           rng: ignored.
@@ -102,7 +102,7 @@ class LSTMBankCell(nn.RNNCellBase):
 
     @nn.nowrap
     def output_from_carry(self, carry: BankCarry) -> Array:
-        """The output that goes with a carry, ``[*B, F]``."""
+        """The output that belongs to a carry, ``[*B, F]``."""
         outputs = jnp.sum(carry[1], axis=-2)
         return outputs if self.dtype is None else outputs.astype(self.dtype)
 

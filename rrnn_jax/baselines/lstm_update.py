@@ -1,4 +1,4 @@
-"""The LSTM's state update, and the dtype that a baseline computes in."""
+"""The LSTM's state update, and the compute dtype of baselines."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def lstm_update(packed: Array, cell: Array, forget_bias: float) -> tuple[Array, 
     Array([[0.5, 0.5]], dtype=float32)
 
     Args:
-      packed: input gate, candidate, forget gate and output gate side by side, ``[..., 4*F]``
+      packed: concatenated input gate, candidate, forget gate and output gate, ``[..., 4*F]``
         (Sonnet v1's order).
       cell: c, ``[..., F]``.
       forget_bias: constant added to the forget gate.
@@ -35,15 +35,15 @@ def lstm_update(packed: Array, cell: Array, forget_bias: float) -> tuple[Array, 
 
 
 def compute_dtype(dtype: Dtype | None, input_dtype: Dtype, param_dtype: Dtype) -> Dtype:
-    """The dtype of the products: the one asked for, or the wider of inputs and parameters.
+    """The dtype of the products: the requested one, or the wider of inputs and parameters.
 
     >>> compute_dtype(None, jnp.bfloat16, jnp.float32)
     dtype('float32')
 
     Args:
-      dtype: what the user asked for, or None.
-      input_dtype: of the inputs.
-      param_dtype: of the parameters.
+      dtype: the requested dtype, or None.
+      input_dtype: dtype of the inputs.
+      param_dtype: dtype of the parameters.
 
     Returns:
       A floating-point dtype.

@@ -1,7 +1,7 @@
-"""Figures of training, attention and memory; the only place that imports matplotlib.
+"""Figures of training, attention and memory; only this package imports matplotlib.
 
-Functions return figures (or animations) and neither show nor save them; the same arguments give the
-same picture, to the byte. The numbers behind a figure are functions of their own, in NumPy alone.
+Functions return figures (or animations) and do not show or save them. The same arguments give the
+same picture, byte for byte. Separate functions compute the numbers of a figure with NumPy.
 """
 
 import importlib.util

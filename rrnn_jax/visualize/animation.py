@@ -20,7 +20,7 @@ def attention_animation(
     marked: int | None = None,
     title: str = "Attention",
 ) -> FuncAnimation:
-    """One sequence's attention, a frame for each step.
+    """The attention of one sequence, with a frame for each step.
 
     >>> import io
     >>> animation = attention_animation(np.full((3, 4, 5), 0.2), marked=1)
@@ -31,16 +31,16 @@ def attention_animation(
 
     Args:
       weights: ``[T, S, S+R]``.
-      step_titles: what each step shows (default: 'step 1', ...).
-      marked: a step to stand out, or None.
-      title: of the figure.
+      step_titles: a title for each step (default: 'step 1', ...).
+      marked: a step to highlight, or None.
+      title: title of the figure.
 
     Returns:
-      An animation for `save_gif`. (Matplotlib warns of one that is thrown away undrawn.)
+      An animation for `save_gif`. (Matplotlib warns if it is never drawn.)
 
     Raises:
-      ValueError: `weights` of other axes, titles that are not as many as steps, or no such step to
-        mark.
+      ValueError: `weights` has other axes, the number of titles is not that of steps, or `marked`
+        is not a step.
     """
     weights = np.asarray(weights)
     if weights.ndim != 3 or weights.shape[-1] <= weights.shape[-2]:
@@ -73,7 +73,7 @@ def attention_animation(
             spine.set(visible=is_marked, color=ACCENT, linewidth=2)
         return images
 
-    # Laid out once: a layout goes on from the last one, and frames would shift a little.
+    # The layout is computed once: it depends on the previous one, so frames would shift.
     axes.set_title(max(titles, key=len), fontsize=SMALL + 2, fontweight="bold")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -87,12 +87,12 @@ def save_gif(
     frame_seconds: float = 0.8,
     dpi: int = 110,
 ) -> None:
-    """Writes an animation as a GIF that repeats for ever.
+    """Writes an animation as a looping GIF.
 
     Args:
-      animation: such as `attention_animation` returns.
+      animation: for example the result of `attention_animation`.
       target: a path, or a binary file that is open for writing.
-      frame_seconds: how long each frame stays.
+      frame_seconds: duration of each frame.
       dpi: pixels per inch.
 
     Raises:
@@ -100,7 +100,7 @@ def save_gif(
     """
     if not frame_seconds > 0:
         raise ValueError(f"frame_seconds must be positive, got {frame_seconds}")
-    fps: Any = 1 / frame_seconds  # Matplotlib's annotation asks for an int; any number will do.
+    fps: Any = 1 / frame_seconds  # Annotated as int in Matplotlib, but any number works.
     writer = PillowWriter(fps=fps)
     if isinstance(target, str | os.PathLike):
         animation.save(os.fspath(target), writer=writer, dpi=dpi)

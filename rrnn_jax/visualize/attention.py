@@ -22,10 +22,10 @@ from rrnn_jax.visualize.style import (
 )
 
 GAP = 0.075
-"""Between the slots and the input, which stands apart as in the paper: a share of the slots."""
+"""Gap between the slots and the input as a share of the slots, as in the paper."""
 
 COLUMNS = 8
-"""Panels beside each other; longer sequences go on in the next line."""
+"""Panels in a line; longer sequences continue in the next line."""
 
 
 def attention_figure(
@@ -40,8 +40,8 @@ def attention_figure(
 ) -> Figure:
     """Draws attention matrices: a panel for each step, a row of panels for each sequence or head.
 
-    In a panel, row y is the slot that attends and column x is what it attends to: the slots, and
-    behind a gap the input. Rows sum to one.
+    In a panel, row y is the attending slot and column x the attended row: the slots, and after a
+    gap the input. Rows sum to one.
 
     >>> weights = np.full((2, 8, 4, 5), 0.2)  # Two sequences of eight steps, four slots.
     >>> figure = attention_figure(weights, row_labels=["first", "second"], marked=[0, 3])
@@ -51,19 +51,19 @@ def attention_figure(
     Args:
       weights: ``[rows, T, S, S+R]``: sequences (`attention_of`), or one sequence's heads
         (``np.moveaxis(captured[b, :, block], 1, 0)``).
-      title: of the figure.
-      row_labels: stands before each row of panels.
+      title: title of the figure.
+      row_labels: a label for each row of panels.
       panel_titles: a title for each step of each row (default: 'step 1', ...).
       marked: for each row a step whose panel is framed, or None.
-      largest: the weight at the colour bar's upper end (default: the largest there is).
-      columns: panels beside each other (default: 8).
+      largest: the weight at the colour bar's upper end (default: the largest weight).
+      columns: panels in a line (default: 8).
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: `weights` of other axes, labels that are not as many as rows and steps, no such
-        step to mark, or no columns.
+      ValueError: `weights` has other axes, the numbers of labels are not those of rows and steps,
+        `marked` is not a step, or `columns` is below 1.
     """
     check_positive(columns=columns)
     weights = np.asarray(weights)
@@ -101,17 +101,17 @@ def attention_figure(
 
 
 def _height(shape: tuple[int, ...], down: int, across: int) -> float:
-    """Inches for panels as large as the width permits, as high as their proportions ask for."""
+    """The height in inches of panels that fill the width with their proportions."""
     slots, sources = shape[2:]
     width_each = (WIDTH - 1.05) / across - 0.05
     height_each = width_each * slots / (sources + GAP * slots)
-    return max(0.7 + down * (height_each + 0.2), 2.1)  # The colour bar's label needs as much.
+    return max(0.7 + down * (height_each + 0.2), 2.1)  # The least height of the colour bar.
 
 
 def draw_attention(
     axes: Axes, weights: np.ndarray, largest: float, title: str = "", is_marked: bool = False
 ) -> tuple[AxesImage, AxesImage]:
-    """Draws one attention matrix ``[S, S+R]`` into `axes`; the inputs' columns stand apart.
+    """Draws one attention matrix ``[S, S+R]`` into `axes`, with a gap before the inputs' columns.
 
     Returns:
       The images of the slots' and of the inputs' columns.
@@ -143,7 +143,7 @@ def draw_attention(
 
 
 def label_attention(axes: Axes, slots: int, inputs: int, at_most: int = 4) -> None:
-    """Numbers the slots at both axes, counted from 1, and names the inputs' columns."""
+    """Labels the slots on both axes with numbers from 1, and the inputs' columns."""
     numbers = count_ticks(slots, at_most)
     start = slots * (1 + GAP)
     axes.set_xticks(

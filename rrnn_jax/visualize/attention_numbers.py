@@ -1,23 +1,22 @@
-r"""How much attention goes to the slot that an object was written to, in numbers.
+r"""The attention to the slot that an object was written to, in numbers.
 
-The paper says of its Figure 3 that, once the reference m has been seen, "all the memory slots
-preferentially focus attention on those particular memories to which the m was written". To measure
-it one has to say which slot that is: here, the one that m makes the largest difference to. Run the
-model again with another vector in m's place; with :math:`M'` the memory of that second run,
+According to the paper's Figure 3, once the reference m has been seen, "all the memory slots
+preferentially focus attention on those particular memories to which the m was written". Here that
+slot is the one that m changes most. Run the model again with another vector instead of m; with
+:math:`M'` the memory of the second run,
 
 .. math:: w_{t,s} \propto \lVert M_{t,s} - M'_{t,s} \rVert, \quad \sum_s w_{t,s} = 1,
     \qquad s^* = \arg\max_s w_{t,s}
 
-at the step t that shows m (`change_shares`). A model may spread an object over all its slots;
-:math:`\max_s w_{t,s}` tells how far it did: 1/S is evenly, 1 is into one slot alone. Without a
-second run, `write_shares` goes by how far each slot attends to the input and opens its gate, which
-says nothing of what the input's value does there.
+at the step t that shows m (`change_shares`). A model may spread an object over all its slots:
+:math:`\max_s w_{t,s}` is 1/S if it is spread evenly, and 1 if it is in a single slot. Without a
+second run, `write_shares` uses each slot's attention to the input and its input gate, which do not
+depend on the effect of the input's value.
 
-A step attends to the memory before it, so the step that shows the object counts as before. Much of
-the attention goes to the input rows, more at some steps than at others; to see which *slot* is
-attended to, `memory_attention` leaves them out. Two chance levels stand beside the share: the
-uniform one, and the share that the very slot gets in the *other* sequences at the same steps, which
-rules out a slot that is always popular.
+A step attends to the memory before it, so the step that shows the object counts as before. The
+attention to the input rows varies between steps; `memory_attention` excludes it, so that only
+*slots* are compared. There are two chance levels: the uniform one, and the share of the same slot
+in the *other* sequences at the same steps, which excludes slots that always get much attention.
 """
 
 from typing import NamedTuple
@@ -26,15 +25,15 @@ import numpy as np
 
 
 class AttentionShare(NamedTuple):
-    """Mean attention to one slot per sequence, before and after something was written to it.
+    """Mean attention to one slot per sequence, before and after an object was written to it.
 
     Attributes:
-      before: ``[B]``, over the steps up to the one that writes; what they attend to has not seen
-        the object yet.
-      after: ``[B]``, over the steps behind it; NaN where it was the last.
+      before: ``[B]``, over the steps up to the one that writes; the memory that they attend to
+        does not contain the object yet.
+      after: ``[B]``, over the later steps; NaN if there are none.
       others_before: ``[B]``, the same slot at the same steps, mean over the other sequences.
       others_after: ``[B]``, likewise.
-      uniform: one over what can be attended to: 1/(S+R), 1/S of `memory_attention`.
+      uniform: the uniform share, 1/(S+R), or 1/S for `memory_attention`.
     """
 
     before: np.ndarray
@@ -45,7 +44,7 @@ class AttentionShare(NamedTuple):
 
 
 def change_shares(memories: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """How the difference that some change of the inputs makes is spread over the slots.
+    """The distribution over slots of the effect of a change of the inputs.
 
     >>> memories = np.zeros((1, 1, 2, 2))  # B = T = 1, S = F = 2
     >>> change_shares(memories, np.array([[[[3.0, 4.0], [0.0, 15.0]]]])).tolist()
@@ -53,7 +52,7 @@ def change_shares(memories: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
     Args:
       memories: ``[B, T, S, F]``, after each step.
-      changed: likewise, of the run on the changed inputs.
+      changed: likewise, for the changed inputs.
 
     Returns:
       ``[B, T, S]``, summing to one; zeros where nothing differs.
@@ -71,7 +70,7 @@ def change_shares(memories: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def memory_attention(weights: np.ndarray) -> np.ndarray:
-    """The attention that goes to the memory, without the input's: rows sum to one again.
+    """The attention to the memory without the input, normalised so that rows sum to one.
 
     >>> memory_attention(np.array([[[[0.1, 0.3, 0.6]] * 2]])).round(2).tolist()
     [[[[0.25, 0.75], [0.25, 0.75]]]]
@@ -80,7 +79,7 @@ def memory_attention(weights: np.ndarray) -> np.ndarray:
       weights: ``[B, T, S, S+R]``, see `attention_of`.
 
     Returns:
-      ``[B, T, S, S]``, which `attention_share` and `share_by_lag` take too.
+      ``[B, T, S, S]``, for `attention_share` and `share_by_lag`.
 
     Raises:
       ValueError: wrong axes.
@@ -90,7 +89,7 @@ def memory_attention(weights: np.ndarray) -> np.ndarray:
 
 
 def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> np.ndarray:
-    r"""How each step's input is spread over the slots, by attention A and input gate i alone.
+    r"""The distribution of each step's input over the slots, by attention A and input gate i.
 
     .. math:: w_{t,s} \propto \sum_{r=1}^{R} A_{t,s,S+r} \cdot \frac{1}{F} \sum_f i_{t,s,f}
 
@@ -125,7 +124,7 @@ def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> n
 
 
 def attention_share(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -> AttentionShare:
-    """The share of all slots' attention that goes to one slot, before and after a step.
+    """The share of all slots' attention to one slot, before and after a step.
 
     >>> weights = np.array([[[[0.2, 0.3, 0.5]] * 2, [[0.6, 0.3, 0.1]] * 2]])  # B = 1, T = S = 2
     >>> share = attention_share(weights, slots=np.array([0]), steps=np.array([0]))
@@ -138,10 +137,10 @@ def attention_share(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -
       steps: ``[B]``, the step that showed the object, counted from 0.
 
     Returns:
-      An `AttentionShare`; a mean over all slots that attend, the slot itself among them.
+      An `AttentionShare`, a mean over all attending slots, including the slot itself.
 
     Raises:
-      ValueError: wrong axes, no such slot, no such step.
+      ValueError: wrong axes, slot or step out of range.
     """
     own, others, uniform = _shares(weights, slots, steps)
     is_after = np.arange(own.shape[1]) > np.asarray(steps)[:, None]
@@ -155,13 +154,13 @@ def attention_share(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -
 
 
 class ShareByLag(NamedTuple):
-    """Attention to the written slot against the steps since it was written, mean of sequences.
+    """Attention to the written slot by steps since the write, mean over sequences.
 
     Attributes:
       lags: ``[2T-1]``, -(T-1)..T-1; 0 is the step that shows the object.
-      share: ``[2T-1]``, NaN where no sequence has such a step.
+      share: ``[2T-1]``, NaN if no sequence has such a step.
       others: ``[2T-1]``, the same slots at the same steps in the other sequences.
-      uniform: one over what can be attended to.
+      uniform: the uniform share.
     """
 
     lags: np.ndarray
@@ -171,7 +170,7 @@ class ShareByLag(NamedTuple):
 
 
 def share_by_lag(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -> ShareByLag:
-    """As `attention_share`, for each distance in steps; the arguments are the same.
+    """As `attention_share`, for each distance in steps, with the same arguments.
 
     >>> weights = np.array([[[[0.2, 0.3, 0.5]] * 2, [[0.6, 0.3, 0.1]] * 2]])
     >>> share_by_lag(weights, slots=np.array([0]), steps=np.array([0])).share.tolist()
@@ -191,7 +190,7 @@ def share_by_lag(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -> S
 def _shares(
     weights: np.ndarray, slots: np.ndarray, steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Share of each sequence's slot at every step: its own, and the other sequences' mean."""
+    """The share of each sequence's slot at every step: in it, and the mean over the others."""
     weights = _check_weights(weights)
     batch, length, count, sources = weights.shape
     for name, given, limit in (("slots", slots, count), ("steps", steps, length)):
@@ -203,7 +202,7 @@ def _shares(
             )
         if ((given < 0) | (given >= limit)).any():
             raise ValueError(f"{name} must lie in 0..{limit - 1}, got {given.tolist()}")
-    to_slots = weights[..., :count].mean(axis=2)  # [B, T, S]: the mean of the slots that attend.
+    to_slots = weights[..., :count].mean(axis=2)  # [B, T, S]: mean over the attending slots.
     own = to_slots[np.arange(batch), :, slots]
     if batch > 1:
         others = (to_slots.sum(axis=0)[:, slots].T - own) / (batch - 1)
@@ -220,12 +219,12 @@ def _check_weights(weights: np.ndarray) -> np.ndarray:
 
 
 def _shares_of(amounts: np.ndarray) -> np.ndarray:
-    """Amounts that are not negative, scaled to sum to one over the last axis."""
+    """Non-negative amounts, scaled to sum to one over the last axis."""
     return amounts / np.maximum(amounts.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of what is selected; NaN where nothing is."""
+    """Mean over the last axis of the selected values; NaN without any."""
     count = where.sum(-1)
     total = np.where(where, values, 0.0).sum(-1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Bars of several variants: the mean of the seeds, and each seed as a dot."""
+"""Bar charts of variants: the mean over seeds, and each seed as a dot."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def bars_figure(
     trivial: float | None = None,
     x_limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Draws a bar for each variant, sorted by groups, with a dot for each seed.
+    """Draws a bar for each variant, by group, with a dot for each seed.
 
     >>> groups = {"": {"base": [90.0, 92.0]}, "slots": {"1": [51.0, 50.0], "8": [93.0, 95.0]}}
     >>> figure = bars_figure(groups, reference=("", "base"), trivial=50.0)
@@ -26,20 +26,19 @@ def bars_figure(
     ['base', '1', '8']
 
     Args:
-      groups: for each group (a factor), its variants by name, and each one's values by seed. The
-        group of name '' has no heading.
-      title: of the figure.
-      x_label: what the values are, with their unit.
-      reference: group and name of the variant that the others are compared with; its mean runs
-        through the figure as a line.
-      trivial: the score of not learning, drawn as a labelled line.
+      groups: for each group (a factor), its variants by name, with their values by seed. The
+        group '' has no heading.
+      title: title of the figure.
+      x_label: label of the values, with their unit.
+      reference: group and name of the variant to compare with; its mean is drawn as a line.
+      trivial: the trivial score, drawn as a labelled line.
       x_limits: limits of the values' axis.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: no variant, a variant without values, or no such reference.
+      ValueError: no variant, a variant without values, or an unknown reference.
     """
     rows = [(group, name, values) for group, of in groups.items() for name, values in of.items()]
     if not rows or not all(len(values) for _, _, values in rows):
@@ -71,7 +70,7 @@ def bars_figure(
 
 
 def _places(groups: Sequence[str]) -> tuple[list[int], dict[str, int], int]:
-    """The bars' lines and the headings', each of which takes a line of its own, and how many.
+    """The lines of bars and headings, one line each, and their number.
 
     >>> _places(["", "slots", "slots", "heads"])
     ([0, 2, 3, 5], {'slots': 1, 'heads': 4}, 6)
@@ -89,7 +88,7 @@ def _places(groups: Sequence[str]) -> tuple[list[int], dict[str, int], int]:
 
 
 def _draw_bar(axes: Axes, position: int, values: Sequence[float], colour: str) -> None:
-    """The seeds' mean as a bar with a firm end, and a dot for each seed, through which one sees."""
+    """The seeds' mean as a bar with an end line, and a transparent dot for each seed."""
     mean = float(np.mean(values))
     axes.barh(position, mean, height=0.72, color=colour, alpha=0.4, linewidth=0)
     axes.plot([mean, mean], [position - 0.36, position + 0.36], color=colour, linewidth=1.5)
@@ -111,7 +110,7 @@ def _mark_trivial(axes: Axes, trivial: float) -> None:
 
 
 def _write_headings(axes: Axes, headings: Mapping[str, int]) -> None:
-    """The groups' names, on white: lines that run through the figure pass behind them."""
+    """The groups' names on a white background, over the lines."""
     for group, position in headings.items():
         axes.annotate(
             group,

@@ -1,4 +1,4 @@
-"""What a run has captured, taken out of flax's `intermediates`."""
+"""Arrays from Flax's captured `intermediates`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
-    """The array that was sown under `name`, wherever in the tree its module stands.
+    """The array that was sown under `name`, anywhere in the tree.
 
     After ``y, captured = model.apply(variables, x, mutable=["intermediates"])``:
 
@@ -17,14 +17,14 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
     (8, 10, 1, 2, 4, 5)
 
     Args:
-      intermediates: what ``apply(..., mutable=["intermediates"])`` returned, or a part of it.
-      name: such as 'attention_weights', 'input_gate' or 'forget_gate'.
+      intermediates: the result of ``apply(..., mutable=["intermediates"])``, or a part of it.
+      name: for example 'attention_weights', 'input_gate' or 'forget_gate'.
 
     Returns:
       The array, on the host.
 
     Raises:
-      KeyError: nothing, or more than one array, was sown under that name.
+      KeyError: there is no array with that name, or more than one.
     """
     found = dict(_sown(intermediates, ()))
     paths = [path for path in found if path[-1] == name]
@@ -32,7 +32,7 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
         there = ", ".join("/".join(path) for path in found) or "nothing"
         raise KeyError(f"name must be that of one captured array, got {name!r}; captured: {there}")
     value = found[paths[0]]
-    if isinstance(value, tuple):  # `sow` makes tuples: an entry for each call.
+    if isinstance(value, tuple):  # `sow` makes tuples with an entry for each call.
         if len(value) != 1:
             raise KeyError(f"{name!r} was captured {len(value)} times; give the call's own part")
         (value,) = value
@@ -40,21 +40,21 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def attention_of(weights: np.ndarray, *, block: int = -1, head: int | None = None) -> np.ndarray:
-    """One attention matrix for each sequence and step.
+    """The attention matrix of each sequence and step.
 
     >>> attention_of(np.full((8, 10, 1, 2, 4, 5), 0.2), head=1).shape
     (8, 10, 4, 5)
 
     Args:
       weights: ``[*B, T, blocks, H, S, S+R]``, as captured.
-      block: which attention block; -1 is the last.
-      head: which head; None (default) means the mean over all of them.
+      block: the attention block; -1 is the last.
+      head: the head; None (default) means the mean over all heads.
 
     Returns:
-      ``[*B, T, S, S+R]``; rows still sum to one.
+      ``[*B, T, S, S+R]``; rows sum to one.
 
     Raises:
-      ValueError: `weights` has other axes; no such block or head.
+      ValueError: `weights` has other axes; block or head out of range.
     """
     weights = np.asarray(weights)
     if weights.ndim < 5 or weights.shape[-1] <= weights.shape[-2]:

@@ -1,4 +1,4 @@
-"""Learning curves of several models, with every seed."""
+"""Learning curves of several models with all seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rrnn_jax.visualize.style import line_look, new_figure
 
 Curve = tuple[Sequence[int], Sequence[float]]
-"""Steps and values, equally many."""
+"""Steps and values of equal length."""
 
 
 def learning_curves_figure(
@@ -23,7 +23,7 @@ def learning_curves_figure(
     y_limits: tuple[float, float] | None = None,
     bands: Sequence[tuple[str, float, float]] = (),
 ) -> Figure:
-    """Draws the curves of every seed; with several seeds their mean and range as well.
+    """Draws the curve of every seed, and with several seeds their mean and range.
 
     >>> figure = learning_curves_figure({"RMC": [([0, 100], [0.25, 0.9])]}, trivial=0.25)
     >>> figure.axes[0].get_ylabel()
@@ -31,19 +31,19 @@ def learning_curves_figure(
 
     Args:
       curves: for each model, a curve for each seed.
-      title: of the figure.
-      x_label: what is counted along the x axis.
-      y_label: what the values are, with their unit.
-      trivial: the score of not learning, drawn as a labelled line.
+      title: title of the figure.
+      x_label: label of the x axis.
+      y_label: label of the values, with their unit.
+      trivial: the trivial score, drawn as a labelled line.
       y_limits: limits of the y axis.
-      bands: parts of training to shade in turn, such as the stages of a curriculum: a label, and
-        where each begins and ends on the x axis.
+      bands: parts of training to shade, for example the stages of a curriculum: a label, and the
+        beginning and end on the x axis.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: there is no curve, or one has not as many values as steps.
+      ValueError: there is no curve, or the numbers of its values and steps differ.
     """
     if not curves or not all(curves.values()):
         raise ValueError("curves must hold at least one curve for each model")
@@ -70,7 +70,7 @@ def learning_curves_figure(
 
 
 def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, Any]) -> None:
-    """A line for one seed; for several thin ones, their mean and their range."""
+    """A line for one seed; for several, thin lines, their mean and their range."""
     if len(seeds) == 1:
         axes.plot(*seeds[0], linewidth=1.8, label=name, **look)
         return
@@ -110,7 +110,7 @@ def _shade(axes: Axes, bands: Sequence[tuple[str, float, float]]) -> None:
 
 
 def _band(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all seeds have, and lowest, mean and highest value there."""
+    """Steps common to all seeds, with their lowest, mean and highest value."""
     common = sorted(set.intersection(*(set(steps) for steps, _ in seeds)))
     values = np.array([[dict(zip(*curve, strict=True))[s] for s in common] for curve in seeds])
     return np.array(common), values.min(0), values.mean(0), values.max(0)

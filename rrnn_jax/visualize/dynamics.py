@@ -1,4 +1,4 @@
-"""Memory dynamics: how far the slots move, and how far their gates open, step by step."""
+"""Memory dynamics: the movement of the slots and the values of their gates at each step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def dynamics_figure(
     marked: int | None = None,
     title: str = "Memory dynamics",
 ) -> Figure:
-    """Draws each slot's movement and the mean of its gates, slots against steps.
+    """Draws each slot's movement and the mean of its gates at each step.
 
     >>> figure = dynamics_figure(np.ones((6, 4, 8)), np.zeros((4, 8)),
     ...                          forget_gate=np.full((6, 4, 8), 0.7))
@@ -41,18 +41,18 @@ def dynamics_figure(
 
     Args:
       memories: ``[T, S, F]``, one sequence's memory after each step.
-      initial: ``[S, F]``, before the first.
-      input_gate: ``[T, S, F]`` or ``[T, S, 1]``; None leaves it out.
+      initial: ``[S, F]``, the memory before the first step.
+      input_gate: ``[T, S, F]`` or ``[T, S, 1]``; None omits it.
       forget_gate: likewise.
-      step_labels: what each step shows (default: its number, counted from 1).
-      marked: a step to stand out, or None.
-      title: of the figure.
+      step_labels: a label for each step (default: its number, counted from 1).
+      marked: a step to highlight, or None.
+      title: title of the figure.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: shapes that do not fit each other, or no such step to mark.
+      ValueError: incompatible shapes, or `marked` is not a step.
     """
     moved = slot_movement(memories, initial)
     if moved.ndim != 2:
@@ -77,7 +77,7 @@ def dynamics_figure(
 
 
 class _Map(NamedTuple):
-    """What a panel shows: ``[T, S]`` values, and the colour bar's unit and upper end."""
+    """A panel: ``[T, S]`` values, and the colour bar's unit and upper end."""
 
     name: str
     values: np.ndarray
@@ -116,7 +116,7 @@ def _draw_map(axes: Axes, shown: _Map, marked: int | None) -> AxesImage:
 
 
 def _label_steps(axes: Axes, steps: int, labels: Sequence[str], marked: int | None) -> None:
-    """Names the steps at the bottom: all labels given, or as many numbers as there is room."""
+    """Labels the steps at the bottom: all given labels, or as many numbers as fit."""
     shown = range(steps) if labels else count_ticks(steps, 20)
     axes.set_xticks([i + 1 for i in shown], [labels[i] if labels else str(i + 1) for i in shown])
     axes.set_xlabel("step" if not labels else "what the step shows", fontsize=SMALL + 1)

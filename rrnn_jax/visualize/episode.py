@@ -1,4 +1,4 @@
-"""An episode as an animation: the game, and the agent's attention beside it."""
+"""An episode as an animation: the game and the agent's attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def episode_animation(
     captions: Sequence[str] = (),
     title: str = "",
 ) -> FuncAnimation:
-    """An episode, a frame for each step; `save_gif` writes it.
+    """An episode as an animation with a frame for each step; save it with `save_gif`.
 
     >>> import io
     >>> from rrnn_jax.visualize import save_gif
@@ -28,16 +28,17 @@ def episode_animation(
     b'GIF89a'
 
     Args:
-      frames: ``[T, height, width, 3]`` uint8, as an environment's `render` gives them.
+      frames: ``[T, height, width, 3]`` uint8, from an environment's `render`.
       weights: ``[T, S, S+R]``, the attention of each step (see `attention_of`), or None.
-      captions: what stands over each frame (default: 'step 1', ...).
-      title: of the figure.
+      captions: a caption for each frame (default: 'step 1', ...).
+      title: title of the figure.
 
     Returns:
-      An animation. (Matplotlib warns of one that is thrown away undrawn.)
+      An animation. (Matplotlib warns if it is never drawn.)
 
     Raises:
-      ValueError: `frames` or `weights` of other axes, or not as many weights or captions as frames.
+      ValueError: `frames` or `weights` have other axes, or the numbers of weights or captions are
+        not that of frames.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
@@ -73,7 +74,7 @@ def episode_animation(
             images[1].set_data(weights[step, :, slots:])
         return [picture, *images]
 
-    # Laid out once: a layout goes on from the last one, and frames would shift a little.
+    # The layout is computed once: it depends on the previous one, so frames would shift.
     axes[0].set_title(max(captions, key=len), fontsize=SMALL + 2)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

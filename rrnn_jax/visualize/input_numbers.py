@@ -1,4 +1,4 @@
-"""How much attention goes to the input: when an object comes in, before, and afterwards."""
+"""The attention to the input: when an object is shown, before, and afterwards."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ import numpy as np
 
 
 class InputShare(NamedTuple):
-    """The share of all slots' attention that goes to the input rows, mean of sequences.
+    """The share of all slots' attention to the input rows, mean over sequences.
 
-    Comparing within a step rules out what depends on the step alone: early in a sequence there is
-    little in memory to attend to.
+    Compare values at the same step, because the attention also depends on the step: early in a
+    sequence the memory contains little.
 
     Attributes:
-      before: ``[T]``, where the object comes later; NaN where no sequence is like this.
-      shown: ``[T]``, where this very step shows the object.
-      after: ``[T]``, where the object has come before.
+      before: ``[T]``, sequences that show the object later; NaN if there are none.
+      shown: ``[T]``, sequences that show the object at this step.
+      after: ``[T]``, sequences that showed the object before.
       uniform: R/(S+R).
     """
 
@@ -26,8 +26,8 @@ class InputShare(NamedTuple):
     def in_common(self) -> tuple[float, float, float]:
         """Means of `before`, `shown` and `after` over the steps that have all three.
 
-        The first step has no sequence that saw the object before, and the last none in which it
-        comes later: means over whatever is there would compare different steps.
+        At the first step no sequence has shown the object before, and at the last none shows it
+        later. Means over all available steps would therefore compare different steps.
 
         >>> nan = np.nan
         >>> share = InputShare(*np.array([[0.1, 0.2, nan], [0.9, 0.8, 0.7], [nan, 0.3, 0.4]]), 0.5)
@@ -46,7 +46,7 @@ class InputShare(NamedTuple):
 
 
 def input_share(weights: np.ndarray, steps: np.ndarray) -> InputShare:
-    """The share of attention that goes to the input, by step and by whether an object was seen.
+    """The share of attention to the input, by step and by whether an object was shown.
 
     >>> weights = np.array([[[[0.2, 0.8]], [[0.5, 0.5]]], [[[0.6, 0.4]], [[0.1, 0.9]]]])
     >>> share = input_share(weights, steps=np.array([0, 1]))  # B = T = 2, S = R = 1
@@ -81,7 +81,7 @@ def input_share(weights: np.ndarray, steps: np.ndarray) -> InputShare:
 
 
 def _mean_of(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is chosen; NaN where nothing is."""
+    """Mean over the first axis of the chosen values; NaN without any."""
     count = chosen.sum(0)
     total = np.where(chosen, values, 0.0).sum(0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,4 +1,4 @@
-"""What the memory does over a sequence, in numbers: movement, similarity, principal components."""
+"""Measures of the memory over a sequence: movement, similarity, principal components."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def slot_movement(memories: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """How far each slot moves in each step, as a Euclidean distance.
+    """The Euclidean distance that each slot moves in each step.
 
     >>> memories = np.array([[[3.0, 4.0]], [[3.0, 4.0]]])  # T = 2, S = 1, F = 2
     >>> slot_movement(memories, np.zeros((1, 2))).tolist()
@@ -14,13 +14,13 @@ def slot_movement(memories: np.ndarray, initial: np.ndarray) -> np.ndarray:
 
     Args:
       memories: ``[*B, T, S, F]``, after each step (`return_all_carries`).
-      initial: ``[*B, S, F]``, before the first.
+      initial: ``[*B, S, F]``, before the first step.
 
     Returns:
       ``[*B, T, S]``.
 
     Raises:
-      ValueError: shapes that do not fit each other.
+      ValueError: incompatible shapes.
     """
     memories, initial = np.asarray(memories, np.float64), np.asarray(initial, np.float64)
     if memories.ndim < 3 or initial.shape != memories.shape[:-3] + memories.shape[-2:]:
@@ -33,7 +33,7 @@ def slot_movement(memories: np.ndarray, initial: np.ndarray) -> np.ndarray:
 
 
 def slot_similarity(memory: np.ndarray) -> np.ndarray:
-    """Cosines between the slots: 1 is the same direction, 0 none in common.
+    """Cosine similarity between slots.
 
     >>> slot_similarity(np.array([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])).tolist()
     [[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
@@ -42,7 +42,7 @@ def slot_similarity(memory: np.ndarray) -> np.ndarray:
       memory: ``[..., S, F]``.
 
     Returns:
-      ``[..., S, S]``; 0 for a slot of zeros, on the diagonal too.
+      ``[..., S, S]``; 0 for a slot of zeros, also on the diagonal.
 
     Raises:
       ValueError: fewer than two axes.
@@ -52,16 +52,16 @@ def slot_similarity(memory: np.ndarray) -> np.ndarray:
         raise ValueError(f"memory must be [..., S, F], got shape {memory.shape}")
     length = np.linalg.norm(memory, axis=-1, keepdims=True)
     unit = memory / np.where(length > 0, length, 1.0)
-    # Rounding may reach past one. Adding zero turns -0 into 0.
+    # Rounding may exceed one. Adding zero converts -0 to 0.
     return np.clip(unit @ np.swapaxes(unit, -1, -2), -1.0, 1.0) + 0.0
 
 
 class Projection(NamedTuple):
-    """Slots in the plane that shows most of their variance.
+    """Slots in the plane of their first two principal components.
 
     Attributes:
       points: ``[..., 2]`` for slots ``[..., F]``.
-      explained: ``[2]``, the share of the variance along each of the two axes.
+      explained: ``[2]``, the share of variance of each component.
     """
 
     points: np.ndarray
@@ -69,10 +69,10 @@ class Projection(NamedTuple):
 
 
 def project_slots(memories: np.ndarray) -> Projection:
-    """The first two principal components of all slots at all steps, by a singular decomposition.
+    """The first two principal components of all slots at all steps, by an SVD.
 
-    The sign of a component is free; here its entry of largest magnitude is positive, so the same
-    memories give the same picture.
+    The sign of a component is arbitrary; here its entry of largest magnitude is positive, so the
+    same memories give the same picture.
 
     >>> points, explained = project_slots(np.array([[[0.0, 1.0], [2.0, 1.0]]]))
     >>> points[..., 0].round(6).tolist(), explained.round(6).tolist()
@@ -102,6 +102,6 @@ def project_slots(memories: np.ndarray) -> Projection:
 
 
 def _two(array: np.ndarray) -> np.ndarray:
-    """The first two entries of the first axis; zeros where there are fewer."""
+    """The first two entries of the first axis, padded with zeros."""
     missing = max(0, 2 - len(array))
     return np.concatenate([array[:2], np.zeros((missing, *array.shape[1:]))])

@@ -10,7 +10,7 @@ from rrnn_jax.visualize.attention import attention_figure
 
 
 def case_steps(count: int) -> dict[str, int]:
-    """The three cases: at which step, counted from 0, they show the reference.
+    """The step, counted from 0, at which each of the three cases shows the reference.
 
     >>> case_steps(8)
     {'last': 7, 'first': 0, 'middle': 4}
@@ -52,7 +52,7 @@ def reference_cases(question: Question) -> list[int]:
       Three indices of sequences, in the order of `case_steps`.
 
     Raises:
-      ValueError: the batch has no such sequence.
+      ValueError: the batch has no sequence of one of the cases.
     """
     steps = reference_steps(question)
     count = np.asarray(question.labels).shape[1]
@@ -77,7 +77,7 @@ def nth_farthest_figure(
 ) -> Figure:
     """Draws attention over sequences of Nth Farthest; the reference's step is framed.
 
-    After ``question = nth_farthest.decode(batch.inputs, config)``, or by hand:
+    After ``question = nth_farthest.decode(batch.inputs, config)``, or with your own question:
 
     >>> labels = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0]])
     >>> question = Question(None, labels, None, reference=np.array([1, 0, 2]))
@@ -88,14 +88,14 @@ def nth_farthest_figure(
     Args:
       weights: ``[B, T, S, S+R]``, see `attention_of`.
       question: the same sequences, decoded.
-      sequences: which to draw (default: `reference_cases`).
-      title: of the figure.
+      sequences: the sequences to draw (default: `reference_cases`).
+      title: title of the figure.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: `weights` and `question` are of different sequences.
+      ValueError: `weights` and `question` have different batch sizes or lengths.
     """
     weights, labels = np.asarray(weights), np.asarray(question.labels)
     steps = reference_steps(question)
@@ -118,7 +118,7 @@ def nth_farthest_figure(
 
 
 def object_titles(labels: np.ndarray, reference_step: int) -> list[str]:
-    """A panel's title for each step: its object's label, counted from 1, and which is m.
+    """A panel title for each step: the object's label, counted from 1, and whether it is m.
 
     >>> object_titles(np.array([2, 0, 1]), 1)
     ['object 3', 'm = 1', 'object 2']

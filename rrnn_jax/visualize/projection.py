@@ -1,4 +1,4 @@
-"""The slots' paths through a sequence, in the plane that shows most of their variance."""
+"""The slots' paths through a sequence, in the plane of their first two principal components."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ def projection_figure(
     marked_label: str = "marked",
     title: str = "Paths of the memory slots (dots grow with time)",
 ) -> Figure:
-    """Draws each slot's path: a dot per memory, growing with time, the slot's number at its end.
+    """Draws each slot's path: dots that grow with time, and the slot's number at the end.
 
     >>> rng = np.random.default_rng(0)
     >>> figure = projection_figure(rng.normal(size=(6, 4, 8)))
@@ -24,16 +24,16 @@ def projection_figure(
     4
 
     Args:
-      memories: ``[T, S, F]``, one sequence's memories in order (the initial one first, if wanted).
+      memories: ``[T, S, F]``, one sequence's memories in order, optionally with the initial one.
       marked: index of a memory whose dots get a black rim, or None.
-      marked_label: what it is, for the legend.
-      title: of the figure.
+      marked_label: its label in the legend.
+      title: title of the figure.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: wrong axes, or no such index.
+      ValueError: wrong axes, or index out of range.
     """
     memories = np.asarray(memories)
     if memories.ndim != 3:
@@ -67,7 +67,7 @@ def projection_figure(
 
 
 def _draw_path(axes: Axes, slot: int, points: np.ndarray, sizes: np.ndarray) -> None:
-    """One slot's line and dots, and its number where the path ends."""
+    """One slot's line and dots, and its number at the end of the path."""
     look = line_look(slot)
     path = points[:, slot]
     axes.plot(*path.T, linewidth=1.0, label=f"slot {slot + 1}", **look)
@@ -88,7 +88,7 @@ def _draw_path(axes: Axes, slot: int, points: np.ndarray, sizes: np.ndarray) -> 
 
 
 def _ahead(path: np.ndarray, points: np.ndarray) -> tuple[float, float]:
-    """Where a path would go on from its end: an offset in points, clear of the path itself."""
+    """An offset in points from the end of a path, in its direction and clear of the path."""
     spread = np.ptp(points.reshape(-1, 2), axis=0)
     direction = (path[-1] - path[-2 if len(path) > 1 else -1]) / np.where(spread > 0, spread, 1.0)
     length = np.linalg.norm(direction)

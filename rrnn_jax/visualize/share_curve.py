@@ -1,4 +1,4 @@
-"""Curves of attention: to the slot that an object was written to, and to the input."""
+"""Curves of the attention to the slot that an object was written to, and to the input."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def attention_share_figure(
     title: str = "Attention to the slot that the reference was written to",
     y_label: str = "share of attention (%)",
 ) -> Figure:
-    """Draws what `share_by_lag` measured, with both chance levels; a panel for each head.
+    """Draws the results of `share_by_lag` with both chance levels, a panel for each head.
 
     >>> from rrnn_jax.visualize.attention_numbers import share_by_lag
     >>> weights = np.array([[[[0.2, 0.3, 0.5]] * 2, [[0.6, 0.3, 0.1]] * 2]])
@@ -27,9 +27,9 @@ def attention_share_figure(
     'head 1'
 
     Args:
-      shares: by the panel's title; of one model, over as many sequences as one likes.
-      title: of the figure.
-      y_label: whose share it is.
+      shares: the shares of one model by panel title.
+      title: title of the figure.
+      y_label: label of the y axis.
 
     Returns:
       A figure that has not been shown or saved.
@@ -43,7 +43,7 @@ def attention_share_figure(
 def input_share_figure(
     shares: Mapping[str, InputShare], *, title: str = "Attention to the input"
 ) -> Figure:
-    """Draws what `input_share` measured, by step; a panel for each head.
+    """Draws the results of `input_share` by step, a panel for each head.
 
     >>> from rrnn_jax.visualize.input_numbers import input_share
     >>> weights = np.array([[[[0.2, 0.8]], [[0.5, 0.5]]], [[[0.6, 0.4]], [[0.1, 0.9]]]])
@@ -52,8 +52,8 @@ def input_share_figure(
     ['m is shown', 'm was seen before', 'm comes later']
 
     Args:
-      shares: by the panel's title.
-      title: of the figure.
+      shares: the shares by panel title.
+      title: title of the figure.
 
     Returns:
       A figure that has not been shown or saved.
@@ -65,7 +65,7 @@ def input_share_figure(
 
 
 def _draw_lags(axes: Axes, share: ShareByLag) -> None:
-    """One head's curves by lag, and the part where nothing is written yet."""
+    """One head's curves by lag, and the part before the write."""
     known = np.isfinite(share.share)
     lags = share.lags[known]
     _line(axes, lags, share.share[known], 0, "the written slot")
@@ -116,7 +116,7 @@ def _figure(
 
 
 def _panels(shares: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
-    """Panels beside each other with a common vertical axis, two in a line."""
+    """Panels with a common vertical axis, two in a line."""
     if not shares:
         raise ValueError("shares must hold at least one panel, got none")
     across = min(2, len(shares))

@@ -1,4 +1,4 @@
-"""How alike the slots are: cosines between them, at several steps."""
+"""Cosine similarity between slots, at several steps."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def similarity_figure(
     panel_titles: Sequence[str] = (),
     title: str = "Similarity of the memory slots",
 ) -> Figure:
-    """Draws the cosines between the slots of each memory.
+    """Draws the cosine similarity between the slots of each memory.
 
     >>> figure = similarity_figure(np.ones((3, 4, 8)), panel_titles=["start", "half", "end"])
     >>> [axes.get_title() for axes in figure.axes[:3]]
@@ -32,13 +32,13 @@ def similarity_figure(
     Args:
       memories: ``[P, S, F]``, a memory for each panel, five at most.
       panel_titles: a title for each (default: 'memory 1', ...).
-      title: of the figure.
+      title: title of the figure.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: wrong axes, no or too many memories, titles that are not as many.
+      ValueError: wrong axes, no or too many memories, or another number of titles.
     """
     memories = np.asarray(memories)
     if memories.ndim != 3 or not 1 <= len(memories) <= 5:

@@ -1,4 +1,4 @@
-"""Colours, sizes and small marks that all figures share."""
+"""Colours, sizes and small marks shared by all figures."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 
-# Okabe & Ito: told apart by colour-blind readers. Black is kept for reference lines.
+# Okabe & Ito, distinguishable for colour-blind readers. Black is for reference lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE_STYLES = ("-", "--", ":", "-.")
 
 ACCENT = "#D55E00"
-"""What to look at first: the reference object, the row that others are compared with."""
+"""For highlights: the reference object, the row that others are compared with."""
 
 AMOUNTS = "viridis"
-"""Colour map of amounts from nothing up: in order for colour-blind readers too, and in grey."""
+"""Colour map of amounts from zero, ordered also for colour-blind readers and in grey."""
 
 SIGNED = "PuOr"
-"""Colour map of values on both sides of zero, which is white."""
+"""Colour map of values of both signs; zero is white."""
 
 WIDTH = 5.5
 """Inches: the text width of a paper."""
@@ -27,14 +27,14 @@ SMALL = 7
 
 
 def new_figure(width: float = WIDTH, height: float = 3.4) -> Figure:
-    """An empty figure that is in no window and in no global list, laid out so nothing is cut."""
+    """An empty figure without a window or global registration, with a constrained layout."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr]
     return figure
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Colour and style of the index-th line; 24 of them differ.
+    """Colour and style of the index-th line; there are 24.
 
     >>> line_look(0) == line_look(6)
     False
@@ -46,7 +46,7 @@ def line_look(index: int) -> dict[str, Any]:
 
 
 def add_colour_bar(figure: Figure, image: Any, axes: Any, label: str, **options: Any) -> Colorbar:
-    """A colour bar with its unit, beside the axes whose image it explains."""
+    """Adds a colour bar with its unit beside the axes."""
     bar = figure.colorbar(image, ax=axes, **options)
     bar.set_label(label, fontsize=SMALL + 1)
     bar.ax.tick_params(labelsize=SMALL)
@@ -65,7 +65,7 @@ def check_marked(marked: int | None, steps: int) -> None:
 
 
 def count_ticks(count: int, most: int = 8) -> list[int]:
-    """Numbers 0..count-1 to write at an axis: all, or evenly spaced ones if there are many.
+    """Numbers 0..count-1 for an axis: all, or evenly spaced ones if there are many.
 
     >>> count_ticks(4), count_ticks(16)
     ([0, 1, 2, 3], [0, 2, 4, 6, 8, 10, 12, 14])
