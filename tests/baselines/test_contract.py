@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from rrnn_jax import RNN
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -81,13 +80,13 @@ def with_gradients(function, variables, x) -> Any:
         weighted = [jnp.vdot(jnp.cos(jnp.arange(a.size, dtype=a.dtype)), a) for a in leaves]
         return jnp.sum(jnp.stack(weighted)) / 10.0, result
 
-    return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
 
 
 def test_flax_rnn_and_ours_equal_a_loop(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
-    step = quick_jit(cell.apply)
+    step = jax.jit(cell.apply)
     carry, outputs = cell.initialize_carry(jax.random.key(0), (B, I)), []
     for t in range(T):
         before = carry
@@ -99,8 +98,8 @@ def test_flax_rnn_and_ours_equal_a_loop(name):
     assert cell.output_size == OUTPUT_SIZES[name]
     assert cell.num_feature_axes == 1
     theirs, ours = nn.RNN(cell, return_carry=True), RNN(cell, return_carry=True)
-    assert_close(quick_jit(theirs.apply)(of_rnn(variables), x), expected)
-    assert_close(quick_jit(ours.apply)(of_rnn(variables), x), expected)
+    assert_close(jax.jit(theirs.apply)(of_rnn(variables), x), expected)
+    assert_close(jax.jit(ours.apply)(of_rnn(variables), x), expected)
     if name in TELLING:
         assert_close(cell.output_from_carry(carry), y)
     else:
@@ -110,14 +109,14 @@ def test_flax_rnn_and_ours_equal_a_loop(name):
 def test_initialising_makes_the_same_tree_everywhere(name):
     cell, x = CELLS[name], sequence()
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    own = quick_jit(cell.init)(jax.random.key(1), carry, x[:, 0])
+    own = jax.jit(cell.init)(jax.random.key(1), carry, x[:, 0])
     shapes = jax.tree.map(jnp.shape, own["params"])
     assert {leaf.dtype for leaf in jax.tree.leaves(own)} == {jnp.dtype(jnp.float32)}
     for layer in (nn.RNN(cell), RNN(cell)):
         made = jax.eval_shape(layer.init, jax.random.key(1), x)
         assert jax.tree.map(jnp.shape, made["params"]["cell"]) == shapes
     # Steps from initial weights stay finite, gradients included.
-    _, gradients = quick_jit(jax.value_and_grad(lambda v: jnp.sum(run(cell, v, x)[1])))(own)
+    _, gradients = jax.jit(jax.value_and_grad(lambda v: jnp.sum(run(cell, v, x)[1])))(own)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     # Every weight counts, but for what the zero state hides.
     silent = [
@@ -160,7 +159,7 @@ def test_padded_with_mask_equals_unpadded(name):
         return padded(variables, x)[0]
 
     assert_close(with_gradients(valid, variables, x), with_gradients(unpadded, variables, x))
-    y = quick_jit(padded)(variables, x)[1]
+    y = jax.jit(padded)(variables, x)[1]
     np.testing.assert_array_equal(y[:, 3], y[:, 2])
     np.testing.assert_array_equal(y[:, T - 1], y[:, T - 2])
     np.testing.assert_array_equal(y[:, 0], 0.0)
@@ -170,9 +169,7 @@ def test_padded_with_mask_equals_unpadded(name):
 def test_masked_output_before_the_first_step_is_that_of_the_carry(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
-    apply = quick_jit(
-        lambda x, carry, mask: run(cell, variables, x, initial_carry=carry, mask=mask)
-    )
+    apply = jax.jit(lambda x, carry, mask: run(cell, variables, x, initial_carry=carry, mask=mask))
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
     carry, y = apply(x, carry, flags(*range(T)))
     _, masked = apply(x, carry, ~flags(0))
@@ -182,23 +179,23 @@ def test_masked_output_before_the_first_step_is_that_of_the_carry(name):
 def test_no_and_two_batch_axes_and_time_major(name):
     cell, x = CELLS[name], sequence(2, B, T, I)
     variables = cell_variables(cell, x[0])
-    carry, y = quick_jit(lambda x: run(cell, variables, x))(x)
+    carry, y = jax.jit(lambda x: run(cell, variables, x))(x)
     flat = x.reshape(2 * B, T, I)
-    flat_carry, flat_y = quick_jit(lambda x: run(cell, variables, x, time_major=True))(
+    flat_carry, flat_y = jax.jit(lambda x: run(cell, variables, x, time_major=True))(
         jnp.moveaxis(flat, 1, 0)
     )
     assert_close(y.reshape(2 * B, T, -1), jnp.moveaxis(flat_y, 0, 1))
     assert_close(jax.tree.map(lambda a: a.reshape(2 * B, *a.shape[2:]), carry), flat_carry)
-    one = quick_jit(lambda x: run(cell, variables, x))(x[1, 0])
+    one = jax.jit(lambda x: run(cell, variables, x))(x[1, 0])
     assert_close(one, jax.tree.map(lambda leaf: leaf[1, 0], (carry, y)))
 
 
 def test_lengths_give_the_carry_of_the_last_valid_step(name):
     cell, x = CELLS[name], sequence()
     variables, lengths = cell_variables(cell, x), jnp.asarray([2, 5])
-    carry, _ = quick_jit(lambda x: run(cell, variables, x, seq_lengths=lengths))(x)
+    carry, _ = jax.jit(lambda x: run(cell, variables, x, seq_lengths=lengths))(x)
     theirs = nn.RNN(cell, return_carry=True)
-    expected, _ = quick_jit(theirs.apply)(of_rnn(variables), x, seq_lengths=lengths)
+    expected, _ = jax.jit(theirs.apply)(of_rnn(variables), x, seq_lengths=lengths)
     assert_close(carry, expected)
 
 
@@ -210,11 +207,11 @@ def test_scan_of_the_class_and_vmap_of_a_step(name):
     )
     fields = {f: getattr(cell, f) for f in cell.__dataclass_fields__ if f not in ("parent", "name")}
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    actual = quick_jit(scanned(**fields).apply)(variables, carry, x)
-    expected = quick_jit(lambda x: run(cell, variables, x))(x)
+    actual = jax.jit(scanned(**fields).apply)(variables, carry, x)
+    expected = jax.jit(lambda x: run(cell, variables, x))(x)
     assert_close(actual, expected)
-    mapped = quick_jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))
-    whole = quick_jit(cell.apply)
+    mapped = jax.jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))
+    whole = jax.jit(cell.apply)
     args = variables, actual[0], x[:, 0]
     assert_close(mapped(*args), whole(*args))
 
@@ -238,16 +235,16 @@ def check_bfloat16(name) -> None:
     variables = cell_variables(cell, x)
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
     low = cell.clone(dtype=jnp.bfloat16)
-    exact, y = quick_jit(lambda x: run(cell, variables, x))(x)
+    exact, y = jax.jit(lambda x: run(cell, variables, x))(x)
     # Inputs in float32, then in bfloat16, as a model in mixed precision hands them over.
     for inputs in (x, x.astype(jnp.bfloat16)):
-        carry, low_y = quick_jit(lambda x: run(low, variables, x))(inputs)
+        carry, low_y = jax.jit(lambda x: run(low, variables, x))(inputs)
         assert low_y.dtype == jnp.bfloat16
         assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
         assert 0 < np.abs(low_y.astype(jnp.float32) - y).max() < 0.1
     # A carry of any dtype comes back in it.
     carry = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), exact)
-    carry, _ = quick_jit(low.apply)(variables, carry, x[:, 0])
+    carry, _ = jax.jit(low.apply)(variables, carry, x[:, 0])
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.bfloat16)}
 
 

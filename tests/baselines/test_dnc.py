@@ -14,7 +14,6 @@ from rrnn_jax.baselines import DNCCell, DNCState
 from rrnn_jax.baselines.dnc_addressing import allocation_weights, write_allocations
 from rrnn_jax.baselines.dnc_memory import interface_size
 from tests.baselines import dnc_reference
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 SIZES = {
@@ -63,7 +62,7 @@ def test_steps_equal_numpy(name):
         usage=jnp.asarray(rng.uniform(size=begin.usage.shape), jnp.float32),
     )
     variables = random_variables(cell, begin, x[:, 0])
-    run = quick_jit(
+    run = jax.jit(
         lambda v, x, carry: RNN(cell).apply(
             {"params": {"cell": v["params"]}}, x, initial_carry=carry, return_all_carries=True
         )
@@ -90,7 +89,7 @@ def test_clipping_matters():
     carry = make_cell().initialize_carry(jax.random.key(0), (B, I))
     variables = random_variables(make_cell(), carry, x[:, 0])
     y = {
-        clip: quick_jit(make_cell(clip_value=clip).apply)(variables, carry, x[:, 0])[1]
+        clip: jax.jit(make_cell(clip_value=clip).apply)(variables, carry, x[:, 0])[1]
         for clip in (0, None, 20.0, 0.1)
     }
     np.testing.assert_array_equal(y[0], y[None])
@@ -101,7 +100,7 @@ def test_clipping_matters():
 # Allocation
 
 
-allocate = quick_jit(allocation_weights)
+allocate = jax.jit(allocation_weights)
 # On a grid: which of two rows comes first is anyone's guess if they differ by less than rounding.
 usages = st.lists(
     st.sampled_from([0.0, 1.0, 0.5]) | st.integers(0, 2**12).map(lambda n: n / 2**12),
@@ -129,7 +128,7 @@ def test_allocation_gradient_equals_that_of_sorting():
     usage = np.array([0.3, 0.05, 0.9, 0.6])
     weights = np.array([1.0, -2.0, 0.5, 3.0])
     gradient = jax.grad(lambda u: jnp.vdot(allocation_weights(u), jnp.asarray(weights, u.dtype)))
-    actual = quick_jit(gradient)(jnp.asarray(usage, jnp.float32))
+    actual = jax.jit(gradient)(jnp.asarray(usage, jnp.float32))
 
     def sorted_form(u):
         order = np.argsort(u)
@@ -146,7 +145,7 @@ def test_allocation_gradient_equals_that_of_sorting():
 
 def test_allocation_survives_usage_beyond_its_range():
     usage = jnp.asarray([-1e-5, 1.0 + 1e-6, 0.5])
-    both = quick_jit(jax.value_and_grad(lambda u: jnp.sum(allocation_weights(u))))
+    both = jax.jit(jax.value_and_grad(lambda u: jnp.sum(allocation_weights(u))))
     value, gradient = both(usage)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
@@ -154,7 +153,7 @@ def test_allocation_survives_usage_beyond_its_range():
 
 def test_write_heads_take_different_rows():
     gates = jnp.asarray([1.0, 1.0])
-    write = quick_jit(write_allocations)
+    write = jax.jit(write_allocations)
     allocations = write(jnp.asarray([0.9, 0.0, 0.1]), gates, gates)
     np.testing.assert_allclose(allocations[0], [0, 1, 0], atol=2e-6)
     np.testing.assert_allclose(allocations[1], [0.01, 0, 0.9], atol=2e-6)
@@ -170,7 +169,7 @@ def test_no_gradient_from_usage_to_write_weights():
     x = normal(np.random.default_rng(0), (B, I))
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
     variables = random_variables(cell, carry, x)
-    gradient = quick_jit(jax.grad(lambda c: jnp.sum(cell.apply(variables, c, x)[0].usage)))(
+    gradient = jax.jit(jax.grad(lambda c: jnp.sum(cell.apply(variables, c, x)[0].usage)))(
         carry._replace(write_weights=carry.write_weights + 0.3)
     )
     np.testing.assert_array_equal(gradient.write_weights, 0.0)
@@ -185,7 +184,7 @@ def property_variables():
     return random_variables(RNN(PROPERTY_CELL), jnp.zeros((1, 40, I)))
 
 
-run_carries = quick_jit(
+run_carries = jax.jit(
     lambda variables, x: RNN(PROPERTY_CELL).apply(variables, x, return_all_carries=True)[0]
 )
 

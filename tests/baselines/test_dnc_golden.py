@@ -7,7 +7,6 @@ import pytest
 
 from rrnn_jax import RNN
 from tests.baselines import golden
-from tests.core.compiling import quick_jit
 
 OUTPUT_ATOL = 2e-6
 GRADIENT_ATOL, GRADIENT_RTOL = 5e-7, 1e-4
@@ -31,7 +30,7 @@ def test_outputs_states_and_gradients(name):
         )
         return jnp.mean(outputs * weights), (outputs, states)
 
-    value_and_grad = quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
     inputs = jnp.asarray(case.arrays["inputs"])
     (value, results), gradients = value_and_grad(
         case.params(), inputs, case.state("initial_state/")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from rrnn_jax.baselines import EntNetCell, LSTMBankCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 B, I, F, S = 2, 3, 4, 3  # noqa: E741
@@ -17,7 +16,7 @@ def sigmoid(x):
 
 
 def apply(cell, variables, carry, x):
-    return quick_jit(cell.apply)(variables, carry, x)
+    return jax.jit(cell.apply)(variables, carry, x)
 
 
 def setup(cell, seed=0):
@@ -90,7 +89,7 @@ def test_entnet_gate_closes():
     cell = EntNetCell(F, S, project_inputs=False)
     memory = jnp.eye(S, F)[None]
     shown = jnp.asarray([[-20.0, 20.0, 0.0, 0.0]])
-    variables = quick_jit(cell.init)(jax.random.key(0), memory, shown)
+    variables = jax.jit(cell.init)(jax.random.key(0), memory, shown)
     keys = {"params": {**variables["params"], "keys": memory[0]}}
     new, _ = apply(cell, keys, memory, shown)
     np.testing.assert_allclose(new[0, 0], memory[0, 0], atol=1e-6)
@@ -132,7 +131,7 @@ def test_keys_tell_the_cells_of_a_bank_apart():
     cell = LSTMBankCell(F, S)
     x = normal(np.random.default_rng(0), (B, I))
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    variables = quick_jit(cell.init)(jax.random.key(1), carry, x)
+    variables = jax.jit(cell.init)(jax.random.key(1), carry, x)
     (_, h), _ = apply(cell, variables, carry, x)
     assert np.abs(h[:, 0] - h[:, 1]).max() > 1e-3
     same = {"params": {**variables["params"], "keys": jnp.ones((S, F))}}
@@ -163,7 +162,7 @@ def test_parameter_counts():
 def test_keys_are_about_one_long():
     for cell in (EntNetCell(256, 8), LSTMBankCell(256, 8)):
         carry = cell.initialize_carry(jax.random.key(0), (I,))
-        keys = quick_jit(cell.init)(jax.random.key(0), carry, jnp.zeros(I))["params"]["keys"]
+        keys = jax.jit(cell.init)(jax.random.key(0), carry, jnp.zeros(I))["params"]["keys"]
         np.testing.assert_allclose(jnp.linalg.norm(keys, axis=-1), 1.0, atol=0.2)
 
 

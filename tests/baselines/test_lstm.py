@@ -8,7 +8,6 @@ from flax import linen as nn
 
 from rrnn_jax import RNN
 from rrnn_jax.baselines import StackedLSTMCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 X = normal(np.random.default_rng(0), (2, 5, 3))
@@ -29,7 +28,7 @@ def flax_lstm(params, layer, features, x):
 
 
 def apply(rnn, variables, x, **options):
-    return quick_jit(rnn.apply)(variables, x, **options)
+    return jax.jit(rnn.apply)(variables, x, **options)
 
 
 def test_two_layers_with_skip_connections_by_hand():
@@ -63,7 +62,7 @@ def test_forget_bias_is_added_to_the_forget_gate():
 
 
 def test_initial_weights_have_flax_distributions():
-    init = quick_jit(RNN(StackedLSTMCell(64)).init)
+    init = jax.jit(RNN(StackedLSTMCell(64)).init)
     params = init(jax.random.key(3), jnp.ones((1, 1, 100)))["params"]["cell"]
     gates = jnp.split(params["layer_0_hidden"]["kernel"], 4, axis=-1)
     for gate in gates:

@@ -18,7 +18,6 @@ from benchmarks.timing import time_limit
 from experiments.common.records import read_rows
 from tests.benchmarks.fakes import builder, program
 from tests.core import golden
-from tests.core.compiling import quick_jit
 
 compute_results = correctness.golden_results
 cached_problem = functools.cache(make_problem)
@@ -26,7 +25,7 @@ cached_problem = functools.cache(make_problem)
 
 @functools.cache
 def results_of(name):
-    return compute_results(golden.load(name), "hoisted", jit=quick_jit)
+    return compute_results(golden.load(name), "hoisted", jit=jax.jit)
 
 
 def golden_results(case, runner):

@@ -9,7 +9,6 @@ import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.test_transparent import CELL, X, assert_close, variables_of
 from tests.grids import mostly_slow
 
@@ -35,7 +34,7 @@ def test_capture_of_the_fast_path_within_a_loss(remat, time_major):
             entropy = -jnp.sum(weights * jnp.log(weights + 1e-9))
             return jnp.mean(y**2) + entropy, state
 
-        return quick_jit(jax.value_and_grad(loss, has_aux=True))(variables)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
 
     assert chosen(RNN(cell), X, capture=True) == "hoisted"
     (_, state), _ = fast = value_and_gradient("auto")
@@ -63,7 +62,7 @@ def test_capture_leaves_remat_in_force(implementation):
             y, state = rnn.apply(variables, x, mutable=["intermediates"])
             return jnp.mean(y**2) + jnp.sum(state["intermediates"]["cell"]["attention_weights"][0])
 
-        program = quick_jit(jax.grad(loss)).lower(variables).compile()
+        program = jax.jit(jax.grad(loss)).lower(variables).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     assert bytes_used("full", capture=True) < 0.7 * bytes_used("none", capture=True)

@@ -11,7 +11,6 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -96,7 +95,7 @@ def test_resets_are_numbers_as_well(rmc, kind):
     resets = np.zeros((B, T), bool)
     resets[:, 3] = [True, False, True]
     given = resets.tolist() if kind == "list" else resets.astype(kind)
-    run = quick_jit(partial(rnn.apply, variables, X))
+    run = jax.jit(partial(rnn.apply, variables, X))
     (_, expected), (_, y) = run(resets=jnp.asarray(resets)), run(resets=given)
     np.testing.assert_array_equal(y, expected)
 
@@ -106,7 +105,7 @@ def test_done_of_the_previous_step_begins_an_episode(rmc):
     rnn, variables = rmc
     done = np.random.default_rng(1).random((B, T)) < 0.4
     cell_variables = {"params": variables["params"]["cell"]}
-    step = quick_jit(partial(RMC.apply, cell_variables))
+    step = jax.jit(partial(RMC.apply, cell_variables))
     carry = start = rnn.initialize_carry((B,)) + 0.5
     last_done, outputs = jnp.zeros(B, bool), []
     for t in range(T):
@@ -115,7 +114,7 @@ def test_done_of_the_previous_step_begins_an_episode(rmc):
         last_done = done[:, t].astype(np.float32)
     resets = jnp.concatenate([jnp.zeros((B, 1), bool), done[:, :-1]], axis=1)
     assert resets.any()
-    final, y = quick_jit(rnn.apply)(variables, X, resets=resets, initial_carry=start)
+    final, y = jax.jit(rnn.apply)(variables, X, resets=resets, initial_carry=start)
     np.testing.assert_allclose(y, jnp.stack(outputs, 1), atol=1e-6)
     np.testing.assert_allclose(final, carry, atol=1e-6)
 
@@ -138,7 +137,7 @@ def test_a_reset_goes_to_the_memory_that_is_given(implementation, batched):
 
     def with_gradients(function):
         loss = lambda *args: (jnp.sum(jnp.sin(y := function(*args))), y)  # noqa: E731
-        return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, memory)
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, memory)
 
     found, expected = with_gradients(packed), with_gradients(apart)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4), found, expected)
@@ -180,7 +179,7 @@ def test_a_learned_memory(implementation, output_gate):
 
     def with_gradients(function):
         loss = lambda v: (jnp.sum(jnp.sin(y := function(v))), y)  # noqa: E731
-        return quick_jit(jax.grad(loss, has_aux=True))(variables)
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
 
     found = with_gradients(learned)
     close = partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-4)
@@ -190,7 +189,7 @@ def test_a_learned_memory(implementation, output_gate):
 
 def test_a_learned_memory_begins_as_carry_init_makes_it():
     cell = RMC.clone(learned_carry=True)
-    variables = quick_jit(RNN(cell).init)(jax.random.key(0), X)
+    variables = jax.jit(RNN(cell).init)(jax.random.key(0), X)
     np.testing.assert_array_equal(variables["params"]["cell"]["initial_memory"], np.eye(3, 8))
     np.testing.assert_array_equal(
         cell.initialize_carry(jax.random.key(0), (B, FEATURES)),
@@ -219,7 +218,7 @@ def test_all_carries_are_of_the_dtype_that_was_given(dtype, output_gate, impleme
     fresh = cell.initialize_carry(jax.random.key(0), (B, FEATURES))
     given = jax.tree.map(lambda x: np.asarray(x).astype(dtype), fresh)
     resets = jnp.zeros((B, T), bool).at[:, 3].set(True)
-    run = quick_jit(partial(rnn.apply, resets=resets, method="run", return_all_carries=True))
+    run = jax.jit(partial(rnn.apply, resets=resets, method="run", return_all_carries=True))
     found, expected = run(variables, X, initial_carry=given), run(variables, X)
     kept = jnp.float32 if dtype is np.float64 else dtype
     for leaf in jax.tree.leaves((found.carry, found.carries)):
@@ -237,7 +236,7 @@ def test_a_cell_that_promotes_its_carry_keeps_the_dtype_that_was_given(cell):
     start = rnn.initialize_carry((B,))
     given = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start)
     resets = jnp.zeros((B, T), bool).at[:, 3].set(True)
-    run = quick_jit(partial(rnn.apply, resets=resets, mask=~resets, method="run"))
+    run = jax.jit(partial(rnn.apply, resets=resets, mask=~resets, method="run"))
     found, expected = run(variables, X, initial_carry=given), run(variables, X)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(found.carry))
     np.testing.assert_allclose(found.outputs, expected.outputs, atol=0.02)
@@ -292,8 +291,8 @@ def test_an_initial_carry_that_does_not_fit_is_named(cell, carry, error, message
 def test_a_result_with_names(rmc):
     rnn, variables = rmc
     run = partial(rnn.apply, return_all_carries=True)
-    result = quick_jit(partial(run, method="run"))(variables, X)
-    carry, carries, y = quick_jit(run)(variables, X)
+    result = jax.jit(partial(run, method="run"))(variables, X)
+    carry, carries, y = jax.jit(run)(variables, X)
     expected = (carry, y, carries)
     jax.tree.map(np.testing.assert_array_equal, tuple(result), expected)
     with pytest.raises(TypeError, match="'return_carries'"):
@@ -332,12 +331,12 @@ def test_a_subclass_keeps_the_fast_path_if_it_computes_the_same():
     cell = _Elsewhere(mem_slots=3, head_size=4, num_heads=2)
     variables = random_variables(RNN(cell), X)
     resets = jnp.zeros((B, T), bool).at[:, 3].set(True)
-    fast = quick_jit(RNN(cell, implementation="hoisted").apply)(variables, X, resets=resets)
-    plain = quick_jit(RNN(cell, implementation="scan").apply)(variables, X, resets=resets)
+    fast = jax.jit(RNN(cell, implementation="hoisted").apply)(variables, X, resets=resets)
+    plain = jax.jit(RNN(cell, implementation="scan").apply)(variables, X, resets=resets)
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     other = _Else(mem_slots=3, head_size=4, num_heads=2)
     with pytest.raises(ValueError, match=r"got _Else, which defines __call__ anew"):
         RNN(other, implementation="hoisted").apply(variables, X)
     np.testing.assert_allclose(
-        quick_jit(RNN(other).apply)(variables, X[:, :3]), -plain[:, :3], atol=1e-5
+        jax.jit(RNN(other).apply)(variables, X[:, :3]), -plain[:, :3], atol=1e-5
     )

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.interop import from_sonnet, to_sonnet
 from tests.core import reference
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -71,7 +70,7 @@ def sonnet_names(cell, variables):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_against_reference(name):
     cell, variables, carry, x = make(**CONFIGS[name])
-    apply = quick_jit(lambda *args: cell.apply(*args, mutable=["intermediates"]))
+    apply = jax.jit(lambda *args: cell.apply(*args, mutable=["intermediates"]))
     (new_carry, y), captured = apply(variables, carry, x)
     memory, hidden = carry if cell.output_gate else (carry, None)
     expected = reference.step(
@@ -100,7 +99,7 @@ def test_step_against_reference(name):
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))
 def test_batch_ranks_agree(name):
     cell, variables, carry, x = make(batch=(2, 3), **CONFIGS[name])
-    run = quick_jit(cell.apply)
+    run = jax.jit(cell.apply)
     one_axis = jax.tree.map(lambda a: a.reshape(6, *a.shape[2:]), (carry, x))
     last = jax.tree.map(lambda a: a[-1], one_axis)
     expected = run(variables, *one_axis)
@@ -120,7 +119,7 @@ PROPERTY = settings(max_examples=12, deadline=None)
 def prepared(name) -> Any:
     """A cell's jitted step, variables, carry and input: made once, not in every example."""
     cell, variables, carry, x = make(**CONFIGS[name])
-    return quick_jit(cell.apply), variables, carry, x
+    return jax.jit(cell.apply), variables, carry, x
 
 
 def draw(name, seed, scale) -> Any:
@@ -188,20 +187,20 @@ def test_gated_memory_is_bounded_by_the_old_one(seed, scale):
 
 def test_order_of_input_rows_matters_to_gates_alone():
     cell, variables, carry, x = make(matrix_inputs=True, gate_style=None)
-    run = quick_jit(cell.apply)
+    run = jax.jit(cell.apply)
     expected, _ = run(variables, carry, x)
     np.testing.assert_allclose(run(variables, carry, x[:, ::-1])[0], expected, atol=1e-6)
     cell, variables, carry, x = make(matrix_inputs=True)
-    run = quick_jit(cell.apply)
+    run = jax.jit(cell.apply)
     expected, _ = run(variables, carry, x)
     assert not np.allclose(run(variables, carry, x[:, ::-1])[0], expected, atol=1e-3)
 
 
 def test_one_row_matrix_is_a_vector():
     cell, variables, carry, x = make()
-    expected, _ = quick_jit(cell.apply)(variables, carry, x)
+    expected, _ = jax.jit(cell.apply)(variables, carry, x)
     matrix = cell.clone(matrix_inputs=True)
-    actual, _ = quick_jit(matrix.apply)(variables, carry, x[:, None])
+    actual, _ = jax.jit(matrix.apply)(variables, carry, x[:, None])
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
@@ -224,8 +223,8 @@ def test_init_makes_params_only_of_float32(name):
 def test_bfloat16_keeps_the_carry_in_float32(name):
     cell, variables, carry, x = make(**CONFIGS[name])
     low: Any = cell.clone(dtype=jnp.bfloat16)
-    exact_carry, exact = quick_jit(cell.apply)(variables, carry, x)
-    new_carry, y = quick_jit(low.apply)(variables, carry, x)
+    exact_carry, exact = jax.jit(cell.apply)(variables, carry, x)
+    new_carry, y = jax.jit(low.apply)(variables, carry, x)
     assert y.dtype == jnp.bfloat16
     for a, b in zip(jax.tree.leaves(new_carry), jax.tree.leaves(exact_carry), strict=True):
         assert a.dtype == jnp.float32
@@ -235,17 +234,17 @@ def test_bfloat16_keeps_the_carry_in_float32(name):
 
 def test_a_low_precision_carry_keeps_its_dtype():
     cell, variables, carry, x = make(dtype=jnp.bfloat16)
-    new_carry, y = quick_jit(cell.apply)(variables, carry.astype(jnp.bfloat16), x)
+    new_carry, y = jax.jit(cell.apply)(variables, carry.astype(jnp.bfloat16), x)
     assert (new_carry.dtype, y.dtype) == (jnp.bfloat16, jnp.bfloat16)
 
 
 def test_output_from_carry():
     cell, variables, carry, x = make()
-    new_carry, y = quick_jit(cell.apply)(variables, carry, x)
+    new_carry, y = jax.jit(cell.apply)(variables, carry, x)
     np.testing.assert_array_equal(cell.output_from_carry(new_carry), y)
     np.testing.assert_array_equal(y, np.reshape(new_carry, (2, -1)))
     cell, variables, carry, x = make(output_gate=True, dtype=jnp.bfloat16)
-    new_carry, y = quick_jit(cell.apply)(variables, carry, x)
+    new_carry, y = jax.jit(cell.apply)(variables, carry, x)
     np.testing.assert_array_equal(cell.output_from_carry(new_carry), y)
     np.testing.assert_array_equal(y, np.reshape(new_carry[1].astype(jnp.bfloat16), (2, -1)))
 
@@ -260,7 +259,7 @@ def test_nothing_is_captured_unless_asked():
     cell, variables, carry, x = make(num_blocks=2)
     result = jax.eval_shape(cell.apply, variables, carry, x)
     assert [leaf.shape for leaf in jax.tree.leaves(result)] == [(2, 3, 4), (2, 12)]
-    _, other = quick_jit(partial(cell.apply, mutable=["cache"]))(variables, carry, x)
+    _, other = jax.jit(partial(cell.apply, mutable=["cache"]))(variables, carry, x)
     assert not other
 
     def num_equations(**options):
@@ -273,7 +272,7 @@ def test_nothing_is_captured_unless_asked():
 def test_weights_of_golden_names_fit_the_cell():
     cell, variables, carry, x = make()
     params = from_sonnet(to_sonnet(variables))
-    apply = quick_jit(cell.apply)
+    apply = jax.jit(cell.apply)
     expected, _ = apply(variables, carry, x)
     np.testing.assert_array_equal(apply({"params": params}, carry, x)[0], expected)
 

@@ -12,7 +12,6 @@ import pytest
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
 from rrnn_jax.tasks import nth_farthest
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import random_variables
 
 LOW = (jnp.bfloat16, jnp.float16)
@@ -100,9 +99,9 @@ def test_inputs_of_integers_are_numbers(implementation):
     rnn = RNN(CELL, implementation=implementation)
     x = jnp.arange(60).reshape(3, 4, 5)
     variables = random_variables(rnn, x.astype(jnp.float32))
-    found = quick_jit(rnn.apply)(variables, x)
+    found = jax.jit(rnn.apply)(variables, x)
     assert found.dtype == jnp.float32
-    expected = quick_jit(rnn.apply)(variables, x.astype(jnp.float32))
+    expected = jax.jit(rnn.apply)(variables, x.astype(jnp.float32))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -113,11 +112,11 @@ def test_every_path_rounds_alike(param_dtype, input_dtype):
     x = jnp.asarray(X, input_dtype)
     plain = RNN(CELL, implementation="scan")
     variables = random_variables(plain, x)
-    exact = quick_jit(plain.apply)(variables, x.astype(jnp.float32))
+    exact = jax.jit(plain.apply)(variables, x.astype(jnp.float32))
     variables = jax.tree.map(lambda p: p.astype(param_dtype), variables)
     errors = []
     for implementation in ("scan", "hoisted"):
-        run = quick_jit(partial(plain.clone(implementation=implementation).apply))
+        run = jax.jit(partial(plain.clone(implementation=implementation).apply))
         errors.append(float(jnp.abs(run(variables, x).astype(jnp.float32) - exact).max()))
     assert errors[1] < 1.5 * errors[0] + 1e-5
     assert errors[0] < 0.1

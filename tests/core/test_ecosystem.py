@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import rrnn_jax
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2)
@@ -59,13 +58,13 @@ def test_both_directions_with_resets_and_a_mask():
     flax = nn.Bidirectional(RNN(RMC), RNN(RMC.copy()))
     assert jax.tree.structure(variables) == jax.tree.structure(random_variables(flax, X))
     resets = jnp.zeros((2, 6), bool).at[:, 2].set(True)
-    carry, y = quick_jit(both.apply)(variables, X, resets=resets, mask=MASK)
+    carry, y = jax.jit(both.apply)(variables, X, resets=resets, mask=MASK)
 
     def alone(name: str, x: jax.Array, **options: Any) -> jax.Array:
         own = {"params": variables["params"][name]}
         return RNN(RMC).apply(own, x, **options)
 
-    @quick_jit
+    @jax.jit
     def by_hand(x: jax.Array) -> tuple[jax.Array, ...]:  # Of the first sequence: four steps.
         parts = (x[:1, :2], x[:1, 2:4])
         ahead = [alone("forward_rnn", part) for part in parts]
@@ -82,13 +81,13 @@ def test_a_stack_is_its_layers_one_after_another():
     stack = RNNStack([RNN(RMC), RNN(nn.GRUCell(4)), RNN(RMC.clone(gate_style="memory"))])
     variables = random_variables(stack, X)
     starts = [None, jnp.ones((2, 4)), None]
-    carries, y = quick_jit(partial(stack.apply, return_carry=True))(
+    carries, y = jax.jit(partial(stack.apply, return_carry=True))(
         variables, X, initial_carry=starts, mask=MASK
     )
     expected = X
     for i, (rnn, start) in enumerate(zip(stack.rnns, starts, strict=True)):
         own = {"params": variables["params"][f"rnns_{i}"]}
-        run = quick_jit(partial(rnn.apply, return_carry=True))
+        run = jax.jit(partial(rnn.apply, return_carry=True))
         carry, expected = run(own, expected, initial_carry=start, mask=MASK)
         close(carries[i], carry)
     close(y, expected)
@@ -107,9 +106,9 @@ def test_layers_by_scan():
     layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
     x = normal(np.random.default_rng(1), (2, 6, 24))
     variables = random_variables(layers, x, None)
-    found, _ = quick_jit(layers.apply)(variables, x, None)
+    found, _ = jax.jit(layers.apply)(variables, x, None)
     expected = x
-    apply = quick_jit(Layer().apply)
+    apply = jax.jit(Layer().apply)
     for i in range(3):
         own = jax.tree.map(lambda p, i=i: p[i], variables)
         expected, _ = apply(own, expected, None)
@@ -125,9 +124,9 @@ def test_an_ensemble_by_vmap():
         axis_size=3,
     )(RMC, implementation="hoisted")
     variables = random_variables(members, X)
-    found = quick_jit(members.apply)(variables, X)
+    found = jax.jit(members.apply)(variables, X)
     assert found.shape == (3, 2, 6, 24)
-    apply = quick_jit(RNN(RMC).apply)
+    apply = jax.jit(RNN(RMC).apply)
     for i in range(3):
         close(found[i], apply(jax.tree.map(lambda p, i=i: p[i], variables), X))
 
@@ -142,7 +141,7 @@ def test_a_shared_scope():
 
     variables = random_variables(Core(), X)
     assert jax.tree.structure(variables) == jax.tree.structure(random_variables(RNN(RMC), X))
-    close(quick_jit(Core().apply)(variables, X), quick_jit(RNN(RMC).apply)(variables, X))
+    close(jax.jit(Core().apply)(variables, X), jax.jit(RNN(RMC).apply)(variables, X))
 
 
 def test_the_layer_as_an_nnx_module():

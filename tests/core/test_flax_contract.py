@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -38,7 +37,7 @@ def cell_variables(cell, x_t):
 
 def loop(cell, variables, x, carry=None):
     """The outputs and the last carry of a Python loop over axis 1."""
-    step = quick_jit(cell.apply)
+    step = jax.jit(cell.apply)
     carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape) if carry is None else carry
     outputs = []
     for t in range(x.shape[1]):
@@ -53,9 +52,9 @@ def loop(cell, variables, x, carry=None):
 def test_jit_vmap_and_grad_of_a_step():
     cell, x = make_cell(), sequence()[:, 0]
     variables, carry = cell_variables(cell, x), sequence((B, 2, 4))
-    expected = quick_jit(cell.apply)(variables, carry, x)
+    expected = jax.jit(cell.apply)(variables, carry, x)
     jitted = jax.jit(cell.apply)(variables, carry, x)
-    mapped = quick_jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))(variables, carry, x)
+    mapped = jax.jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))(variables, carry, x)
     for result in (jitted, mapped):
         for a, b in zip(result, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
@@ -64,14 +63,14 @@ def test_jit_vmap_and_grad_of_a_step():
         return jnp.sum(jnp.sin(cell.apply(variables, carry, x)[1]))
 
     # Directional derivative against central differences, in a fixed random direction.
-    gradient = quick_jit(jax.grad(loss, argnums=(0, 1)))(variables, carry)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, carry)
     rng = np.random.default_rng(1)
     direction = jax.tree.map(lambda a: normal(rng, a.shape), (variables, carry))
     slope = sum(
         float(jnp.vdot(a, b))
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     )
-    value, step = quick_jit(loss), 2e-3
+    value, step = jax.jit(loss), 2e-3
 
     def shifted(sign):
         return jax.tree.map(
@@ -92,8 +91,8 @@ def test_remat_of_the_cell():
         rnn: Any = nn.RNN(cell)
         return lambda v: jnp.sum(jnp.sin(rnn.apply({"params": {"cell": v["params"]}}, x)))
 
-    expected = quick_jit(jax.value_and_grad(loss(cell)))(variables)
-    actual = quick_jit(jax.value_and_grad(loss(rematted)))(variables)
+    expected = jax.jit(jax.value_and_grad(loss(cell)))(variables)
+    actual = jax.jit(jax.value_and_grad(loss(rematted)))(variables)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -109,7 +108,7 @@ def test_bidirectional(layer):
     _, ahead = loop(make_cell(), forward, x)
     _, behind = loop(make_cell(), backward, x[:, ::-1])
     expected = jnp.concatenate([ahead, behind[:, ::-1]], axis=-1)
-    np.testing.assert_allclose(quick_jit(both.apply)(variables, x), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(both.apply)(variables, x), expected, atol=1e-5)
 
 
 def test_scan_over_time_and_vmap_over_members():
@@ -124,7 +123,7 @@ def test_scan_over_time_and_vmap_over_members():
     carry = make_cell().initialize_carry(jax.random.key(0), (B, I))
     variables = random_variables(scanned, carry, x)
     expected = loop(make_cell(), variables, x)
-    actual = quick_jit(scanned.apply)(variables, carry, x)
+    actual = jax.jit(scanned.apply)(variables, carry, x)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -133,8 +132,8 @@ def test_scan_over_time_and_vmap_over_members():
     )(**SIZES)
     variables = random_variables(members, carry, x[:, 0])
     assert variables["params"]["input_projection"]["kernel"].shape == (B, I, 4)
-    _, actual = quick_jit(members.apply)(variables, carry, x[:, 0])
-    step = quick_jit(make_cell().apply)
+    _, actual = jax.jit(members.apply)(variables, carry, x[:, 0])
+    step = jax.jit(make_cell().apply)
     for member in range(B):
         own = jax.tree.map(lambda leaf: leaf[member], variables)  # noqa: B023
         _, expected = step(own, carry[member], x[member, 0])
@@ -174,8 +173,8 @@ def test_trap_1_carry_dtype_under_bfloat16(layer):
     x = sequence()
     exact, low = layer(make_cell()), layer(make_cell(dtype=jnp.bfloat16))
     variables = random_variables(exact, x)
-    expected = quick_jit(exact.apply)(variables, x)
-    run = quick_jit(lambda v, x: low.apply(v, x, return_carry=True))
+    expected = jax.jit(exact.apply)(variables, x)
+    run = jax.jit(lambda v, x: low.apply(v, x, return_carry=True))
     # Inputs in float32, then in bfloat16, as a model in mixed precision hands them over.
     for inputs in (x, x.astype(jnp.bfloat16)):
         carry, y = run(variables, inputs)
@@ -191,7 +190,7 @@ def test_trap_2_matrix_inputs_have_two_feature_axes(layer):
     variables = cell_variables(cell, x[:, 0])
     carry, expected = loop(cell, variables, x)
     rnn = layer(cell, return_carry=True)
-    last, y = quick_jit(rnn.apply)({"params": {"cell": variables["params"]}}, x)
+    last, y = jax.jit(rnn.apply)({"params": {"cell": variables["params"]}}, x)
     assert y.shape == (B, T, cell.output_size)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(last, carry, atol=1e-5)
@@ -202,8 +201,8 @@ def test_trap_3_lengths_and_carry_with_two_batch_axes(cell):
     x, lengths = sequence((2, B, T, I)), jnp.asarray([[1, 4, 3], [2, 4, 0]])
     rnn = RNN(cell, return_carry=True)
     variables = random_variables(rnn, x)
-    carry, _ = quick_jit(rnn.apply)(variables, x, seq_lengths=lengths)
-    one = quick_jit(rnn.apply)
+    carry, _ = jax.jit(rnn.apply)(variables, x, seq_lengths=lengths)
+    one = jax.jit(rnn.apply)
     for i, j in np.ndindex(2, B):
         length = int(lengths[i, j])
         expected = cell.initialize_carry(jax.random.key(0), (I,))
@@ -224,7 +223,7 @@ def test_trap_4_capture_under_rnn(time_major):
     variables = random_variables(ours, x)
 
     def capture(rnn):
-        apply = quick_jit(lambda v, x: rnn.apply(v, x, mutable=["intermediates"]))
+        apply = jax.jit(lambda v, x: rnn.apply(v, x, mutable=["intermediates"]))
         return apply(variables, x)
 
     y, lost = capture(silent)
@@ -243,7 +242,7 @@ def test_trap_4_capture_under_rnn(time_major):
         np.testing.assert_allclose(captured[name][0], value, atol=1e-6)
     # And step by step, from the cell itself.
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    step = quick_jit(lambda c, x: cell.apply(cell_params, c, x, mutable=["intermediates"]))
+    step = jax.jit(lambda c, x: cell.apply(cell_params, c, x, mutable=["intermediates"]))
     cell_params = {"params": variables["params"]["cell"]}
     for t in range(T):
         (carry, _), one = step(carry, jnp.take(x, t, axis=axis))
@@ -291,7 +290,7 @@ class DropoutCell(nn.RNNCellBase):
 def test_trap_6_dropout_masks(layer, per_step):
     x = sequence((2, T, 64))
     rnn = layer(DropoutCell(), split_rngs={"params": False, "dropout": per_step})
-    y = quick_jit(rnn.apply)({}, x, rngs={"dropout": jax.random.key(0)})
+    y = jax.jit(rnn.apply)({}, x, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(y)) == {0.0, 2.0}
     same = [np.array_equal(y[:, 0], y[:, t]) for t in range(1, T)]
     assert same == [not per_step] * (T - 1)
@@ -318,7 +317,7 @@ def test_trap_7_flax_cells_in_bfloat16(cell, standard_promotion):
     x = sequence()
     ours, theirs = RNN(cell(4, dtype=jnp.bfloat16)), nn.RNN(cell(4, dtype=jnp.bfloat16))
     variables = random_variables(ours, x)
-    y, expected = quick_jit(ours.apply)(variables, x), quick_jit(theirs.apply)(variables, x)
+    y, expected = jax.jit(ours.apply)(variables, x), jax.jit(theirs.apply)(variables, x)
     assert y.dtype == expected.dtype
     np.testing.assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), atol=1e-2)
 
@@ -328,7 +327,7 @@ def test_trap_8_resets_go_to_identity_rows(implementation):
     x = sequence()
     rnn = RNN(make_cell(), implementation=implementation)
     variables = random_variables(rnn, x)
-    apply = quick_jit(rnn.apply)
+    apply = jax.jit(rnn.apply)
     resets = jnp.zeros((B, T), bool).at[1, 2].set(True)
     y = apply(variables, x, resets=resets)
     whole = apply(variables, x)

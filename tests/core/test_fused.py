@@ -15,7 +15,6 @@ from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceInputs
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -47,7 +46,7 @@ def value_and_gradients(rnn: Any, variables: Any, x: Any, **flags: Any) -> Any:
 
     carry = 0.3 * normal(np.random.default_rng(1), (B, rnn.cell.mem_slots, rnn.cell.mem_size))
     gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    return quick_jit(gradient)(variables["params"], x, carry)
+    return jax.jit(gradient)(variables["params"], x, carry)
 
 
 def assert_agree(actual: Any, expected: Any, tolerance: float) -> None:
@@ -106,7 +105,7 @@ def test_batched_by_vmap():
     cell = make_cell()
     x = normal(np.random.default_rng(0), (2, B, T, I))
     ours, theirs = RNN(cell, implementation="fused"), nn.RNN(cell)
-    params = quick_jit(jax.vmap(lambda key: theirs.init(key, x[0])["params"]))(
+    params = jax.jit(jax.vmap(lambda key: theirs.init(key, x[0])["params"]))(
         jax.random.split(jax.random.key(0), 2)
     )
 
@@ -114,7 +113,7 @@ def test_batched_by_vmap():
         def loss(params: Any, x: Any) -> Any:
             return jnp.sum(jnp.sin(rnn.apply({"params": params}, x)))
 
-        return quick_jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(params, x)
+        return jax.jit(jax.vmap(jax.grad(loss, argnums=(0, 1))))(params, x)
 
     assert_agree(gradients(ours), gradients(theirs), 1e-5)
 
@@ -155,7 +154,7 @@ def test_gradient_of_what_a_reset_starts_from():
             found, _ = backend.run(request, {"params": variables["params"]["cell"]})
             return jnp.sum(jnp.sin(found.outputs * 3)) + jnp.sum(jnp.cos(found.carry))
 
-        return quick_jit(jax.grad(loss, argnums=(0, 1)))(first, fresh)
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(first, fresh)
 
     assert_agree(gradient(pallas), gradient(relational), 1e-5)
 
@@ -239,5 +238,5 @@ def test_every_other_derivative_is_that_of_the_plain_recurrence():
         twice = jax.grad(lambda x: jnp.sum(jax.grad(f)(x) ** 2))(x)
         return forward, product, twice
 
-    actual, expected = (quick_jit(lambda n=n: derivatives(n))() for n in ("fused", "scan"))
+    actual, expected = (jax.jit(lambda n=n: derivatives(n))() for n in ("fused", "scan"))
     assert_agree(actual, expected, 1e-5)

@@ -13,7 +13,6 @@ from flax import linen as nn
 from rrnn_jax import RNN
 from rrnn_jax.interop import to_sonnet
 from tests.core import golden, reference
-from tests.core.compiling import quick_jit
 from tests.core.golden import OUTPUT_ATOL, Golden
 from tests.grids import mostly_slow
 
@@ -92,11 +91,11 @@ def test_python_loop(name):
     def step(params, memory, x):
         return cell.apply({"params": params}, memory, x)
 
-    @quick_jit
+    @jax.jit
     def forward(params, memory, x):
         return cell.apply({"params": params}, memory, x, mutable=["intermediates"])
 
-    @quick_jit
+    @jax.jit
     def backward(params, memory, x, d_memory, d_y):
         return jax.vjp(step, params, memory, x)[1]((d_memory, d_y))
 
@@ -131,21 +130,20 @@ RUN = [*((name, "RNN hoisted") for name in KEPT), *zip(KEPT, RUNNERS, strict=Tru
 )
 def test_sequences(name, runner):
     case = load(name)
-    check(case, RUNNERS[runner](case), quick_jit)
+    check(case, RUNNERS[runner](case), jax.jit)
 
 
 @pytest.mark.parametrize("remat", ["full", "save_products", "chunked"])
 @pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["scan"]))
 def test_remat(implementation, remat):
     case = load(golden.NAMES[1])
-    check(case, our_rnn(implementation, remat)(case), quick_jit)
+    check(case, our_rnn(implementation, remat)(case), jax.jit)
 
 
-@pytest.mark.usefixtures("all_optimisations")
-def test_auto_with_all_optimisations():
+def test_auto_with_all_optimisations(all_optimisations):
     """As users run it: the other tests compile without XLA's optimisations."""
     case = load(golden.NAMES[0])
-    check(case, our_rnn("auto")(case), jax.jit)
+    check(case, our_rnn("auto")(case), all_optimisations)
 
 
 @pytest.mark.parametrize("name", golden.NAMES)

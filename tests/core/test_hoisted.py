@@ -12,7 +12,6 @@ from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
 from rrnn_jax.scan.relational import input_terms
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -77,7 +76,7 @@ def gradients(config: dict, options: dict, implementation: str) -> tuple:
         last = sum(jnp.sum(jnp.square(m)) for m in jax.tree.leaves(final))
         return jnp.sum(jnp.square(y.astype(weights.dtype) - weights)) + last, y
 
-    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, x, carry)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(variables, x, carry)
 
 
 @cache
@@ -260,7 +259,7 @@ def test_second_derivatives(squares):
         def sines(args):
             return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(f)(args))
 
-        return quick_jit(jax.grad(sines))(args)
+        return jax.jit(jax.grad(sines))(args)
 
     assert_close(second("hoisted"), second("scan"))
 
@@ -276,7 +275,7 @@ def test_forward_mode_and_forward_over_reverse(squares):
         _, linear = jax.linearize(f, args)
         return forward, product, linear(tangents)
 
-    actual, expected = (quick_jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
+    actual, expected = (jax.jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
     assert_close(actual, expected)
 
 
@@ -293,5 +292,5 @@ def test_hessian_and_second_forward_derivative(squares):
         along = jax.jacfwd(jax.jacfwd(lambda a: f((a * x, kernel))))(1.0)
         return jax.hessian(of_kernel)(kernel[0]), along
 
-    actual, expected = (quick_jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
+    actual, expected = (jax.jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
     assert_close(actual, expected)

@@ -13,7 +13,6 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -32,7 +31,7 @@ def test_steps_with_weights_of_their_own():
     ours, theirs = RNN(CELL, **UNTIED, **SPLIT), nn.RNN(CELL, **UNTIED, **SPLIT)
     variables = random_variables(ours, X)
     assert variables["params"]["cell"]["input_projection"]["kernel"].shape == (T, I, 4)
-    actual, expected = (quick_jit(rnn.apply)(variables, X) for rnn in (ours, theirs))
+    actual, expected = (jax.jit(rnn.apply)(variables, X) for rnn in (ours, theirs))
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
@@ -98,8 +97,8 @@ def test_boxes_and_needless_parameters_are_no_obstacle():
     rnn = RNN(boxed, implementation="hoisted")
     assert is_hoisted(rnn, X)
     plain = RNN(CELL, implementation="scan")
-    expected = quick_jit(plain.apply)(nn.meta.unbox(variables), X)
-    np.testing.assert_allclose(quick_jit(rnn.apply)(variables, X), expected, atol=1e-5)
+    expected = jax.jit(plain.apply)(nn.meta.unbox(variables), X)
+    np.testing.assert_allclose(jax.jit(rnn.apply)(variables, X), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", mostly_slow([jnp.int32, jnp.bool_], keep=[jnp.int32]))
@@ -109,7 +108,7 @@ def test_chunks_of_integers(implementation, dtype):
 
     def gradient(implementation: str, remat: Any) -> Any:
         rnn = RNN(CELL, implementation=implementation, remat=remat)
-        return quick_jit(jax.grad(lambda v: jnp.sum(jnp.square(rnn.apply(v, x)))))(variables)
+        return jax.jit(jax.grad(lambda v: jnp.sum(jnp.square(rnn.apply(v, x)))))(variables)
 
     variables = random_variables(RNN(CELL), X)
     actual, expected = gradient(implementation, "chunked"), gradient("scan", "none")
@@ -135,12 +134,12 @@ def test_of_nothing_comes_nothing(implementation, shape):
         {"resets": flags, "reverse": True, "keep_order": True},
         {"seq_lengths": jnp.zeros(shape[:-2], jnp.int32), "reverse": True},
     ):
-        run = quick_jit(partial(rnn.apply, **options))
+        run = jax.jit(partial(rnn.apply, **options))
         carry, *_, y = run(variables, x, initial_carry=first)
         assert y.shape == (*shape[:-1], 8)
         np.testing.assert_array_equal(carry, first)
     chunked = rnn.clone(remat="chunked")
-    gradient = quick_jit(jax.grad(lambda v: jnp.sum(chunked.apply(v, x)[1])))(variables)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(chunked.apply(v, x)[1])))(variables)
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
@@ -158,7 +157,7 @@ def test_vmapped_members():
             return jnp.sum(jnp.square(y)), y
 
         differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-        return quick_jit(jax.vmap(differentiate))(variables, x)
+        return jax.jit(jax.vmap(differentiate))(variables, x)
 
     actual, expected = value_and_gradient("hoisted"), value_and_gradient("scan")
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):

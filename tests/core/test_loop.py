@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from tests.core.compiling import quick_jit
 
 
 def copies_in_loops(program: str, steps: int) -> list[str]:
@@ -36,6 +35,6 @@ def test_a_step_copies_no_array_of_all_steps(options):
     def loss(params, x):
         return jnp.sum(jnp.square(rnn.apply(params, x)))
 
-    program = quick_jit(jax.grad(loss)).lower(params, x).compile().as_text()
+    program = jax.jit(jax.grad(loss)).lower(params, x).compile().as_text()
     assert "body=" in program
     assert copies_in_loops(program, steps) == []

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 # Flax's LayerNorm multiplies a row in float32 by a scale in bfloat16.
@@ -37,7 +36,7 @@ def gradients(variables: Any, x: jax.Array, dtype: Any, **options: Any) -> Any:
         carry, y = rnn.apply(variables, x)
         return jnp.sum(jnp.square(y.astype(jnp.float32) - 0.5)), (y, carry)
 
-    found, (y, carry) = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+    found, (y, carry) = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
     return {"y": y, "carry": carry, "variables": found[0], "x": found[1]}
 
 

@@ -11,7 +11,6 @@ import pytest
 from rrnn_jax import RelationalMemory
 from rrnn_jax.memory import RowMLP
 from tests.core import reference
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 
@@ -62,7 +61,7 @@ def test_mlp_acts_in_every_block():
     two, more, _, _ = module_and_arguments(num_blocks=2)
     params, other = variables["params"], more["params"]
 
-    @quick_jit
+    @jax.jit
     def apply(mlp):
         middle = module.apply({"params": {"mlp": mlp, "block_0": other["block_0"]}}, memory, inputs)
         return two.apply({"params": {**other, "mlp": mlp}}, memory, inputs)[0], middle[0]
@@ -106,7 +105,7 @@ def reference_blocks(module, variables, memory, inputs):
 @pytest.mark.parametrize("options", [{}, {"num_blocks": 3, "attention_mlp_layers": 1}])
 def test_against_reference_for_any_batch(batch, options):
     module, variables, memory, inputs = module_and_arguments(batch, key_size=3, **options)
-    candidate, weights = quick_jit(module.apply)(variables, memory, inputs)
+    candidate, weights = jax.jit(module.apply)(variables, memory, inputs)
     expected, expected_weights = reference_blocks(module, variables, memory, inputs)
     assert candidate.dtype == jnp.float32
     np.testing.assert_allclose(candidate, expected, atol=1e-5)
@@ -144,10 +143,10 @@ def test_rows_that_the_last_block_would_drop_are_not_computed(blocks):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_residual_stream_stays_float32(blocks):
     module, variables, memory, inputs = module_and_arguments(num_blocks=blocks, dtype=jnp.bfloat16)
-    candidate, weights = quick_jit(module.apply)(variables, memory, inputs)
+    candidate, weights = jax.jit(module.apply)(variables, memory, inputs)
     assert candidate.dtype == jnp.float32
     assert {w.dtype for w in weights} == {jnp.dtype(jnp.float32)}
-    exact, _ = quick_jit(module.clone(dtype=None).apply)(variables, memory, inputs)
+    exact, _ = jax.jit(module.clone(dtype=None).apply)(variables, memory, inputs)
     np.testing.assert_allclose(candidate, exact, atol=5e-2)
     assert not np.array_equal(candidate, exact)
     # Values that bfloat16 cannot hold survive: the stream was never rounded to it.

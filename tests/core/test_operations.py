@@ -9,7 +9,6 @@ import pytest
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
 from rrnn_jax.scan.relational import operations
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal
 
 RNG = np.random.default_rng(0)
@@ -91,8 +90,8 @@ def assert_close(actual: Any, expected: Any) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_derivatives_of_both_orders(name, cpu):
     operation, plain, args = CASES[name]
-    found = quick_jit(lambda *args: derivatives(lambda *args: operation(cpu, *args), args))(*args)
-    expected = quick_jit(lambda *args: derivatives(plain, args))(*args)
+    found = jax.jit(lambda *args: derivatives(lambda *args: operation(cpu, *args), args))(*args)
+    expected = jax.jit(lambda *args: derivatives(plain, args))(*args)
     for kind, value in expected.items():
         assert_close(found[kind], value)
 
@@ -113,7 +112,7 @@ def test_batched_by_vmap(name):
             lambda *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(batched(*args))),
             argnums=tuple(range(len(args))),
         )
-        return quick_jit(lambda *args: (inner(*args), outer(*args)))(first, *args[1:])
+        return jax.jit(lambda *args: (inner(*args), outer(*args)))(first, *args[1:])
 
     assert_close(gradients(lambda *args: operation(True, *args)), gradients(plain))
 

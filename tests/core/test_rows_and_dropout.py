@@ -14,7 +14,6 @@ from jax import export
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -34,7 +33,7 @@ def with_gradients(run, variables, x):
         y = run(variables, x)
         return jnp.sum(jnp.sin(y)), y
 
-    return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
 
 
 PAPER = {"num_blocks": 2, "input_queries": False}
@@ -83,7 +82,7 @@ def test_the_fast_path_has_what_the_cell_has(config, options):
         def run(variables, x, rnn=rnn):
             return rnn.apply(variables, x, row_mask=there)
 
-        captured = quick_jit(partial(rnn.apply, row_mask=there, mutable=["intermediates"]))
+        captured = jax.jit(partial(rnn.apply, row_mask=there, mutable=["intermediates"]))
         found.append((with_gradients(run, variables, x), captured(variables, x)))
     jax.tree.map(close, *found)
     weights = found[1][1][1]["intermediates"]["cell"]["attention_weights"][0]

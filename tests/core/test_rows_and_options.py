@@ -11,7 +11,6 @@ from flax import errors
 from flax import linen as nn
 
 from rrnn_jax import RelationalMemoryCell, dot_product_attention
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 ROWS = RelationalMemoryCell(
@@ -29,7 +28,7 @@ def only(rows, there):
 
 
 def step(cell, variables, x, row_mask=None, **options):
-    return quick_jit(partial(cell.apply, **options))(variables, MEMORY, x, row_mask)
+    return jax.jit(partial(cell.apply, **options))(variables, MEMORY, x, row_mask)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_gates_see_nothing_of_masked_rows(config):
     def run(variables, x, row_mask):
         return cell.apply(variables, carry, x, row_mask, mutable=["intermediates"])
 
-    _, captured = quick_jit(run)(variables, X, THERE)
+    _, captured = jax.jit(run)(variables, X, THERE)
     params = jax.tree.map(np.asarray, variables["params"])
     projection, gates = params["input_projection"], params["gates"]
     rows = np.asarray(X) @ projection["kernel"] + projection["bias"]
@@ -84,7 +83,7 @@ def test_all_rows_masked_is_finite_and_so_are_gradients():
         return jnp.sum(cell.apply(variables, MEMORY, x, none)[1])
 
     dirty = jnp.full(X.shape, jnp.inf)
-    value, (weights, inputs) = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables, dirty)
+    value, (weights, inputs) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables, dirty)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(weights))
     np.testing.assert_array_equal(inputs, 0)
@@ -121,11 +120,11 @@ def test_dropout_spares_the_memory_and_keeps_the_mean(config):
     x = X[:, 0]
     variables = random_variables(cell, carry, x)
     names = ["intermediates"]
-    calm = quick_jit(partial(cell.clone(deterministic=True).apply, mutable=names))
+    calm = jax.jit(partial(cell.clone(deterministic=True).apply, mutable=names))
     (kept, _), sown = calm(variables, carry, x)
     forget = sown["intermediates"]["forget_gate"][0]
 
-    @quick_jit
+    @jax.jit
     @jax.vmap
     def draws(key):
         return cell.apply(variables, carry, x, rngs={"dropout": key})[0]
@@ -159,7 +158,7 @@ def test_dropout_per_step_or_per_sequence_under_flax():
     def dropped(split):
         rnn = nn.RNN(cell, split_rngs={"params": False, "dropout": split})
         own = {"params": {"cell": variables["params"]}}
-        y = quick_jit(rnn.apply)(own, x, rngs={"dropout": jax.random.key(0)})
+        y = jax.jit(rnn.apply)(own, x, rngs={"dropout": jax.random.key(0)})
         return np.asarray(y) == 0
 
     each, once = dropped(True), dropped(False)

@@ -16,7 +16,6 @@ import pytest
 from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from tests.core.compiling import quick_jit
 from tests.grids import mostly_slow
 
 T, FEATURES = 7, 3
@@ -49,7 +48,7 @@ class Run:
         self.rnn = RNN(case.cell, implementation=case.implementation, return_carry=True)
         keys = jax.random.split(jax.random.key(0), 3)
         self.x = jax.random.normal(keys[0], (*case.batch, T, FEATURES))
-        variables = quick_jit(self.rnn.init)(keys[1], self.x)
+        variables = jax.jit(self.rnn.init)(keys[1], self.x)
         noise = jax.random.normal(keys[2], (2**14,))
         self.variables = jax.tree.map(
             lambda p: p + 0.1 * noise[: p.size].reshape(p.shape), variables
@@ -74,7 +73,7 @@ class Run:
 
     def now(self, **options: Any) -> tuple[Any, jax.Array]:
         """Carry and outputs of its own variables and inputs, compiled quickly."""
-        return quick_jit(lambda v, x: self(v, x, **options))(self.variables, self.x)
+        return jax.jit(lambda v, x: self(v, x, **options))(self.variables, self.x)
 
     @cached_property
     def plain(self) -> tuple[Any, jax.Array]:
@@ -108,7 +107,7 @@ def value_and_gradient(run: Run, function: Callable) -> tuple:
         )
         return total / 10.0, result
 
-    return quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(run.variables, run.x)
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(run.variables, run.x)
 
 
 def assert_close(first: tuple, second: tuple) -> None:
@@ -245,7 +244,7 @@ def test_all_carries_are_those_after_every_step(run):
         return run.rnn.apply(variables, x, return_all_carries=True)
 
     if run.case.time_major:
-        apply = quick_jit(partial(run.rnn.apply, return_all_carries=True, time_major=True))
+        apply = jax.jit(partial(run.rnn.apply, return_all_carries=True, time_major=True))
         carry, carries, y = apply(run.variables, jnp.moveaxis(run.x, run.time, 0))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[-1], atol=1e-6), carry, carries)
         assert y.shape[0] == T
@@ -271,7 +270,7 @@ def test_flax_rnn_gives_the_same(run):
     plain = nn.RNN(run.case.cell, return_carry=True)
     x = run.x
     key = jax.random.key(1)
-    same, ours = quick_jit(plain.init)(key, x), quick_jit(run.rnn.init)(key, x)
+    same, ours = jax.jit(plain.init)(key, x), jax.jit(run.rnn.init)(key, x)
     jax.tree.map(np.testing.assert_array_equal, same, ours)
     assert_same_function(run, run, lambda variables, x: plain.apply(variables, x))
 
@@ -295,14 +294,14 @@ def test_capture_keeps_the_time_axis_in_place(time_major):
     run = Run(Case(RMC.clone(num_blocks=2), "auto", (2,)))
     x = jnp.moveaxis(run.x, 1, 0) if time_major else run.x
     apply = partial(run.rnn.apply, time_major=time_major)
-    captured_too = quick_jit(partial(apply, mutable=["intermediates"]))
+    captured_too = jax.jit(partial(apply, mutable=["intermediates"]))
     (_, y), captured = captured_too(run.variables, x)
     sown = captured["intermediates"]["cell"]
     lead = (T, 2) if time_major else (2, T)
     assert sown["attention_weights"][0].shape == (*lead, 2, 2, 3, 4)
     assert sown["input_gate"][0].shape == sown["forget_gate"][0].shape == (*lead, 3, 8)
     np.testing.assert_allclose(sown["attention_weights"][0].sum(-1), 1.0, rtol=1e-5)
-    _, plain = quick_jit(apply)(run.variables, x)
+    _, plain = jax.jit(apply)(run.variables, x)
     np.testing.assert_allclose(y, plain, atol=1e-5)
 
 

@@ -15,7 +15,6 @@ from jax.experimental import checkify
 
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -98,7 +97,7 @@ def test_nan_past_the_end_of_a_sequence(implementation, with_carry):
         carry, y = rnn.apply(variables, x, seq_lengths=lengths)  # type: ignore[misc]
         return jnp.sum(carry**2) if with_carry else jnp.sum(jnp.where(used[..., None], y, 0.0) ** 2)
 
-    gradient = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     clean = gradient(variables, jnp.where(used[..., None], X, 0.0))
     dirty = gradient(variables, jnp.where(used[..., None], X, jnp.nan))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(clean))
@@ -114,7 +113,7 @@ def test_nothing_of_a_memory_that_is_reset_comes_through(implementation):
     def loss(variables: Any, carry: Any) -> Any:
         return jnp.sum(rnn.apply(variables, X, initial_carry=carry, resets=resets) ** 2)
 
-    gradient = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     clean = gradient(variables, jnp.zeros((B, 2, 8)))
     for bad in (jnp.nan, jnp.inf):
         assert_close(gradient(variables, jnp.full((B, 2, 8), bad)), clean)
@@ -130,7 +129,7 @@ def test_debug_nans_finds_none(implementation):
         return jnp.sum(rnn.apply(variables, dirty, resets=RESETS, mask=MASK) ** 2)
 
     with jax.debug_nans(True):
-        value, _ = quick_jit(jax.value_and_grad(loss))(variables_of())
+        value, _ = jax.jit(jax.value_and_grad(loss))(variables_of())
     assert float(value) > 0
 
 
@@ -146,7 +145,7 @@ def test_checkify_finds_nothing(cell, implementation):
     dirty = jnp.where(MASK[..., None], X, jnp.nan)
     gradient = jax.grad(lambda v: jnp.sum(rnn.apply(v, dirty, resets=RESETS, mask=MASK) ** 2))
     checked = checkify.checkify(gradient, errors=checkify.index_checks | checkify.nan_checks)
-    error, _ = quick_jit(checked)(variables_of(cell))
+    error, _ = jax.jit(checked)(variables_of(cell))
     error.throw()
 
 
@@ -219,7 +218,7 @@ def test_subclasses():
     variables = variables_of()
     for cell in (_OwnStart(**options), _OwnStep(**options)):
         fast, plain = (
-            quick_jit(rnn.apply)(variables, X, resets=RESETS)
+            jax.jit(rnn.apply)(variables, X, resets=RESETS)
             for rnn in (RNN(cell), RNN(cell, implementation="scan"))
         )
         assert_close(fast, plain)
@@ -248,7 +247,7 @@ def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, c
             return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) if precise else tree
 
         rnn = RNN(CELL if precise else cell, implementation=implementation)
-        y = quick_jit(rnn.apply)(cast(variables), cast(x), initial_carry=cast(carry))
+        y = jax.jit(rnn.apply)(cast(variables), cast(x), initial_carry=cast(carry))
         return np.asarray(y, np.float32), y.dtype
 
     (plain, plain_dtype), (fast, fast_dtype) = outputs("scan"), outputs("hoisted")
@@ -315,7 +314,7 @@ def final_carries(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["gru", "rmc", "backwards", "both directions", "stack"])
 def test_lengths_of_any_integer_dtype(kind):
     run, variables = final_carries(kind)
-    quick = quick_jit(run)
+    quick = jax.jit(run)
     for lengths, dtype in (([20, 250], np.uint8), ([20, 120], np.int8)):
         expected = quick(variables, np.asarray(lengths, np.int32))
         assert_close(quick(variables, np.asarray(lengths, dtype)), expected, 1e-6)

@@ -13,7 +13,6 @@ from experiments.ablations.grid import base_values
 from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.ablations.problems import make_cell, make_problem
 from rrnn_jax import RNN, RelationalMemoryCell
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import random_variables
 from tests.experiments.ablation_runs import CONFIG, ROWS
 
@@ -132,7 +131,7 @@ def starts():
     assert isinstance(cell, RelationalMemoryCell)
     carry = cell.initialize_carry(jax.random.key(0), x.shape)
     variables = random_variables(cell, carry, x)
-    step = quick_jit(lambda variables, carry: cell.apply(variables, carry, x)[0])
+    step = jax.jit(lambda variables, carry: cell.apply(variables, carry, x)[0])
     return cell, variables, x, step
 
 
@@ -154,7 +153,7 @@ def test_learned_start_begins_as_identity_and_is_learned(starts):
     params = {"cell": {"cell": variables["params"], "initial_memory": start}}
     inputs = jnp.stack([x, 2 * x, -x], axis=1)
 
-    @quick_jit
+    @jax.jit
     def run(params):
         def total(params):
             outputs = rnn.apply({"params": params}, inputs)
@@ -163,7 +162,7 @@ def test_learned_start_begins_as_identity_and_is_learned(starts):
         slope, outputs = jax.grad(total, has_aux=True)(params)
         return outputs, slope["cell"]["initial_memory"]
 
-    plain = quick_jit(RNN(cell).apply)({"params": {"cell": variables["params"]}}, inputs)
+    plain = jax.jit(RNN(cell).apply)({"params": {"cell": variables["params"]}}, inputs)
     outputs, slope = run(params)
     np.testing.assert_allclose(outputs, plain, atol=1e-5)
     assert float(jnp.abs(slope).max(axis=-1).min()) > 0

@@ -19,7 +19,6 @@ from experiments.program_evaluation.config import (
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.metrics import answer_loss
 from experiments.program_evaluation.model import make_cell, make_model
-from tests.core.compiling import quick_jit
 
 V, T_IN, T_OUT, B = 5, 4, 3, 3
 
@@ -39,7 +38,7 @@ def make(**changes):
     model = make_model(dataclasses.replace(TINY, **changes), V, T_OUT)
     inputs = jax.random.randint(jax.random.key(1), (B, T_IN), 0, V)
     mask = jnp.arange(T_IN) < jnp.array([4, 1, 3])[:, None]
-    params = quick_jit(model.init)(jax.random.key(0), inputs, mask)
+    params = jax.jit(model.init)(jax.random.key(0), inputs, mask)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
@@ -48,12 +47,12 @@ def make(**changes):
 
 def test_decoder_starts_where_the_encoder_ends():
     model, params, inputs, mask = make(implementation="scan")  # It compiles sooner.
-    logits = quick_jit(model.apply)(params, inputs, mask)
+    logits = jax.jit(model.apply)(params, inputs, mask)
     assert logits.shape == (B, T_OUT, V)
     cell = make_cell(TINY)
     variables = {"params": params["params"]["cell"]}
     readout = params["params"]["readout"]
-    step = quick_jit(lambda carry, x: cell.apply(variables, carry, x))
+    step = jax.jit(lambda carry, x: cell.apply(variables, carry, x))
 
     def read(x):
         for i in range(4):
@@ -72,11 +71,11 @@ def test_decoder_starts_where_the_encoder_ends():
 
 def test_teacher_forcing_agrees_with_feedback_where_predictions_are_right():
     model, params, inputs, mask = make(model="lstm", decoding="autoregressive")
-    fed_back = quick_jit(model.apply)(params, inputs, mask)
+    fed_back = jax.jit(model.apply)(params, inputs, mask)
     taught = make_model(
         dataclasses.replace(TINY, model="lstm", decoding="teacher_forced"), V, T_OUT
     )
-    apply = quick_jit(taught.apply)
+    apply = jax.jit(taught.apply)
     right = jnp.argmax(fed_back, axis=-1)
     np.testing.assert_allclose(apply(params, inputs, mask, right), fed_back, rtol=1e-5, atol=1e-5)
     # Another first character: the same first logits, others after it; the last one is fed nowhere.
@@ -93,7 +92,7 @@ def test_padding_changes_neither_loss_nor_gradient():
     targets = jnp.ones((B, T_OUT), jnp.int32)
     target_mask = jnp.arange(T_OUT) < jnp.array([3, 2, 1])[:, None]
 
-    @quick_jit
+    @jax.jit
     def gradient(inputs, targets):
         def loss(params):
             return answer_loss(model.apply(params, inputs, mask), targets, target_mask)[0]
@@ -136,7 +135,7 @@ def test_every_model_answers_by_every_character(changes):
     if changes["model"] == "dnc":
         kernel = params["params"]["cell"]["controller_0"]["kernel"]
         assert kernel.shape == ((V + 3 + 4, 16) if "task" in changes else (V + 3, 5))
-    apply = quick_jit(model.apply)
+    apply = jax.jit(model.apply)
     logits = apply(params, inputs, mask)
     for t in range(T_IN):
         changed = apply(params, inputs.at[:, t].add(1) % V, mask)
@@ -188,7 +187,7 @@ def test_padding_that_no_sample_reaches_is_cut_off(task, length, nesting, inputs
     difficulty = DifficultyConfig(length, nesting, memorization_length=length)
     data = make_task(dataclasses.replace(TINY, task=task, difficulty=difficulty))
     assert (data.input_steps, data.output_steps) == (inputs, outputs)
-    batch = quick_jit(data.sample_hardest, static_argnums=1)(jax.random.key(0), 2000)
+    batch = jax.jit(data.sample_hardest, static_argnums=1)(jax.random.key(0), 2000)
     assert batch.inputs.shape == batch.input_mask.shape == (2000, inputs)
     assert batch.targets.shape == batch.target_mask.shape == (2000, outputs)
     assert batch.input_lengths.max() == inputs

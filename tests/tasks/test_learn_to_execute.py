@@ -10,13 +10,12 @@ import pytest
 
 from rrnn_jax.tasks import learn_to_execute as lte
 from rrnn_jax.tasks.curriculum import initial_state
-from tests.core.compiling import quick_jit
 from tests.grids import mostly_slow
 from tests.tasks import program_oracle as oracle
 
 SAMPLES = 20_000
 CONTRACT = ("addition", "control", "program")
-sample = quick_jit(lte.sample, static_argnums=(1, 2))  # Integers: the same to the last bit.
+sample = jax.jit(lte.sample, static_argnums=(1, 2))  # Integers: the same to the last bit.
 
 CONFIGS = [
     *(lte.Config(task, 5, 2, "fixed") for task in CONTRACT),

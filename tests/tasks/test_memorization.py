@@ -7,13 +7,12 @@ import pytest
 
 from rrnn_jax.tasks import memorization as mem
 from rrnn_jax.tasks.curriculum import initial_state
-from tests.core.compiling import quick_jit
 from tests.tasks import program_oracle as oracle
 
 SAMPLES = 20_000
 TASKS = oracle.MEMORIZATION
 STATISTICS = [e for e in oracle.golden_meta()["statistics"] if e["task"] not in oracle.TASKS]
-sample = quick_jit(mem.sample, static_argnums=(1, 2))  # Integers: the same to the last bit.
+sample = jax.jit(mem.sample, static_argnums=(1, 2))  # Integers: the same to the last bit.
 
 
 def test_golden_records():

@@ -1,5 +1,6 @@
 """What is captured over a sequence is what the NumPy reference attends to, step by step."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,7 +8,6 @@ from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.interop import to_sonnet
 from rrnn_jax.visualize import attention_of, captured_array
 from tests.core import reference
-from tests.core.compiling import quick_jit
 from tests.core.random_variables import normal, random_variables
 
 BATCH, STEPS, BLOCKS, HEADS, SLOTS = 3, 4, 2, 2, 3
@@ -22,7 +22,7 @@ def run():
     rnn = RNN(cell, return_carry=True)
     x = normal(np.random.default_rng(0), (BATCH, STEPS, 5))
     variables = random_variables(rnn, x)
-    apply = quick_jit(lambda variables, x: rnn.apply(variables, x, mutable=["intermediates"]))
+    apply = jax.jit(lambda variables, x: rnn.apply(variables, x, mutable=["intermediates"]))
     _, captured = apply(variables, x)
 
     arrays = to_sonnet(variables["params"]["cell"])

@@ -15,7 +15,6 @@ from flax import linen as nn
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.cuda import support
 from tests.core.choices import chosen
-from tests.core.compiling import quick_jit
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
 from tests.core.random_variables import normal, random_variables
@@ -165,7 +164,7 @@ def test_gradients_are_as_exact_as_the_plain_scan_in_bfloat16(name, case, monkey
     problem = make_problem(case)
 
     def run(function: Any, arguments: Any) -> Any:
-        return quick_jit(function)(*arguments)
+        return jax.jit(function)(*arguments)
 
     exact = run(*problem.plain(problem.cell))
     plain = errors(run(*problem.plain(problem.cell.clone(dtype=jnp.bfloat16))), exact)
@@ -189,7 +188,7 @@ def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) ->
     """Whether all results are bitwise those of threads that take turns, for each order."""
     emulator = Emulator(edits=tuple(edits)).use(monkeypatch)
     function, arguments = make_problem(case).kernels()
-    compiled = quick_jit(function)
+    compiled = jax.jit(function)
 
     def run(order: int) -> list[np.ndarray]:
         emulator.order = order
@@ -230,7 +229,7 @@ def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     problem = make_problem(Case(sizes(4, 4, 16), B=3, T=4), inputs=64)
     cell, x = problem.cell.clone(dtype=jnp.bfloat16), problem.x
 
-    @quick_jit
+    @jax.jit
     def run(x: Any, carry: Any, resets: Any = None, mask: Any = None) -> Any:
         return kernels_run(cell, problem.params, x, carry, problem.fresh, resets, mask)[1]
 
@@ -261,7 +260,7 @@ def test_it_is_an_implementation_of_rnn(monkeypatch):
         return jnp.sum(jnp.sin(outputs.astype(jnp.float32))) + jnp.sum(carry)
 
     ours, theirs = (RNN(cell, implementation=name) for name in ("cuda", "hoisted"))
-    found, expected = (quick_jit(jax.grad(partial(loss, rnn)))(variables) for rnn in (ours, theirs))
+    found, expected = (jax.jit(jax.grad(partial(loss, rnn)))(variables) for rnn in (ours, theirs))
     assert emulator.runs == {"forward": 1, "backward": 1}
     assert errors(found, expected).max() < 0.05
     # Auto does not take what has not been measured; elsewhere than on a GPU there is a reason.

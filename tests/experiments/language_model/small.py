@@ -14,7 +14,6 @@ from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.model import make_model
 from experiments.language_model.problem import init_params
 from experiments.language_model.saved import Saved
-from tests.core.compiling import quick_jit
 
 TEXT = "".join(f"{n} fish, {n + 1} fish; a fish is {n * 7 % 13}.\n" for n in range(60))
 
@@ -51,7 +50,7 @@ def small_saved(vocabulary=None, scale=2, **options) -> Saved:
     config = small_config(**options)
     vocabulary = vocabulary or Characters(TEXT)
     model = make_model(config, vocabulary.size)
-    params = quick_jit(partial(init_params, model))(jax.random.key(0))
+    params = jax.jit(partial(init_params, model))(jax.random.key(0))
     params = jax.tree.map(lambda x: np.asarray(scale * x), params)
     return Saved(config, vocabulary, model, params, 0)
 
