@@ -1,8 +1,8 @@
 """Writes the numbers of the experiments' README: ``python -m experiments.conclusions``.
 
-Every number there stands between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``;
-what is between them is made here from the files in ``experiments/results``. With ``--check``
-nothing is written, and the exit code says whether the README is up to date.
+Every number there is between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, and is
+made from the files in ``experiments/results``. ``--check`` writes nothing; its exit code is 1 if
+the README is out of date.
 """
 
 import argparse
@@ -25,12 +25,13 @@ from rrnn_jax.visualize import InputShare
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
 LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
+VERDICTS = {"better": "better", "worse": "worse", "not told apart": "ranges overlap"}
 GRIDS = {"quick": "", "quick_program": " --preset quick_program"}
-"""Ablations by name, and what their command adds."""
+"""The options of each ablation's command."""
 
 
 def read(name: str) -> Any:
-    """A file of results; None if there is none."""
+    """Reads a file of results; None if it does not exist."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -47,10 +48,10 @@ def blocks() -> dict[str, str]:
 
 
 def fill(text: str, content: dict[str, str]) -> str:
-    """Puts blocks between their marks.
+    """Inserts blocks between their marks.
 
     Raises:
-      ValueError: marks that stand in the text and blocks that there are, are not the same.
+      ValueError: the marks in the text are not those of the blocks.
     """
     pattern = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.S)
     found = [name for _, name, _ in pattern.findall(text)]
@@ -90,7 +91,7 @@ def index() -> str:
         (
             "experiments.program_evaluation table --jobs 2",
             "[table 1](program_evaluation/README.md), small: four models, six tasks (4.2, A.2)",
-            f"{hours:.1f} h, other programs beside it",
+            f"{hours:.1f} h, beside other programs",
             "[numbers](results/program_evaluation/quick.json)",
         ),
     ]
@@ -101,7 +102,7 @@ def index() -> str:
     ):  # fmt: skip
         spent = [run["summary"] for run in read(name).values()]
         each = sum(one["wall_seconds"] for one in spent) / sum(len(one["seeds"]) for one in spent)
-        time = f"{each / 60:.0f} min of 1 core, in the mean of models and seeds"
+        time = f"{each / 60:.0f} min of 1 core (mean over models and seeds)"
         rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
@@ -125,7 +126,7 @@ def index() -> str:
 
 
 def nth_farthest() -> str:
-    """The memory core against the LSTM, at the paper's task and at a small one."""
+    """The memory core and the LSTM on the paper's task and a small one."""
     rows, said = [], []
     for preset in ("laptop", "small"):
         kept = read(f"nth_farthest/{preset}")
@@ -157,17 +158,17 @@ def nth_farthest() -> str:
 
 
 def _fresh(summary: dict[str, Any]) -> list[float]:
-    """Accuracy by seed on the test stream, or on the only one that older runs have."""
+    """Accuracy by seed on the test stream, or on the only stream of older runs."""
     return summary.get("test", summary["evaluation"])["accuracy"]
 
 
 def _elsewhere() -> str:
-    """The same two models on the task of the ablations, with seeds enough to tell them apart."""
+    """The same two models on the task of the ablations, with several seeds."""
     grid = read("ablations/quick")
     if grid is None or not grid["rows"].get("lstm", {}).get("accuracy"):
         return ""
     base, lstm = grid["rows"]["base"], grid["rows"]["lstm"]
-    said = {"better": "ahead of", "worse": "behind", "not told apart": "not told apart from"}
+    said = {"better": "ahead of", "worse": "behind", "not told apart": "not clearly different from"}
     return (
         f" On the ablations' task ({_task(_config('quick', grid))}) the LSTM is "
         f"{said[_verdict(lstm, base)]} the RMC: {_range(lstm)} against {_range(base)} "
@@ -213,12 +214,12 @@ up to {difficulty["memorization_length"]} digits, {train["steps"]:,} updates (pa
 
 
 def attention() -> str:
-    """What figure 3 shows, in numbers."""
+    """Figure 3 in numbers."""
     numbers = read("nth_farthest/figures/attention")
     written, memory, inputs = (numbers[name] for name in ("written", "memory_share", "input"))
     heads = [name for name in memory if name.startswith("head")]
     lines = [
-        "| of the attention to memory, to the slot that m changes most | before m is seen | after "
+        "| share of the attention to memory: slot that m changes most | before m is seen | after "
         "| same slot, other sequences, after | evenly spread |",
         "|---|---|---|---|---|",
     ]
@@ -228,7 +229,7 @@ def attention() -> str:
         lines.append(f"| {label} | " + " | ".join(map(_percent, cells)) + " |")
     lines += [
         "",
-        "| of all attention, to the input, mean of the steps with all three cases "
+        "| share of all attention: input, mean over the steps with all three cases "
         "| m comes later | m is shown | m was seen before | evenly spread |",
         "|---|---|---|---|---|",
     ]
@@ -243,16 +244,17 @@ def attention() -> str:
         + f"""
 
 Over {numbers["sequences"]:,} fresh sequences, {_percent(numbers["accuracy"])} of them answered \
-right. m is spread over the slots: the one that it changes most takes \
-{_percent(written["largest_share"])} of the change (evenly: {_percent(written["even_share"])}; in \
-one slot alone: 100 %). Another vector in m's place moves the last memory {ratio:.1f} times as far \
-as one in another object's place ([numbers](results/nth_farthest/figures/attention.json), \
+right. m is spread over the slots: the slot that it changes most has \
+{_percent(written["largest_share"])} of the change (evenly spread: \
+{_percent(written["even_share"])}; in one slot: 100 %). Replacing m changes the last memory \
+{ratio:.1f} times as much as replacing another object \
+([numbers](results/nth_farthest/figures/attention.json), \
 `python -m experiments.nth_farthest.figures runs/nth_farthest/small`)."""
     )
 
 
 def ablations() -> str:
-    """Slots, heads, gates and the rest, of the grids that were run."""
+    """Slots, heads, gates and the other factors of the ablations."""
     return "\n\n".join(_grid(name) for name in GRIDS)
 
 
@@ -260,15 +262,15 @@ def _grid(name: str) -> str:
     grid = read(f"ablations/{name}")
     command = f"`python -m experiments.ablations{GRIDS[name]}`"
     if grid is None:
-        return f"{command} was not run yet: `results/ablations/{name}.json` is not there."
+        return f"{command} was not run yet: `results/ablations/{name}.json` does not exist."
     config = _config(name, grid)
     rows = {key: row for key, row in grid["rows"].items() if row["accuracy"]}
     base = rows["base"]
     claims = {
         "memory slots": "8 or 16 slots better than 1",
         "heads": "with 1 slot, 8 or 16 heads better than 1; with more slots, the best runs have 1 "
-        "(figure 4, by eye)",
-        "gates": "per unit and per slot both reach about 90 % (figure 4, by eye)",
+        "(read from figure 4)",
+        "gates": "per unit and per slot both reach about 90 % (read from figure 4)",
         "model": "RMC better than LSTM",
     }
     lines = [
@@ -280,16 +282,16 @@ def _grid(name: str) -> str:
     ]
     for factor, claim in claims.items():
         cells = [
-            f"{_label(row)}: {_range(row)}, {_verdict(row, base)}"
+            f"{_label(row)}: {_range(row)}, {VERDICTS[_verdict(row, base)]}"
             for row in rows.values()
             if row["factor"] == factor
         ]
         lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
     others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
     lines.append("")
-    for said in ("better", "worse", "not told apart"):
-        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == said]
-        lines.append(f"- Of the other rows, {said}: {'; '.join(found) or 'none'}.")
+    for key, said in VERDICTS.items():
+        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == key]
+        lines.append(f"- Other rows, {said}: {'; '.join(found) or 'none'}.")
     stuck = [
         _label(row)
         for row in rows.values()
@@ -301,18 +303,18 @@ def _grid(name: str) -> str:
         lines.append(f"- The loss became NaN: {_names(missing)}.")
     if grid["not_run"]:
         lines.append(f"- Not run: {_names(grid['not_run'])}.")
-    return "\n".join(lines) + f"\n\n[All of its numbers](results/ablations/{name}.json), {command}."
+    return "\n".join(lines) + f"\n\n[All numbers](results/ablations/{name}.json), {command}."
 
 
 def _config(name: str, grid: dict[str, Any] | None) -> Config:
-    """The config of a grid that was run, or else the one that would be."""
+    """The config of a grid, or of its preset if it was not run."""
     if grid is None:
         return PRESETS[name]
     return config_from(Config(), grid["config"], f"ablations/{name}.json")
 
 
 def _hours(grid: dict[str, Any]) -> str:
-    """How long a grid took, two rows at a time, and of how many rows that is."""
+    """The time of a grid, with two rows at a time, and the number of finished rows."""
     seconds = sum(row["seconds"] or 0 for row in grid["rows"].values())
     done, missing = len(grid["rows"]), len(grid["not_run"])
     hours = f"{seconds / 3600 / 2:.1f} h"
@@ -325,13 +327,13 @@ def _task(config: Config) -> str:
 
 
 def _why(config: Config) -> str:
-    """What kind of task it is, where the name does not say it."""
+    """An explanation of the task, if its name needs one."""
     task = config.program.program_task
     if config.task == "nth_farthest" or task not in MEMORIZATION:
         return ""
     return (
         f" ({task} is one of the memorization tasks of program evaluation, chosen because few "
-        "updates tell rows apart there, which they do not on addition)"
+        "updates separate the rows there, unlike on addition)"
     )
 
 
@@ -351,7 +353,7 @@ def _range(row: dict[str, Any]) -> str:
 
 
 def _points(share: float) -> float:
-    """Percent, as precise as it is written."""
+    """Percent, rounded as it is written."""
     return round(100 * share, 1)
 
 

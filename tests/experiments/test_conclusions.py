@@ -38,7 +38,7 @@ def test_commands_exist():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A copy of what is quoted, for numbers of our choice."""
+    """Writes results of our choice in place of the committed ones."""
     monkeypatch.setattr(conclusions, "RESULTS", tmp_path)
 
     def write(name, content):
@@ -62,7 +62,7 @@ def test_another_result_is_another_text(results):
     results("nth_farthest/small", other)
     assert "| 98.8 % | 50.0 % |" in conclusions.nth_farthest()
     assert "On the ablations' task" not in conclusions.nth_farthest()
-    for lstm, said in (([0.8, 0.91], "not told apart from"), ([0.8, 0.81], "behind")):
+    for lstm, said in (([0.8, 0.91], "not clearly different from"), ([0.8, 0.81], "behind")):
         results("ablations/quick", grid(base=[0.9, 0.94], lstm=lstm))
         assert f"2 seeds a row) the LSTM is {said} the RMC: 8" in conclusions.nth_farthest()
 
@@ -109,13 +109,13 @@ def test_ablations_by_hand(results):
     text = conclusions.ablations()
     assert "base 92.0 % (90.0 to 94.0), trivial score 50.0 %" in text
     assert "| memory slots 1: 81.0 % (80.0 to 82.0), worse |" in text
-    assert "| heads 1: 90.0 % (89.0 to 91.0), not told apart |" in text
+    assert "| heads 1: 90.0 % (89.0 to 91.0), ranges overlap |" in text
     assert "worse: initial memory zeros: 50.5 % (50.0 to 51.0)" in text
     assert "Did not learn at all, with any seed: initial memory zeros." in text
     assert "**Nth Farthest, 3 objects of 2 features, 1,500 updates, 2 seeds a row**" in text
     assert "The loss became NaN: lstm." in text
     assert "Not run: mlp_4." in text
-    assert "quick_program.json` is not there" in text
+    assert "quick_program.json` does not exist" in text
 
 
 def test_a_memorization_task_is_named_as_one(results):
