@@ -9,7 +9,8 @@ from flax import linen as nn
 from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
-from rrnn_jax.checks import check_bool, check_shape
+from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.checks import check_bool, check_real, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
@@ -68,6 +69,8 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     """
     time_axis, batch = _layout(cell, inputs, call.time_major)
     inputs = jnp.asarray(inputs)
+    if isinstance(cell, RelationalMemoryCell):
+        check_real("inputs", inputs)
     per_step = list(batch)
     per_step.insert(time_axis, inputs.shape[time_axis])
     resets, mask, lengths = _checked_flags(call, tuple(per_step), batch)
@@ -146,9 +149,10 @@ def _checked_rows(cell: nn.RNNCellBase, call: Call, inputs: Array) -> Array | No
         return None
     layout = "[T, *B, R]" if call.time_major else "[*B, T, R]"
     if not getattr(cell, "matrix_inputs", False):
+        vectors = " with matrix_inputs=False" if isinstance(cell, RelationalMemoryCell) else ""
         raise ValueError(
             "row_mask needs a RelationalMemoryCell with matrix_inputs=True, got "
-            f"{type(cell).__name__}"
+            f"{type(cell).__name__}{vectors}"
         )
     check_bool("row_mask", call.row_mask, layout)
     check_shape("row_mask", call.row_mask, inputs.shape[:-1], layout)

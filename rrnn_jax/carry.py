@@ -53,6 +53,8 @@ def reset_carry(
         structure or shape, or is missing for a cell with a learned initial memory.
       TypeError: `flags` are neither bool nor numbers.
     """
+    if not isinstance(cell, nn.RNNCellBase):
+        raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {type(cell).__name__}")
     flags = as_flags("flags", flags)
     carry = jax.tree.map(jnp.asarray, carry)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
@@ -86,7 +88,10 @@ def _step_shape(cell: nn.RNNCellBase, carry: Carry, flags: Array) -> tuple[int, 
 
 def as_flags(name: str, flags: Any) -> Array:
     """Flags as bool: numbers, such as the `done` of an environment, are True where not 0."""
-    flags = flags if hasattr(flags, "dtype") else jnp.asarray(flags)
+    try:
+        flags = flags if hasattr(flags, "dtype") else jnp.asarray(flags)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be bool or numbers: {error}") from None
     if flags.dtype == jnp.bool_:
         return jnp.asarray(flags)
     real = any(jnp.issubdtype(flags.dtype, kind) for kind in (jnp.integer, jnp.floating))
@@ -145,13 +150,12 @@ def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> C
         )
 
     def leaf(path: Any, value: Any, like: Array) -> Array:
-        value = jnp.asarray(value)
-        if value.ndim == like.ndim - batch_axes:
+        value, part = jnp.asarray(value), name + jax.tree_util.keystr(path)
+        if batch_axes and value.ndim == like.ndim - batch_axes:
+            check_shape(part, value, like.shape[batch_axes:], "without *B")
             value = value.reshape((1,) * batch_axes + value.shape)
-            check = (*value.shape[:batch_axes], *like.shape[batch_axes:])
         else:
-            check = like.shape
-        check_shape(name + jax.tree_util.keystr(path), value, check, "[*B, ...] or without *B")
+            check_shape(part, value, like.shape, "[*B, ...]")
         if jnp.issubdtype(like.dtype, jnp.floating):
             check_floating(name, value)
         value = value if value.dtype == like.dtype else value.astype(like.dtype)

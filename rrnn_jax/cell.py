@@ -6,15 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rrnn_jax import checks
 from rrnn_jax.attention import dense, linear_options, norm_options
-from rrnn_jax.checks import (
-    check_bool,
-    check_choice,
-    check_floating,
-    check_positive,
-    check_rate,
-    check_shape,
-)
 from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
@@ -155,7 +148,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        check_positive(
+        checks.check_positive(
             mem_slots=self.mem_slots,
             head_size=self.head_size,
             num_heads=self.num_heads,
@@ -163,9 +156,13 @@ class RelationalMemoryCell(nn.RNNCellBase):
             attention_mlp_layers=self.attention_mlp_layers,
         )
         if self.key_size is not None:
-            check_positive(key_size=self.key_size)
-        check_choice("gate_style", self.gate_style, GATE_STYLES)
-        check_rate(dropout_rate=self.dropout_rate)
+            checks.check_positive(key_size=self.key_size)
+        checks.check_choice("gate_style", self.gate_style, GATE_STYLES)
+        checks.check_rate(dropout_rate=self.dropout_rate)
+        checks.check_float_dtype(dtype=self.dtype, param_dtype=self.param_dtype)
+        checks.check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
+        if not callable(self.carry_init):
+            raise TypeError(f"carry_init must be an initializer, got {self.carry_init!r}")
         if self.output_gate and self.gate_style is None:
             raise ValueError("output_gate=True needs gate_style 'unit' or 'memory', got None")
         super().__post_init__()
@@ -192,7 +189,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
           ValueError: `features` is not such a multiple.
           TypeError: a size that is not an integer.
         """
-        check_positive(features=features, mem_slots=mem_slots, num_heads=num_heads)
+        checks.check_positive(features=features, mem_slots=mem_slots, num_heads=num_heads)
         head_size, rest = divmod(features, mem_slots * num_heads)
         if rest:
             raise ValueError(
@@ -282,6 +279,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
           The next carry, in the dtype of `carry`, and the output ``[*B, S*F]``.
         """
         self.check_step(carry, inputs.shape)
+        checks.check_real("inputs", inputs)
         memory, hidden = carry if self.output_gate else (carry, None)
         if row_mask is not None:
             inputs = self._without_rows(inputs, row_mask)
@@ -352,8 +350,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
         """Inputs whose masked rows cannot reach a gradient, not even as NaN."""
         if not self.matrix_inputs:
             raise ValueError("row_mask needs matrix_inputs=True: a vector is a single row")
-        check_bool("row_mask", row_mask, "[*B, R]")
-        check_shape("row_mask", row_mask, inputs.shape[:-1], "[*B, R]")
+        checks.check_bool("row_mask", row_mask, "[*B, R]")
+        checks.check_shape("row_mask", row_mask, inputs.shape[:-1], "[*B, R]")
         return jnp.where(row_mask[..., None], inputs, jnp.zeros((), inputs.dtype))
 
     @nn.nowrap
@@ -382,8 +380,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
                 raise TypeError(
                     f"{part} must be one array [*B, S, F]{reason}, got {jax.tree.structure(array)}"
                 )
-            check_shape(part, array, shape, "[*B, S, F]")
-            check_floating(part, array)
+            checks.check_shape(part, array, shape, "[*B, S, F]")
+            checks.check_floating(part, array)
 
     @nn.nowrap
     def _check_input_shape(self, shape: tuple[int, ...]) -> None:

@@ -63,8 +63,33 @@ def check_floating(name: str, array: Array) -> None:
         raise TypeError(f"{name} must be floating-point, got {array.dtype}")
 
 
+def check_real(name: str, array: Any) -> None:
+    """Raises if `array` has a complex dtype."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got {array.dtype}")
+
+
+def check_float_dtype(**dtypes: Any) -> None:
+    """Raises unless every dtype is None or a floating-point dtype."""
+    for name, dtype in dtypes.items():
+        try:
+            floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        except TypeError:
+            floating = False
+        if not floating:
+            raise TypeError(f"{name} must be a floating-point dtype, got {dtype!r}")
+
+
+def check_number(**values: Any) -> None:
+    """Raises unless every value is a number, or a scalar array."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) and getattr(value, "shape", None) != ():
+            raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_rate(**rates: float) -> None:
     """Raises unless every rate lies in [0, 1)."""
+    check_number(**rates)
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")

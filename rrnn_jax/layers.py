@@ -61,7 +61,14 @@ class Bidirectional(nn.Bidirectional):
         """
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
+        if "return_all_carries" in arguments:
+            raise TypeError("return_all_carries is an argument of RNN, not of Bidirectional")
         carries = (None, None) if initial_carry is None else initial_carry
+        if not isinstance(carries, tuple | list) or len(carries) != 2:
+            raise TypeError(
+                "initial_carry must be a pair of carries (forward, backward), got "
+                f"{jax.tree.structure(carries)}"
+            )
         keys = (None, None) if init_key is None else jax.random.split(init_key)
         options = {"time_major": time_major, "return_carry": True, **arguments}
         forward, ahead = self.forward_rnn(
@@ -124,11 +131,13 @@ class RNNStack(nn.Module):
         Raises:
           ValueError: the number of carries is not that of the layers.
         """
-        starts = [None] * len(self.rnns) if initial_carry is None else list(initial_carry)
-        if len(starts) != len(self.rnns):
+        if not self.rnns:
+            raise ValueError("rnns must hold at least one RNN, got none")
+        starts = [None] * len(self.rnns) if initial_carry is None else initial_carry
+        if not isinstance(starts, tuple | list) or len(starts) != len(self.rnns):
             raise ValueError(
                 f"initial_carry must hold a carry for each of {len(self.rnns)} layers, got "
-                f"{len(starts)}"
+                f"{jax.tree.structure(starts)}"
             )
         carries = []
         for rnn, start in zip(self.rnns, starts, strict=True):

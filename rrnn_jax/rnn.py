@@ -146,6 +146,8 @@ class RNN(nn.Module):
         check_choice("remat", self.remat, REMATS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(unroll=self.unroll)
+        if self.cell is None or isinstance(self.cell, type):
+            raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {self.cell!r}")
         super().__post_init__()
 
     def __call__(
@@ -240,8 +242,7 @@ class RNN(nn.Module):
         Returns:
           `SequenceOutputs`: ``carry``, ``outputs`` and ``carries`` (or None).
         """
-        own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
-        return self._over_time(inputs, Call(**(own | arguments)), return_all_carries)
+        return self._over_time(inputs, self._call("run", arguments), return_all_carries)
 
     @nn.nowrap
     def initialize_carry(
@@ -278,6 +279,8 @@ class RNN(nn.Module):
                 "initialize_carry of a cell with learned_carry=True needs its variables: "
                 'rnn.apply(variables, batch_shape, method="initialize_carry")'
             )
+        if not isinstance(batch_shape, tuple | list):
+            raise TypeError(f"batch_shape must be a tuple such as (8,), got {batch_shape!r}")
         features = (1,) * self.cell.num_feature_axes if feature_shape is None else feature_shape
         key = jax.random.key(0) if rng is None else rng
         return self.cell.initialize_carry(key, (*batch_shape, *features))
@@ -315,9 +318,17 @@ class RNN(nn.Module):
           ValueError: there are no variables.
         """
         self._check_bound('rnn.apply(variables, inputs, method="explain")')
-        own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
-        prepared = prepare(self.cell, inputs, Call(**(own | arguments)))
+        prepared = prepare(self.cell, inputs, self._call("explain", arguments))
         return explain(self.implementation, self._request(prepared, False))
+
+    @nn.nowrap
+    def _call(self, method: str, arguments: dict[str, Any]) -> Call:
+        """The arguments of a method, with the attributes where they are not given."""
+        for name in arguments:
+            if name not in Call._fields:
+                raise TypeError(f"{method} takes no argument {name!r}")
+        own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
+        return Call(**(own | arguments))
 
     @nn.nowrap
     def _check_bound(self, instead: str) -> None:
