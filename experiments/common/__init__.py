@@ -1,1 +1,1 @@
-"""What all experiments share: the training loop, run directories, checkpoints, metrics, CLI."""
+"""Code shared by all experiments: training loop, run directories, checkpoints, metrics, CLI."""

@@ -1,6 +1,6 @@
-"""The recurrent cores of all experiments, one config each: sizes, and a recipe of training.
+"""The recurrent cores of all experiments, with a config each for sizes and training options.
 
-A core of one's own joins every experiment with one registration, see `register`.
+`register` adds your own core to every experiment.
 """
 
 import abc
@@ -20,12 +20,12 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 
 class Core(abc.ABC):
-    """What the configs of all cores have.
+    """The base class of the configs of cores.
 
     A config may have fields ``..._learning_rate`` and ``..._schedule``, see `recipe`.
 
     Attributes:
-      TITLE: its name for people.
+      TITLE: its display name.
     """
 
     TITLE: ClassVar[str]
@@ -40,10 +40,10 @@ class Core(abc.ABC):
 
     @abc.abstractmethod
     def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
-        """The cell, with an `output_size` or `features`; `dtype` is that of its products."""
+        """The cell, with an `output_size` or `features`; `dtype` is the dtype of its products."""
 
     def recipe(self, train: TrainConfig) -> TrainConfig:
-        """How it is trained: as all, but for the learning rate and schedule of its own.
+        """The training config with this core's own learning rate and schedule.
 
         >>> LSTMConfig(lstm_learning_rate=0.01).recipe(TrainConfig()).learning_rate
         0.01
@@ -191,7 +191,7 @@ class EntNetConfig(Core):
 
 @dataclasses.dataclass(frozen=True)
 class CellConfigs:
-    """The cores by name; the config of an experiment with recurrent cores begins with these."""
+    """The cores by name; the base of the config of an experiment with recurrent cores."""
 
     rmc: RMCConfig = dataclasses.field(default_factory=RMCConfig)
     lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
@@ -203,7 +203,7 @@ TITLES: dict[str, str] = {
     field.name: field.default_factory.TITLE  # type: ignore[union-attr, misc]
     for field in dataclasses.fields(CellConfigs)
 }
-"""The cores' names for people, by name."""
+"""The cores' display names, by name."""
 
 if TYPE_CHECKING:
     ModelName = str
@@ -213,11 +213,12 @@ else:
 
 
 def register(name: str, config: type[Core]) -> None:
-    """Makes a core of one's own known to all experiments, before any of them is imported.
+    """Registers your own core with all experiments; call it before importing an experiment.
 
-    A dataclass whose `make` gives a `flax.linen.RNNCellBase`; its fields become options. A script
-    that registers it and then calls an experiment's ``main`` takes its name as ``--model``; the
-    same two lines at the end of this module serve ``python -m experiments.<experiment>``, too::
+    The config is a dataclass whose `make` returns a `flax.linen.RNNCellBase`; its fields become
+    options. A script that registers it and then calls an experiment's ``main`` accepts its name as
+    ``--model``. For ``python -m experiments.<experiment>`` add the same lines at the end of this
+    module::
 
         @dataclasses.dataclass(frozen=True)
         class GRUConfig(Core):
@@ -230,12 +231,12 @@ def register(name: str, config: type[Core]) -> None:
         register("gru", GRUConfig)
 
     Args:
-      name: what ``--model`` takes.
+      name: the name for ``--model``.
       config: a frozen dataclass with defaults for all fields.
 
     Raises:
-      ValueError: there is such a core.
-      RuntimeError: an experiment is imported, whose options are settled with that.
+      ValueError: the name is taken.
+      RuntimeError: an experiment was already imported, which fixes its options.
     """
     if name in TITLES or name == "all":
         raise ValueError(f"name must be another than {', '.join(TITLES)}, got {name!r}")
@@ -250,21 +251,21 @@ def register(name: str, config: type[Core]) -> None:
 
 
 def make_cell(configs: CellConfigs, model: str, dtype: str = "float32") -> nn.RNNCellBase:
-    """The core that is named.
+    """The core with a given name.
 
     >>> type(make_cell(CellConfigs(), "lstm")).__name__
     'StackedLSTMCell'
 
     Args:
-      configs: of all cores.
-      model: which one.
-      dtype: of its products; parameters are float32 always.
+      configs: the configs of all cores.
+      model: its name.
+      dtype: dtype of its products; parameters are always float32.
 
     Returns:
       The cell.
 
     Raises:
-      ValueError: there is no such core, or it cannot be made.
+      ValueError: the core is unknown, or cannot be made.
     """
     core = getattr(configs, model, None)
     if not isinstance(core, Core):
@@ -274,7 +275,7 @@ def make_cell(configs: CellConfigs, model: str, dtype: str = "float32") -> nn.RN
 
 
 def products(dtype: str) -> Dtype | None:
-    """A config's dtype as modules take it: None, that of the parameters, for float32."""
+    """A config's dtype for modules: None, the parameters' dtype, for float32."""
     return None if dtype == "float32" else jnp.dtype(dtype)
 
 
@@ -284,6 +285,6 @@ def output_size(cell: nn.RNNCellBase) -> int:
 
 
 def recipe(configs: CellConfigs, model: str, train: TrainConfig) -> TrainConfig:
-    """How the core that is named is trained; what is no core, as all."""
+    """The training config of the core with a given name; unchanged for other names."""
     core = getattr(configs, model, None)
     return core.recipe(train) if isinstance(core, Core) else train

@@ -1,4 +1,4 @@
-"""Checkpoints: the one place that knows orbax."""
+"""Checkpoints; the only module that uses orbax."""
 
 import contextlib
 import hashlib
@@ -32,8 +32,8 @@ class Restored(NamedTuple):
 
     Attributes:
       step: its step.
-      state: what was saved, as numpy arrays.
-      notes: what was noted of it.
+      state: the saved state, as NumPy arrays.
+      notes: its notes.
     """
 
     step: int
@@ -42,15 +42,13 @@ class Restored(NamedTuple):
 
 
 class Reader:
-    """The checkpoints of a run, to be looked at: makes, changes and deletes nothing.
-
-    The run may be in training meanwhile.
+    """Read-only access to the checkpoints of a run, which may still be training.
 
     Args:
       directory: the run's ``checkpoints``.
 
     Raises:
-      FileNotFoundError: there is no such directory.
+      FileNotFoundError: the directory does not exist.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -59,14 +57,14 @@ class Reader:
         self._directory = directory
 
     def restore_latest(self, like: Any) -> Restored:
-        """The newest sound checkpoint. Damaged ones are named in a message.
+        """The newest valid checkpoint. A message lists damaged ones.
 
         Args:
           like: a state of the same structure, shapes and dtypes (or its `jax.eval_shape`).
 
         Raises:
           FileNotFoundError: there is no checkpoint.
-          RefusedError: there are checkpoints, but not one of them can be used.
+          RefusedError: there are checkpoints, but none of them can be used.
         """
         options = ocp.CheckpointManagerOptions(
             read_only=True, create=False, multiprocessing_options=_alone()
@@ -80,14 +78,14 @@ class Reader:
 
 
 class Writer:
-    """The checkpoints of a run in training, newest few kept. One process alone may have one.
+    """Writes the checkpoints of a run and keeps the newest ones. For a single process.
 
-    A checkpoint appears under its name only when it is complete. Beside the state it holds a digest
-    of it, so that damage of a later date is noticed too.
+    A checkpoint appears under its name only when it is complete. It contains a digest of the state,
+    so that later damage is detected.
 
     Args:
-      directory: the run's ``checkpoints``; made if missing.
-      keep: how many.
+      directory: the run's ``checkpoints``; created if missing.
+      keep: number of checkpoints to keep.
     """
 
     def __init__(self, directory: Path, keep: int = KEPT) -> None:
@@ -109,12 +107,13 @@ class Writer:
         """Saves a state; does nothing if there is a checkpoint of that step.
 
         Args:
-          step: of the state.
+          step: its step.
           state: a tree of arrays.
-          notes: to be read with it, or by `note`.
+          notes: notes to read with it, or with `note`.
 
         Raises:
-          StorageError: it cannot be written, such as on a full disk; earlier ones stay.
+          StorageError: it cannot be written, for example because the disk is full; earlier
+            checkpoints stay.
         """
         if step in self._manager.all_steps():
             return
@@ -134,7 +133,7 @@ class Writer:
             reason = _reason(error)
         else:
             return
-        # Outside the handler: what orbax raised is a hundred lines, and says no more.
+        # Outside the handler, because orbax's traceback has a hundred lines and adds nothing.
         free = shutil.disk_usage(self._directory).free
         raise StorageError(
             f"the checkpoint of step {step} cannot be written into {self._directory} "
@@ -144,7 +143,7 @@ class Writer:
     def restore_latest(self, like: Any) -> Restored | None:
         """As `Reader.restore_latest`; None if there is no checkpoint.
 
-        Damaged checkpoints that are newer are removed, so that they can be written anew.
+        Newer damaged checkpoints are removed, so that they can be written again.
         """
         restored, damaged = _restore_latest(self._manager, like)
         for step in damaged if restored is not None else ():
@@ -165,7 +164,7 @@ class Writer:
 
 
 def _alone() -> MultiprocessingOptions:
-    """Each process for itself: states are whole on every host, and the first one writes."""
+    """Options without coordination: every host has the whole state, and the first one writes."""
     if count() == 1:
         return MultiprocessingOptions()
     index = jax.process_index()
@@ -175,12 +174,12 @@ def _alone() -> MultiprocessingOptions:
 
 
 def _restore_latest(manager: ocp.CheckpointManager, like: Any) -> tuple[Restored | None, list[int]]:
-    """The newest sound checkpoint, and the steps of damaged ones that are newer."""
+    """The newest valid checkpoint, and the steps of newer damaged ones."""
     damaged: list[int] = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             return _restore(manager, step, like), damaged
-        except Exception as error:  # Whatever a damaged file makes orbax raise.
+        except Exception as error:  # Any error that a damaged file causes in orbax.
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"Checkpoint of step {step} is damaged and is skipped: {reason[:200]}")
             damaged.append(step)
@@ -221,7 +220,7 @@ def _digest(state: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, from under the errors that were raised of it."""
+    """The system's message, from the innermost error."""
     seen = [error]
     while (below := seen[-1].__cause__ or seen[-1].__context__) is not None:
         seen.append(below)
@@ -235,7 +234,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what orbax's threads print of an error that is raised as well."""
+    """Suppresses messages of orbax's threads about an error that is also raised."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The command line that experiments share: presets, run options, exit codes."""
+"""The shared command line of experiments: presets, run options, exit codes."""
 
 import argparse
 import dataclasses
@@ -26,7 +26,7 @@ _PLACES = {
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
     *(errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE),
 }
-"""Errors of the system that are about the place: not there, not ours, full, broken."""
+"""System errors about a path: missing, no permission, full, broken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +83,24 @@ def parse(
     run_options: OptionsT = RunOptions(),
     check: Callable[[ConfigT], object] = lambda config: None,
 ) -> tuple[ConfigT, OptionsT]:
-    """Reads the command line: options over the defaults of the preset it names.
+    """Parses the command line: options override the defaults of the preset.
 
     Args:
-      presets: configs by name; the first is the default one. Each has a field `preset`.
-      experiment: the name of the experiment's package, and of a command of it if that is meant.
-      description: opens the help.
+      presets: configs by name; the first is the default. Each has a field `preset`.
+      experiment: the name of the experiment's package, and optionally of its command.
+      description: the description in the help.
       args: the arguments; None means those of the process.
-      default_dir: the run directory below runs/<experiment> where none is given.
-      run_options: the defaults of the options that are not the config's.
-      check: ``check(config)`` raises ValueError for a config that no task or model can be made of,
-        beside what the config checks itself.
+      default_dir: the default run directory below runs/<experiment>.
+      run_options: the defaults of the options that are not in the config.
+      check: ``check(config)`` raises ValueError for a config without a valid task or model, in
+        addition to the config's own checks.
 
     Returns:
-      The config, and the run options with the run directory filled in.
+      The config, and the run options including the run directory.
 
     Raises:
-      SystemExit: help was asked for, or (code 2) the options are not understood or do not fit; the
-        message has been printed.
+      SystemExit: for help, or (code 2) for unknown or invalid options; the message has been
+        printed.
     """
     tyro = _import_tyro()
     args = list(sys.argv[1:] if args is None else args)
@@ -108,7 +108,7 @@ def parse(
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--preset", default=first)
     preset = pre.parse_known_args(args)[0].preset
-    # An unknown preset is tyro's to refuse, and values that do not fit are ours.
+    # Tyro rejects an unknown preset; this function rejects invalid values.
     default: Any = without_checks(presets.get(preset, presets[first]))
     run_options = without_checks(run_options)
 
@@ -142,7 +142,7 @@ def parse(
 
 
 def _connect(run: Any) -> None:
-    """Joins the other processes of the run, if there are any."""
+    """Connects to the other processes of the run, if there are any."""
     if getattr(run, "distributed", False) or getattr(run, "coordinator", None):
         try:
             parallel.connect(run.coordinator, run.num_processes, run.process_id)
@@ -152,7 +152,7 @@ def _connect(run: Any) -> None:
 
 
 def _import_tyro() -> Any:
-    """Tyro; imported here, so that experiments can be imported and run without it."""
+    """Imports tyro, which is only needed for the command line."""
     try:
         import tyro
     except ImportError as error:
@@ -164,10 +164,10 @@ def _import_tyro() -> Any:
 
 
 def _fit_warmup(config: Any, args: Sequence[str]) -> Any:
-    """The config, with a preset's warm-up cut to the steps that were asked for.
+    """The config, with a preset's warm-up reduced to the requested steps.
 
-    A warm-up that is asked for as well is left alone, for the config to refuse. What was cut may be
-    given as an option, and makes the same config.
+    An explicit warm-up is unchanged and checked by the config. Giving the reduced value as an
+    option results in the same config.
     """
     steps, warmup = config.train.steps, config.train.warmup_steps
     if is_given("warmup_steps", args) or not 0 < steps < warmup:
@@ -178,7 +178,7 @@ def _fit_warmup(config: Any, args: Sequence[str]) -> Any:
 
 
 def _fit_micro_batch(config: Any, args: Sequence[str]) -> Any:
-    """The config, with a preset's micro-batch made to divide the batch that was asked for."""
+    """The config, with a preset's micro-batch changed to divide the requested batch."""
     batch, rows = config.train.batch_size, config.train.micro_batch_size
     if is_given("micro_batch_size", args) or rows is None or batch < 1 or batch % rows == 0:
         return config
@@ -190,23 +190,23 @@ def _fit_micro_batch(config: Any, args: Sequence[str]) -> Any:
 
 
 def exit_code(action: Callable[[], Any]) -> int:
-    """Runs `action` and turns what users are to be told into a message and an exit code.
+    """Runs `action` and converts errors for users to a message and an exit code.
 
     Returns:
-      0; 2: refused (another config in the directory, nothing to resume, no such place, a full
-      disk); 3: NaN or infinity; 4: another process of the run is gone; 130: stopped by Ctrl-C,
+      0; 2: refused (another config in the directory, nothing to resume, missing path, full
+      disk); 3: NaN or infinity; 4: another process of the run ended; 130: stopped by Ctrl-C,
       SIGTERM or a closed terminal, after saving.
     """
     try:
         action()
     except StorageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return end_command(EXIT_REFUSED)  # The threads of libraries go on complaining.
+        return end_command(EXIT_REFUSED)  # Threads of libraries would print more messages.
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except OSError as error:
-        # Other libraries raise such errors with messages alone.
+        # Errors of other libraries have only a message.
         if error.errno is not None and error.errno not in _PLACES:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Where and with what a run or a measurement was made."""
+"""The environment of a run or a measurement."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ _NO_RESULTS = (":(exclude)benchmarks/results", ":(exclude)experiments/results")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Command, versions, device, flags and commit, of runs and of rows of measurements."""
+    """Command, versions, device, flags and commit, for runs and rows of measurements."""
     device = jax.local_devices()[0]  # Others have no statistics of memory.
     return {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
@@ -37,9 +37,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this checkout, with ``-dirty`` after it if files differ; None outside git.
+    """The commit of this checkout, with ``-dirty`` appended if files differ; None outside git.
 
-    Results do not count: a measurement writes into them while it goes on.
+    Results are ignored, because measurements write them.
     """
     root = Path(__file__).parents[2]
     try:
@@ -67,22 +67,22 @@ def _version(package: str) -> str | None:
 
 
 def count_cores() -> int:
-    """Processors that this process may use: as many threads are XLA's on a CPU, and PyTorch's."""
+    """Processors available to this process: the number of threads of XLA (CPU) and PyTorch."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def limit_threads(threads: int) -> None:
-    """Keeps this process to that many processors; to be called before JAX makes its backends.
+    """Limits this process to a number of processors; call it before JAX creates its backends.
 
-    XLA and PyTorch make as many threads as there are processors they may run on.
+    XLA and PyTorch create as many threads as there are available processors.
 
     Args:
-      threads: how many.
+      threads: the number of processors.
 
     Raises:
-      ValueError: there are not that many, or the system cannot be asked for it.
+      ValueError: there are fewer processors, or the system does not support it.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise ValueError("threads can only be limited on Linux; leave the option out")
@@ -100,9 +100,9 @@ def _processor() -> str:
 
 
 def describe_processor(cpuinfo: str) -> str:
-    r"""Name and widest vector instructions of a processor; empty where it does not say its name.
+    r"""Name and widest vector instructions of a processor; empty if the name is unknown.
 
-    Unlike processors of one make may have one name; what they multiply with tells them apart.
+    Different processors can have the same name; their vector instructions distinguish them.
 
     Args:
       cpuinfo: Linux's description.

@@ -11,7 +11,7 @@ from experiments.common.parallel import split_rows
 from experiments.common.problem import Mean, Metrics, Params
 
 _LOSS_KEY = 2**31 - 1
-"""Folded into an update's key for its loss: of no sample's keys."""
+"""Folded into an update's key for its loss; not used for samples."""
 
 RowLoss = Callable[..., tuple[jax.Array, tuple[Any, Metrics]]]
 """``loss(params, rows, key) -> (loss, (new rows, metrics))``: a mean over rows of a batch."""
@@ -29,11 +29,11 @@ def mean_gradient(
 
     Args:
       loss: see `RowLoss`.
-      params: what to differentiate for.
+      params: the parameters.
       rows: a pytree whose leaves begin with the batch axis, ``[B, ...]``: the batch, and carries.
-      key: for the loss; each pass gets a key of its own.
-      passes: in how many parts of equal size the batch is computed, one after the other, to take
-        less memory.
+      key: key of the loss; each pass gets a different one.
+      passes: number of equal parts in which the batch is processed one after the other, to save
+        memory.
 
     Returns:
       The gradient, the new rows that the loss returns, and the metrics with ``loss`` among them.
@@ -70,14 +70,14 @@ def gradient_step(
     key: jax.Array,
     passes: int,
 ) -> tuple[Params, Any, Any, Metrics]:
-    """One update of parameters by the gradient of a batch.
+    """One update of parameters with the gradient of a batch.
 
     Args:
-      optimizer: its updates are added to the parameters.
+      optimizer: the optimiser.
       loss: see `RowLoss`.
       state: parameters, and the optimiser's state.
       rows: as in `mean_gradient`; divided over devices here.
-      key: of the update; the loss gets another one.
+      key: the key of the update; the loss gets another one.
       passes: as in `mean_gradient`.
 
     Returns:

@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
 _is_command = False
 PARENT = "RRNN_JAX_PARENT"
-"""Environment variable with the process that started this one, and without which it ends."""
+"""Environment variable with the parent process; this process ends when it does."""
 
 
 class StopRequest:
-    """Within the context, the first signal asks to stop; a second one does what it did before.
+    """Within the context, the first signal requests a stop; a second one has its usual effect.
 
     >>> with StopRequest() as stop:
     ...     signal.raise_signal(signal.SIGINT)
@@ -32,7 +32,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # As nohup asks for.
+                if signal.getsignal(number) != signal.SIG_IGN:  # Ignored under nohup.
                     self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -51,11 +51,10 @@ class StopRequest:
 
 
 def exit_at_once() -> None:
-    """From now on signals end this process at once: one line, exit code 130.
+    """From now on signals end this process immediately, with one line and exit code 130.
 
-    For command lines, before and beside training. Whatever is written then is written in one
-    piece, so there is nothing to wait for; and what would be waited for, a compiler or the thread
-    of a library, need not come to an end.
+    For command lines outside training. Files are written atomically there, so it is not necessary
+    to wait for a compiler or the thread of a library, which might not end.
     """
     global _is_command
     _is_command = True
@@ -68,10 +67,10 @@ def exit_at_once() -> None:
 
 
 def end_command(code: int) -> int:
-    """Ends a command line here and now, so that nothing is printed after its last message.
+    """Ends a command line immediately, so that nothing is printed after its last message.
 
     Returns:
-      The code, where this process is not a command's.
+      The code, if this process is not a command.
     """
     if _is_command:
         sys.stdout.flush()
@@ -81,16 +80,16 @@ def end_command(code: int) -> int:
 
 
 def is_command(package: str) -> bool:
-    """Whether this process was started as ``python -m package...``, and imports it just now."""
+    """Whether this process was started as ``python -m package...`` and is importing it."""
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] if "-m" in sys.orig_argv else []
     return sys.argv[:1] == ["-m"] and module[:1] != [] and module[0].split(".")[0] == package
 
 
 def leave_terminal() -> None:
-    """Sends what is printed nowhere, where the terminal it went to is gone."""
+    """Discards output if its terminal was closed."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
-        # A terminal that is gone is no longer one to `isatty`.
+        # `isatty` is False for a closed terminal.
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(nowhere, descriptor)
     os.close(nowhere)
@@ -105,7 +104,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _follow(parent: int) -> None:
-    """Stops this process as Ctrl-C does once it has another parent: the first one has ended."""
+    """Stops this process like Ctrl-C once its parent has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Several commands at once, each a process of its own with a run directory of its own."""
+"""Runs several commands at once, each as a process with its own run directory."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ _ONE_THREAD = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-# The C library asks for large pages, which XLA's arrays are quicker to get and to go through.
+# Large pages, with which XLA's arrays are faster to allocate and access.
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _POLL_SECONDS = 0.2
 
@@ -28,22 +28,22 @@ _POLL_SECONDS = 0.2
 def run_commands(
     commands: Mapping[Path, Sequence[str]], jobs: int, progress: bool = True
 ) -> dict[Path, int]:
-    """Runs commands, `jobs` at a time; what one prints goes into ``log.txt`` of its directory.
+    """Runs commands, `jobs` at a time; their output goes into ``log.txt`` of their directories.
 
-    With more than one at a time each has one thread, so that they do not get in each other's way.
-    Commands ask for large memory pages (``GLIBC_TUNABLES``), unless the environment says otherwise.
-    Experiments end with this process, however it ends, after saving.
+    With more than one at a time each uses one thread. Commands use large memory pages
+    (``GLIBC_TUNABLES``), unless the environment sets it. When this process ends, for any reason,
+    the experiments save and end too.
 
     Args:
       commands: by run directory, in the order to start them.
-      jobs: how many at once.
-      progress: whether to draw a progress bar, of runs.
+      jobs: number of commands at a time.
+      progress: whether to draw a progress bar of runs.
 
     Returns:
       The exit codes by directory.
 
     Raises:
-      Interrupted: Ctrl-C or SIGTERM; the commands were asked to stop too, once, and have.
+      Interrupted: Ctrl-C or SIGTERM; the commands were stopped too.
     """
     waiting = list(commands.items())[::-1]
     running: dict[subprocess.Popen, Path] = {}
@@ -84,7 +84,7 @@ def _start(run_dir: Path, command: Sequence[str], is_alone: bool) -> subprocess.
             | os.environ
             | ({} if is_alone else _ONE_THREAD)
             | {PARENT: str(os.getpid())},
-            # Ctrl-C reaches the parent alone, which then asks each child once.
+            # Only the parent gets Ctrl-C; it then signals each child once.
             process_group=0,
         )
 

@@ -1,4 +1,4 @@
-"""What commands a package has, each with one line of what it does, without importing them."""
+"""Lists the commands of a package with a one-line description, without importing them."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def commands(package: Path) -> Iterator[tuple[str, str]]:
-    """The modules below a package that are run with ``python -m``, and what they say they do."""
+    """The modules below a package that are run with ``python -m``, with their descriptions."""
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text())
         is_command = any(
@@ -21,12 +21,12 @@ def commands(package: Path) -> Iterator[tuple[str, str]]:
             of_package = ast.get_docstring(ast.parse((module / "__init__.py").read_text())) or ""
             lines = of_package.splitlines() or lines
         name = ".".join(module.relative_to(package.parent).parts)
-        # Docstrings name their command, which stands before the line already.
+        # The command in a docstring is omitted, because the line begins with it.
         yield name, re.split(r"[: ]+``python", lines[0])[0].rstrip(".")
 
 
 def describe(package: Path) -> str:
-    """The commands of a package, one in a line."""
+    """The commands of a package, one per line."""
     found = list(commands(package))
     width = max(len(name) for name, _ in found)
     return "\n".join(f"python -m {name:{width}}  {what}" for name, what in found)

@@ -1,4 +1,4 @@
-"""The one training loop: Python logs, evaluates, saves and moves the bar; the device trains."""
+"""The training loop: the device trains; Python logs, evaluates, saves and updates the bar."""
 
 import contextlib
 import math
@@ -40,23 +40,23 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class Begins(NamedTuple):
-    """Where training begins: step and rows of metrics of the checkpoint; anew: -1 and None."""
+    """The start of training: step and rows of metrics of the checkpoint; -1 and None without."""
 
     step: int
     rows: int | None
 
 
 class Outcome(NamedTuple):
-    """What training returns.
+    """The result of training.
 
     Attributes:
       state: the final state, on the host.
       metrics: the last evaluation's means by name, one value per seed.
-      test: likewise of "test"; None without such an evaluation.
-      seconds: time spent in training chunks, all sessions together; without compilation,
-        evaluation and saving.
-      wall_seconds: all time from the start of training to its last step, all sessions together.
-      score: what it is judged by.
+      test: likewise for "test"; None without such an evaluation.
+      seconds: total time of training chunks over all sessions, without compilation, evaluation and
+        saving.
+      wall_seconds: total time of training over all sessions.
+      score: the score.
     """
 
     state: TrainState
@@ -76,21 +76,21 @@ def train(
 ) -> Outcome:
     """Trains from the newest checkpoint in `run_dir`, or from the start, to the last step.
 
-    With several processes all of them call it; the first one writes.
+    All processes of a run call it; the first one writes.
 
     Args:
       problem: task and model.
       config: how to train, and when to end: at `config.steps`, at `config.target`.
       run_dir: an open run directory (`run_directory.open_run`).
-      name: stands before the progress bar.
-      progress: whether to draw one.
+      name: label of the progress bar.
+      progress: whether to draw the bar.
 
     Returns:
       The `Outcome`.
 
     Raises:
       NonFiniteError: NaN or infinity; the last good checkpoint stays.
-      Interrupted: Ctrl-C, SIGTERM, or `config.minutes` are over; the state has been saved.
+      Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
     programs = make_programs(problem, config)
@@ -101,7 +101,7 @@ def train(
             checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
             best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
             restored = checkpoints.restore_latest(programs.shapes)
-        parallel.agree(False)  # The first process has removed by now what is damaged.
+        parallel.agree(False)  # Waits until the first process has removed damaged checkpoints.
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
                 restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
@@ -139,7 +139,7 @@ def evaluate_run(
 
 
 class _Session:
-    """What one process does of a run, from a checkpoint to the end or the next one."""
+    """One process's part of a run, from its start to a stop or the end."""
 
     def __init__(
         self,
@@ -229,11 +229,11 @@ class _Session:
         return min(self.config.chunk_steps, self.config.steps - self.step)
 
     def _begin(self, state: TrainState) -> bool:
-        """The first evaluation, or that of the checkpoint; whether there is nothing left to do."""
+        """Evaluates the first state or reads its evaluation; returns whether the run is done."""
         if self.begins.step < 0:
             self._evaluate(state)
             return self._is_done()
-        # What was written is what it was, to the last digit.
+        # The written evaluation equals the original exactly.
         self.evaluation = self._recorded("valid") or self.programs.evaluate(state)
         is_done = self._is_done()
         if is_done:
@@ -243,9 +243,9 @@ class _Session:
         return is_done
 
     def _recorded(self, split: str) -> Values | None:
-        """An evaluation of this step in the metrics; None if it is not there for all seeds."""
+        """An evaluation of this step in the metrics; None if a seed is missing."""
         if parallel.count() > 1:
-            return None  # The first process may be writing there; all must do the same.
+            return None  # The first process may be writing; all processes must do the same.
         rows = {
             row["seed"]: row
             for row in read_rows(self.run_dir / METRICS_FILE)
@@ -281,7 +281,7 @@ class _Session:
             self.writer.write(self.step, "test", self.config.seeds, self.test)
 
     def _is_done(self) -> bool:
-        """Whether the last update is made, or the target is reached."""
+        """Whether the last update is done or the target is reached."""
         value = self.score.mean(self.evaluation[self.score.name])
         target = self.config.target
         if target is None or value is None or self.step == 0:
@@ -289,7 +289,7 @@ class _Session:
         return self.step >= self.config.steps or self.score.reaches(value, target)
 
     def _save(self, state: TrainState, num_steps: int, requested: bool, is_done: bool) -> bool:
-        """Saves if it is time to; whether to stop, at the same update in all processes."""
+        """Saves if due; returns whether to stop, at the same update in all processes."""
         now, config = time.perf_counter(), self.config
         over = config.minutes is not None and now - self.started > 60 * config.minutes
         due = config.checkpoint_minutes
@@ -306,7 +306,7 @@ class _Session:
         return stops
 
     def _due(self, num_steps: int, every: int) -> bool:
-        """Whether a multiple of `every` lies in the chunk just run, or it was the last."""
+        """Whether the last chunk contains a multiple of `every`, or ends training."""
         before = self.step - num_steps
         return self.step >= self.config.steps or self.step // every > before // every
 
@@ -321,7 +321,7 @@ class _Session:
 
 
 class _Clock:
-    """Training time, kept over sessions in a file of its own: metrics must not depend on it."""
+    """Training time over sessions, in a separate file because metrics must not depend on it."""
 
     def __init__(self, path: Path, step: int, started: float) -> None:
         self._started = started
@@ -332,9 +332,9 @@ class _Clock:
         self._rows = RowWriter(path, len(kept))
 
     def add(self, step: int, num_steps: int, seconds: float) -> None:
-        """Notes a chunk."""
+        """Adds a chunk."""
         now = time.perf_counter()
-        # As it is written: a run that is read back gives the same summary, to the last digit.
+        # Rounded as it is written, so that reading a run gives exactly the same summary.
         self.seconds = round(self.seconds + seconds, 3)
         self.wall_seconds = round(self.wall_seconds + now - self._started, 3)
         self._started = now
@@ -357,7 +357,7 @@ def _mean(values: list[float | None]) -> float:
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:
-    """A metric may have no value; the loss must have one."""
+    """Checks that values are finite; a metric may have no value, but not the loss."""
     for name, values in metrics.items():
         for seed, value in zip(config.seeds, values, strict=True):
             if math.isfinite(math.nan if value is None and name == "loss" else value or 0.0):
@@ -372,9 +372,9 @@ def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -
 
 
 def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
-    """The numbers of a finished run that a table wants.
+    """The numbers of a finished run for tables.
 
-    The parameters of the recurrent core are those that the model calls ``cell``.
+    The parameters of the recurrent core are those named ``cell``.
     """
     params: Any = outcome.state.params
     cell = params["params"].get("cell") if "params" in params else None
@@ -394,5 +394,5 @@ def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
 
 
 def _count(params: Any) -> int:
-    """How many parameters a seed has."""
+    """The number of parameters of one seed."""
     return sum(leaf[0].size for leaf in jax.tree.leaves(params))

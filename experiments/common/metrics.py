@@ -1,4 +1,4 @@
-"""Metrics on disk: JSON lines that plots can be rebuilt from, and TensorBoard."""
+"""Metrics on disk: JSON lines, from which plots can be made, and TensorBoard."""
 
 import math
 import sys
@@ -15,11 +15,11 @@ METRICS_FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends rows to ``metrics.jsonl`` and to TensorBoard.
 
-    A row is ``{"step": 100, "split": "train", "seed": 0, "loss": ..., ...}``. Nothing in it depends
-    on the clock, so that a resumed run writes the very file an uninterrupted one does.
+    A row is ``{"step": 100, "split": "train", "seed": 0, "loss": ..., ...}``. It contains no times,
+    so a resumed run writes the same file as an uninterrupted one.
 
     Attributes:
-      count: rows in the file, which a checkpoint remembers.
+      count: rows in the file; saved in checkpoints.
     """
 
     def __init__(self, run_dir: Path, step: int, count: int | None = None) -> None:
@@ -27,9 +27,9 @@ class MetricsWriter:
 
         Args:
           run_dir: the run's directory.
-          step: the update that the run starts from; -1 where it starts anew.
-          count: how many rows belong to the checkpoint that it starts from (default: not known).
-            If some are lost, a message says so.
+          step: the update that the run starts from; -1 for a new run.
+          count: rows that belong to the checkpoint that it starts from (default: unknown). A
+            message reports lost rows.
         """
         path = run_dir / METRICS_FILE
         kept = sum(row["step"] <= step for row in read_rows(path)) if writes() else 0
@@ -50,7 +50,7 @@ class MetricsWriter:
     def write(
         self, step: int, split: str, seeds: Sequence[int], metrics: Mapping[str, Any]
     ) -> None:
-        """Writes one row for each seed; a metric that is None for a seed is left out of its row."""
+        """Writes one row for each seed, without the metrics that are None for it."""
         for i, seed in enumerate(seeds):
             values = {n: float(all_[i]) for n, all_ in metrics.items() if all_[i] is not None}
             self._rows.write({"step": step, "split": split, "seed": seed, **values})
@@ -59,14 +59,14 @@ class MetricsWriter:
                     self._board.add_scalar(f"{split}/{name}/seed_{seed}", value, step)
 
     def flush(self) -> None:
-        """Brings all rows to the disk; called before a checkpoint that counts on them."""
+        """Writes all rows to the disk, before a checkpoint that relies on them."""
         self._rows.sync()
 
     def close(self) -> None:
         """Closes the files."""
         self._rows.close()
         if self._board is not None:
-            # Its thread may be stuck, on a full disk or an interrupt: it is not waited for then.
+            # Its thread may hang, after a full disk or an interrupt, so do not wait for it.
             closing = threading.Thread(target=self._board.close, daemon=True)
             closing.start()
             closing.join(timeout=5)
@@ -76,7 +76,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All rows of a run.
 
     Raises:
-      FileNotFoundError: the directory holds no metrics.
+      FileNotFoundError: the directory contains no metrics.
     """
     path = run_dir / METRICS_FILE
     if not path.exists():
@@ -120,7 +120,7 @@ def first_step_at(
 
 
 def _tensorboard(directory: Path, step: int) -> Any:
-    """A TensorBoard writer, or None (with a note) where tensorboardX is not installed."""
+    """A TensorBoard writer, or None (with a message) if tensorboardX is not installed."""
     if not writes():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Modules that experiments share."""
+"""Modules shared by experiments."""
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """`flax.linen.Dense`, but gradients of the weights are float32 sums in any dtype.
+    """`flax.linen.Dense` whose weight gradients are float32 sums for any dtype of the products.
 
-    Gradients of all parameters have one dtype then where a batch is divided over devices, so that
-    they are added up in one all-reduce, and in float32.
+    If a batch is divided over devices, the gradients of all parameters then have the same dtype, so
+    that a single float32 all-reduce sums them.
 
     Attributes:
       features: width of the result.

@@ -11,7 +11,7 @@ from experiments.common.train_config import TrainConfig
 
 
 def make_schedule(config: TrainConfig, peak: float | None = None) -> optax.Schedule:
-    """The learning rate of each update: warm-up, a constant part, then the schedule's.
+    """The learning rate of each update: warm-up, a constant part, then the schedule.
 
     >>> config = TrainConfig(steps=10, warmup_steps=2, schedule="cosine")
     >>> [round(float(make_schedule(config)(step)), 5) for step in (0, 1, 2, 6, 10)]
@@ -47,12 +47,12 @@ def make_schedule(config: TrainConfig, peak: float | None = None) -> optax.Sched
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """The optimiser that a config names; its updates are added to the parameters.
+    """The optimiser of a config; its updates are added to the parameters.
 
-    ``muon`` (`optax.contrib.muon`) is for matrices; all else, and the parameters of embeddings and
-    output layers by name, get Adam at `config.adam_learning_rate`. Weights decay, where they do, as
-    in AdamW: multiplied by the learning rate, apart from the gradient; biases, scales of norms and
-    whatever has fewer than two axes do not.
+    ``muon`` (`optax.contrib.muon`) is for matrices; all other parameters, and those of embeddings
+    and output layers by name, use Adam with `config.adam_learning_rate`. Weight decay is decoupled
+    as in AdamW, multiplied by the learning rate; it excludes biases, scales of norms and parameters
+    with fewer than two axes.
     """
     chain = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     chain.append(_by_name(config))
@@ -86,7 +86,7 @@ def _by_name(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def decaying(params: Params) -> Any:
-    """Which parameters weight decay is for: those with two axes or more that are no bias or scale.
+    """Which parameters have weight decay: those with two or more axes except biases and scales.
 
     >>> decaying({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
     {'bias': False, 'kernel': True}
@@ -97,7 +97,7 @@ def decaying(params: Params) -> Any:
 
 
 def _matrices(params: Params) -> Any:
-    """The matrices that Muon is for; None elsewhere. Rows of an embedding are no directions."""
+    """The matrices for Muon; None for other parameters, including embeddings."""
 
     def numbers(path: Any, leaf: Any) -> Any:
         is_table = "embedding" in _name(path)
@@ -111,7 +111,7 @@ def _name(path: Any) -> str:
 
 
 class AverageState(NamedTuple):
-    """The average of the parameters, and of how many updates it is."""
+    """The average of the parameters, and its number of updates."""
 
     count: jax.Array
     average: Params
@@ -122,7 +122,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
     .. math:: a_t = d_t a_{t-1} + (1 - d_t) \theta_t, \quad d_t = \min(d, (1 + t) / (10 + t))
 
-    so that the first parameters are soon forgotten. To be the last link of a chain.
+    so that the first parameters are soon forgotten. Use it as the last transformation of a chain.
     """
 
     def init(params: Params) -> AverageState:
@@ -142,7 +142,7 @@ def average_weights(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Any) -> Params | None:
-    """The average in an optimiser's state; None if it keeps none."""
+    """The average in an optimiser's state; None if there is none."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, AverageState))
     found = [leaf for leaf in leaves if isinstance(leaf, AverageState)]
     return found[0].average if found else None

@@ -1,4 +1,4 @@
-"""Options of the command line and the fields of configs that they stand for."""
+"""Options of the command line and the corresponding fields of configs."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ def option_of(field: str) -> str:
 
 
 def changed_options(config: Any, usual: Any) -> list[str]:
-    """The options that make one config of another.
+    """The options that change one config into another.
 
     >>> from experiments.common.train_config import TrainConfig
     >>> changed_options(TrainConfig(steps=5, clip_norm=0.5), TrainConfig())
@@ -28,7 +28,7 @@ def changed_options(config: Any, usual: Any) -> list[str]:
 
     Args:
       config: a dataclass.
-      usual: one of the same type, whose values the command line begins with.
+      usual: the defaults of the command line, of the same type.
 
     Returns:
       Arguments.
@@ -56,32 +56,32 @@ def is_given(field: str, args: Sequence[str]) -> bool:
 
 
 def name_options(message: str, config: Any) -> str:
-    """A message of a config's check, with the options in place of the fields.
+    """A message of a config's check, with options instead of fields.
 
     >>> from experiments.common.train_config import TrainConfig
     >>> name_options("micro_batch_size must divide batch_size=8, got 3", TrainConfig())
     '--micro-batch-size must divide --batch-size=8, got 3'
     """
     names = "|".join(sorted(_fields(config), key=len, reverse=True))
-    # A field is what a check begins with, or gives the value of; "the steps" are none.
+    # A field is at the beginning of a message or has a value; "the steps" is not a field.
     return re.sub(rf"(?<![\w-])({names})(?= must\b|=)", lambda match: option_of(match[1]), message)
 
 
 def without_checks(config: ConfigT) -> ConfigT:
-    """A config's twin, whose type takes any values, and so do those of its sections.
+    """A copy of a config with a type, and types of its sections, that do not check values.
 
-    What reads the command line makes one without stumbling over values that do not fit; `checked`
-    then makes a config of it, or says what is wrong.
+    The parser of the command line can create it with invalid values; `checked` then converts it to
+    a config, or raises.
     """
     cls = type(config)
     content = {"__post_init__": lambda self: None, "__doc__": cls.__doc__}
-    # The name and the module let the help find the texts of the fields.
+    # The help finds the docstrings of the fields by name and module.
     twin: Any = type(cls.__name__, (cls,), content | {"__module__": cls.__module__})
     return twin(**{name: _map(without_checks, value) for name, value in _values(config)})
 
 
 def checked(twin: ConfigT) -> ConfigT:
-    """The config whose twin `without_checks` made, perhaps with other values by now.
+    """Converts a config of `without_checks` back.
 
     Raises:
       ValueError, TypeError: from the config's own checks.

@@ -1,7 +1,7 @@
-"""Many devices and many processes: seeds over devices first, then the rows of the batch.
+"""Several devices and processes: seeds are distributed over devices first, then batch rows.
 
-The numbers are those of one device, to rounding, however many there are: a batch is the whole batch
-wherever its rows lie, and the compiler adds the sums that cross devices.
+Results equal those of one device to rounding: a batch is always the whole batch, and the compiler
+adds the collectives.
 """
 
 import math
@@ -23,27 +23,27 @@ SEEDS, DATA = "seeds", "data"
 """Axes of the mesh."""
 
 EXIT_LOST = 4
-_HEARTBEAT_SECONDS = 20  # A process that is silent for so long is taken for dead by the others.
+_HEARTBEAT_SECONDS = 20  # The others regard a process as dead after this time without a message.
 _SHUTDOWN_SECONDS = 300  # The others wait at their end while the first one draws and writes.
 
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this one of several processes of a run; to be called before JAX finds its devices.
+    """Connects this process to the others of a run; call it before JAX initialises its devices.
 
-    All but the first process write no files from now on, and print nothing but errors.
+    From now on only the first process writes files, and the others print only errors.
 
     Args:
-      coordinator: HOST:PORT at which the first process can be reached. None, here and for the
-        others: as SLURM, Open MPI or Kubernetes say, see `jax.distributed.initialize`.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      coordinator: HOST:PORT of the first process. None, here and below: as set by SLURM, Open MPI
+        or Kubernetes, see `jax.distributed.initialize`.
+      num_processes: the number of processes.
+      process_id: the index of this process, from 0.
 
     Raises:
-      RefusedError: nothing says how many processes there are, or they cannot be reached.
+      RefusedError: the number of processes is unknown, or they cannot be reached.
     """
-    # Its notice of SIGTERM would come in place of ours.
+    # Otherwise JAX handles SIGTERM instead of this program.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -65,7 +65,7 @@ def connect(
 
 
 def leave_lost(error: Exception) -> None:
-    """Ends this process if an error may be that another process is gone; else does nothing."""
+    """Ends this process if the error may mean that another process ended."""
     if count() == 1:
         return
     if not isinstance(error, jax.errors.JaxRuntimeError):
@@ -77,14 +77,13 @@ def leave_lost(error: Exception) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(EXIT_LOST)  # Python's own end would wait for the other process.
+    os._exit(EXIT_LOST)  # A normal exit would wait for the other process.
 
 
 def make_mesh(config: TrainConfig) -> Mesh | None:
     """A mesh over the devices of all processes; None for a single device.
 
-    Devices that cannot be used are named in a line: each needs as many seeds, or rows of a pass, as
-    the others.
+    A message reports unused devices: each needs the same number of seeds, or of rows of a pass.
 
     Raises:
       RefusedError: there are fewer devices than `config.devices`, or several processes and devices
@@ -114,11 +113,11 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
 
 
 def split_rows(tree: Any, axis: int = 0) -> Any:
-    """Divides the rows of arrays over the devices of the mesh; without a mesh does nothing.
+    """Divides the rows of arrays over the devices of the mesh; does nothing without a mesh.
 
-    To be called in a problem's functions on what has a batch axis: batches that were drawn,
-    environments, carries. What is computed row by row of such arrays stays where its rows are. Rows
-    that do not go evenly onto the devices are left where they are.
+    Call it in a problem's functions on arrays with a batch axis: batches, environments, carries.
+    Row-wise results stay on the devices of their rows. Rows that cannot be divided evenly are not
+    moved.
 
     Args:
       tree: arrays.
@@ -141,7 +140,7 @@ def split_rows(tree: Any, axis: int = 0) -> Any:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Puts host arrays, the same in all processes, where they belong.
+    """Moves host arrays, equal in all processes, to devices.
 
     Args:
       tree: NumPy arrays.
@@ -165,7 +164,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """NumPy arrays of the whole of arrays, in all processes; to be called by all of them."""
+    """Whole arrays as NumPy arrays, in all processes; all of them must call it."""
 
     def get(array: Any) -> Any:
         if not isinstance(array, jax.Array) or array.is_fully_addressable:
@@ -180,7 +179,7 @@ def to_host(tree: Any) -> Any:
 
 
 def agree(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, if it is set in any process; to be called by all of them at the same point."""
+    """Whether each flag is set in any process; all must call it at the same point."""
     if count() == 1:
         return flags
     from jax.experimental import multihost_utils
@@ -195,12 +194,12 @@ def is_main() -> bool:
 
 
 def count() -> int:
-    """How many processes this run has; does not look for devices where it is one."""
+    """The number of processes of this run; does not initialise devices if there is one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def first(action: Callable[[], Any]) -> None:
-    """Does something in the first process; the others wait, and fail if it fails."""
+    """Runs an action in the first process; the others wait, and fail if it fails."""
     error: Exception | None = None
     if is_main():
         try:

@@ -1,4 +1,4 @@
-"""Plots of runs, made from their metrics alone."""
+"""Plots of runs, made from their metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +20,16 @@ def plot_curves(
     x_label: str = "updates",
     bands: Sequence[tuple[str, float, float]] = (),
 ) -> Path:
-    """Draws learning curves of several models, every seed of each, into a PNG file.
+    """Draws learning curves of several models, with all seeds, into a PNG file.
 
     Args:
-      path: the file; its directory is made.
+      path: the file; its directory is created.
       curves: for each model, steps and values by seed.
-      title: of the figure.
-      y_label: what the values are.
-      trivial: the score of not learning, drawn as a line.
+      title: title of the figure.
+      y_label: label of the values.
+      trivial: the trivial score, drawn as a line.
       y_limits: limits of the values' axis.
-      x_label: what steps count.
+      x_label: label of the steps.
       bands: parts of training to shade: a label, the first and the last step.
 
     Returns:

@@ -1,14 +1,14 @@
-r"""What the training loop knows of a task and a model: a state, its update, and its evaluations.
+r"""The interface between the training loop and a task with a model: state, update, evaluations.
 
-A *problem* owns all that changes in training: one pytree with the parameters, the optimiser's state
-and whatever else lives on from update to update (a curriculum's level, carries of a stream,
-environments). The loop (`experiments.common.loop`) scans its `update` over chunks of updates, maps
-it over seeds, divides it over devices, saves and restores the state to the bit, and writes metrics;
-it knows neither losses nor "accuracy".
+The state of a *problem* is one pytree with everything that changes in training: the parameters, the
+optimiser's state, and for example a curriculum's level, carries of a stream, or environments. The
+loop (`experiments.common.loop`) scans its `update` over chunks of updates, maps it over seeds,
+divides it over devices, saves and restores the state bit-exactly, and writes metrics. The loop does
+not depend on losses or on "accuracy".
 
-Problems are built by `experiments.common.supervised.supervised` (batches drawn from a key, sliced
-on the host or drawn from data on the device), by `experiments.common.streaming.streaming` (a carry
-that passes from batch to batch of a file), or by hand:
+`experiments.common.supervised.supervised` builds problems from batches (drawn from a key, sliced on
+the host, or drawn from data on the device), `experiments.common.streaming.streaming` from a file
+with a carry between batches. You can also define one directly:
 
 >>> import jax, jax.numpy as jnp
 >>> class State(NamedTuple):
@@ -39,10 +39,10 @@ Batch = Any
 
 
 class Mean(NamedTuple):
-    """A mean that can be pooled: the total and the count are summed over batches apart.
+    """A mean that can be pooled: totals and counts are summed separately.
 
-    A mean of nothing (count 0) is not defined, as the return of episodes is in a chunk in which no
-    episode ends; rows of metrics leave it out.
+    A mean with count 0 is undefined, for example the return of episodes in a chunk in which no
+    episode ends; rows of metrics omit it.
 
     >>> pooled = Mean.of(jnp.array([1.0, 0.0])) + Mean.of(jnp.array([1.0, 1.0, 1.0, 0.0]))
     >>> round(float(pooled.value()), 4)
@@ -59,14 +59,14 @@ class Mean(NamedTuple):
         if weights is None:
             return Mean(jnp.sum(values), jnp.float32(values.size))
         weights = weights.astype(jnp.float32)
-        # Where, not times: what stands under a zero weight may be NaN.
+        # `where` instead of a product: values with zero weight may be NaN.
         return Mean(jnp.sum(jnp.where(weights > 0, values, 0.0) * weights), jnp.sum(weights))
 
     def __add__(self, other: "Mean") -> "Mean":  # type: ignore[override]
         return Mean(self.total + other.total, self.count + other.count)
 
     def value(self) -> jax.Array:
-        """The mean, to be computed with; 0 where nothing was counted."""
+        """The mean; 0 if the count is 0."""
         return self.total / jnp.maximum(self.count, 1e-9)
 
 
@@ -74,17 +74,17 @@ Metrics = Mapping[str, Mean]
 
 
 class Score(NamedTuple):
-    """The metric of the evaluations that a problem is judged by.
+    """The main metric of a problem's evaluations.
 
     Curves, the progress bar, the best checkpoint, `TrainConfig.target` and tables use it.
 
     Attributes:
-      name: of the metric.
-      goal: whether more is better ("max") or less ("min").
-      trivial: the score of not learning, drawn into plots; None where there is no such thing.
-      label: what plots write at its axis (default: the name).
-      limits: of that axis (default: those of the values).
-      text: how a value is written, a format such as ``"{:.1%}"``.
+      name: name of the metric.
+      goal: whether higher ("max") or lower ("min") values are better.
+      trivial: the trivial score, drawn into plots; None if there is none.
+      label: axis label in plots (default: the name).
+      limits: limits of that axis (default: those of the values).
+      text: format of a value, for example ``"{:.1%}"``.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Score(NamedTuple):
         return max if self.goal == "max" else min
 
     def write(self, values: Sequence[float | None]) -> str:
-        """The mean of the seeds that have a value, for people.
+        """The mean of the seeds that have a value, formatted.
 
         >>> Score("accuracy", text="{:.1%}").write([0.5, None, 0.25])
         '37.5%'
@@ -128,36 +128,36 @@ class Score(NamedTuple):
 
 def accuracy(trivial: float | None = None, label: str = "accuracy on fresh samples") -> Score:
     """The score of tasks whose answers are right or wrong, metric ``accuracy``."""
-    limits = (0.0, 1.02)  # A curve at 1 would lie on the frame.
+    limits = (0.0, 1.02)  # Otherwise a curve at 1 would be on the frame.
     return Score("accuracy", "max", trivial, label, limits, "{:.1%}")
 
 
 Feed = Callable[[int, int], Any]
 """``feed(step, num_steps) -> batches``: NumPy arrays, ``[num_steps, ...]`` in every leaf.
 
-The batches of updates (or of evaluation steps) `step`, `step + 1`, ... A pure function: the same
-step gives the same batch always, so that a resumed run needs no position in the data. Called for
-the next chunk while the device computes the present one. The axis after the first is the batch's,
-which is divided over devices. Seeds share the batches. With several processes every one calls it,
-for the whole batch, and keeps its own rows.
+The batches of updates (or of evaluation steps) `step`, `step + 1`, ... A pure function: a step
+always has the same batch, so a resumed run needs no position in the data. It is called for the next
+chunk while the device computes the current one. The second axis is the batch axis, which is divided
+over devices. Seeds share the batches. With several processes each calls it for the whole batch and
+keeps its own rows.
 """
 
 
 def no_carry(state: State) -> tuple[()]:
-    """Nothing is carried from step to step of an evaluation."""
+    """An empty carry for evaluations."""
     del state
     return ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One named stream that a state is judged on.
+    """An evaluation on one stream of data.
 
     Attributes:
-      step: ``step(state, carry, key, batch) -> (carry, metrics)``, scanned; the key is a function
-        of the seed, the evaluation's name and the step's number, so every evaluation is the same.
-      num_steps: how often.
-      init: ``init(state) -> carry`` before the first step (default: nothing is carried).
+      step: ``step(state, carry, key, batch) -> (carry, metrics)``, scanned; the key depends on the
+        seed, the evaluation's name and the step's number, so every evaluation uses the same keys.
+      num_steps: number of steps.
+      init: ``init(state) -> carry`` before the first step (default: no carry).
       feed: the batches, see `Feed`; without one `batch` is None.
     """
 
@@ -169,27 +169,27 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A task and a model; see the module's text.
+    """A task and a model; see the module's description.
 
-    With `data`, `init`, `update` and the functions of evaluations take it as one more, last
-    argument: large arrays are an argument of the compiled program, never constants in it.
+    With `data`, it is an additional last argument of `init`, `update` and the functions of
+    evaluations: large arrays are arguments of the compiled program, not constants.
 
     Attributes:
-      init: ``init(key) -> state``, a pytree with an attribute ``params``. No leaf is a key of a new
-        style (`jax.random.key`); use `jax.random.key_data`.
+      init: ``init(key) -> state``, a pytree with an attribute ``params``. No leaf may be a typed
+        key (`jax.random.key`); use `jax.random.key_data`.
       update: ``update(state, key, batch) -> (state, metrics)``, pure; the key is
-        ``fold_in(key of the seed, step)``. A batch, or whatever has one row for each sequence or
-        environment, is divided over devices by `experiments.common.parallel.split_rows`.
-      evaluations: by name. "valid" is made at intervals and steers (curves, best checkpoint);
-        "test", if there is one, is made of a finished run and by ``--eval-only`` only.
-      score: what the problem is judged by, a metric of "valid".
+        ``fold_in(key of the seed, step)``. Use `experiments.common.parallel.split_rows` to divide a
+        batch, or other arrays with a row for each sequence or environment, over devices.
+      evaluations: by name. "valid" is computed at intervals and used for curves and the best
+        checkpoint; "test", if it exists, only for a finished run and by ``--eval-only``.
+      score: the problem's score, a metric of "valid".
       feed: the batches, see `Feed`; without one `batch` is None.
       data: arrays that stay on the device; one copy on each.
       rows: names of the state's fields whose leaves begin with the batch axis; they are divided
-        over devices, all else is on each.
-      show: ``show(state) -> text``: a few examples with the model's answers, printed and kept in
-        ``samples.txt`` at every evaluation, for the first seed (default: none). It runs on the
-        host, and jits what it runs on the device.
+        over devices, and all others are copied to each.
+      show: ``show(state) -> text``: a few examples with the model's answers, printed and appended
+        to ``samples.txt`` at every evaluation, for the first seed (default: none). It runs on the
+        host and must jit its device code.
     """
 
     init: Callable[..., State]

@@ -1,4 +1,4 @@
-"""How far training is: a bar on a terminal, elsewhere one line for each evaluation."""
+"""Progress of training: a bar on a terminal, otherwise one line for each evaluation."""
 
 import datetime
 import sys
@@ -7,17 +7,17 @@ import time
 from tqdm import tqdm
 
 BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}, {rate_fmt}] {bar}"
-"""What matters most comes first: a narrow terminal cuts the end off."""
+"""The most important values come first, because a narrow terminal cuts off the end."""
 
 
 class Progress:
     """A progress bar, or lines. A context manager.
 
     Args:
-      name: stands before all.
-      step: updates that were made before.
-      steps: updates in all.
-      shown: whether to show any of it.
+      name: label at the beginning.
+      step: updates that are already done.
+      steps: total number of updates.
+      shown: whether to show anything.
     """
 
     def __init__(self, name: str, step: int, steps: int, shown: bool) -> None:
@@ -42,12 +42,12 @@ class Progress:
         self._bar.close()
 
     def update(self, step: int, text: str, evaluated: bool) -> None:
-        """Shows what was reached.
+        """Shows the current state.
 
         Args:
-          step: updates made.
+          step: updates done.
           text: the newest numbers.
-          evaluated: whether there is an evaluation among them that is new.
+          evaluated: whether they include a new evaluation.
         """
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix_str(text)

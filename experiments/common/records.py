@@ -1,4 +1,4 @@
-"""Files that outlive a crash: JSON lines, and whole files that are replaced in one piece."""
+"""Crash-safe files: JSON lines, and files that are replaced atomically."""
 
 import json
 import math
@@ -16,7 +16,7 @@ _state = {"writes": True}
 
 
 def only_read() -> None:
-    """This process writes no files from now on: another process of the same run does."""
+    """From now on this process writes no files; another process of the run does."""
     _state["writes"] = False
 
 
@@ -26,10 +26,10 @@ def writes() -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: a reader, or a crash, sees the old or the new one, whole."""
+    """Writes a file atomically: after a crash it is the whole old or the whole new file."""
     if not writes():
         return
-    # Named by the process, so that two writers never fill one temporary file.
+    # Named after the process, so that two writers never use the same temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w") as file:
@@ -51,8 +51,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      FileNotFoundError: there is none.
-      RefusedError: it is empty or torn; the message names the file.
+      FileNotFoundError: the file does not exist.
+      RefusedError: it is empty or incomplete; the message names the file.
     """
     try:
         return json.loads(path.read_text())
@@ -61,24 +61,24 @@ def read_json(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON-lines file; none if there is no file.
+    """The rows of a JSON-lines file; none if it does not exist.
 
-    What a crash leaves at the end, half a row or zero bytes, is left out with a message.
+    An incomplete row or zero bytes at the end, left by a crash, are ignored with a message.
 
     Raises:
-      RefusedError: a line before that is no row; the message names the file and the line.
+      RefusedError: another line is not a row; the message names the file and the line.
     """
     rows, _ = _read(path)
     return rows
 
 
 class RowWriter:
-    """Appends rows to a JSON-lines file; each is handed to the system as a whole line at once.
+    """Appends rows to a JSON-lines file, each with a single write of a whole line.
 
     Args:
-      path: the file; it and its directory are made if missing. What a crash left at its end is cut
-        off.
-      keep: how many of its rows to keep (default: all).
+      path: the file; it and its directory are created if missing. An incomplete row at its end is
+        removed.
+      keep: number of rows to keep (default: all).
 
     Attributes:
       count: rows in the file.
@@ -94,11 +94,11 @@ class RowWriter:
         self.count = len(rows) if keep is None else min(keep, len(rows))
         if path.exists():
             os.truncate(path, ends[self.count])
-        # Nothing is buffered here: what failed to be written is not tried again at the exit.
+        # Unbuffered, so that a failed write is not repeated at exit.
         self._file = path.open("ab", buffering=0)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds a row; numbers that JSON lacks become null."""
+        """Adds a row; numbers that JSON cannot represent become null."""
         if self._file is None:
             return
         line = json.dumps(finite(row), allow_nan=False).encode() + b"\n"
@@ -107,7 +107,7 @@ class RowWriter:
         self.count += 1
 
     def sync(self) -> None:
-        """Brings all rows to the disk; to be called before what counts on them is written."""
+        """Writes all rows to the disk; call it before writing files that rely on them."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
@@ -118,7 +118,7 @@ class RowWriter:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds rows at the end of a file."""
+    """Appends rows to a file."""
     writer = RowWriter(path)
     try:
         for row in rows:
@@ -129,7 +129,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what JSON has no number for.
+    """Replaces numbers that JSON cannot represent by None.
 
     >>> finite({"loss": float("nan"), "steps": [1, 2.0]})
     {'loss': None, 'steps': [1, 2.0]}
@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[list[Row], list[int]]:
     """The rows, and the byte at which each of 0, 1, ... rows ends."""
     content = path.read_bytes() if path.exists() else b""
     lines = content.splitlines(keepends=True)
-    # A crash leaves half a line, or zeros where the system had made room but not written yet.
+    # A crash leaves an incomplete line, or zeros in allocated but unwritten space.
     while lines and (not lines[-1].endswith(b"\n") or b"\0" in lines[-1]):
         lines.pop()
     ends = [0]

@@ -1,5 +1,5 @@
-"""The error of a person's request, as against the errors of programs."""
+"""The error for invalid requests of users, as opposed to errors of programs."""
 
 
 class RefusedError(ValueError):
-    """What was asked for cannot be done; the message says why, and is all that a user needs."""
+    """A request cannot be fulfilled; the message contains everything that a user needs."""

@@ -1,15 +1,15 @@
-r"""Runs compared by the protocol of all tables: seeds in pairs, at equal updates and at equal time.
+r"""Comparison of runs: seeds in pairs, at equal updates and at equal time.
 
-The difference of two models is taken seed by seed, for both begin with the same seed's data. Its
-interval is the bootstrap's: seeds are drawn anew, with replacement, and the middle 95 % of the
-means of their differences kept,
+The difference of two models is computed seed by seed, because the same seed means the same data.
+Its interval is a bootstrap interval: seeds are resampled with replacement, and the interval
+contains the middle 95 % of the means of their differences,
 
 .. math:: \Big[q_{0.025}, q_{0.975}\Big] \text{ of } \frac{1}{n} \sum_{j=1}^{n} d_{i_j},
    \quad i_j \sim U\{1, \dots, n\}, \quad d_i = a_i - b_i.
 
-A model is called better only where that interval excludes zero. Few seeds make such intervals too
-narrow: with `n` seeds that do not differ, all differences have the same sign, by chance alone, in
-:math:`2^{1 - n}` of all cases, so that fewer than five seeds decide nothing.
+A model counts as better only if that interval excludes zero. With few seeds such intervals are too
+narrow: with `n` seeds of equal models, all differences have the same sign by chance in
+:math:`2^{1 - n}` of all cases, so fewer than five seeds are not enough.
 """
 
 import bisect
@@ -29,7 +29,7 @@ from experiments.common.problem import Score
 from experiments.common.records import read_json, read_rows
 
 FEWEST_SEEDS = 5
-"""Fewer decide nothing, whatever they show."""
+"""With fewer seeds no model counts as better."""
 _EXACT = 50_000
 _DRAWS = 20_000
 
@@ -43,8 +43,8 @@ class SeedCurve(NamedTuple):
     Attributes:
       steps: the evaluated updates, ascending.
       values: the score of the stream "valid" at each of them.
-      seconds: of training until each, without compilation and evaluations, divided by the seeds
-        that were trained side by side.
+      seconds: seconds of training until each, without compilation and evaluations, divided by the
+        number of seeds trained together.
       test: the score of the stream "test" after the last update; None without one.
     """
 
@@ -54,12 +54,12 @@ class SeedCurve(NamedTuple):
     test: float | None
 
     def reaches(self, score: float, goal: str) -> tuple[int, float] | None:
-        """Update and time of the first evaluation that is as good as `score`; None: never."""
+        """Update and time of the first evaluation as good as `score`; None if there is none."""
         step = first_step_at(self.steps, self.values, score, goal)
         return None if step is None else (step, self.seconds[self.steps.index(step)])
 
     def after(self, seconds: float) -> float:
-        """The score of the last evaluation that was made within a time."""
+        """The score of the last evaluation within a time."""
         return self.values[max(bisect.bisect_right(self.seconds, seconds) - 1, 0)]
 
 
@@ -67,11 +67,11 @@ class Run(NamedTuple):
     """A finished run of one model.
 
     Attributes:
-      score: what it is judged by.
-      seeds: by number.
-      parameters: how many; `core_parameters` of them in the recurrent core.
-      core_parameters: None where the model has no core.
-      seconds_per_update: of training alone, one seed.
+      score: the score.
+      seeds: the seeds by number.
+      parameters: number of parameters; `core_parameters` of them in the recurrent core.
+      core_parameters: None if the model has no core.
+      seconds_per_update: seconds of training per update and seed.
     """
 
     score: Score
@@ -91,10 +91,10 @@ def read_run(run_dir: Path, model: str = "") -> Run:
 
     Args:
       run_dir: its directory.
-      model: its name, where the summary is of several.
+      model: its name, if the summary contains several.
 
     Raises:
-      FileNotFoundError: it is not finished.
+      FileNotFoundError: the run is not finished.
     """
     if not (run_dir / "summary.json").exists():
         raise FileNotFoundError(f"{run_dir} holds no finished run")
@@ -118,7 +118,7 @@ def read_run(run_dir: Path, model: str = "") -> Run:
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """Runs of the same model with other seeds as one; the time of an update is their mean."""
+    """Joins runs of the same model with different seeds; the time per update is their mean."""
     seeds = {number: seed for run in runs for number, seed in sorted(run.seeds.items())}
     weights = [len(run.seeds) for run in runs]
     times = [run.seconds_per_update for run in runs]
@@ -127,18 +127,18 @@ def joined(runs: Sequence[Run]) -> Run:
 
 
 def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval | None:
-    """The bootstrap interval of the mean of ``a - b``, in pairs; None of less than two pairs.
+    """The bootstrap interval of the mean of ``a - b``, in pairs; None with fewer than two pairs.
 
-    Every way of drawing the pairs counts once where there are few of them (up to six pairs), else
-    20,000 draws, always the same.
+    All resamples are enumerated for up to six pairs; otherwise there are 20,000 random ones, always
+    the same.
 
     >>> paired_interval([0.9, 0.8], [0.5, 0.7])  # Means .4, .25 twice, .1: the middle 95 % is all.
     (0.1, 0.4)
 
     Args:
       a: scores by seed.
-      b: those of the same seeds.
-      level: of the interval.
+      b: scores of the same seeds.
+      level: level of the interval.
     """
     differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     count = len(differences)
@@ -155,7 +155,7 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
 
 
 def verdict(interval: Interval | None, num_seeds: int, goal: str = "max") -> Verdict:
-    """What the interval of a difference says.
+    """The verdict for the interval of a difference.
 
     >>> verdict((0.1, 0.4), 5), verdict((-0.1, 0.4), 5), verdict((0.1, 0.4), 2)
     ('better', 'not told apart', 'not told apart')
@@ -168,14 +168,14 @@ def verdict(interval: Interval | None, num_seeds: int, goal: str = "max") -> Ver
 
 
 def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """A row for each model against the first: after equal updates, and after equal time.
+    """A row for each model compared with the first: after equal updates, and after equal time.
 
-    After equal updates the score is that of the test stream at the end, where all have the same
-    last update and a test stream; else of the validation stream at the last update in common. After
-    equal time it is that of the validation stream after as many seconds as the quickest run took.
+    After equal updates the score is that of the test stream at the end, if all have a test stream
+    and the same last update; otherwise of the validation stream at the last common update. After
+    equal time it is that of the validation stream after the time of the fastest run.
 
     Args:
-      runs: by model; only seeds that all have are compared.
+      runs: by model; only common seeds are compared.
 
     Raises:
       ValueError: they have no seed or no evaluated update in common.

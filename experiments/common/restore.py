@@ -1,7 +1,6 @@
-"""A finished run read back: its config and its parameters, for figures and further measurements.
+"""Reads config and parameters of a finished run, for figures and further measurements.
 
-A run's parameters can also stand in one NumPy file, ``params.npz`` beside its ``config.json``,
-small enough to be given away.
+A run's parameters can also be in one small NumPy file, ``params.npz`` beside its ``config.json``.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from experiments.common.train_config import TrainConfig
 ConfigT = TypeVar("ConfigT")
 
 PARAMS_FILE = "params.npz"
-"""Holds parameters by path, and the ``step`` they are from."""
+"""Contains parameters by path, and their ``step``."""
 
 
 def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
@@ -31,7 +30,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 
     Args:
       run_dir: the directory.
-      default: a config of the experiment; a field that the file lacks keeps its value here.
+      default: a config of the experiment, for fields that are missing in the file.
 
     Returns:
       A config of the type of `default`.
@@ -49,11 +48,11 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 def restore_params(
     problem: Problem, config: TrainConfig, run_dir: Path, seed: int
 ) -> tuple[int, Params]:
-    """One seed's parameters: of ``params.npz``, or of the newest sound checkpoint.
+    """One seed's parameters, from ``params.npz`` or the newest valid checkpoint.
 
     Args:
-      problem: as it was trained.
-      config: likewise.
+      problem: the trained problem.
+      config: its training config.
       run_dir: the run's directory.
       seed: one of the run's seeds.
 
@@ -62,7 +61,7 @@ def restore_params(
 
     Raises:
       FileNotFoundError: the run has no checkpoint, or no such seed.
-      RefusedError: ``params.npz`` does not hold the parameters of `problem`.
+      RefusedError: ``params.npz`` does not contain the parameters of `problem`.
     """
     if (run_dir / PARAMS_FILE).exists():
         wanted = jax.eval_shape(problem.init, jax.random.key(0)).params
@@ -76,13 +75,13 @@ def restore_params(
 
 
 def write_params(folder: Path, params: Params, step: int, half: bool = False) -> None:
-    """Writes parameters into ``params.npz`` of a folder, which is made if missing.
+    """Writes parameters to ``params.npz`` in a folder, which is created if missing.
 
     Args:
-      folder: where to.
-      params: what to write.
-      step: the update they are from.
-      half: whether to round them to float16, for a file of half the size.
+      folder: the folder.
+      params: the parameters.
+      step: their update.
+      half: whether to round them to float16, which halves the size of the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     leaves: dict[str, Any] = flatten_dict(params, sep="/")  # type: ignore[assignment]
@@ -92,14 +91,14 @@ def write_params(folder: Path, params: Params, step: int, half: bool = False) ->
 
 
 def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
-    """The step and the parameters that `write_params` wrote.
+    """Reads the step and the parameters written by `write_params`.
 
     Args:
-      folder: where ``params.npz`` is.
-      wanted: arrays, or their shapes, in the structure of the parameters, which get their dtypes.
+      folder: the folder of ``params.npz``.
+      wanted: arrays or shapes with the structure and dtypes of the parameters.
 
     Raises:
-      RefusedError: the file holds others.
+      RefusedError: the file contains other parameters.
     """
     with np.load(folder / PARAMS_FILE) as arrays:
         flat = {name: arrays[name] for name in arrays.files}
@@ -113,16 +112,16 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
 
 
 def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:
-    """A config with the values of a JSON file; lists were tuples.
+    """A config with the values of a JSON file; lists become tuples.
 
     >>> from experiments.common.train_config import TrainConfig
     >>> config_from(TrainConfig(), {"steps": 5}, "config.json").steps
     5
 
     Args:
-      default: what the values are put into, section by section.
-      values: from the file.
-      path: names the file in errors.
+      default: the config for missing values.
+      values: the values in the file.
+      path: the file's name, for errors.
 
     Returns:
       A config of the type of `default`.

@@ -1,9 +1,9 @@
-"""Keeps a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
+"""Stores a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
 
-Collects what the READMEs quote of a run, or of the runs of several models below it: command,
-config, environment, summary and the curves of the score go into ``experiments/results/NAME.json``,
-the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ in the seed alone become one record
-with a curve for each seed.
+Collects the numbers that READMEs quote, of a run or of the runs of several models below it:
+command, config, environment, summary and the curves of the score go into
+``experiments/results/NAME.json``, the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ only
+in the seed become one record with a curve for each seed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
 
 
 def _seeds_joined(runs: dict[str, Any]) -> dict[str, Any]:
-    """Runs by model: those named after their model and seed together."""
+    """Runs by model; runs named after their model and seed are joined."""
     groups: dict[str, list[Any]] = {}
     for name, run in runs.items():
         model, _, seed = name.rpartition("-")
@@ -63,10 +63,10 @@ def _seeds_joined(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _join(name: str, runs: list[Any]) -> dict[str, Any]:
-    """Runs of one model, each with a seed of its own, as the run of all those seeds.
+    """Joins runs of one model with different seeds into one run.
 
     Raises:
-      ValueError: they differ in something else.
+      ValueError: they differ in other settings.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -86,7 +86,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
 
 
 def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Summaries as one: values by seed one after another, seconds added up."""
+    """Joins summaries: values by seed are concatenated, seconds are summed."""
     found = dict(summaries[0])
     for name, value in found.items():
         values = [summary[name] for summary in summaries]
@@ -100,7 +100,7 @@ def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def without_place(command: str) -> str:
-    """A command without the options that say where to run and what to show.
+    """A command without the options for directories and display.
 
     >>> without_place("python -m experiments.nth_farthest --run-dir some/where --num-seeds 2")
     'python -m experiments.nth_farthest --num-seeds 2'
@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None:
-    """Draws the score of every model and seed that is kept."""
+    """Draws the score of every stored model and seed."""
     name = next(run["summary"]["score"]["name"] for run in kept.values())
     curves = {
         TITLES.get(model, model): {

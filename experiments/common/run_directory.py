@@ -1,4 +1,4 @@
-"""A run's directory: its config, who writes into it, its sessions, and no mixing of two runs."""
+"""A run's directory: config, lock and sessions; prevents mixing of two runs."""
 
 import contextlib
 import dataclasses
@@ -25,19 +25,19 @@ UNLEARNED = {
     "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "micro_batch_size",
     "implementation", "devices", "minutes", "target",
 }  # fmt: skip
-"""Fields that change how a run is made and looked at, not what it learns: they may change."""
+"""Fields that do not affect what a run learns, and may therefore change."""
 
 
 class ConfigMismatchError(RefusedError):
-    """The directory holds a run with another config."""
+    """The directory contains a run with another config."""
 
 
 class RunExistsError(RefusedError):
-    """The directory does, or does not, hold a run, against what was asked for."""
+    """The directory unexpectedly contains a run, or contains none."""
 
 
 class RunFailedError(FloatingPointError):
-    """The run came to NaN or infinity in an earlier session."""
+    """The run reached NaN or infinity in an earlier session."""
 
 
 class RunBusyError(RefusedError):
@@ -45,21 +45,21 @@ class RunBusyError(RefusedError):
 
 
 def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
-    """Makes a run directory, or checks that it belongs to the same config.
+    """Creates a run directory, or checks that it belongs to the same config.
 
-    A run that is there may get other values of `UNLEARNED`, and more steps if its learning rate is
-    constant: the config in the directory is then the new one.
+    An existing run may get other values of `UNLEARNED`, and more steps if its learning rate is
+    constant; the config in the directory is then replaced.
 
     Args:
-      run_dir: the directory; made if missing.
+      run_dir: the directory; created if missing.
       config: a dataclass of the run's whole configuration.
-      resume: True: there must be a run to go on with; False: there must be none; None: either.
+      resume: True: there must be a run to resume; False: there must be none; None: either.
 
     Raises:
-      ConfigMismatchError: the run there has another config; the message lists the fields.
-      RunExistsError: see `resume`; or there are checkpoints of a run whose config is lost.
-      RunBusyError: there is something to write, and another process writes there.
-      RefusedError: the config there is damaged, or JAX finds no device.
+      ConfigMismatchError: the existing run has another config; the message lists the fields.
+      RunExistsError: see `resume`; or there are checkpoints of a run without its config.
+      RunBusyError: another process is writing to the directory.
+      RefusedError: the existing config is damaged, or JAX finds no device.
     """
     parallel.first(lambda: _open_run(run_dir, config, resume))
 
@@ -85,10 +85,10 @@ def _open_run(run_dir: Path, config: Any, resume: bool | None) -> None:
 
 
 def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
-    """Checks that a directory holds a run that may go on with a config; writes nothing.
+    """Checks that a directory contains a run that can resume with a config; writes nothing.
 
     Returns:
-      The fields that change, none of which matters to what is learned: old and new value by name.
+      The fields that change, none of which affects what is learned: old and new value by name.
 
     Raises:
       RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
@@ -103,7 +103,7 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
     if not isinstance(found, Mapping):
         raise RefusedError(f"{path} is damaged: it holds no config")
     wanted = flatten(as_json(config))
-    # A field that came later had its default then, and a default never changes what it stands for.
+    # A field that was added later has its default, which never changes the meaning of old runs.
     there = _defaults(config) | flatten(found)
     changes = {
         name: (there.get(name, "(absent)"), wanted.get(name, "(absent)"))
@@ -124,12 +124,12 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes from writing into a directory; it is made if missing.
+    """Locks a directory against writes of other processes; it is created if missing.
 
-    The system drops the lock with the process, however that ends.
+    The system releases the lock when the process ends, for any reason.
 
     Raises:
-      RunBusyError: another one holds it; the message names it.
+      RunBusyError: another process holds the lock; the message names it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / LOCK_FILE).open("a+") as file:
@@ -153,17 +153,17 @@ def hold(run_dir: Path) -> Iterator[None]:
 
 
 def note_session(run_dir: Path, step: int) -> None:
-    """Notes where and with what a run goes on from a step, in ``sessions.jsonl``."""
+    """Records the environment of a session and its first step in ``sessions.jsonl``."""
     append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": describe_environment()}])
 
 
 def note_failure(run_dir: Path, message: str) -> None:
-    """Notes that training cannot go on: the same options would come to the same end."""
+    """Records that training failed; the same options would fail again."""
     write_json(run_dir / FAILURE_FILE, {"error": message})
 
 
 def check_not_failed(run_dir: Path) -> None:
-    """Raises `RunFailedError` if an earlier session has noted that training cannot go on."""
+    """Raises `RunFailedError` if an earlier session recorded a failure."""
     path = run_dir / FAILURE_FILE
     if path.exists():
         raise RunFailedError(
@@ -173,13 +173,13 @@ def check_not_failed(run_dir: Path) -> None:
 
 
 def read_environment(run_dir: Path) -> dict[str, Any]:
-    """The environment of a run's first session; ``git_commits`` are those of all, in order.
+    """The environment of a run's first session, with ``git_commits`` of all sessions in order.
 
     Raises:
       FileNotFoundError: the run has not been trained.
     """
     sessions = [row["environment"] for row in read_rows(run_dir / SESSIONS_FILE)]
-    if not sessions:  # As it was kept in earlier versions.
+    if not sessions:  # The format of earlier versions.
         if not (run_dir / "environment.json").exists():
             raise FileNotFoundError(f"no {SESSIONS_FILE} in {run_dir}")
         sessions = [read_json(run_dir / "environment.json")]
@@ -199,7 +199,7 @@ def trained_at(environment: Mapping[str, Any]) -> list[str]:
 
 
 def write_evaluation(run_dir: Path, result: Any) -> None:
-    """Writes ``evaluation.json``, or says why it cannot: what was computed is not lost."""
+    """Writes ``evaluation.json``; prints a message if that fails, so that results are not lost."""
     path = run_dir / "evaluation.json"
     try:
         write_json(path, result)
@@ -223,7 +223,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_json(config: Any) -> Any:
-    """A dataclass as it comes back from a JSON file."""
+    """A dataclass as read from a JSON file."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -235,7 +235,7 @@ def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) 
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The default of every field of a dataclass and of its sections that has one."""
+    """The defaults of the fields of a dataclass and of its sections."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""Examples with the model's answers, printed during training and kept in ``samples.txt``."""
+"""Examples with the model's answers, printed in training and stored in ``samples.txt``."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,10 @@ SAMPLES_FILE = "samples.txt"
 
 
 class SamplesWriter:
-    """Prints and keeps what a model answers.
+    """Prints and stores a model's answers.
 
-    The file holds a block for each evaluation, headed ``== step 100 ==``. As in the metrics,
-    nothing depends on the clock: a resumed run writes the very file an uninterrupted one does.
+    The file contains a block for each evaluation, with the heading ``== step 100 ==``. It contains
+    no times, so a resumed run writes the same file as an uninterrupted one.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -22,7 +22,7 @@ class SamplesWriter:
 
         Args:
           run_dir: the run's directory.
-          step: the update that the run starts from; -1 where it starts anew.
+          step: the update that the run starts from; -1 for a new run.
         """
         self._path = run_dir / SAMPLES_FILE
         if self._path.exists():

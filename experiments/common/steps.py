@@ -1,4 +1,4 @@
-"""The device's part of training: many updates in a call, for several seeds and devices at once."""
+"""The device's part of training: many updates per call, for several seeds and devices."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -14,9 +14,9 @@ from experiments.common.problem import Evaluation, Mean, Problem
 from experiments.common.train_config import TrainConfig
 
 Values = Mapping[str, list[float | None]]
-"""The means of metrics by name, one for each seed; None where a mean is not defined."""
+"""The means of metrics by name, one for each seed; None if a mean is undefined."""
 
-_STREAMS = {"init": 0, "train": 1, "valid": 2, "test": 4}  # 3 is that of figures.
+_STREAMS = {"init": 0, "train": 1, "valid": 2, "test": 4}  # 3 is for figures.
 _PIECE = 64  # Steps of an evaluation whose batches are on the device at once.
 
 
@@ -39,9 +39,9 @@ class Pooled(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that changes in training.
+    """The state of training.
 
-    Random numbers are functions of seed and step, so there is no random state beside these.
+    Random numbers are functions of seed and step, so there is no random state.
 
     Attributes:
       step: updates made.
@@ -58,11 +58,11 @@ class TrainState(NamedTuple):
 
 
 class Programs:
-    """The functions of a problem that run on the device, jitted.
+    """The jitted functions of a problem.
 
     Args:
-      problem: what to train.
-      config: how.
+      problem: the problem.
+      config: the training config.
     """
 
     def __init__(self, problem: Problem, config: TrainConfig) -> None:
@@ -85,7 +85,7 @@ class Programs:
 
     @property
     def shapes(self) -> TrainState:
-        """Shapes and dtypes of the state, which a checkpoint must have."""
+        """Shapes and dtypes of the state, as required of a checkpoint."""
         return jax.eval_shape(self._make_init(), self._seeds, *self._data)
 
     def init(self) -> TrainState:
@@ -94,20 +94,20 @@ class Programs:
             return self._init(self._seeds, *self._data)
 
     def place(self, state: TrainState) -> TrainState:
-        """Puts a state of NumPy arrays onto the devices."""
+        """Moves a state of NumPy arrays to the devices."""
         return place(state, self._state_shardings())
 
     def batches(self, step: int, num_steps: int) -> Any:
-        """The batches of updates, on their way to the devices; None without a feed."""
+        """The batches of updates, sent to the devices; None without a feed."""
         return self._fed(self.problem.feed, step, num_steps)
 
     def train_chunk(self, state: TrainState, num_steps: int, batches: Any = None) -> tuple:
-        """Makes updates, and starts with them at once: nothing is waited for.
+        """Dispatches updates without waiting for them.
 
         Args:
-          state: is used up.
-          num_steps: how many updates.
-          batches: of these updates (default: they are taken from the feed now).
+          state: the state, which is donated.
+          num_steps: number of updates.
+          batches: their batches (default: from the feed).
 
         Returns:
           The state, and metrics pooled over the updates, for `to_values`.
@@ -178,7 +178,7 @@ class Programs:
         return chunk
 
     def _evaluation(self, evaluation: Evaluation) -> tuple[Any, Any]:
-        """Its jitted functions; evaluations of the same functions share them."""
+        """Its jitted functions; evaluations with the same functions share them."""
         key = (evaluation.init, evaluation.step)
         if key not in self._evaluations:
 
@@ -221,7 +221,7 @@ class Programs:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def _state_shardings(self) -> Any:
-        """Seeds over their axis, what the problem names row by row over the other."""
+        """Shardings: seeds over their axis, and the problem's `rows` over the other."""
         if self.mesh is None:
             return None
         inner = self.shapes.inner
@@ -241,7 +241,7 @@ class Programs:
 
 
 def make_programs(problem: Problem, config: TrainConfig) -> Programs:
-    """Builds the device's functions of a problem."""
+    """Builds the jitted functions of a problem."""
     return Programs(problem, config)
 
 
@@ -266,7 +266,7 @@ def _pool(metrics: Mapping[str, Mean]) -> dict[str, Pooled]:
 
 
 def _over_seeds(function: Callable) -> Callable:
-    """Maps over the leading axis; one seed runs unbatched, which is faster than a batch of one."""
+    """Maps over the leading axis; a single seed runs unbatched, which is faster."""
 
     def run(*args: Any) -> Any:
         if jax.tree.leaves(args)[0].shape[0] > 1:
@@ -280,5 +280,5 @@ def _over_seeds(function: Callable) -> Callable:
 
 
 def _key(seed: jax.Array, stream: Any) -> jax.Array:
-    """Keys of different streams share nothing: what is evaluated on is never trained on."""
+    """The key of a stream; streams are independent, so evaluation data are never trained on."""
     return jax.random.fold_in(jax.random.key(seed), stream)

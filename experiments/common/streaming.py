@@ -1,4 +1,4 @@
-"""Problems on a stream: windows of a long text in order, and a carry from one to the next."""
+"""Problems on a stream: windows of a long text in order, with a carry between them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ Carry = Any
 
 
 class Window(NamedTuple):
-    """A piece of the stream for each row.
+    """A part of the stream for each row.
 
     Attributes:
       inputs: ``[B, T]`` int32.
-      targets: ``[B, T]`` int32, the tokens that come next.
-      mask: ``[B, T]`` bool: which targets count. False in what fills up the last window.
-      starts: ``[B]`` bool: the row begins anew here, with a fresh carry.
+      targets: ``[B, T]`` int32, the next tokens.
+      mask: ``[B, T]`` bool: which targets count; False in the padding of the last window.
+      starts: ``[B]`` bool: whether the row starts here, with a fresh carry.
     """
 
     inputs: Any
@@ -36,10 +36,10 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The feed of a text: B equal parts of it side by side, each in windows of T tokens.
+    """The feed of a text: B equal parts of it, each in windows of T tokens.
 
-    Row b reads part b from its beginning to its end, and then again. Every target is in exactly one
-    window of an epoch; the last window is filled up, and masked.
+    Row b reads part b from beginning to end, repeatedly. Every target is in exactly one window of
+    an epoch; the last window is padded and masked.
 
     >>> windows = Windows(np.arange(10), batch_size=2, length=3)
     >>> windows.num_steps
@@ -49,7 +49,7 @@ class Windows:
     ([[3, 3, 3], [7, 8, 8]], [[True, False, False], [True, True, False]])
 
     Attributes:
-      tokens: ``[N]`` integers; may be a memory map, of which only what is asked for is read.
+      tokens: ``[N]`` integers; may be a memory map, of which only the requested part is read.
       batch_size: B.
       length: T.
 
@@ -76,7 +76,7 @@ class Windows:
 
     def __call__(self, step: int, num_steps: int) -> Window:
         """Windows `step`, `step + 1`, ..., each leaf ``[num_steps, B, ...]``."""
-        last = len(self.tokens) - 1  # Targets in all.
+        last = len(self.tokens) - 1  # The number of targets.
         bounds = [last * b // self.batch_size for b in range(self.batch_size + 1)]
         ends = np.asarray(bounds[1:])[:, None]
         inputs, targets, masks, starts = [], [], [], []
@@ -86,7 +86,7 @@ class Windows:
             places = places + np.arange(self.length)
             mask = places < ends
             places = np.minimum(places, ends - 1)
-            # Sorted reads of few rows: a memory map is touched nowhere else.
+            # Sorted reads of few rows, so that a memory map is not read elsewhere.
             inputs.append(np.asarray(self.tokens[places], np.int32))
             targets.append(np.asarray(self.tokens[places + 1], np.int32))
             masks.append(mask)
@@ -115,25 +115,24 @@ def streaming(
     needs_key: bool = False,
     show: Callable[[Params], str] | None = None,
 ) -> Problem:
-    """A problem whose updates read a stream window by window, each from where the last one ended.
+    """A problem whose updates read a stream in consecutive windows.
 
-    The carry is part of the `State`: gradients end at its edge (truncated backpropagation), its
-    values go on, through checkpoints too.
+    The carry is part of the `State`. Gradients stop at the start of a window (truncated
+    backpropagation); the carry continues, also through checkpoints.
 
     Args:
-      config: how to train; `config.batch_size` is that of `train`.
+      config: the training config; `config.batch_size` is that of `train`.
       init: ``init(key) -> params``.
       initial_carry: ``initial_carry(batch_size) -> carry`` of fresh rows, each leaf ``[B, ...]``.
       loss: ``loss(params, carry, batch) -> (loss, (carry, metrics))``, a mean over the batch's
-        rows. It gets the carry as it is to begin with: fresh where ``batch.starts``.
-      train: the batches, a `Windows` or a like feed: callable, with `batch_size` and `num_steps`,
-        its batches with a field ``starts``.
-      evaluations: "valid" and, if there is one, "test", likewise; each is read once, from fresh
-        carries.
+        rows. The carry is already fresh where ``batch.starts``.
+      train: the batches, a `Windows` or a similar feed: callable, with `batch_size` and
+        `num_steps`, and batches with a field ``starts``.
+      evaluations: "valid" and optionally "test", likewise; each is read once, from fresh carries.
       score: a metric of the loss.
       eval_loss: as `loss`, for evaluations, without a key (default: `loss`).
-      needs_key: the loss takes a key as its fourth argument, as dropout needs it (then `eval_loss`
-        must be given).
+      needs_key: whether the loss has a key as its fourth argument, for dropout (then `eval_loss`
+        is required).
       show: ``show(params) -> text``, see `Problem`.
 
     Raises:
@@ -176,7 +175,7 @@ def streaming(
 def _evaluation(
     windows: Any, initial_carry: Callable[[int], Carry], judge: Callable[..., tuple]
 ) -> Evaluation:
-    """A stream read once; an average of the weights reads it with carries of its own."""
+    """An evaluation that reads a stream once; averaged weights have separate carries."""
 
     def begin(state: State) -> dict[str, Carry]:
         names = with_average(lambda params: {"": Mean.of(jnp.zeros(1))}, *state[:2])
@@ -200,7 +199,7 @@ def _evaluation(
 
 
 def _fresh_where(starts: jax.Array, initial_carry: Callable[[int], Carry], carry: Carry) -> Carry:
-    """The carry, with the rows that begin anew put back."""
+    """The carry, with fresh rows where a row starts."""
 
     def choose(fresh: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)

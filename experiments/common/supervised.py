@@ -1,4 +1,4 @@
-"""Problems with a batch and a loss; batches from a key, from arrays on the device, or the host.
+"""Problems with a loss on batches from a key, from arrays on the device, or from the host.
 
 >>> import jax.numpy as jnp
 >>> def loss(params, x):
@@ -40,12 +40,12 @@ Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
 class Curriculum(NamedTuple):
-    """What is trained on changes with what was learned; each seed is at a level of its own.
+    """Training data that depend on progress; each seed has its own level.
 
     Attributes:
       level: the first level, a pytree of arrays.
       advance: ``advance(level, metrics) -> level``, after every update.
-      metrics: ``metrics(level) -> metrics`` to log of a level (default: none).
+      metrics: ``metrics(level) -> metrics`` of a level, to log (default: none).
     """
 
     level: Level = ()
@@ -54,7 +54,7 @@ class Curriculum(NamedTuple):
 
 
 FLAT = Curriculum()
-"""No curriculum: the level is ``()`` always."""
+"""No curriculum: the level is always ``()``."""
 
 
 class State(NamedTuple):
@@ -84,20 +84,20 @@ def supervised(
     """A problem whose update is a gradient step on the loss of one batch.
 
     Args:
-      config: how to train: batch and micro-batch, optimiser, samples per evaluation.
+      config: the training config.
       init: ``init(key) -> params``.
       loss: ``loss(params, batch) -> (loss, metrics)``, means over the batch.
       score: a metric of the loss.
       sample: ``sample(key, level, batch_size) -> batch``; every leaf begins with the batch axis.
         With `data`: ``sample(key, level, batch_size, data)``.
-      feed: batches from the host in its place, ``[num_steps, batch_size, ...]``.
-      sample_eval: ``sample_eval(key, batch_size) -> batch`` of what the model is judged by, for
-        "valid" and, with other keys, "test". With `data`: ``sample_eval(key, batch_size, data)``.
-      eval_feeds: or batches from the host, by name: a feed and its number of batches.
+      feed: instead of `sample`, batches from the host, ``[num_steps, batch_size, ...]``.
+      sample_eval: ``sample_eval(key, batch_size) -> batch`` for evaluations "valid" and, with other
+        keys, "test". With `data`: ``sample_eval(key, batch_size, data)``.
+      eval_feeds: instead of it, batches from the host by name: a feed and its number of batches.
       eval_loss: as `loss`, for evaluations, without a key (default: `loss`).
-      needs_key: the loss takes a key as its third argument, as dropout needs it (then `eval_loss`
-        must be given).
-      curriculum: what `sample` is to draw.
+      needs_key: whether the loss has a key as its third argument, for dropout (then `eval_loss` is
+        required).
+      curriculum: the level of `sample`.
       data: arrays that stay on the device, for `sample` and `sample_eval`.
       show: ``show(params) -> text``, see `Problem`.
 
@@ -105,7 +105,7 @@ def supervised(
       The problem; its state is a `State`.
 
     Raises:
-      ValueError: not exactly one of `sample` and `feed`, or of their counterparts, is given; or
+      ValueError: not exactly one of `sample` and `feed`, or of their counterparts, is given, or
         `eval_loss` is missing.
     """
     _check_one(sample=sample, feed=feed)
@@ -192,7 +192,7 @@ def with_average(
     Args:
       judge: ``judge(params) -> metrics``.
       params: the parameters.
-      opt_state: of `make_optimizer`; if it keeps no average there are no metrics of one.
+      opt_state: state of `make_optimizer`; without an average there are no such metrics.
 
     Returns:
       All metrics.

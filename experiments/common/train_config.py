@@ -1,4 +1,4 @@
-"""The options of training that every experiment has."""
+"""The training options of every experiment."""
 
 import dataclasses
 import math
@@ -10,22 +10,22 @@ class TrainConfig:
     """How to train."""
 
     steps: int = 1000
-    """Updates in all."""
+    """Number of updates."""
     batch_size: int = 128
     """Sequences per update."""
     micro_batch_size: int | None = None
     """Sequences per pass: gradients of several passes are averaged into an update. Less memory, and
     on a CPU more speed, for the same result. None: the whole batch at once."""
     optimizer: Literal["adam", "adamw", "rmsprop", "muon"] = "adam"
-    """How gradients become updates. "muon": matrices by Muon, all else by Adam."""
+    """The optimiser. "muon": Muon for matrices, Adam for all other parameters."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     adam_learning_rate: float | None = None
-    """Peak learning rate of what "muon" leaves to Adam. None: learning_rate."""
+    """Peak learning rate of Adam with "muon". None: learning_rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What follows the warm-up: the peak rate to the end, or a cosine or a line to zero."""
+    """The schedule after the warm-up: constant, or a cosine or linear decay to zero."""
     hold: float = 0.0
-    """Part, from 0 to 1, of the updates after the warm-up at the peak, before the rate falls."""
+    """Part, from 0 to 1, of the updates after the warm-up at the peak, before the decay."""
     warmup_steps: int = 0
     """Updates in which the rate rises from zero to its peak, linearly."""
     clip_norm: float | None = None
@@ -39,19 +39,18 @@ class TrainConfig:
     epsilon: float | None = None
     """Added to the root of that mean. None: 1e-8."""
     average_decay: float | None = None
-    """Keep an exponential average of the weights with this decay, evaluated beside them (metrics
-    named average_...). None: no average."""
+    """Decay of an exponential average of the weights, which is evaluated too (metrics
+    average_...). None: no average."""
     seed: int = 0
     """Seed of parameters and data."""
     num_seeds: int = 1
-    """Runs with consecutive seeds, trained side by side in one program."""
+    """Runs with consecutive seeds, trained together in one program."""
     chunk_steps: int = 50
     """Updates per call of the device; metrics are means over a chunk."""
     eval_every: int = 500
     """Updates between evaluations; rounded up to whole chunks."""
     eval_samples: int = 8192
-    """Sequences per evaluation, drawn once and apart from the training's; rounded up to whole
-    batches."""
+    """Sequences per evaluation, fixed and separate from training; rounded up to whole batches."""
     checkpoint_every: int = 500
     """Updates between checkpoints; rounded up to whole chunks."""
     checkpoint_minutes: float | None = None
@@ -59,9 +58,9 @@ class TrainConfig:
     target: float | None = None
     """End at the first evaluation whose score, the mean of all seeds, is as good as this."""
     minutes: float | None = None
-    """Save and end after this time, in minutes; the same command goes on. None: no limit."""
+    """Save and end after this time, in minutes; the same command resumes. None: no limit."""
     devices: int | None = None
-    """How many devices to use. None: all."""
+    """Number of devices to use. None: all."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -1,1 +1,1 @@
-"""A recurrent actor-critic: agents, rollouts, targets, losses, evaluation; any environment."""
+"""A recurrent actor-critic for any environment: agents, rollouts, targets, losses, evaluation."""

@@ -1,8 +1,8 @@
 """The agents: the paper's convolutions and position maps, a recurrent core, policy and value.
 
-Paper appendix A.3: two convolutions of 12 and 24 kernels of 2 x 2 with ReLU; two maps with the
-pixels' x and y in [-1, 1] beside their output. How the maps become the core's input is not stated:
-here by one dense layer with ReLU. A core that takes pictures (ConvLSTM) gets the maps themselves.
+Paper appendix A.3: two convolutions of 12 and 24 kernels of 2 x 2 with ReLU, and two maps with the
+pixels' x and y in [-1, 1] concatenated to their output. The paper does not state how the maps
+become the core's input; here a dense layer with ReLU does that. A ConvLSTM gets the maps directly.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from rrnn_jax.typing import Array, Carry, Dtype
 
 
 class Conv2x2(nn.Module):
-    """`flax.linen.Conv` with kernels of 2 x 2, as one product: the same parameters and numbers.
+    """`flax.linen.Conv` with 2 x 2 kernels as one product, with the same parameters and results.
 
     XLA's convolutions within a loop are twenty times slower on a CPU.
 
     Attributes:
-      features: how many kernels.
+      features: the number of kernels.
       dtype: dtype of the product.
     """
 
@@ -47,13 +47,13 @@ class Agent(nn.Module):
     """Policy and values over trajectories, time first.
 
     Attributes:
-      num_actions: how many there are.
-      cell: the recurrent core, or None: the agent has no memory.
-      width: of the dense layers before and after the core (default: 64).
-      last_action: whether the core also sees the last action and reward, as in IMPALA's agent
+      num_actions: the number of actions.
+      cell: the recurrent core, or None for an agent without memory.
+      width: width of the dense layers before and after the core (default: 64).
+      last_action: whether the core also gets the last action and reward, as in IMPALA's agent
         (default: True).
-      skip: whether the dense layer after the core also sees what the core sees (default: False).
-      dtype: dtype of the products; norms, memory, logits and values are float32 always.
+      skip: whether the dense layer after the core also gets the core's input (default: False).
+      dtype: dtype of the products; norms, memory, logits and values are always float32.
     """
 
     num_actions: int
@@ -70,11 +70,11 @@ class Agent(nn.Module):
         """Runs over a trajectory.
 
         Args:
-          carry: the core's, ``[B, ...]``; () without one.
+          carry: the core's carry, ``[B, ...]``; () without a core.
           obs: ``[T, B, height, width, channels]``.
           resets: ``[T, B]`` bool, whether the observation is the first of an episode.
-          actions: ``[T, B]`` int32, the last action taken; of no account at a reset.
-          rewards: ``[T, B]``, the last reward; of no account at a reset.
+          actions: ``[T, B]`` int32, the last action; ignored at a reset.
+          rewards: ``[T, B]``, the last reward; ignored at a reset.
 
         Returns:
           The carry, logits ``[T, B, A]`` and values ``[T, B]``.
@@ -101,7 +101,7 @@ class Agent(nn.Module):
             seen = [y, x] if self.skip else [y]
             x = jnp.concatenate([each.reshape(*each.shape[:2], -1) for each in seen], axis=-1)
         x = nn.relu(nn.Dense(self.width, dtype=self.dtype, name="from_core")(x))
-        # A policy that starts near uniform.
+        # The initial policy is near uniform.
         small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
         logits = nn.Dense(self.num_actions, kernel_init=small, name="policy")(x)
         values = nn.Dense(1, name="value")(x)[..., 0]
@@ -109,7 +109,7 @@ class Agent(nn.Module):
 
     @nn.nowrap
     def initial_carry(self, obs_shape: tuple[int, ...], batch: int) -> Carry:
-        """The core's own initial memory for a batch; () without a core."""
+        """The core's initial memory for a batch; () without a core."""
         if self.cell is None:
             return ()
         extra = self.num_actions + 1 if self.last_action else 0
@@ -123,7 +123,7 @@ class Agent(nn.Module):
 def run(
     agent: Agent, variables: Any, carry: Carry, inputs: tuple[Array, Array, Array, Array]
 ) -> tuple[Carry, Array, Array]:
-    """The agent with given parameters over the four inputs of a trajectory; see `Agent`."""
+    """Applies the agent with given parameters to the inputs of a trajectory; see `Agent`."""
     result: Any = agent.apply(variables, carry, *inputs)
     return result
 

@@ -1,4 +1,4 @@
-"""What the configs of experiments with an actor-critic share: cores, agent, the paper's numbers."""
+"""Shared configs of experiments with an actor-critic: cores, agent, the paper's settings."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from rrnn_jax.typing import Dtype
 
 @dataclasses.dataclass(frozen=True)
 class ConvLSTMConfig(cells.Core):
-    """The ConvLSTM, which takes pictures."""
+    """The ConvLSTM, whose inputs are images."""
 
     TITLE = "ConvLSTM"
 
@@ -34,14 +34,14 @@ class ConvLSTMConfig(cells.Core):
 
 @dataclasses.dataclass(frozen=True)
 class AgentConfig:
-    """The agent around its core; the defaults are the paper's (appendix A.3) where it says."""
+    """The agent around its core; the defaults are the paper's (appendix A.3) where stated."""
 
     width: int = 256
     """Width of the dense layers before and after the core."""
     last_action: bool = True
-    """Whether the core sees the last action and reward."""
+    """Whether the core gets the last action and reward."""
     skip: bool = False
-    """Whether the layer after the core also sees what the core sees."""
+    """Whether the layer after the core also gets the core's input."""
 
     def __post_init__(self) -> None:
         check_positive(width=self.width)
@@ -64,13 +64,13 @@ _LSTM = LSTMConfig(lstm_features=1024)
 
 @dataclasses.dataclass(frozen=True)
 class GameConfig(cells.CellConfigs):
-    """What the configs of games begin with."""
+    """The base of the configs of games."""
 
     model: AgentName = "rmc"
     """Which core; "none" is an agent without memory; "all" trains the memory core, the LSTM, the
     ConvLSTM and none, one after the other."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    """Dtype of products. Parameters, norms, softmax and memory are always float32."""
     rmc: RMCConfig = _RMC
     lstm: LSTMConfig = _LSTM
     conv_lstm: ConvLSTMConfig = dataclasses.field(default_factory=ConvLSTMConfig)

@@ -1,4 +1,4 @@
-"""Fresh episodes, each from its beginning to its end: returns, lengths, and what the game tells."""
+"""Evaluation on whole fresh episodes: returns, lengths, and the environment's info."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from rrnn_jax.envs import Environment
 from rrnn_jax.typing import Array
 
 Groups = Callable[[Any], dict[str, Array]]
-"""``groups(states) -> {name: [B] bool}``: kinds of episodes to be told apart, by their states."""
+"""``groups(states) -> {name: [B] bool}``: groups of episodes by their states."""
 
 
 def no_groups(states: Any) -> dict[str, Array]:
-    """All episodes are alike."""
+    """No groups."""
     del states
     return {}
 
@@ -28,7 +28,7 @@ class Episodes(NamedTuple):
     Attributes:
       total: the return.
       length: steps, int32.
-      info: what the environment told at the last step, by name.
+      info: the environment's info at the last step, by name.
       states: the last states.
     """
 
@@ -38,9 +38,9 @@ class Episodes(NamedTuple):
     states: Any
 
     def metrics(self, groups: Groups = no_groups) -> dict[str, Mean]:
-        """Means over episodes; of each group, too.
+        """Means over all episodes and over each group.
 
-        ``return_squared`` makes a standard error of ``return``; `standard_error` computes it.
+        ``return_squared`` is for the standard error of ``return``, see `standard_error`.
         """
         values = {"return": self.total, "length": self.length, **self.info}
         found = {name: Mean.of(value) for name, value in values.items()}
@@ -76,9 +76,9 @@ def play(
       agent: the agent.
       variables: its parameters; None for a policy that acts uniformly at random.
       key: a PRNG key.
-      params: of the environment; without a pool, so that levels are fresh.
+      params: parameters of the environment, without a pool, so that levels are fresh.
       episodes: B (static).
-      greedy: the likeliest action, rather than one that is drawn.
+      greedy: use the most likely action instead of a sampled one.
 
     Returns:
       The episodes.

@@ -1,15 +1,14 @@
 """The learner: rollouts and updates, by PPO or by the policy gradient with V-trace.
 
-Both share everything but the loss: the same rollouts, resets, stored carries and discounts. An
-update plays `unroll` steps in each environment with frozen parameters. Then it goes over
-the trajectories in minibatches (they cut environments, not time), each from the carry with which
-its trajectory began.
+Both share rollouts, resets, stored carries and discounts; only the loss differs. An update plays
+`unroll` steps in each environment with fixed parameters. Then it processes the trajectories in
+minibatches (split over environments, not time), each from its initial carry.
 
-``vtrace`` sees each trajectory once per epoch; all but the first minibatch were played by
-parameters that are some steps old, as in IMPALA, and V-trace corrects for that.
+``vtrace`` uses each trajectory once per epoch. As in IMPALA, the acting parameters of all but the
+first minibatch are some steps old, and V-trace corrects for that.
 
-Where an episode *terminated*, nothing comes after: its discount is 0. Where it was *truncated*,
-the value of its last state stands for what would have come.
+Where an episode *terminated*, its discount is 0. Where it was *truncated*, the value of its last
+state is the bootstrap.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from rrnn_jax.typing import Array, Carry
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """How to learn from trajectories."""
+    """Settings of learning from trajectories."""
 
     loss: Literal["ppo", "vtrace"] = "ppo"
     """Clipped ratios and generalised advantages, or IMPALA's policy gradient with V-trace."""
@@ -46,7 +45,7 @@ class LearnerConfig:
     trace: float = 0.95
     """Lambda: mixes n-step returns with shorter ones; IMPALA has 1."""
     reward_scale: float = 0.2
-    """Factor of rewards in the targets (metrics show what the environment gives)."""
+    """Factor of rewards in the targets (metrics are unscaled)."""
     entropy_cost: float = 0.01
     """Weight of the policy's entropy at the start."""
     final_entropy_cost: float | None = None
@@ -54,9 +53,9 @@ class LearnerConfig:
     value_cost: float = 0.5
     """Weight of the values' loss."""
     normalise: bool = True
-    """PPO: whether advantages of a minibatch get mean 0 and deviation 1."""
+    """PPO: whether to normalise the advantages of a minibatch to mean 0 and deviation 1."""
     clip_ratio: float = 0.2
-    """PPO: how far from 1 a ratio of policies counts."""
+    """PPO: the ratio of policies is clipped at this distance from 1."""
     clip_rho: float = 1.0
     """V-trace: bound on the ratio in the errors."""
     clip_pg_rho: float = 1.0
@@ -64,7 +63,7 @@ class LearnerConfig:
     level_pool: int = 4096
     """Levels kept on the device for episodes to begin on; 0: each episode draws its own."""
     fresh_levels: int = 128
-    """Levels of the pool that are drawn anew at each update."""
+    """Levels of the pool that are replaced at each update."""
     easy_share: float = 0.0
     """A curriculum: in this part, from 0 to 1, of the updates fresh levels of the pool are easy."""
 
@@ -109,15 +108,15 @@ class LearnerConfig:
 def rewards_and_discounts(
     trajectory: rollout.Trajectory, config: LearnerConfig
 ) -> tuple[Array, Array]:
-    """What a step brings, and what comes after it counts.
+    """The rewards and discounts of a trajectory.
 
     Args:
       trajectory: ``[T, B]``.
-      config: how to learn.
+      config: settings of learning.
 
     Returns:
-      Scaled rewards, with the discounted value of the last state where the episode was truncated;
-      and discounts, 0 where it ended, either way.
+      Scaled rewards, with the discounted value of the last state where the episode was truncated,
+      and discounts, 0 where it terminated or was truncated.
     """
     scaled = trajectory.rewards * config.reward_scale
     rewards = scaled + config.discount * trajectory.cut_values
@@ -126,13 +125,13 @@ def rewards_and_discounts(
 
 
 class LearnerState(NamedTuple):
-    """All that changes in training.
+    """The training state.
 
     Attributes:
       step: int32, updates so far.
       params: the agent's variables.
       opt_state: the optimiser's state.
-      play: the environments and the agent's carries.
+      play: the states of the environments and the agent's carries.
       levels: the pool of levels, or None.
     """
 
@@ -151,10 +150,10 @@ class Learner(NamedTuple):
       env_params: its parameters, without a pool of levels.
       easy_params: the same for drawing easy levels.
       agent: the agent.
-      config: how to learn.
-      optimizer: of the gradient steps.
-      num_envs: environments in play.
-      num_updates: how many updates a run has, for what changes over it.
+      config: settings of learning.
+      optimizer: the optimiser of the gradient steps.
+      num_envs: the number of environments.
+      num_updates: the number of updates of a run, for schedules.
     """
 
     env: Environment
@@ -194,7 +193,7 @@ class Learner(NamedTuple):
         return new, {**metrics, **parts}
 
     def _refill(self, levels: Any, step: Array, key: Array) -> Any:
-        """Puts fresh levels in the place of the oldest."""
+        """Replaces the oldest levels by fresh ones."""
         if levels is None:
             return None
         count = self.config.fresh_levels
@@ -264,7 +263,7 @@ class Learner(NamedTuple):
         config = self.config
         trajectory, rewards, discounts, advantages, carry, last = batch
         inputs = trajectory[:4]
-        if config.loss == "vtrace":  # It needs the value of the last state from these parameters.
+        if config.loss == "vtrace":  # Needs the value of the last state with these parameters.
             inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), inputs, last)
         _, logits, values = run(self.agent, params, carry, inputs)
         if config.loss == "ppo":

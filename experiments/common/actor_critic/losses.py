@@ -1,4 +1,4 @@
-r"""Losses of an actor-critic as means over steps: PPO's, and the policy gradient's with V-trace."""
+r"""Losses of an actor-critic as means over steps: PPO, and the policy gradient with V-trace."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from rrnn_jax.typing import Array
 
 
 class LossParts(NamedTuple):
-    """Parts of a loss, scalars; how they are weighed is up to the learner.
+    """Parts of a loss, scalars; the learner weights them.
 
     Attributes:
-      policy: what moves the policy.
-      value: what moves the values.
+      policy: the loss of the policy.
+      value: the loss of the values.
       entropy: the mean entropy of the policy, in nats.
       clipped: the share of steps whose ratio of policies was clipped.
       kl: an estimate of the divergence from the policy that acted.

@@ -1,8 +1,8 @@
 r"""Targets of an actor-critic from a trajectory: V-trace, and generalised advantages.
 
-Names say their time step: an action is taken at t-1, in a state of value ``v_tm1``, and leads to
-the reward ``r_t`` and a state of value ``v_t``, discounted by ``discount_t`` (gamma, or 0 where the
-episode terminated). Arrays are ``[T, *B]``, time first.
+Names contain the time step: an action at t-1, in a state with value ``v_tm1``, leads to the reward
+``r_t`` and a state with value ``v_t``, discounted by ``discount_t`` (gamma, or 0 where the episode
+terminated). Arrays are ``[T, *B]``, time first.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from rrnn_jax.typing import Array
 
 
 class VTrace(NamedTuple):
-    """What V-trace gives, ``[T, *B]`` each.
+    """The results of V-trace, ``[T, *B]`` each.
 
     Attributes:
-      errors: v_s - V(x_s): what to move the values by.
-      advantages: what to weigh the policy's gradient with, the clipped ratio included.
+      errors: v_s - V(x_s), the errors of the values.
+      advantages: weights of the policy's gradient, including the clipped ratio.
       returns: the estimates r + discount * v of the actions' values.
     """
 
@@ -50,9 +50,9 @@ def vtrace(
         q_t &= r_t + \gamma_t (V_t + \lambda (e_{t+1} + V^{next} - V_t)) \\
         A_t &= \min(\bar\rho_{pg}, \rho_t) (q_t - V_{t-1})
 
-    where :math:`V^{next}` is `v_tm1` of the next step (it is `v_t` where the values of a trajectory
-    are given twice, shifted), and :math:`q_T = r_T + \gamma_T V_T` at the last step. With equal
-    policies and lambda 1 these are n-step returns. Targets are not differentiated.
+    where :math:`V^{next}` is `v_tm1` of the next step (equal to `v_t` if both are shifted values of
+    one trajectory), and :math:`q_T = r_T + \gamma_T V_T` at the last step. With equal policies and
+    lambda 1 these are n-step returns. Targets are not differentiated.
 
     Espeholt et al. 2018, "IMPALA", section 4.1; lambda as in its remark 2.
 
@@ -107,7 +107,7 @@ def generalised_advantages(
       v_t: values after them.
       r_t: rewards.
       discount_t: discounts; 0 ends an episode.
-      lambda_: 0 is one step, 1 all there are.
+      lambda_: 0 for one step, 1 for all steps.
 
     Returns:
       ``[T, *B]`` without gradients.

@@ -1,4 +1,4 @@
-"""Rollouts: a batch of environments and an agent, step by step, with the agent's carry kept."""
+"""Rollouts of an agent with a carry in a batch of environments."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ from rrnn_jax.typing import Array, Carry
 
 
 class Play(NamedTuple):
-    """A batch of environments in play, and what the agent needs for its next action.
+    """The state of a batch of environments, and the agent's inputs for its next action.
 
     Attributes:
       env: the environments' states, ``[B, ...]``.
       carry: the core's memory.
-      obs: what they show now.
-      reset: ``[B]`` bool, whether that is the first of an episode.
+      obs: the current observations.
+      reset: ``[B]`` bool, whether they are the first of an episode.
       action: ``[B]`` int32, the last action.
       reward: ``[B]``, the last reward.
       total: ``[B]``, the return of the episode so far.
@@ -36,7 +36,7 @@ class Play(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What was seen and done, ``[T, B, ...]``; `Play` says what the agent's inputs are.
+    """A trajectory, ``[T, B, ...]``; the agent's inputs are those of `Play`.
 
     Attributes:
       obs: observations.
@@ -44,12 +44,12 @@ class Trajectory(NamedTuple):
       last_actions: see `Play`.
       last_rewards: see `Play`.
       actions: the actions taken.
-      log_probs: of these, under the policy that acted.
-      values: of the states before the actions.
-      rewards: what came of them, unscaled.
+      log_probs: their log-probabilities under the acting policy.
+      values: values of the states before the actions.
+      rewards: the unscaled rewards.
       terminated: whether the episode ended there by the rules.
-      truncated: whether it was cut off.
-      cut_values: the value of the last state where it was cut off, else 0.
+      truncated: whether it was truncated.
+      cut_values: the value of the last state where it was truncated, else 0.
     """
 
     obs: Array
@@ -98,14 +98,14 @@ def rollout(
       env: the environment.
       agent: the agent.
       variables: its parameters.
-      play: where the environments stand.
+      play: the state of the environments.
       key: a PRNG key.
-      params: of the environment.
+      params: parameters of the environment.
       steps: T (static).
 
     Returns:
-      Where they stand then, the trajectory, and of the episodes that ended: ``return``, ``length``
-      and whatever else the environment's ``info`` tells of a step.
+      The new state, the trajectory, and for the episodes that ended ``return``, ``length`` and the
+      other values of the environment's ``info``.
     """
 
     def step(play: Play, key: Array) -> tuple[Play, tuple[Trajectory, dict[str, Mean]]]:
@@ -146,7 +146,7 @@ def rollout(
 
 
 def _value_if(agent: Agent, variables: Any, play: Play, wanted: Array, possible: bool) -> Array:
-    """The values of states where `wanted`, else 0; computed only where one of them is."""
+    """The values of states where `wanted`, else 0; computed only if one of them is."""
     zeros = jnp.zeros(wanted.shape, jnp.float32)
     if not possible:
         return zeros

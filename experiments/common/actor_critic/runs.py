@@ -1,4 +1,4 @@
-"""Runs of actor-critics: one core, or all of them side by side, beside a random policy."""
+"""Runs of actor-critics with one core or all of them, compared with a random policy."""
 
 import dataclasses
 import functools
@@ -26,15 +26,15 @@ RANDOM_EPISODES = 1000
 
 
 class Game(NamedTuple):
-    """What an experiment plays.
+    """The game of an experiment.
 
     Attributes:
       env: the environment.
-      score: the metric that agents are judged by.
-      title: of plots.
-      test_episodes: how many the test is made of.
-      groups: kinds of episodes that evaluations tell apart.
-      easy: params of the environment to draw easy levels with (default: its `default_params`).
+      score: the metric of agents.
+      title: title of plots.
+      test_episodes: number of episodes of the test.
+      groups: groups of episodes in evaluations.
+      easy: params of the environment for easy levels (default: its `default_params`).
     """
 
     env: Environment
@@ -46,7 +46,7 @@ class Game(NamedTuple):
 
 
 def make_problem(config: GameConfig, game: Game) -> Problem:
-    """The game and one agent as the training loop wants them."""
+    """The problem of the game with one agent, for the training loop."""
     agent = make_agent(config, game.env.num_actions)
     return actor_critic(
         recipe(config, config.model, config.train),
@@ -61,7 +61,7 @@ def make_problem(config: GameConfig, game: Game) -> Problem:
 
 
 def random_scores(game: Game, seed: int = 0) -> dict[str, float]:
-    """What 1,000 fresh episodes of a policy give that acts at random."""
+    """The metrics of 1,000 fresh episodes of a random policy."""
     nobody = Agent(game.env.num_actions)  # Its parameters are not asked for.
     run = functools.partial(play, game.env, nobody, None, episodes=RANDOM_EPISODES)
 
@@ -81,14 +81,14 @@ def train(
     resume: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains what `config.model` names, draws the plots, and returns the summary.
+    """Trains the models of `config.model`, draws the plots, and returns the summary.
 
-    One model is trained in `run_dir` itself, several in directories of their names below it.
+    One model is trained in `run_dir`, several in subdirectories with their names.
 
     Args:
       config: the run's config.
-      game: what is played.
-      run_dir: where all of it is kept; an unfinished run there goes on.
+      game: the game.
+      run_dir: the run's directory; an unfinished run resumes.
       resume: see `experiments.common.run_directory.open_run`.
       progress: whether to draw a progress bar.
 
@@ -143,7 +143,7 @@ def plot(
     run_dir: Path,
     by_chance: Mapping[str, float],
 ) -> list[Path]:
-    """Draws score, return and entropy of all models and seeds from their metrics files alone."""
+    """Draws score, return and entropy of all models and seeds from their metrics files."""
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
     frames = config.train.batch_size * config.learner.unroll
 
@@ -171,9 +171,9 @@ def plot(
 
 
 def table(results: Mapping[str, Any], game: Game) -> str:
-    """The test of all models as a table in Markdown: return and, if there is one, solved share.
+    """The test of all models as a Markdown table: the return and, if it exists, the solved share.
 
-    Errors are standard errors over seeds; of one seed, over its episodes.
+    Errors are standard errors over seeds, or over the episodes of a single seed.
     """
     found = {name: result.get("test", result.get("evaluation")) for name, result in results.items()}
     metrics = ("return", "greedy_return", "solved", "greedy_solved")

@@ -1,4 +1,4 @@
-"""One episode of a trained agent as a GIF, with the attention of its memory beside the game."""
+"""One episode of a trained agent as a GIF, with the attention of its memory."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from rrnn_jax.visualize import episode_animation, save_gif
 def record(
     env: Any, agent: Agent, variables: Any, key: jax.Array, at_most: int = 150
 ) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """Plays one episode with drawn actions.
+    """Plays one episode with sampled actions.
 
     Args:
-      env: the environment, one that can `render`.
+      env: an environment with `render`.
       agent: the agent.
       variables: its parameters.
       key: a PRNG key.
-      at_most: steps after which the recording ends.
+      at_most: the most steps to record.
 
     Returns:
-      Pictures ``[T, height, width, 3]`` of the whole game; the attention ``[T, S, S+1]``, a mean
-      over heads, or None for another core than a Relational Memory Core; and captions.
+      Images ``[T, height, width, 3]`` of the whole game; the attention ``[T, S, S+1]``, a mean
+      over heads, or None for cores other than a Relational Memory Core; and captions.
     """
     params = env.default_params
     has_memory = isinstance(agent.cell, RelationalMemoryCell)
@@ -71,12 +71,12 @@ def save_episode(
     """Records an episode and writes it as a GIF.
 
     Args:
-      path: the file; its directory is made.
+      path: the file; its directory is created.
       env: the environment.
       agent: the agent.
       variables: its parameters.
-      title: of the figure.
-      seed: which episode.
+      title: title of the figure.
+      seed: selects the episode.
 
     Returns:
       The path.
