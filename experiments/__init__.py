@@ -3,5 +3,5 @@
 from experiments.common import interrupts as _interrupts
 
 if _interrupts.is_command(__name__):
-    # Here, because what follows is seconds of imports, in which a signal may come already.
+    # Here, because the imports that follow take seconds, in which a signal may arrive.
     _interrupts.exit_at_once()

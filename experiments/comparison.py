@@ -1,9 +1,9 @@
 """Compares finished runs: ``python -m experiments.comparison DIRECTORY... --out-dir DIR``.
 
-Finds every finished run below the directories and sorts them by task. Seeds of one config may be in
-several runs. Each task gets the tables of `experiments.common.report`: models against the first one
-after equal updates and after equal time, with the interval of their difference, and, with
-``--to``, the updates and seconds that the seeds take to a score.
+Finds all finished runs below the directories and groups them by task. Seeds of one config may be in
+several runs. For each task the tables of `experiments.common.report` compare the models with the
+first one after equal updates and after equal time, with the interval of their difference. With
+``--to`` they list the updates and seconds to a score.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from experiments.common.report import Run, compare, joined, read_run, to_csv, to
 from experiments.common.run_directory import flatten, read_environment
 
 _MODEL_SECTIONS = (*TITLES, "dtype", "model")
-"""Parts of a config that are a model's. All else but `train` says what the task is."""
+"""Parts of a config that belong to a model. All others except `train` define the task."""
 _IRRELEVANT = {
     *("preset", "implementation", "train.seed", "train.num_seeds", "train.micro_batch_size"),
     *("train.chunk_steps", "train.eval_every", "train.eval_samples", "train.checkpoint_every"),
 }
-"""Fields that say which seeds, or how to compute and judge, but not what."""
+"""Fields for seeds, computation and evaluation, which do not define the task."""
 
 
 class Entry(NamedTuple):
@@ -37,13 +37,13 @@ class Entry(NamedTuple):
 
     Attributes:
       experiment: its name.
-      preset: of the first run.
-      task: the fields of the config that say what the task is.
+      preset: the preset of the first run.
+      task: the fields of the config that define the task.
       model: its name.
-      config: flat, without what does not matter.
+      config: the flat config without irrelevant fields.
       run: its curves.
-      hardware: what they were made on.
-      commits: of the code.
+      hardware: the hardware of the runs.
+      commits: the commits of the runs.
     """
 
     experiment: str
@@ -92,7 +92,7 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
     """Directories of finished runs of one model, below those given.
 
     Raises:
-      FileNotFoundError: there is none, or no such directory.
+      FileNotFoundError: there is no run, or a directory does not exist.
     """
     directories = list(directories)
     if absent := [str(directory) for directory in directories if not directory.is_dir()]:
@@ -105,14 +105,13 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
 
 
 def collect(runs: Iterable[Path]) -> tuple[list[Entry], list[str]]:
-    """Reads runs, and puts seeds of the same config together.
+    """Reads runs, and joins seeds of the same config.
 
     Args:
       runs: directories of finished runs.
 
     Returns:
-      The entries, sorted by task, and the directories of runs that are not of one model on one
-      task, such as those of ablations.
+      The entries, sorted by task, and the directories of other runs, for example ablations.
 
     Raises:
       RefusedError: two runs of the same config have a seed in common.
@@ -134,17 +133,16 @@ def collect(runs: Iterable[Path]) -> tuple[list[Entry], list[str]]:
 def tables(
     entries: Sequence[Entry], first: str | None = None, to: Sequence[float] = ()
 ) -> tuple[list[dict[str, Any]], str]:
-    """The rows of all tasks, and the same in Markdown.
+    """The rows of all tasks, and their Markdown tables.
 
     Args:
       entries: from `collect`.
-      first: the model that the others of a task are compared with (default: the memory core, or
-        the first of the alphabet).
-      to: scores; the updates and seconds to each are rows and a table of their own.
+      first: the model to compare with (default: the memory core, or the first by name).
+      to: scores; the updates and seconds to each have separate rows and a separate table.
 
     Raises:
-      RefusedError: no run is of that model, or the runs of a task have no seed or no update in
-        common.
+      RefusedError: there is no run of that model, or the runs of a task have no common seed or
+        update.
     """
     if first not in (None, *(entry.model for entry in entries)):
         raise RefusedError(f"--first must be one of the runs' models, got {first}")
@@ -172,7 +170,7 @@ def tables(
 
 
 def _reached(name: str, run: Run, score: float) -> dict[str, Any]:
-    """The first evaluation of each seed that is as good as `score`."""
+    """The first evaluation of each seed as good as `score`."""
     found = [seed.reaches(score, run.score.goal) for seed in run.seeds.values()]
     return {
         **{"at": f"{run.score.name} {score:g}", "model": name, "score": run.score.name},
@@ -218,7 +216,7 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
 
 
 def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:
-    """The entries of one config as one."""
+    """Joins the entries of one config."""
     places: dict[int, Path] = {}
     for run_dir, entry in found:
         if twice := sorted(places.keys() & entry.run.seeds.keys()):
@@ -237,7 +235,7 @@ def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:
 
 
 def _key(entry: Entry) -> str:
-    """What entries of one task have in common; presets may differ in name alone."""
+    """The key of an entry's task; presets may differ only in name."""
     return json.dumps([entry.experiment, _sizes(entry)])
 
 
@@ -246,7 +244,7 @@ def _sizes(entry: Entry) -> dict[str, Any]:
 
 
 def _labels(entries: Sequence[Entry]) -> dict[str, str]:
-    """Tasks by key, for people: those of one experiment by the fields that differ."""
+    """Display names of tasks by key: the fields that differ within an experiment."""
     labels = {}
     for entry in entries:
         alike = [_sizes(other) for other in entries if other.experiment == entry.experiment]
@@ -261,7 +259,7 @@ def _labels(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    """The models' names; those of one name are told apart by the fields that differ."""
+    """The models' names, with the fields that differ if names are equal."""
     names = []
     for entry in entries:
         alike = [other.config for other in entries if other.model == entry.model]

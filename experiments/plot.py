@@ -1,4 +1,4 @@
-"""Draws runs from their metrics alone, at any time: ``python -m experiments.plot RUN``."""
+"""Plots runs from their metrics, at any time: ``python -m experiments.plot RUN``."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Draws a figure for each metric, with every run, split and seed in it.
+    """Draws a figure for each metric with all runs, splits and seeds.
 
     Args:
       runs: directories of runs, or above runs.

@@ -1,10 +1,10 @@
-"""Tunes models alike: ``python -m experiments.sweep EXPERIMENT --models M... --vary OPTION V...``.
+"""Tunes models: ``python -m experiments.sweep EXPERIMENT --models M... --vary OPTION V...``.
 
-Trains every model with every setting, each in a run directory of its own, several at once; skips
-what is done. The best setting of a model is chosen on the validation stream ("valid", the mean of
-the seeds after the last update) and reported on the test stream, which nothing was chosen on. With
-``--final-seeds`` each model's best setting is then trained with so many fresh seeds, and the models
-are compared with the first one, see `experiments.common.report`::
+Trains every model with every setting, each in its own run directory, several at once; finished runs
+are skipped. The best setting of a model is chosen on the validation stream ("valid", the mean over
+seeds after the last update) and reported on the test stream, which is not used for the choice. With
+``--final-seeds`` each model's best setting is then trained with that number of fresh seeds, and the
+models are compared with the first one, see `experiments.common.report`::
 
     python -m experiments.sweep nth_farthest --models lstm rmc --vary learning-rate 1e-3 3e-3 \
         --vary lstm:lstm-features 128 256 --jobs 2 --final-seeds 5 -- --preset small --num-seeds 2
@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(
     runs: Mapping[Path, tuple[str, Setting]], given: argparse.Namespace, options: Sequence[str]
 ) -> dict[Path, int]:
-    """Trains what is not done; exit codes by directory."""
+    """Trains unfinished runs; returns exit codes by directory."""
     todo = {
         run_dir: command_of(given.experiment, model, setting, options, run_dir)
         for run_dir, (model, setting) in runs.items()
@@ -100,7 +100,7 @@ def _report(directory: Path, finished: Mapping[str, Path]) -> None:
 
 
 def settings_of(model: str, vary: Sequence[Sequence[str]]) -> list[Setting]:
-    """All combinations of the values of options, as far as they are for a model.
+    """All combinations of the values of options that apply to a model.
 
     >>> settings_of("rmc", [["learning-rate", "1e-3", "3e-3"], ["lstm:lstm-layers", "1", "2"]])
     [{'learning-rate': '1e-3'}, {'learning-rate': '3e-3'}]
@@ -127,7 +127,7 @@ def name_of(setting: Setting) -> str:
 def command_of(
     experiment: str, model: str, setting: Setting, options: Sequence[str], run_dir: Path
 ) -> list[str]:
-    """The command of a run; options of the setting come after those of all runs."""
+    """The command of a run, with the options of the setting after those of all runs."""
     own = [part for name, value in setting.items() for part in (f"--{name}", value)]
     return [
         *(sys.executable, "-m", f"experiments.{experiment}", *options, "--model", model, *own),
@@ -187,7 +187,7 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:
-    """A sweep's directory belongs to one experiment and its options; more settings may be added."""
+    """Checks that a sweep's directory has the same experiment and options."""
     path, wanted = directory / "options.json", [experiment, *options]
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Executes the guided tour: ``python -m experiments.tour`` writes ``experiments/tour.ipynb``.
 
-The tour is kept as text, in ``tour.md``. A few minutes on 2 CPU cores; needs the extra ``tour``.
+The source is ``tour.md``. It takes a few minutes on 2 CPU cores and needs the extra ``tour``.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from typing import Any
 TEXT = Path(__file__).with_suffix(".md")
 NOTEBOOK = Path(__file__).with_suffix(".ipynb")
 LARGEST = 1_500_000
-"""Bytes that the executed notebook may have."""
+"""Maximum size of the executed notebook in bytes."""
 
 
 def read_text() -> Any:
-    """The text as a notebook without outputs, with the same cell numbers every time."""
+    """The text as a notebook without outputs, with fixed cell ids."""
     import jupytext
 
     notebook = jupytext.read(TEXT)
@@ -41,15 +41,15 @@ def execute(timeout: float = 7200.0) -> Any:
       nbclient.exceptions.CellExecutionError: a cell raised an error.
       ValueError: a cell wrote to stderr, which is where warnings go.
     """
-    from matplotlib import font_manager  # Says so where it makes its cache: not in the notebook.
+    from matplotlib import font_manager  # Prints a message if it creates its cache; not in cells.
     from nbclient import NotebookClient
     from traitlets.config import Config
 
     assert font_manager.fontManager
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # A debugger's message.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # Avoids a debugger's message.
     notebook = read_text()
     resources = {"metadata": {"path": str(TEXT.parents[1])}}
-    with tempfile.TemporaryDirectory() as sockets:  # Files rather than open ports.
+    with tempfile.TemporaryDirectory() as sockets:  # Files instead of open ports.
         NotebookClient(
             notebook,
             timeout=timeout,
@@ -69,7 +69,7 @@ def execute(timeout: float = 7200.0) -> Any:
 
 
 def complaints(notebook: Any) -> list[str]:
-    """Errors, warnings, and whatever else went to stderr, in a notebook's outputs."""
+    """Errors, warnings and other stderr output in a notebook's outputs."""
     found = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):

@@ -21,9 +21,9 @@ from experiments.common.launch import run_commands
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
 
-DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that depart from it in
-one place each. Trains the rows that are not done, several at once, and writes the table (CSV,
-Markdown), the figure and the findings. Options override the preset's base and hold for all rows."""
+DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that differ from it in
+one setting each. Trains the unfinished rows, several at once, and writes the table (CSV,
+Markdown), the figure and the findings. Options override the preset's base for all rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,19 @@ class GridOptions(DirectoryOptions):
     """Where and how to run the grid; the numbers do not depend on it."""
 
     run_dir: Path | None = None
-    """Directory of the grid's report and, in a directory of each row's name below it, the runs. The
-    same one again skips the rows that are done and goes on with the others. Default:
-    runs/ablations/<preset>."""
+    """Directory of the grid's report, with a subdirectory for the run of each row. With an existing
+    directory finished rows are skipped and others resume. Default: runs/ablations/<preset>."""
     jobs: int = 2
     """Rows at once, each a process with one thread. 1: in this process, one after the other."""
     only: tuple[str, ...] = ()
-    """Names of rows to train; the report is of all that are done, once the base is. Default:
+    """Names of rows to train; the report includes all finished rows and needs the base. Default:
     all."""
     list: bool = False
     """Print the rows, and do nothing."""
     train: bool = True
-    """Train what is not done, before the report."""
+    """Train unfinished rows before the report."""
     report: bool = True
-    """Write the report, from what is done."""
+    """Write the report of the finished rows."""
     results: Path | None = None
     """Directory that gets a copy of table, figure, findings and numbers."""
 
@@ -97,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def command_of(name: str, run_dir: Path, config: Config) -> list[str]:
-    """The command that trains one row of a grid in its own process, and does no more.
+    """The command that trains one row of a grid in its own process.
 
     >>> " ".join(command_of("heads_1", Path("runs/a"), PRESETS["quick"])[3:])
     '--preset quick --run-dir runs/a --only heads_1 --jobs 1 --no-report --no-progress'
@@ -113,7 +112,7 @@ def command_of(name: str, run_dir: Path, config: Config) -> list[str]:
 def _train(
     config: Config, todo: Sequence[RowConfig], run_dir: Path, options: GridOptions
 ) -> list[int]:
-    """Trains rows; returns the exit codes. A row whose loss became NaN is a result like others."""
+    """Trains rows; returns the exit codes. A row whose loss became NaN is a valid result."""
     if options.jobs > 1:
         commands = {run_dir / row.row: command_of(row.row, run_dir, config) for row in todo}
         codes = run_commands(commands, options.jobs, options.progress)

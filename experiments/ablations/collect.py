@@ -1,4 +1,4 @@
-"""The numbers of a grid's rows, read from what they left on the disk."""
+"""Reads the numbers of a grid's rows from their run directories."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +12,17 @@ from experiments.common.run_directory import FAILURE_FILE, read_environment
 
 
 class RowNumbers(NamedTuple):
-    """What a row left.
+    """The numbers of a row.
 
     Attributes:
       row: its config.
       accuracy: on fresh samples after the last update, by seed; empty if the loss became NaN.
       updates_to: by seed, the first evaluated update that reaches the threshold, or None.
-      parameters: of core and read-out.
-      updates_per_second: of all seeds together.
-      seconds: wall time of all seeds side by side, start to end.
-      trivial_accuracy: the score of not learning.
-      environment: what it was made with.
+      parameters: number of parameters of core and read-out.
+      updates_per_second: updates per second of all seeds together.
+      seconds: total wall time of all seeds together.
+      trivial_accuracy: the trivial score.
+      environment: the environment of the run.
     """
 
     row: RowConfig
@@ -41,7 +41,7 @@ class RowNumbers(NamedTuple):
 
 
 def threshold_of(trivial: float) -> float:
-    """The accuracy that a row is timed to: half-way between not learning and no error.
+    """The threshold of `updates_to`: half-way between the trivial score and no error.
 
     >>> threshold_of(0.5)
     0.75
@@ -50,10 +50,10 @@ def threshold_of(trivial: float) -> float:
 
 
 def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumbers]:
-    """The numbers of the rows that are done, by name.
+    """The numbers of the finished rows, by name.
 
     Raises:
-      ConfigMismatchError: a row's directory holds another config.
+      ConfigMismatchError: a row's directory contains another config.
     """
     done = {name: row for name, row in rows.items() if is_done(row, run_dir / name)}
     return {name: _read(row, run_dir / name) for name, row in done.items()}

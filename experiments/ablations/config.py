@@ -1,9 +1,9 @@
-"""Options and presets of the ablations: the task, and the base that every row departs from.
+"""Options and presets of the ablations: the task, and the base of all rows.
 
 ``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on reverse, one of the
 memorization tasks of program evaluation; each an hour or so on 2 CPU cores. ``paper`` and
 ``paper_program``: the paper's sizes, for a GPU.
-What to expect stands in README.md, with the hardware it was measured on.
+README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class ProgramConfig(DifficultyConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CoreConfig(RMCConfig):
-    """The Relational Memory Core, and what else its rows change."""
+    """The Relational Memory Core, with additional options that rows change."""
 
     mem_slots: int = 4
     """Memory slots."""
@@ -40,8 +40,8 @@ class CoreConfig(RMCConfig):
     forget_bias: float = 1.0
     """Constant added to the forget gate."""
     output_gate: bool = False
-    """The paper's equations 3 to 9 in place of the authors' code: an output gate (6 and 8), gates
-    that see h instead of tanh(M), and no tanh of what comes into the memory."""
+    """The paper's equations 3 to 9 instead of the authors' code: an output gate (6 and 8), gates
+    that depend on h instead of tanh(M), and no tanh of the candidate."""
     input_queries: bool = True
     """The input's row attends too, and changes from block to block. False: the paper's eq. 2."""
     initial_memory: InitialMemory = "identity"
@@ -59,7 +59,7 @@ class CoreConfig(RMCConfig):
 
 
 def misfit(gate_style: str, output_gate: bool, initial_memory: str) -> str | None:
-    """Why settings of a core do not go together; None if they do.
+    """Why settings of a core are incompatible; None if they are not.
 
     >>> misfit("none", True, "identity")
     "gate_style must be 'unit' or 'memory' with output_gate=True, got 'none'"
@@ -73,7 +73,7 @@ def misfit(gate_style: str, output_gate: bool, initial_memory: str) -> str | Non
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The base of a grid: all that the numbers of its rows depend on."""
+    """The base of a grid: everything that the numbers of its rows depend on."""
 
     preset: Literal["quick", "quick_program", "paper", "paper_program"] = "quick"
     """Which defaults: Nth Farthest ("quick", "paper") or a task of program evaluation

@@ -1,4 +1,4 @@
-"""What the numbers of a grid say, in sentences made from the numbers."""
+"""The findings of a grid: sentences generated from its numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from experiments.ablations.grid import BASE, base_values
 from experiments.ablations.problems import describe_task
 
 NEAR_TRIVIAL = 0.02
-"""A row none of whose seeds is further above the trivial score has not learned."""
+"""A row has not learned if no seed exceeds the trivial score by more."""
 
 Verdict = Literal["better", "worse", "not told apart"]
 
@@ -20,12 +20,12 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
     """The findings of a grid.
 
     A row counts as better or worse than the base only if their seeds' ranges do not overlap, see
-    `verdict`; how often chance alone does that is said beside it, see `chance_of_below`.
+    `verdict`. The findings state how often this happens by chance, see `chance_of_below`.
 
     Args:
       config: the grid's config.
-      numbers: of the rows that are done, the base among them.
-      missing: names of the rows that are not.
+      numbers: the numbers of the finished rows, including the base.
+      missing: names of the other rows.
 
     Returns:
       Markdown.
@@ -72,23 +72,23 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
 
 
 def describe_base(config: Config) -> str:
-    """The base's value of every factor, in a line."""
+    """The base's values of all factors, in one line."""
     values = [f"{factor} {value}" for factor, value in base_values(config).items()]
     return f"Base: {'; '.join(values)}."
 
 
 def verdict(accuracy: Sequence[float], base: Sequence[float]) -> Verdict:
-    """What the seeds' scores of a row say of it, against those of the base.
+    """Compares the scores of a row's seeds with those of the base.
 
     >>> verdict([0.7, 0.8], [0.9, 0.95]), verdict([0.7, 0.92], [0.9, 0.95])
     ('worse', 'not told apart')
 
     Args:
-      accuracy: of a row, by seed.
-      base: of the base, by seed.
+      accuracy: accuracy of the row, by seed.
+      base: accuracy of the base, by seed.
 
     Returns:
-      Better or worse only where the ranges of the seeds do not overlap.
+      Better or worse only if the ranges of the seeds do not overlap.
     """
     if min(accuracy) > max(base):
         return "better"
@@ -96,10 +96,10 @@ def verdict(accuracy: Sequence[float], base: Sequence[float]) -> Verdict:
 
 
 def chance_of_below(num_seeds: int) -> Fraction:
-    r"""How often all of a row's scores lie below another's, if the rows do not differ.
+    r"""The probability that all scores of a row are below another's, if the rows are equal.
 
-    The scores of n independent seeds of each, sorted, may be mixed in :math:`\binom{2n}{n}` ways;
-    in one of them all of the row's come first.
+    There are :math:`\binom{2n}{n}` orders of the sorted scores of n independent seeds each; in one
+    of them all of the row's scores come first.
 
     >>> [str(chance_of_below(seeds)) for seeds in (1, 2, 3, 5)]
     ['1/2', '1/6', '1/20', '1/252']
@@ -123,7 +123,7 @@ def _caveat(num_seeds: int, num_rows: int) -> str:
 
 
 def _sentence(row: RowNumbers, base: RowNumbers) -> str:
-    """What the numbers of a row support, as a bullet."""
+    """The finding for a row, as a bullet."""
     if not row.accuracy:
         return f"- {row.row.name}: the loss became NaN."
     points = round(100 * (row.mean - base.mean), 1)
@@ -137,7 +137,7 @@ def _sentence(row: RowNumbers, base: RowNumbers) -> str:
 
 
 def _initial_memory(numbers: Mapping[str, RowNumbers]) -> list[str]:
-    """Whether slots that start equal do as well as slots that start different."""
+    """Compares slots that start equal with slots that start different."""
     zeros, one = numbers.get("initial_zeros"), numbers.get("slots_1")
     if zeros is None or not zeros.accuracy:
         return []
@@ -157,7 +157,7 @@ def _initial_memory(numbers: Mapping[str, RowNumbers]) -> list[str]:
 
 
 def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:
-    """The factors by how much their values' means differ, the base's among them."""
+    """The factors ordered by the range of their values' means, including the base's."""
     base = numbers[BASE]
     spans: dict[str, tuple[float, float]] = {}
     for row in numbers.values():
@@ -172,7 +172,7 @@ def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:
 
 
 def _list(rows: Sequence[RowNumbers]) -> str:
-    """Names, apart by semicolons: some have commas."""
+    """Names separated by semicolons, because some contain commas."""
     return "; ".join(row.row.name for row in rows) or "none"
 
 

@@ -1,4 +1,4 @@
-"""The rows of the grid: the base, and one departure from it each."""
+"""The rows of the grid: the base, and rows with one change each."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from experiments.ablations.config import Config, CoreConfig, misfit
 BASE = "base"
 GATES = {"unit": "per unit", "memory": "per slot", "none": "none"}
 LABELS = {"output_gate": "on (eq. 3 to 9)"}
-"""What is written of a row where its `value` says too little; a run's config holds `value`."""
+"""Labels that explain a row's `value`; a run's config contains `value`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +17,10 @@ class RowConfig:
 
     Attributes:
       row: its name.
-      factor: what differs from the base; '' in the base itself.
-      value: in which way.
+      factor: the changed setting; '' for the base.
+      value: its value.
       model: 'rmc' or 'lstm'.
-      config: the grid's config, with the row's change in it.
+      config: the grid's config with the row's change.
     """
 
     row: str
@@ -31,21 +31,21 @@ class RowConfig:
 
     @property
     def label(self) -> str:
-        """Its value for people; numbers do not depend on it."""
+        """The display text of its value; numbers do not depend on it."""
         return LABELS.get(self.row, self.value)
 
     @property
     def name(self) -> str:
-        """Factor and value for people."""
+        """The display text of factor and value."""
         return self.label if self.factor in ("", "model") else f"{self.factor} {self.label}"
 
 
 def make_rows(config: Config) -> dict[str, RowConfig]:
     """All rows by name, the base first.
 
-    Widths are kept: more heads are narrower heads, so a slot is as wide as before; more slots are
-    more units in all (but not more parameters in the core), and one row has a single slot of all
-    the base's units (paper A.1 compares at equal units).
+    The width of a slot is fixed: more heads are narrower. More slots mean more units (but not more
+    parameters in the core), and one row has a single slot with all the base's units (paper A.1
+    compares at equal units).
 
     >>> from experiments.ablations.config import PRESETS
     >>> rows = make_rows(PRESETS["quick"])
@@ -58,8 +58,8 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
       config: the base.
 
     Returns:
-      The rows. A departure that is no departure (one slot from a base of one) is left out, and so
-      is one that does not go with the base, see `misfit` (no gates, from a base with output gate).
+      The rows, without those that equal the base (one slot with a base of one slot) or are
+      incompatible with it, see `misfit` (no gates with an output gate).
     """
     core = config.core
     rows = {BASE: RowConfig(BASE, "", BASE, "rmc", config)}

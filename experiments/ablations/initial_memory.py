@@ -13,14 +13,14 @@ from rrnn_jax.typing import Array, Carry, Dtype
 
 
 def random_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Normal rows of about unit length, the same for every sequence and every call.
+    """Normal rows of about unit length, equal for all sequences and calls.
 
     >>> a, b = random_rows(None, (2, 3, 4))
     >>> bool((a == b).all()), bool((a[0] == a[1]).any())
     (True, False)
 
     Args:
-      key: ignored: what is drawn in training must be drawn again in evaluation.
+      key: ignored, because training and evaluation must use the same rows.
       shape: ``[*B, S, F]``.
       dtype: dtype of the result.
 
@@ -33,16 +33,16 @@ def random_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.fl
 
 
 def zero_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Zeros. All slots are equal, share every weight, and so stay equal for ever."""
+    """Zeros. All slots are equal, share all weights, and therefore stay equal."""
     del key
     return jnp.zeros(shape, dtype)
 
 
 class LearnedStartCell(nn.RNNCellBase):
-    """A memory core whose initial memory is a parameter, which begins as identity rows.
+    """A memory core whose initial memory is a parameter, initialised to identity rows.
 
-    Its carry is the cell's with a flag, whether a step has been made; the first step puts the
-    parameter in the place of the memory.
+    Its carry is the cell's carry and a flag, which is False before the first step; the first step
+    replaces the memory by the parameter.
 
     Attributes:
       cell: the memory core, without an output gate.
@@ -65,7 +65,7 @@ class LearnedStartCell(nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Carry:
-        """A memory that is not looked at, and False."""
+        """An unused memory, and False."""
         memory = self.cell.initialize_carry(rng, input_shape)
         return memory, jnp.zeros(memory.shape[:-2], jnp.bool_)
 

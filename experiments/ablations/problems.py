@@ -1,4 +1,4 @@
-"""A row's model in the task of the grid, as the training loop wants it."""
+"""The training problem of a row: its model on the grid's task."""
 
 import dataclasses
 from typing import Any
@@ -46,7 +46,7 @@ def make_cell(row: RowConfig) -> nn.RNNCellBase:
 
 
 def check(config: Config) -> None:
-    """Makes the task of a grid and the core of each of its rows, and keeps none.
+    """Checks that the task of a grid and the cores of its rows can be made.
 
     Raises:
       ValueError: one cannot be made; the message names the field of the config.
@@ -115,7 +115,7 @@ def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
 
 
 def _program_task(config: Config) -> Task:
-    """The task of program evaluation that a grid names."""
+    """The grid's task of program evaluation."""
     difficulty = dataclasses.asdict(config.program)
     name = difficulty.pop("program_task")
     usual = ProgramEvaluationConfig()

@@ -1,4 +1,4 @@
-"""The report of a grid, from what its rows left: table, figure, findings."""
+"""The report of a grid: table, figure, findings."""
 
 import csv
 import dataclasses
@@ -27,7 +27,7 @@ FILES = {
     "ablations.png": "{}.png",
     "numbers.json": "{}.json",
 }
-"""What is written, and the name of its copy, by preset, among results."""
+"""The report's files, and the names of their copies among results, by preset."""
 MISSING = "-"
 
 
@@ -40,13 +40,13 @@ def write_report(
       config: the grid's config.
       rows: all its rows.
       run_dir: the directory above those of the rows.
-      results: a directory that gets a copy; None for none.
+      results: a directory for a copy, or None.
 
     Returns:
       Findings and table in Markdown.
 
     Raises:
-      FileNotFoundError: the base is not done.
+      FileNotFoundError: the base is not finished.
       NonFiniteError: the base's loss became NaN or infinite.
     """
     numbers = collect(rows, run_dir)
@@ -87,7 +87,7 @@ def write_report(
 
 
 def grid_command(config: Config, rows: Mapping[str, RowConfig], done: Iterable[str]) -> str:
-    """The command that makes a grid, as far as it is done, wherever and in how many pieces it was.
+    """A command that makes the finished rows of a grid.
 
     >>> config = PRESETS["quick"]
     >>> rows = dict.fromkeys(("base", "slots_1", "lstm"))
@@ -137,7 +137,7 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
 
 
 def to_csv(numbers: Mapping[str, RowNumbers]) -> str:
-    """The table, with every seed's numbers; a line per row and seed."""
+    """The table with a line for each row and seed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     row_names, run_names = (
@@ -168,7 +168,7 @@ def _numbers(row: RowNumbers, base: RowNumbers) -> dict[str, Any]:
 
 
 def _updates(updates: list[int | None]) -> str:
-    """Mean of the seeds that arrived, and how many did, if not all."""
+    """Mean of the seeds that reached the threshold, and their number if not all did."""
     arrived = [step for step in updates if step is not None]
     if not arrived:
         return "never"
@@ -191,7 +191,7 @@ def _groups(
 
 
 def _limits(numbers: Mapping[str, RowNumbers]) -> tuple[float, float]:
-    """From a little below the lowest to the top."""
+    """Axis limits from a little below the lowest value to the top."""
     lowest = min(min(row.accuracy) for row in numbers.values() if row.accuracy)
     trivial = float(numbers[BASE].trivial_accuracy or 0)
     return max(0.0, 100 * min(lowest, trivial) - 5), 100.0

@@ -1,4 +1,4 @@
-"""Training of one row, in a run directory of its own."""
+"""Training of one row in its run directory."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from experiments.common.run_directory import FAILURE_FILE, check_run, open_run
 
 
 def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str, Any]:
-    """Trains a row to its last step, from where it stands; all seeds side by side.
+    """Trains or resumes a row to its last step, with all seeds together.
 
     Args:
-      row: what to train.
+      row: the row.
       run_dir: the row's directory.
       progress: whether to draw a progress bar.
 
@@ -22,11 +22,11 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
       The summary, also in ``summary.json``.
 
     Raises:
-      ConfigMismatchError: the directory holds another config.
-      NonFiniteError: NaN or infinity; noted in ``failure.json``, so that the grid goes on.
+      ConfigMismatchError: the directory contains another config.
+      NonFiniteError: NaN or infinity; recorded in ``failure.json``, so that the grid continues.
       Interrupted: Ctrl-C or SIGTERM; the state has been saved.
     """
-    problem = make_problem(row)  # What cannot be made is said before a directory is taken.
+    problem = make_problem(row)  # Errors come before a directory is created.
     open_run(run_dir, row)
     outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
     summary = loop.summarise(outcome, row.config.train)
@@ -36,10 +36,10 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
 
 
 def is_done(row: RowConfig, run_dir: Path) -> bool:
-    """Whether a row has been trained to its end, or has failed for good.
+    """Whether a row is finished or has failed.
 
     Raises:
-      ConfigMismatchError: the directory holds another config.
+      ConfigMismatchError: the directory contains another config.
     """
     if not (run_dir / "config.json").exists():
         return False

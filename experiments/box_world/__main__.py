@@ -7,8 +7,8 @@ from experiments.box_world.config import PRESETS
 from experiments.box_world.train import make_game
 from experiments.common.actor_critic.command import run
 
-DESCRIPTION = """BoxWorld: open boxes in the right order to reach a gem, seeing 5 x 5 cells. Trains
-an actor-critic with the Relational Memory Core, or with another core, or with all of them. Options
+DESCRIPTION = """BoxWorld: open boxes in the right order to reach a gem, observing 5 x 5 cells.
+Trains an actor-critic with the Relational Memory Core, another core, or all of them. Options
 override the preset's defaults."""
 
 

@@ -3,7 +3,7 @@
 ``quick``: ``python -m experiments.box_world``; minutes on 2 CPU cores.
 ``smoke``: ``python -m experiments.box_world --preset smoke``; one lock and no distractor.
 ``paper``: ``python -m experiments.box_world --preset paper``; the paper's sizes, for a GPU.
-What to expect of them stands in README.md, with the hardware it was measured on.
+README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class TaskConfig:
     grid_size: int = 12
     """Cells along a side, without the border."""
     solution_length: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """Boxes on the way to the gem: drawn from these."""
+    """Numbers of boxes on the way to the gem, to draw from."""
     num_distractors: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    """Boxes that waste a key: drawn from these."""
+    """Numbers of distractor boxes, to draw from."""
     viewport: bool = True
     """Show 5 x 5 cells around the player, not the grid."""
     max_steps: int = 120
@@ -48,7 +48,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config(GameConfig):
-    """All that a run's numbers depend on."""
+    """The settings that determine a run's results."""
 
     preset: Literal["quick", "smoke", "paper"] = "quick"
     """Which defaults: "quick" and "smoke" (minutes on 2 CPU cores), or "paper"."""

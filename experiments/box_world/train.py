@@ -1,4 +1,4 @@
-"""Training of one core, or of all of them side by side, on BoxWorld."""
+"""Training of one or all cores on BoxWorld."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rrnn_jax.typing import Array
 
 
 def make_game(config: Config) -> runs.Game:
-    """The game that a config asks for; evaluations are split by L and F where there are several."""
+    """The game of a config; evaluations are split by L and F if there are several."""
     task = config.task
     pairs = [(length, f) for length in task.solution_length for f in task.num_distractors]
 
@@ -50,7 +50,7 @@ def make_game(config: Config) -> runs.Game:
 def train(
     config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Trains what `config.model` names; see `experiments.common.actor_critic.runs.train`."""
+    """Trains the models of `config.model`; see `experiments.common.actor_critic.runs.train`."""
     return runs.train(config, make_game(config), run_dir, resume=resume, progress=progress)
 
 

@@ -9,9 +9,9 @@ from experiments.common.cli import RunOptions, exit_code, parse
 from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.train import TITLES, TOKENS_DIR, evaluate, train
 
-DESCRIPTION = """Language modelling: reads a text, and learns what comes next. Trains the Relational
-Memory Core, then an LSTM, and draws both; without --path on the plays that come with it. Options
-override the preset's defaults. `python -m experiments.language_model.generate` writes,
+DESCRIPTION = """Language modelling: predicts the next token of a text. Trains the Relational
+Memory Core, then an LSTM, and plots both; without --path on the included plays. Options override
+the preset's defaults. `python -m experiments.language_model.generate` writes text,
 `python -m experiments.language_model.report` makes the paper's tables of a trained run."""
 
 
@@ -24,7 +24,7 @@ class Options(RunOptions):
     the runs, in <model> below it. The same one again goes on with what is unfinished. Default:
     runs/language_model/<preset>, or <model> in it if one is named."""
     tokens_dir: Path = TOKENS_DIR
-    """Where texts are kept as numbers, for all runs."""
+    """Directory of token files, shared by all runs."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def describe(units: dict[str, list[float]]) -> str:
-    """The losses of all seeds in all units, as a line."""
+    """The losses of all seeds in all units, in one line."""
     parts = (
         ("nats", "{:.4f}", "nats per token"),
         ("bits_per_byte", "{:.4f}", "bits per byte"),

@@ -1,10 +1,10 @@
-"""What a memory core attends to while it reads.
+"""The attention of a memory core while it reads.
 
 ``python -m experiments.language_model.attention RUN --text TEXT`` writes ``attention.html``, a
-page that needs nothing but a browser, and ``attention.png``. Under each token stand, from 0 to 1:
+self-contained page, and ``attention.png``. For each token they show, from 0 to 1:
 
-- for each head the share of its attention that goes to the token just read rather than to the
-  memory, a mean over the slots;
+- for each head the share of its attention to the current token instead of the memory, a mean over
+  the slots;
 - the input gate (how much is written) and the forget gate (how much is kept), means over units.
 """
 
@@ -32,12 +32,12 @@ MOST = 5000
 
 
 class Insides(NamedTuple):
-    """What goes on at each of T tokens.
+    """Captured values at each of T tokens.
 
     Attributes:
       tokens: their texts.
-      rows: by name (a head, a gate) its values ``[T]``, from 0 to 1.
-      nats: ``[T]``, how surprising each token was.
+      rows: values ``[T]`` from 0 to 1, by name (a head or a gate).
+      nats: ``[T]``, the loss of each token.
     """
 
     tokens: list[str]
@@ -59,7 +59,7 @@ def look_inside(saved: Saved, text: str) -> Insides:
     if not 0 < len(tokens) <= MOST:
         raise RefusedError(f"--text must have 1 to {MOST} tokens, got {len(tokens)}")
     before = np.concatenate([[saved.vocabulary.start], tokens[:-1]]).astype(np.int32)
-    # Each token is looked at as it is read, so it is the input of its own step.
+    # Each token is the input of its own step.
     inputs = tokens[None]
     found: Any = saved.model.apply(saved.params, before[None], inputs, saved.model.initial_carry(1))
     _, captured = saved.model.apply(
@@ -67,7 +67,7 @@ def look_inside(saved: Saved, text: str) -> Insides:
     )
     weights = captured_array(captured["intermediates"], "attention_weights")[0]
     slots = weights.shape[-2]
-    # [T, blocks, H, S, S + 1]: of the last block, what the slots give to the input.
+    # [T, blocks, H, S, S + 1]: the slots' attention to the input in the last block.
     to_input = weights[:, -1, :, :, slots:].sum(-1).mean(-1)
     rows = {f"head {h + 1} to the input": to_input[:, h] for h in range(to_input.shape[1])}
     if saved.config.rmc.gate_style != "none":
@@ -79,7 +79,7 @@ def look_inside(saved: Saved, text: str) -> Insides:
 
 
 def page(insides: Insides, title: str) -> str:
-    """The page, in one piece: a button for each row, and the text coloured by it."""
+    """The page: a button for each row, and the text coloured by it."""
     values = {**insides.rows, "surprise (up to 8 nats)": np.clip(insides.nats / 8, 0, 1)}
     cells = []
     for t, token in enumerate(insides.tokens):
@@ -121,7 +121,7 @@ show(0);
 
 
 def figure(insides: Insides, title: str) -> Any:
-    """The same as rows of cells under the first lines of the text, as a matplotlib figure."""
+    """A Matplotlib figure with rows of cells under the first lines of the text."""
     from rrnn_jax.visualize.style import AMOUNTS, SMALL, WIDTH, add_colour_bar, new_figure
 
     names = list(insides.rows)

@@ -1,11 +1,10 @@
 """Options and presets of the language model.
 
-``quick``: ``python -m experiments.language_model``; minutes on 2 CPU cores, on the plays that come
-with the package.
+``quick``: ``python -m experiments.language_model``; minutes on 2 CPU cores, on the included plays.
 ``shakespeare``: the same text, a wider model, longer.
 ``books``: ``--preset books --path FOLDER --valid NAME --test NAME``; words of a folder of books.
 ``paper``: ``--preset paper --path FOLDER``; the paper's sizes for WikiText-103, for GPUs.
-What to expect of them stands in README.md, with the hardware it was measured on.
+README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -19,10 +18,10 @@ from rrnn_jax.checks import check_positive, check_rate
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """How text goes in and out."""
+    """Embedding, output and regularisation of text."""
 
     window: int = 64
-    """Tokens of each row per update: gradients end at its edge, the state goes on."""
+    """Tokens of each row per update: gradients stop at its start, the state continues."""
     embedding_size: int = 128
     """Width of the embedding."""
     tied: bool = True
@@ -30,7 +29,7 @@ class TextConfig:
     cutoffs: tuple[int, ...] = ()
     """First word of each cluster of an adaptive softmax. Empty: a full softmax."""
     word_dropout: float = 0.0
-    """Share of words that are dropped wherever they stand, in a window."""
+    """Share of words that are dropped at all their positions in a window."""
     input_dropout: float = 0.0
     """Share of the embedding's features dropped, one mask for each row and window."""
     output_dropout: float = 0.0
@@ -40,10 +39,10 @@ class TextConfig:
     change_penalty: float = 0.0
     """Weight of the mean square of their changes from step to step."""
     eval_rows: int = 16
-    """Parts of the validation and test text that are read side by side in training, each from a
-    state of its own. The report reads them in one go."""
+    """Parts of the validation and test text that are read in parallel in training, each from a
+    fresh state. The report reads the whole text in order."""
     eval_window: int = 256
-    """Tokens of each row per step of an evaluation; of no effect on the numbers."""
+    """Tokens of each row per step of an evaluation; does not affect the results."""
 
     def __post_init__(self) -> None:
         check_positive(
@@ -69,7 +68,7 @@ _LSTM = LSTMConfig(lstm_features=139)
 
 @dataclasses.dataclass(frozen=True)
 class Config(CellConfigs):
-    """All that a run's numbers depend on."""
+    """The settings that determine a run's results."""
 
     preset: Literal["quick", "shakespeare", "books", "paper"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores), "shakespeare" (longer), "books" (words of a
@@ -77,7 +76,7 @@ class Config(CellConfigs):
     model: ModelName = "all"
     """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    """Dtype of products. Parameters, norms, softmax and memory are always float32."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a window, see rrnn_jax.RNN."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -20,14 +20,13 @@ from experiments.language_model.writing import Choice, Session, Writer
 
 
 class Decoder:
-    """Tokens to text as they come: whole characters only, and nothing from a stop on.
+    """Incremental decoding of tokens to text, up to a stop.
 
-    Bytes of a character that is not whole yet are held back, and so is what may turn out to be the
-    beginning of a stop.
+    Bytes of an incomplete character are held back, and so is a possible beginning of a stop.
 
     Args:
-      vocabulary: of the tokens.
-      stops: texts that end the text; they are not given out.
+      vocabulary: the vocabulary.
+      stops: texts that end the output; they are not part of it.
     """
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str] = ()) -> None:
@@ -37,11 +36,11 @@ class Decoder:
         self.is_stopped = False
 
     def feed(self, tokens: np.ndarray, final: bool = False) -> str:
-        """The text that is certain now.
+        """The text that is complete now.
 
         Args:
-          tokens: ``[n]``, what was written since.
-          final: nothing more will come.
+          tokens: ``[n]``, new tokens.
+          final: whether they are the last ones.
         """
         if self.is_stopped:
             return ""
@@ -55,16 +54,16 @@ class Decoder:
         return text
 
     def _overlap(self, stop: str) -> int:
-        """How many characters at the end of what is held may begin a stop."""
+        """The number of characters at the end of the held text that may begin a stop."""
         sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
         return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
 
 
 def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
-    """Writes what the options ask for; text to `out`, all else to `log`.
+    """Writes text according to the options to `out`, and messages to `log`.
 
     Raises:
-      RefusedError: see `_check` and what reads files.
+      RefusedError: see `_check` and the functions that read files.
     """
     choice = _check(options)
     saved = load(options.run_dir, options.run_seed)
@@ -85,7 +84,7 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     session = writer.read(session, tokens)
     if options.num_samples > len(session.last):
         session = writer.branch(session, options.num_samples)
-    np.asarray(writer.write(session, 1, options.seed)[1])  # Compiles; nothing of it is kept.
+    np.asarray(writer.write(session, 1, options.seed)[1])  # Compiles; the result is discarded.
     ready = time.perf_counter()
     if options.echo:
         out.write(prompt)
@@ -108,7 +107,7 @@ def _write(
     options: argparse.Namespace,
     out: TextIO,
 ) -> tuple[Session, int]:
-    """One sample as it is written, or several side by side and then one after the other."""
+    """Writes one sample incrementally, or several in parallel and prints them one by one."""
     rows = len(session.last)
     decoders = [Decoder(vocabulary, options.stop) for _ in range(rows)]
     texts = [""] * rows

@@ -18,7 +18,7 @@ from rrnn_jax.typing import Array, Carry, Dtype, Implementation
 
 
 class Read(NamedTuple):
-    """What reading a window gives.
+    """The result of reading a window.
 
     Attributes:
       carry: the state after it.
@@ -39,9 +39,9 @@ class LanguageModel(nn.Module):
     Attributes:
       cell: the recurrent core.
       vocab_size: V.
-      embedding_size: width of the embedding; a core of another width brings a projection.
+      embedding_size: width of the embedding; a core of another width adds a projection.
       tied: whether the output's table embeds the input.
-      cutoffs: of an adaptive softmax; empty for a full one.
+      cutoffs: cut-offs of an adaptive softmax; empty for a full one.
       word_dropout: rate of `EmbeddingDropout`.
       input_dropout: rate of `VariationalDropout` on the embeddings.
       output_dropout: rate of `VariationalDropout` on the outputs.
@@ -84,9 +84,9 @@ class LanguageModel(nn.Module):
 
         Args:
           inputs: ``[B, T]`` integers.
-          targets: ``[B, T]`` integers, what comes after each.
+          targets: ``[B, T]`` integers, the next tokens.
           carry: the state before it.
-          deterministic: False drops, and wants a key ``dropout``.
+          deterministic: False applies dropout, which needs a key ``dropout``.
 
         Returns:
           A `Read`.
@@ -105,12 +105,12 @@ class LanguageModel(nn.Module):
           carry: the state before.
 
         Returns:
-          The state after it, and the output ``[B, F]``, which `log_probs` takes.
+          The state after it, and the output ``[B, F]`` for `log_probs`.
         """
         return self.cell(carry, self._embed(tokens))
 
     def log_probs(self, outputs: Array) -> Array:
-        """Log-probabilities of what comes next, ``[..., V]`` in float32."""
+        """Log-probabilities of the next token, ``[..., V]`` in float32."""
         return self.output.log_probs(outputs)
 
     @nn.nowrap
@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
 
 
 def make_model(config: Config, vocab_size: int) -> LanguageModel:
-    """The model that a config asks for.
+    """The model of a config.
 
     Raises:
       ValueError: `config.model` does not name one model.

@@ -1,4 +1,4 @@
-"""Language modelling as the training loop wants it: windows of a text, the state carried."""
+"""Language modelling as a training problem: windows of a text with a carried state."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def make_problem(
     """The text and the model of a config.
 
     Args:
-      config: of one model.
+      config: a config with one model.
       tokens: the text.
       show: writes a sample.
 
@@ -32,7 +32,7 @@ def make_problem(
       The problem, whose score ``nats`` is the mean loss per token of the validation text.
 
     Raises:
-      RefusedError: a split is missing or too short, or cut-offs do not fit the vocabulary.
+      RefusedError: a split is missing or too short, or the vocabulary does not support cut-offs.
     """
     text, train = config.text, recipe(config, config.model, config.train)
     if "valid" not in tokens.splits:
@@ -95,7 +95,7 @@ def training_loss(model: LanguageModel, config: Config) -> Callable[..., Any]:
 
 
 def evaluation_loss(model: LanguageModel) -> Callable[..., Any]:
-    """The loss of a window as it is; see `streaming`."""
+    """The loss of a window without dropout and penalties; see `streaming`."""
 
     def loss(params: Params, carry: Any, batch: Window) -> tuple:
         read: Any = model.apply(params, batch.inputs, batch.targets, carry)
@@ -113,7 +113,7 @@ def unigram_nats(tokens: Tokens) -> float:
 
 
 def per_unit(split: Split, nats: float) -> dict[str, float]:
-    """A loss per token as bits per byte and as perplexity per word, too.
+    """Converts a loss per token to bits per byte and perplexity per word.
 
     >>> split = Split("test", np.zeros(5, np.uint16), bytes=8, words=2)
     >>> {name: round(value, 3) for name, value in per_unit(split, math.log(2)).items()}
@@ -136,7 +136,7 @@ def per_unit(split: Split, nats: float) -> dict[str, float]:
 
 
 def unit_of(tokens: Tokens) -> str:
-    """What a token is."""
+    """The name of a token's unit."""
     names = {"characters": "character", "bytes": "byte", "words": "word", "bpe": "token"}
     return names[tokens.vocabulary.kind]
 

@@ -1,12 +1,12 @@
 """The paper's tables of trained runs: ``python -m experiments.language_model.report RUN ...``.
 
-Of each run, on the test text (the validation text where there is none):
+For each run, on the test text (or the validation text if there is none):
 
 - the loss with the state carried from the first token to the last, in all units;
 - by frequency (the paper's Table 3): perplexity of the tokens that occur more than 1,000 times in
   the training text, 100 to 1,000 times, and less;
-- by unroll (the paper's Figure 12): the text cut into windows that begin without a state, against
-  the state carried; nothing is trained anew.
+- by unroll (the paper's Figure 12): the loss in windows that begin without a state, compared with
+  the carried state, without new training.
 
 Writes ``report.json``, ``report.md``, ``frequency.png`` and ``unroll.png`` into a directory.
 """
@@ -36,13 +36,13 @@ UNROLLS = (25, 50, 100, 200, 500)
 BOUNDS = (1000, 100)
 CARRIED_WINDOW = 1000
 TOKENS_PER_CALL = 1 << 15
-"""Of windows that are read side by side."""
+"""Number of windows that are read in parallel."""
 
 
 def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np.ndarray:
     """The loss of each token, ``[n]``, with the state carried over the whole text.
 
-    The numbers are the same for every window, to rounding.
+    The results do not depend on `window`, except for rounding.
     """
     read = _reader(saved)
     carry = saved.model.initial_carry(1)
@@ -53,7 +53,7 @@ def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np
             _filled(array[first : first + window], window)[None]
             for array in (split.tokens[:count], split.targets)
         )
-        # The last window is filled up: what stands behind the text comes after all that counts.
+        # The last window is padded; the padding comes after all tokens that count.
         carry, nats = read(saved.params, inputs, targets, carry)
         found.append(np.asarray(nats)[0])
     return np.concatenate(found)[:count]
@@ -89,7 +89,7 @@ def by_frequency(
     Args:
       nats: ``[n]``, the loss of each token.
       targets: ``[n]``, the tokens.
-      counts: ``[V]``, how often each occurs in the training text.
+      counts: ``[V]``, the count of each token in the training text.
       bounds: the upper and the lower bound of the middle of three groups.
 
     Returns:
@@ -141,7 +141,7 @@ def report(
     """Measures runs on one text, and writes tables and figures; see the module.
 
     Raises:
-      RefusedError: a run is not there, or was made on another text than the first one.
+      RefusedError: a run does not exist, or its text is not that of the first one.
     """
     if min(unrolls, default=0) < 1:
         raise RefusedError(f"--eval-unroll must be windows of at least 1, got {tuple(unrolls)}")

@@ -1,4 +1,4 @@
-"""What a model writes in training, at every evaluation."""
+"""Samples that a model writes at every evaluation in training."""
 
 from collections.abc import Callable
 

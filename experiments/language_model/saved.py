@@ -1,7 +1,7 @@
-"""A trained model read back without its text: from a run's directory, or from `save`.
+"""Loads a trained model without its text, from a run's directory or a folder of `save`.
 
-``python -m experiments.language_model.saved RUN FOLDER`` writes a model that can be given away: its
-config, its vocabulary and its parameters in one NumPy file.
+``python -m experiments.language_model.saved RUN FOLDER`` writes a model to share: its config, its
+vocabulary and its parameters in one NumPy file.
 """
 
 import argparse
@@ -39,11 +39,11 @@ class Saved(NamedTuple):
     """A trained model.
 
     Attributes:
-      config: of its run.
-      vocabulary: what its tokens are.
+      config: the config of its run.
+      vocabulary: its vocabulary.
       model: the module.
       params: its parameters.
-      step: the update they are from.
+      step: the update of the parameters.
     """
 
     config: Config
@@ -53,7 +53,7 @@ class Saved(NamedTuple):
     step: int
 
     def digest(self) -> str:
-        """Tells its parameters from others'."""
+        """A digest of its parameters."""
         digest = hashlib.sha256()
         for path, leaf in sorted(flatten_dict(self.params, sep="/").items()):
             digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
@@ -61,17 +61,17 @@ class Saved(NamedTuple):
 
 
 def load(run_dir: Path, seed: int | None = None) -> Saved:
-    """The model of a run, or one that was written by `save`.
+    """The model of a run, or one written by `save`.
 
     Args:
-      run_dir: its directory, of one model.
-      seed: which of the run's seeds (default: the first).
+      run_dir: the directory of one model.
+      seed: a seed of the run (default: the first).
 
     Returns:
-      The model, with the parameters that were best on the validation text.
+      The model with its best parameters on the validation text.
 
     Raises:
-      RefusedError: there is no such run or seed.
+      RefusedError: the run or the seed does not exist.
       FileNotFoundError: nothing was saved yet.
     """
     if not (run_dir / "config.json").exists():
@@ -94,7 +94,7 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
 
 
 def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = False) -> None:
-    """Writes the model of a run into a folder, to be given away; `half`: as float16."""
+    """Writes the model of a run into a folder to share; `half`: as float16."""
     found = load(run_dir, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:

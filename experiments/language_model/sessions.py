@@ -1,4 +1,4 @@
-"""Where a writer stands, on disk: a text that is gone on with another day."""
+"""Saves the state of a writer, to continue a text later."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from experiments.language_model.writing import Session
 
 
 def save_session(path: Path, session: Session, saved: Saved) -> None:
-    """Writes a session into a NumPy file (exactly there: no ending is added)."""
+    """Writes a session into a NumPy file (without adding an ending to its name)."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(session.carry)]
     with path.open("wb") as file:
         np.savez(
@@ -24,10 +24,10 @@ def save_session(path: Path, session: Session, saved: Saved) -> None:
 
 
 def load_session(path: Path, saved: Saved) -> Session:
-    """Reads it back.
+    """Reads a session.
 
     Raises:
-      RefusedError: there is no such file, it is none of a session, or it is of another model.
+      RefusedError: the file does not exist, is not a session, or belongs to another model.
     """
     try:
         with np.load(path) as file:
@@ -35,7 +35,7 @@ def load_session(path: Path, saved: Saved) -> Session:
         last, written, model = (arrays.pop(name) for name in ("last", "written", "model"))
     except FileNotFoundError:
         raise RefusedError(f"there is no file {path}") from None
-    except Exception as error:  # Whatever a file of another kind makes NumPy raise.
+    except Exception as error:  # Any error of NumPy for other files.
         raise RefusedError(f"{path} does not hold a session: {error}") from None
     if str(model) != saved.digest():
         raise RefusedError(f"{path} is the session of another model")

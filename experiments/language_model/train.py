@@ -33,14 +33,14 @@ def train(
     resume: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains what `config.model` names, draws the plots, and returns the summary.
+    """Trains the models of `config.model`, draws the plots, and returns the summary.
 
-    One model is trained in `run_dir` itself, both in directories of their names below it.
+    One model is trained in `run_dir`, both in subdirectories with their names.
 
     Args:
       config: the run's config.
-      run_dir: where all of it is kept, the vocabulary too; an unfinished run there goes on.
-      tokens_dir: where token files are kept, for all runs on the same text.
+      run_dir: the run's directory, with the vocabulary; an unfinished run resumes.
+      tokens_dir: the directory of token files, for all runs on the same text.
       resume: see `experiments.common.run_directory.open_run`.
       progress: whether to draw a progress bar.
 
@@ -49,11 +49,11 @@ def train(
       ``summary.json``.
 
     Raises:
-      RefusedError: the text cannot be read or does not fit, or the run was made on another text.
+      RefusedError: the text cannot be read or used, or the run was made on another text.
     """
     tokens = prepare(config.data, tokens_dir)
     runs = list_runs(config, run_dir)
-    # What cannot be made is said before a directory is taken.
+    # Errors come before a directory is created.
     problems = {name: with_samples(one, tokens) for name, (_, one) in runs.items()}
     for directory, one in runs.values():
         check_text(directory, tokens)
@@ -92,7 +92,7 @@ def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> di
 
 
 def list_runs(config: Config, run_dir: Path) -> dict[str, tuple[Path, Config]]:
-    """For each model that a config names: the run's directory and its config."""
+    """The run's directory and the config of each model of a config."""
     if config.model != "all":
         return {config.model: (run_dir, config)}
     return {name: (run_dir / name, dataclasses.replace(config, model=name)) for name in MODELS}
@@ -129,13 +129,13 @@ def check_text(run_dir: Path, tokens: Tokens) -> None:
 
 
 def keep_text(run_dir: Path, tokens: Tokens) -> None:
-    """Keeps in the run's directory what the text was, and the vocabulary, to write with."""
+    """Writes the manifest of the text and the vocabulary into the run's directory."""
     write_json(run_dir / TEXT_FILE, tokens.manifest)
     write_json(run_dir / VOCABULARY_FILE, tokens.vocabulary.state())
 
 
 def plot(tokens: Tokens, directories: dict[str, Path], run_dir: Path) -> list[Path]:
-    """Draws the losses of all models and seeds from their metrics files alone."""
+    """Draws the losses of all models and seeds from their metrics files."""
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
     source = tokens.manifest["sources"][0]["name"].split(".")[0]
     return [

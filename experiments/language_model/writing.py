@@ -1,4 +1,4 @@
-"""Writing: tokens drawn one after the other, in chunks of one call of the device each."""
+"""Text generation: tokens are sampled in chunks, with one call of the device each."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from experiments.language_model.model import LanguageModel
 
 READ_CHUNK = 256
 CHUNK = 32
-"""Tokens per call of the device: enough to be fast, few enough to be seen coming."""
+"""Tokens per call of the device: enough to be fast, few enough to print incrementally."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """How the next token is drawn.
+    """How the next token is sampled.
 
     Attributes:
-      temperature: by which log-probabilities are divided; 0 takes the likeliest token.
-      top_k: draw from the k likeliest tokens only; None for all.
-      top_p: draw from the fewest likeliest tokens whose probabilities sum to p; 1 for all.
+      temperature: divisor of the log-probabilities; 0 selects the most likely token.
+      top_k: sample from the k most likely tokens only; None for all.
+      top_p: sample from the fewest most likely tokens whose probabilities sum to p; 1 for all.
     """
 
     temperature: float = 1.0
@@ -40,9 +40,9 @@ class Choice:
 
 
 def draw(key: jax.Array, log_probs: jax.Array, choice: Choice) -> jax.Array:
-    """Draws a token for each row.
+    """Samples a token for each row.
 
-    The temperature comes first, then the k likeliest, then the share p of what is left.
+    The temperature is applied first, then `top_k`, then `top_p` to the remaining tokens.
 
     >>> log_probs = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
     >>> draw(jax.random.key(0), log_probs, Choice(temperature=0.0))
@@ -51,7 +51,7 @@ def draw(key: jax.Array, log_probs: jax.Array, choice: Choice) -> jax.Array:
     Args:
       key: a PRNG key.
       log_probs: ``[B, V]``.
-      choice: how.
+      choice: how tokens are sampled.
 
     Returns:
       ``[B]`` int32.
@@ -73,12 +73,12 @@ def draw(key: jax.Array, log_probs: jax.Array, choice: Choice) -> jax.Array:
 
 
 class Session(NamedTuple):
-    """Where rows of text stand: all that going on needs.
+    """The state of generation for rows of text.
 
     Attributes:
-      carry: the core's state, after everything but the last token.
-      last: ``[B]`` int32, the last token, which is still to be read.
-      written: how many tokens have been drawn, which random numbers depend on.
+      carry: the core's state after all but the last token.
+      last: ``[B]`` int32, the last token, which is not read yet.
+      written: number of sampled tokens, on which random numbers depend.
     """
 
     carry: Any
@@ -89,14 +89,14 @@ class Session(NamedTuple):
 class Writer:
     """A model that reads and writes.
 
-    The text of a seed is the same however it is cut into chunks, calls and sessions: token n is
-    drawn with ``fold_in(key(seed), n)``, one key for all rows.
+    The text of a seed does not depend on chunks, calls and sessions: token n is sampled with
+    ``fold_in(key(seed), n)``, one key for all rows.
 
     Args:
       model: the model.
       params: its parameters.
-      choice: how tokens are drawn.
-      chunk: tokens at most in one call of the device.
+      choice: how tokens are sampled.
+      chunk: the most tokens in one call of the device.
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class Writer:
         self._write = jax.jit(self._make_write())
 
     def start(self, token: int) -> Session:
-        """One row, before a text; `token` is what a text begins after."""
+        """One row before a text; `token` is the vocabulary's `start`."""
         return Session(self.model.initial_carry(1), np.array([token], np.int32), 0)
 
     def read(self, session: Session, tokens: np.ndarray) -> Session:
-        """Reads tokens ``[n]`` into every row, in as many calls as constant memory takes."""
+        """Reads tokens ``[n]`` into every row, in several calls with constant memory."""
         carry, last = session.carry, session.last
         rows = len(last)
         for first in range(0, len(tokens), READ_CHUNK):
             chunk = np.asarray(tokens[first : first + READ_CHUNK], np.int32)
-            # Filled up, so that there is one program; the rest is not read.
+            # Padded, so that there is one program; the padding is not read.
             filled = np.zeros(READ_CHUNK, np.int32)
             filled[1 : len(chunk)] = chunk[:-1]
             inputs = np.broadcast_to(filled, (rows, READ_CHUNK)).copy()
@@ -126,10 +126,10 @@ class Writer:
         return Session(carry, last, session.written)
 
     def branch(self, session: Session, rows: int) -> Session:
-        """Many rows that go on from a session of one row.
+        """Many rows that continue a session of one row.
 
         Raises:
-          ValueError: it has several.
+          ValueError: the session has several rows.
         """
         if len(session.last) != 1:
             raise ValueError(f"session must have one row, got {len(session.last)}")
@@ -140,9 +140,9 @@ class Writer:
         """Writes tokens.
 
         Args:
-          session: from where.
-          count: how many.
-          seed: of what is drawn.
+          session: the session to continue.
+          count: number of tokens.
+          seed: seed of the sampling.
 
         Returns:
           The session after them, and the tokens ``[B, count]``.

@@ -7,9 +7,9 @@ from experiments.common.actor_critic.command import run
 from experiments.mini_pacman.config import PRESETS
 from experiments.mini_pacman.train import make_game
 
-DESCRIPTION = """Mini-Pacman: eat, and be not eaten, seeing 5 x 5 cells. Trains an actor-critic with
-the Relational Memory Core, or with another core, or with all of them. Options override the preset's
-defaults."""
+DESCRIPTION = """Mini-Pacman: eat food and avoid ghosts, observing 5 x 5 cells. Trains an
+actor-critic with the Relational Memory Core, another core, or all of them. Options override the
+preset's defaults."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

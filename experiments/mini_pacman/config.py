@@ -2,7 +2,7 @@
 
 ``quick``: ``python -m experiments.mini_pacman``; minutes on 2 CPU cores.
 ``paper``: ``python -m experiments.mini_pacman --preset paper``; the paper's sizes, for a GPU.
-What to expect of both stands in README.md, with the hardware it was measured on.
+README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ class TaskConfig:
     """The game."""
 
     mode: Literal["regular", "avoid", "hunt", "ambush", "rush"] = "regular"
-    """What is rewarded, and what ends a level."""
+    """The mode: its rewards and the end of its levels."""
     viewport: bool = True
     """Show 5 x 5 cells around Pacman, not the map."""
     first_level: int = 1
     """The level that episodes begin with."""
     max_frames: int = 3000
-    """Steps after which an episode is cut off."""
+    """Steps after which an episode is truncated."""
     test_episodes: int = 1000
     """Episodes of the test."""
 
@@ -44,7 +44,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config(GameConfig):
-    """All that a run's numbers depend on."""
+    """The settings that determine a run's results."""
 
     preset: Literal["quick", "paper"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores) or "paper" (the paper's sizes)."""
@@ -69,7 +69,7 @@ PRESETS: dict[str, Config] = {
         learner=LearnerConfig(epochs=3, reward_scale=0.1, discount=0.97, entropy_cost=0.01),
         train=dataclasses.replace(QUICK_TRAIN, steps=400, eval_samples=256),
     ),
-    # The paper's agent and numbers for BoxWorld (appendix A.3); it states none for this game.
+    # The paper's agent and settings for BoxWorld (appendix A.3); it states none for this game.
     "paper": Config(
         preset="paper",
         learner=dataclasses.replace(PAPER_LEARNER, reward_scale=0.1, level_pool=0),

@@ -1,4 +1,4 @@
-"""Training of one core, or of all of them side by side, on Mini-Pacman."""
+"""Training of one or all cores on Mini-Pacman."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from experiments.mini_pacman.config import Config, make_env
 
 
 def make_game(config: Config) -> runs.Game:
-    """The game that a config asks for."""
+    """The game of a config."""
     view = "a window of 5 x 5 cells" if config.task.viewport else "the whole map"
     return runs.Game(
         env=make_env(config.task),
@@ -22,7 +22,7 @@ def make_game(config: Config) -> runs.Game:
 def train(
     config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Trains what `config.model` names; see `experiments.common.actor_critic.runs.train`."""
+    """Trains the models of `config.model`; see `experiments.common.actor_critic.runs.train`."""
     return runs.train(config, make_game(config), run_dir, resume=resume, progress=progress)
 
 

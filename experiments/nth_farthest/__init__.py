@@ -1,4 +1,4 @@
-"""Nth Farthest (paper appendix A.1): the Relational Memory Core beside an LSTM."""
+"""Nth Farthest (paper appendix A.1): the Relational Memory Core and an LSTM."""
 
 from experiments.nth_farthest.config import PRESETS as PRESETS
 from experiments.nth_farthest.config import Config as Config

@@ -4,7 +4,7 @@
 ``laptop``: ``--preset laptop``; the same core trained on, an hour or so of 2 cores for each model.
 ``paper``: ``--preset paper``; the paper's sizes, for a GPU.
 ``small``: ``--preset small``; 4 objects of 4 features without a curriculum, minutes on 2 cores.
-What to expect of both stands in README.md, with the hardware it was measured on.
+README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class TaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config(CellConfigs):
-    """All that a run's numbers depend on."""
+    """The settings that determine a run's results."""
 
     preset: Literal["quick", "laptop", "paper", "small"] = "quick"
     """Which defaults: "quick" (minutes on 2 CPU cores), "laptop" (an hour or so), "paper" (the
@@ -40,13 +40,13 @@ class Config(CellConfigs):
     model: ModelName = "all"
     """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    """Dtype of products. Parameters, norms, softmax and memory are always float32."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     readout_features: int = 256
     """Width of each of the read-out's four layers."""
     staged: bool = True
-    """Train on the stages of the curriculum; if not, on what is evaluated, from the start."""
+    """Train with the curriculum; otherwise on the evaluated task from the start."""
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -64,11 +64,11 @@ STAGES = CurriculumConfig(
     least_correlation=(1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0),
     earlier_weight=(0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.1),
     until_accuracy=(0.68, 0.5, 0.5, 0.42, 0.36, 0.58),
-    # A model that does not get there is still asked all ranks in the end.
+    # A model that does not reach the accuracy still gets all ranks in the end.
     max_updates=(600, 500, 800, 700, 600, 1500),
     accuracy_updates=50,
 )
-"""The curriculum of all presets at the paper's task."""
+"""The curriculum of all presets with the paper's task."""
 
 _QUICK = Config(
     preset="quick",

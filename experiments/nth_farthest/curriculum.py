@@ -1,13 +1,13 @@
-r"""What is trained on, stage by stage. What is evaluated is the paper's task, always.
+r"""The stages of training. Evaluation always uses the paper's task.
 
-Stages differ in the correlation of objects with the reference (its equation stands in
-`rrnn_jax.tasks.nth_farthest`), in the ranks that are asked for, in how often the reference is shown
+Stages differ in the correlation of objects with the reference (see the equation in
+`rrnn_jax.tasks.nth_farthest`), in the ranks, in the share of sequences that show the reference
 first, and in the weight w of answers before the last step:
 
 .. math:: \mathrm{loss} = \mathrm{CE}_T + w \sum_{t<T,\ \mathrm{valid}} \mathrm{CE}_t
 
-where the answer at step t is that of the same question about the objects shown so far, so that a
-sequence holds questions about fewer objects, too.
+where the answer at step t is that of the same question for the objects shown so far, so a sequence
+also contains questions about fewer objects.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ class CurriculumConfig:
     correlation: tuple[float, ...] = (0.0,)
     """Largest correlation of objects with the reference, from 0 (uniform vectors) to 1."""
     least_correlation: tuple[float, ...] = (0.0,)
-    """Smallest; each sequence draws its own between the two."""
+    """Smallest correlation; each sequence draws its own between the two."""
     ranks: tuple[int, ...] = (0,)
-    """Ranks asked for: the first so many, farthest first; 0: all."""
+    """Number of ranks to ask for, from the farthest; 0: all."""
     reference_first: tuple[float, ...] = (0.0,)
-    """Share of sequences whose reference is the first object, not just any."""
+    """Share of sequences whose reference is the first object; in the others it is random."""
     earlier_weight: tuple[float, ...] = (0.0,)
     """Weight of the loss at each step before the last that has an answer."""
     until_accuracy: tuple[float, ...] = ()
@@ -79,7 +79,7 @@ class CurriculumConfig:
 
     @property
     def num_stages(self) -> int:
-        """How many stages there are."""
+        """The number of stages."""
         return max(len(getattr(self, name)) for name in _STAGED)
 
     def by_stage(self, name: str) -> tuple[Any, ...]:
@@ -102,12 +102,12 @@ _LEAVING = ("until_accuracy", "max_updates")
 
 
 class Level(NamedTuple):
-    """Where a seed is in the curriculum, a part of the training state.
+    """A seed's state in the curriculum, part of the training state.
 
     Attributes:
       stage: int32, from 0.
-      updates: int32, made in this stage.
-      accuracy: float32, of training in this stage, over the last `accuracy_updates` or so: an
+      updates: int32, updates in this stage.
+      accuracy: float32, training accuracy in this stage over about `accuracy_updates` updates: an
         exponential average that begins as the plain mean.
     """
 
@@ -131,7 +131,7 @@ class Batch(NamedTuple):
 
 
 def make_curriculum(config: CurriculumConfig) -> Curriculum:
-    """The stages as the training loop wants them."""
+    """The stages as a `Curriculum` of the training loop."""
     until, limits = (_leaving(config, name) for name in _LEAVING)
 
     def advance(level: Level, metrics: Metrics) -> Level:
@@ -184,7 +184,7 @@ def sample(
 
 
 def _leaving(config: CurriculumConfig, name: str) -> jax.Array:
-    """The bounds of one kind, for each stage; out of reach where there are none."""
+    """The bounds of one kind for each stage; infinite if there are none."""
     if name == "until_accuracy":
         values = config.until_accuracy or (2.0,) * (config.num_stages - 1)
         return jnp.asarray([*values, 2.0], jnp.float32)

@@ -5,13 +5,13 @@ Restores the newest checkpoint, runs it on fresh sequences, and writes into a di
 - ``attention.png``: attention with the reference seen last, first and in the middle (the paper's
   Figure 3), mean of the heads; ``attention_heads.png``: the third of them, head by head;
   ``attention.gif``: the same, step by step;
-- ``attention_share.png``: attention to the slot that the reference was written to, against time;
-  ``attention_input.png``: attention to the input, as the reference is shown, before and after;
-- ``dynamics.png``, ``similarity.png``, ``paths.png``: what the slots and gates do meanwhile;
+- ``attention_share.png``: attention over time to the slot that the reference was written to;
+  ``attention_input.png``: attention to the input, when the reference is shown, before and after;
+- ``dynamics.png``, ``similarity.png``, ``paths.png``: slots and gates over time;
 - ``attention.json``: the numbers, see `experiments.nth_farthest.insides.measure`.
 
-RUN_DIR may also be a folder that ``--weights FOLDER`` wrote: the run's config, and its parameters
-in one NumPy file.
+RUN_DIR may also be a folder written by ``--weights FOLDER``, with the run's config and its
+parameters in one NumPy file.
 """
 
 import argparse
@@ -124,18 +124,18 @@ def make_figures(
     """Restores a run, measures and draws it.
 
     Args:
-      run_dir: a run of the memory core, or one of all models with the memory core's below it.
-      out_dir: where the files go; made if missing.
-      seed: which of the run's seeds (default: the first).
-      count: fresh sequences to run.
-      weights: a folder that the run's config and parameters are written into, to be given away.
+      run_dir: a run of the memory core, or one of all models.
+      out_dir: the directory of the files; created if missing.
+      seed: a seed of the run (default: the first).
+      count: number of fresh sequences.
+      weights: a folder to write the run's config and parameters to, for sharing.
 
     Returns:
-      What was written to ``attention.json``.
+      The content of ``attention.json``.
 
     Raises:
       FileNotFoundError: there is no run of the memory core with a checkpoint of that seed.
-      RefusedError: too few sequences to show the three cases that are drawn.
+      RefusedError: there are too few sequences to show the three cases.
     """
     if count < 1:
         raise RefusedError(f"--sequences must be at least 1, got {count}")

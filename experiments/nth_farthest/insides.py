@@ -1,4 +1,4 @@
-"""What a trained memory core does inside, over fresh sequences of Nth Farthest; in numbers."""
+"""Measures memory and attention of a trained core on fresh sequences of Nth Farthest."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,23 +27,23 @@ from rrnn_jax.visualize import (
 )
 from rrnn_jax.visualize.nth_farthest import case_steps
 
-_STREAM = 3  # Of the seed's key; training and evaluation use those before it.
+_STREAM = 3  # Stream of the seed's key; training and evaluation use the lower ones.
 
 
 class Run(NamedTuple):
-    """A model's insides over B fresh sequences, as NumPy arrays.
+    """A model's captured values on B fresh sequences, as NumPy arrays.
 
     Attributes:
-      question: the sequences, decoded.
-      is_correct: ``[B]``, whether the model answers right.
+      question: the decoded sequences.
+      is_correct: ``[B]``, whether the answer is correct.
       weights: ``[B, T, blocks, H, S, S+1]``.
       memories: ``[B, T, S, F]``, after each step.
-      initial: ``[S, F]``, the memory before the first.
+      initial: ``[S, F]``, the memory before the first step.
       input_gate: ``[B, T, S, F]`` or ``[B, T, S, 1]``; None without gates.
       forget_gate: likewise.
-      without_reference: ``[B, T, S, F]``, memories with another vector in the reference's place.
-      without_other: likewise, in the place of the object that is shown behind it (of the first,
-        where the reference is last).
+      without_reference: ``[B, T, S, F]``, memories if another vector replaces the reference.
+      without_other: likewise for the object that is shown after it (the first one if the reference
+        is last).
     """
 
     question: nth_farthest.Question
@@ -63,7 +63,7 @@ class Run(NamedTuple):
 
     @property
     def writes(self) -> np.ndarray:
-        """How the reference is spread over the slots at that step, ``[B, S]``."""
+        """The distribution of the reference over the slots at that step, ``[B, S]``."""
         shares = change_shares(self.memories, self.without_reference)
         return shares[np.arange(len(shares)), self.steps]
 
@@ -77,7 +77,7 @@ class Run(NamedTuple):
 
 
 def run_model(config: Config, params: Any, seed: int, count: int) -> Run:
-    """Runs a memory core on `count` sequences that it was not trained on."""
+    """Runs a memory core on `count` fresh sequences."""
     model = make_model(config)
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
     draw, redraw = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STREAM))
@@ -111,7 +111,7 @@ def run_model(config: Config, params: Any, seed: int, count: int) -> Run:
 
 
 def _capture(model: Model, params: Any, inputs: jax.Array) -> tuple[Any, Any]:
-    """The carry after every step, and what the cell has sown."""
+    """The carry after every step, and what the cell sows."""
     core = {"params": {"cell": params["params"]["cell"]}}
 
     @jax.jit
@@ -125,24 +125,24 @@ def _capture(model: Model, params: Any, inputs: jax.Array) -> tuple[Any, Any]:
 
 
 def _memory(carry: Any) -> np.ndarray:
-    """The memory of a carry, without the output that an output gate adds."""
+    """The memory of a carry, without h of an output gate."""
     return np.asarray(carry[0] if isinstance(carry, tuple) else carry)
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """How the reference is written, and how much attention goes to it, in the last block.
+    """Measures how the reference is written and attended to, in the last block.
 
     The definitions are those of `rrnn_jax.visualize`.
 
     Returns:
       ``accuracy`` and ``sequences``; ``written``: how evenly the reference is spread over the slots
-      when it is shown, and how far the last memory moves if the reference, or another object, had
-      had another vector; ``memory_share``: of the attention to memory, what goes to the slot that
-      the reference was written to, before and after it was seen, with both chance levels, in all
-      sequences, by case, and by head; ``share``: the same of all attention, the input's row among
-      what can be attended to; ``more_than_others``: the share of sequences whose slot gets more of
-      it afterwards than it does in other sequences; ``by_lag``: `memory_share` by steps since the
-      reference was shown; ``input``: the attention to the input, by step.
+      when it is shown, and how much the last memory changes with another vector for the reference,
+      or for another object; ``memory_share``: the share of the attention to memory of the slot that
+      the reference was written to, before and after it was shown, with both chance levels, in all
+      sequences, by case, and by head; ``share``: the same for all attention, including the input's
+      row; ``more_than_others``: the share of sequences whose slot gets more of it afterwards than
+      in other sequences; ``by_lag``: `memory_share` by steps since the reference was shown;
+      ``input``: the attention to the input, by step.
     """
     weights, steps = attention_of(run.weights), run.steps
     slots = run.writes.argmax(-1)
@@ -190,7 +190,7 @@ def _by_case_and_head(
 
 
 def _means(share: Any, where: np.ndarray) -> dict[str, float | None]:
-    """Means over the sequences chosen; None where there is none with such a step."""
+    """Means over the chosen sequences; None if none has such a step."""
     means = {}
     for name in ("before", "after", "others_before", "others_after"):
         values = getattr(share, name)[where]

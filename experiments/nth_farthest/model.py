@@ -11,7 +11,7 @@ from rrnn_jax.typing import Array, Dtype, Implementation
 
 
 class Model(nn.Module):
-    """A core over a sequence, and an MLP on its last output, or on that of every step.
+    """A core over a sequence, and an MLP on its last output or on all outputs.
 
     Attributes:
       cell: the recurrent core.
@@ -29,7 +29,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, every_step: bool = False) -> Array:
-        """Logits ``[B, N]``, or ``[B, T, N]`` of every step, in float32, for ``[B, T, I]``."""
+        """Logits ``[B, N]``, or ``[B, T, N]`` at every step, in float32, for ``[B, T, I]``."""
         core = RNN(self.cell, implementation=self.implementation, name="core")
         outputs = core(inputs)
         if not every_step:
@@ -40,7 +40,7 @@ class Model(nn.Module):
 
 
 def make_model(config: Config) -> Model:
-    """The model that a config asks for.
+    """The model of a config.
 
     Raises:
       ValueError: `config.model` does not name one model.

@@ -1,4 +1,4 @@
-"""Nth Farthest as the training loop wants it, for any model."""
+"""Nth Farthest as a training problem, for any model."""
 
 from typing import Any
 
@@ -22,13 +22,13 @@ def make_problem(
     train: TrainConfig,
     stages: CurriculumConfig | None = None,
 ) -> Problem:
-    """The task, and a model that makes logits ``[B, N]`` of its inputs ``[B, N, I]``.
+    """The problem of the task with a model that maps inputs ``[B, N, I]`` to logits ``[B, N]``.
 
     Args:
-      task: what is evaluated: uniform vectors, all ranks, the last step's answer.
-      model: with ``every_step=True`` its logits are ``[B, N, N]``, those of every step.
-      train: how to train.
-      stages: what to train on (default: what is evaluated).
+      task: the evaluated task: uniform vectors, all ranks, the last step's answer.
+      model: with ``every_step=True`` its logits are ``[B, N, N]``, for every step.
+      train: the training config.
+      stages: the stages of training (default: the evaluated task).
     """
 
     def init(key: jax.Array) -> Any:

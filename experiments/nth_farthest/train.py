@@ -1,4 +1,4 @@
-"""Training of one model, or of all of them side by side."""
+"""Training of one or all models."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ MODELS = ("rmc", "lstm")
 
 
 def make_problem(config: Config) -> Problem:
-    """Task and model of a config as the training loop wants them."""
+    """The training problem of a config."""
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
     stages = config.curriculum if config.staged else None
     train = recipe(config, config.model, config.train)
@@ -31,13 +31,13 @@ def make_problem(config: Config) -> Problem:
 def train(
     config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Trains what `config.model` names, draws the plots, and returns the summary.
+    """Trains the models of `config.model`, draws the plots, and returns the summary.
 
-    One model is trained in `run_dir` itself, several in directories of their names below it.
+    One model is trained in `run_dir`, several in subdirectories with their names.
 
     Args:
       config: the run's config.
-      run_dir: where all of it is kept; an unfinished run there goes on.
+      run_dir: the run's directory; an unfinished run resumes.
       resume: see `experiments.common.run_directory.open_run`.
       progress: whether to draw a progress bar.
 
@@ -48,7 +48,7 @@ def train(
     names = MODELS if config.model == "all" else (config.model,)
     configs = {name: dataclasses.replace(config, model=name) for name in names}
     directories = {name: run_dir if len(names) == 1 else run_dir / name for name in names}
-    # What cannot be made is said before a directory is taken.
+    # Errors come before a directory is created.
     problems = {name: make_problem(configs[name]) for name in names}
     for name in names:
         open_run(directories[name], configs[name], resume)
@@ -83,9 +83,9 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Path]:
-    """Draws accuracy and loss of all models and seeds from their metrics files alone.
+    """Draws accuracy and loss of all models and seeds from their metrics files.
 
-    The stages that are shaded are those of the first model and seed.
+    The shaded stages are those of the first model and seed.
     """
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
     bands = stage_bands(next(iter(rows.values())))
@@ -104,7 +104,7 @@ def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Pa
             title=title,
             y_label="accuracy on fresh sequences",
             trivial=trivial,
-            y_limits=(0.0, 1.02),  # A curve at 1 would lie on the frame.
+            y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
             bands=bands,
         ),
         plot_curves(

@@ -11,9 +11,9 @@ from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.train import TITLES, check, evaluate, train
 
 DESCRIPTION = """Program evaluation and memorization: reads a program or a number, character by
-character, and writes the answer. Trains the Relational Memory Core and its rivals, one after the
-other, and draws them. Options override the preset's defaults. The command `table`, before all
-options, trains what is missing, several runs at once, and prints the paper's Table 1."""
+character, and writes the answer. Trains the Relational Memory Core and the other models, one after
+the other, and plots them. Options override the preset's defaults. The command `table`, before all
+options, trains missing runs, several at once, and prints the paper's Table 1."""
 
 
 @dataclasses.dataclass(frozen=True)

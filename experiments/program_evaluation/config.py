@@ -2,7 +2,7 @@
 
 ``quick``: ``python -m experiments.program_evaluation table``; an hour on 2 CPU cores.
 ``paper``: ``python -m experiments.program_evaluation table --preset paper``; the paper's sizes, for
-a GPU. What to expect of both stands in README.md, with the hardware it was measured on.
+a GPU. README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from rrnn_jax.checks import check_positive
 PROGRAMS = ("addition", "control", "program", "algebra")
 MEMORIZATION = ("copy", "reverse", "double")
 TASKS = ("addition", "control", "program", "copy", "reverse", "double")
-"""The columns of the paper's Table 1: what "all" stands for."""
+"""The columns of the paper's Table 1; the meaning of "all"."""
 MODELS = ("lstm", "entnet", "dnc", "rmc")
-"""The rows of the paper's Table 1: what "all" stands for."""
+"""The rows of the paper's Table 1; the meaning of "all"."""
 
 
 TaskName = Literal["all", "addition", "control", "program", "copy", "reverse", "double", "algebra"]
@@ -32,7 +32,7 @@ TaskName = Literal["all", "addition", "control", "program", "copy", "reverse", "
 
 @dataclasses.dataclass(frozen=True)
 class DifficultyConfig:
-    """How hard the tasks are."""
+    """The difficulty of the tasks."""
 
     length: int = 5
     """Largest number of digits of a program's literals."""
@@ -41,12 +41,11 @@ class DifficultyConfig:
     memorization_length: int = 5
     """Largest number of digits to copy, reverse or double."""
     curriculum: Literal["mix", "fixed", "naive", "combined"] = "mix"
-    """What is trained on: "mix", uniform up to the largest, each sample for itself; "fixed", the
+    """The curriculum: "mix", uniform up to the largest, separately for each sample; "fixed", the
     largest; "naive", a level that rises while the loss falls; "combined", uniform up to that level.
-    Evaluation is at the largest always."""
+    Evaluation always uses the largest."""
     curriculum_window: int = 10
-    """Updates, with their losses, that "naive" and "combined" look at before they raise the
-    level."""
+    """Number of losses that "naive" and "combined" use to decide on the level."""
     curriculum_threshold: float = 0.1
     """Relative change of the loss per update below which they raise it."""
 
@@ -60,7 +59,7 @@ class DifficultyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config(CellConfigs):
-    """All that a run's numbers depend on."""
+    """The settings that determine a run's results."""
 
     preset: Literal["quick", "paper"] = "quick"
     """Which defaults: "quick" (2 CPU cores) or "paper" (the paper's sizes)."""
@@ -71,10 +70,10 @@ class Config(CellConfigs):
     decoding: Literal["non_autoregressive", "teacher_forced", "autoregressive"] = (
         "non_autoregressive"
     )
-    """What the decoder is fed: nothing, the character before from the target, or its own. When
-    evaluated, "teacher_forced" is fed its own as well."""
+    """The input of the decoder: nothing, the previous character of the target, or its own. In
+    evaluation "teacher_forced" also uses its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of products. Parameters, norms, softmax and memory are float32 always."""
+    """Dtype of products. Parameters, norms, softmax and memory are always float32."""
     implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
@@ -82,12 +81,12 @@ class Config(CellConfigs):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that this config names."""
+        """The tasks of this config."""
         return TASKS if self.task == "all" else (self.task,)
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that this config names."""
+        """The models of this config."""
         return MODELS if self.model == "all" else (self.model,)
 
     @property

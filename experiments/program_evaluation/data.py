@@ -1,4 +1,4 @@
-"""Batches of the tasks, without the padding that no sample of a task can reach."""
+"""Batches of the tasks, without padding beyond the longest possible sample."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Task(NamedTuple):
     """A task at a difficulty.
 
     Attributes:
-      config: of `rrnn_jax.tasks.learn_to_execute` or `rrnn_jax.tasks.memorization`.
+      config: config of `rrnn_jax.tasks.learn_to_execute` or `rrnn_jax.tasks.memorization`.
       input_steps: characters of the longest input.
       output_steps: characters of the longest answer.
     """
@@ -31,17 +31,17 @@ class Task(NamedTuple):
     output_steps: int
 
     def sample(self, key: jax.Array, level: CurriculumState, batch_size: int) -> Batch:
-        """Samples of the curriculum, to be trained on."""
+        """Samples of the curriculum, for training."""
         return self._sample(self.config, key, batch_size, level)
 
     def sample_hardest(self, key: jax.Array, batch_size: int) -> Batch:
-        """Samples at maximum difficulty, to be judged by."""
+        """Samples at maximum difficulty, for evaluation."""
         return self._sample(self.config.hardest, key, batch_size, None)
 
     def trivial_accuracy(self) -> float:
         """The score of the best constant character for each position, at maximum difficulty."""
 
-        @jax.jit  # Operation by operation it takes seconds.
+        @jax.jit  # Takes seconds without jit.
         def score() -> jax.Array:
             batch = self.sample_hardest(jax.random.key(0), TRIVIAL_SAMPLES)
             return constant_accuracy(batch.targets, batch.target_mask)
@@ -64,7 +64,7 @@ class Task(NamedTuple):
 
 
 def make_task(config: Config) -> Task:
-    """The task that a config names.
+    """The task of a config.
 
     >>> import dataclasses
     >>> from experiments.program_evaluation.config import PRESETS

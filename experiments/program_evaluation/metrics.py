@@ -1,4 +1,4 @@
-"""Loss and metrics of answers of different lengths: padding counts for nothing."""
+"""Loss and metrics of answers of different lengths, without padding."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from rrnn_jax.typing import Array
 
 
 def answer_loss(logits: Array, targets: Array, mask: Array) -> tuple[jax.Array, dict[str, Mean]]:
-    """Cross-entropy per character, and how many characters and answers are right.
+    """Cross-entropy per character, and the accuracy of characters and of whole answers.
 
     >>> logits = jnp.array([[[0.0, 9.0], [9.0, 0.0]], [[0.0, 9.0], [0.0, 9.0]]])
     >>> targets = jnp.array([[1, 1], [1, 0]])
@@ -21,10 +21,10 @@ def answer_loss(logits: Array, targets: Array, mask: Array) -> tuple[jax.Array, 
     Args:
       logits: ``[B, T_out, V]``.
       targets: ``[B, T_out]`` characters.
-      mask: ``[B, T_out]`` bool: which of them are the answer, and not padding.
+      mask: ``[B, T_out]`` bool: False at padding.
 
     Returns:
-      The mean over all characters of the batch, and by name, to be pooled over batches: ``loss``,
+      The mean over all characters of the batch, and metrics to pool over batches: ``loss``,
       ``accuracy`` (of characters) and ``sequence_accuracy`` (of whole answers).
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)

@@ -46,7 +46,7 @@ class Model(nn.Module):
     dtype: Dtype | None = None
 
     def setup(self) -> None:
-        """Makes the parts."""
+        """Creates the submodules."""
         self.core = RNN(self.cell, implementation=self.implementation)
         self.readout = MLP(self.vocab_size, dtype=self.dtype)
 
@@ -55,8 +55,8 @@ class Model(nn.Module):
 
         Args:
           inputs: ``[B, T_in]`` characters.
-          input_mask: ``[B, T_in]`` bool: which of them are the input, and not padding.
-          targets: ``[B, T_out]`` characters, to be fed by teacher forcing.
+          input_mask: ``[B, T_in]`` bool: False at padding.
+          targets: ``[B, T_out]`` characters for teacher forcing.
         """
         encoder_inputs = self._one_hot(inputs)
         decoder_inputs = jnp.zeros(
@@ -69,7 +69,7 @@ class Model(nn.Module):
                 return self._feed_back(carry, decoder_inputs[:, 0])
             before = self._one_hot(targets[:, :-1])
             decoder_inputs = decoder_inputs.at[:, 1:].set(before)
-        # Encoder and decoder are one scan: the carry passes from the one to the other by itself.
+        # Encoder and decoder are one scan with one carry.
         outputs = self.core(
             jnp.concatenate([encoder_inputs, decoder_inputs], axis=1),
             mask=jnp.pad(input_mask, ((0, 0), (0, self.output_steps)), constant_values=True),
@@ -80,7 +80,7 @@ class Model(nn.Module):
         return jax.nn.one_hot(characters, self.vocab_size, dtype=self.dtype or jnp.float32)
 
     def _feed_back(self, carry: Carry, start: Array) -> Array:
-        """Decodes step by step, each fed with the likeliest character of the one before."""
+        """Decodes step by step, each with the most likely character of the previous step."""
 
         def step(self: "Model", state: tuple[Carry, Array], _: None) -> tuple:
             carry, before = state
@@ -99,7 +99,7 @@ class Model(nn.Module):
 
 
 def make_cell(config: Config) -> nn.RNNCellBase:
-    """The core that a config asks for; the DNC with the controller that paper A.2 has for the task.
+    """The core of a config; the DNC has the controller of paper A.2 for the task.
 
     Raises:
       ValueError: `config.model` does not name one model.
@@ -111,10 +111,10 @@ def make_cell(config: Config) -> nn.RNNCellBase:
 
 
 def make_model(config: Config, vocab_size: int, output_steps: int) -> Model:
-    """The model that a config asks for.
+    """The model of a config.
 
     Args:
-      config: of one task and one model.
+      config: a config with one task and one model.
       vocab_size: V.
       output_steps: steps of the decoder.
 

@@ -1,4 +1,4 @@
-"""The paper's Table 1, beside ours: ``python -m experiments.program_evaluation table --help``."""
+"""The paper's Table 1 and ours: ``python -m experiments.program_evaluation table --help``."""
 
 import dataclasses
 import sys
@@ -18,8 +18,8 @@ from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
 
-DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips what
-is done, then prints and saves the table beside the paper's. Options of a run hold for every run."""
+DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips
+finished runs, then prints and saves the table beside the paper's. Options apply to every run."""
 
 # Table 1 of the paper: test accuracy of characters in percent, at nesting 2 and length 5.
 PAPER = {
@@ -33,7 +33,7 @@ PAPER = {
 MISSING = "-"
 
 Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""By task and model: what `collect` gathers of a run."""
+"""The numbers of runs by task and model, see `collect`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TableOptions(DirectoryOptions):
     jobs: int = 1
     """Runs at once. Several get one CPU thread each; one alone gets all there are."""
     train: bool = True
-    """Train what is missing. --no-train makes the table of what is there."""
+    """Train missing runs. --no-train makes the table of finished runs."""
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -89,8 +89,8 @@ def make_table(config: Config, run_dir: Path) -> str:
     """Makes the table and the plots of the runs that are finished.
 
     Args:
-      config: of all runs.
-      run_dir: the directory above ``<task>/<model>``.
+      config: the config of all runs.
+      run_dir: the parent directory of ``<task>/<model>``.
 
     Returns:
       The table in Markdown; also written to ``table.md``, and with all numbers to ``table.json``.
@@ -172,7 +172,7 @@ def collect(config: Config, run_dir: Path) -> Runs:
 
 
 def to_markdown(config: Config, runs: Runs, trivial: Mapping[str, float]) -> str:
-    """The table, and what the numbers were made of and with."""
+    """The table, with settings and environment of the runs."""
 
     def rows(read: Any) -> Iterator[tuple[str, list[str]]]:
         for model in config.models:

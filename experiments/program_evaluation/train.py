@@ -1,4 +1,4 @@
-"""Training of one model on one task, or of all of them side by side."""
+"""Training of one or all models on one or all tasks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ from rrnn_jax.tasks import curriculum, learn_to_execute
 from rrnn_jax.tasks.characters import Batch
 
 SHOWN = 4
-"""Samples that are printed at every evaluation."""
+"""Number of samples printed at every evaluation."""
 
 Runs = dict[tuple[str, str], tuple[Path, Config]]
 """By task and model, the directory and the config of a run."""
 
 
 def make_problem(config: Config) -> Problem:
-    """Task and model of a config as the training loop wants them."""
+    """The training problem of a config."""
     task = make_task(config)
     model = make_model(config, task.config.vocab_size, task.output_steps)
     teaches = config.decoding == "teacher_forced"
@@ -70,7 +70,7 @@ def make_problem(config: Config) -> Problem:
 
 
 def _make_show(model: Model, task: Task) -> Any:
-    """``show(params) -> text``: questions, answers and what the model answers."""
+    """``show(params) -> text``: questions, targets and the model's answers."""
 
     @jax.jit
     def answer(params: Any) -> tuple[Batch, jax.Array]:
@@ -96,13 +96,13 @@ def _make_show(model: Model, task: Task) -> Any:
 def train(
     config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Trains what `config.task` and `config.model` name, draws the plots, returns the summaries.
+    """Trains the tasks and models of a config, draws the plots, and returns the summaries.
 
-    One run is kept in `run_dir` itself, several in ``<task>/<model>`` below it.
+    One run is in `run_dir`, several in subdirectories ``<task>/<model>``.
 
     Args:
       config: the config of the run or runs.
-      run_dir: where all of it is kept; an unfinished run there goes on.
+      run_dir: the directory; unfinished runs resume.
       resume: see `experiments.common.run_directory.open_run`.
       progress: whether to draw a progress bar.
 
@@ -111,7 +111,7 @@ def train(
       ``summary.json`` of each run.
     """
     runs = list_runs(config, run_dir)
-    check(config)  # What is wrong with a size is said before a directory is taken.
+    check(config)  # Errors come before a directory is created.
     for directory, one in runs.values():
         open_run(directory, one, resume)
     summaries: dict[str, Any] = {task: {} for task in config.tasks}
@@ -132,7 +132,7 @@ def train(
 
 
 def check(config: Config) -> None:
-    """Makes the tasks and models that a config names, and keeps none.
+    """Checks that the tasks and models of a config can be made.
 
     Raises:
       ValueError: one cannot be made; the message names the field of the config.
@@ -157,14 +157,14 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def list_runs(config: Config, run_dir: Path) -> Runs:
-    """For each task and model that a config names: the run's directory and its config."""
+    """The run's directory and config for each task and model of a config."""
     if config.is_single:
         return {(config.task, config.model): (run_dir, config)}
     return nested_runs(config, run_dir)
 
 
 def nested_runs(config: Config, run_dir: Path) -> Runs:
-    """As `list_runs`, but a single run too is in ``<task>/<model>``."""
+    """As `list_runs`, but a single run is also in ``<task>/<model>``."""
     return {
         (task, model): (
             run_dir / task / model,
@@ -178,7 +178,7 @@ def nested_runs(config: Config, run_dir: Path) -> Runs:
 def summarise(
     outcome: loop.Outcome, config: Config, run_dir: Path, trivial_accuracy: float
 ) -> dict[str, Any]:
-    """The numbers of a finished run that a table wants."""
+    """The numbers of a finished run for tables."""
     curves = curve(read_metrics(run_dir), "valid", "accuracy")
     summary = loop.summarise(outcome, config.train)
     summary["best_accuracy"] = [max(curves[seed][1]) for seed in config.train.seeds]
@@ -189,7 +189,7 @@ def summarise(
 def plot(
     task: str, directories: dict[str, Path], run_dir: Path, trivial: float, prefix: str = ""
 ) -> list[Path]:
-    """Draws accuracy and loss of all models and seeds from their metrics files alone."""
+    """Draws accuracy and loss of all models and seeds from their metrics files."""
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
     return [
         plot_curves(
@@ -198,7 +198,7 @@ def plot(
             title=f"Program evaluation: {task}",
             y_label="characters right, at full difficulty",
             trivial=trivial,
-            y_limits=(0.0, 1.02),  # A curve at 1 would lie on the frame.
+            y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
         ),
         plot_curves(
             run_dir / "plots" / f"{prefix}loss.png",

@@ -1,5 +1,5 @@
-"""Text on disk, as numbers: readers, vocabularies, token files and the windows training reads.
+"""Text on disk as tokens: readers, vocabularies and token files.
 
-It is here and not in `rrnn_jax.tasks`: tasks are pure functions of a key that run on the device and
-need nothing but jax, whereas this reads files, keeps others, and may need a library of tokenisers.
+This is not in `rrnn_jax.tasks`, because tasks are pure functions of a key on the device that need
+only jax. This package reads and writes files, and may need a tokeniser library.
 """

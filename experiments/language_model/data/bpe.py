@@ -1,4 +1,4 @@
-"""Byte pairs through the `tokenizers` library (an extra): any text, in as many tokens as asked."""
+"""Byte pairs with the `tokenizers` library (an extra), for any text and vocabulary size."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ class BytePairs:
 
     @classmethod
     def of(cls, texts: Iterable[str], size: int) -> "BytePairs":
-        """Learns `size` tokens, the 256 bytes among them, from the training split.
+        """Learns `size` tokens, including the 256 bytes, from the training split.
 
         Raises:
           RefusedError: a size of 256 or less, or `tokenizers` is not installed.
@@ -66,18 +66,18 @@ class BytePairs:
         return np.array([token for line in lines for token in line.ids], np.int32)
 
     def decode(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of the tokens; a character may begin in one and end in the next."""
+        """The bytes of the tokens; a character may span several tokens."""
         return b"".join(self._bytes[int(token)] for token in tokens)
 
     def state(self) -> dict[str, Any]:
-        """What `vocabulary_from` takes."""
+        """The argument of `vocabulary_from`."""
         return {"kind": self.kind, "tokenizer": self._json}
 
 
 def _byte_characters() -> dict[int, str]:
-    """The character by which the library's byte level writes each byte.
+    """The character for each byte in the library's byte-level encoding.
 
-    Bytes that print in Latin-1 stand for themselves; the others are numbered from 256 on.
+    Bytes printable in Latin-1 represent themselves; the others are numbered from 256 on.
     """
     shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in shown]

@@ -13,7 +13,7 @@ from experiments.common.refused import RefusedError
 Format = Literal["auto", "text", "books", "wikitext", "gigaword"]
 SPLITS = ("train", "valid", "test")
 BUNDLED = Path(__file__).with_name("tinyshakespeare.txt.gz")
-# PG-19's folders; the others are what people call them.
+# PG-19's folders, and other common names.
 _FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 _WIKITEXT = ("wiki.{}.tokens", "wiki.{}.raw", "{}.txt")
 
@@ -23,9 +23,9 @@ class Part(NamedTuple):
 
     Attributes:
       path: the file; ``.gz`` is unpacked.
-      start: where the share begins, between 0 and 1, in characters.
-      stop: where it ends.
-      clean: what is done to the file's text.
+      start: the beginning of the share, between 0 and 1, in characters.
+      stop: its end.
+      clean: a function applied to the file's text.
     """
 
     path: Path
@@ -42,14 +42,14 @@ class Part(NamedTuple):
 
 
 Corpus = dict[str, tuple[Part, ...]]
-"""The parts of each split; "train" is there always."""
+"""The parts of each split; "train" always exists."""
 
 
 def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
-      RefusedError: there is no such file, it is empty, or it is not UTF-8.
+      RefusedError: the file does not exist, is empty, or is not UTF-8.
     """
     if not path.is_file():
         raise RefusedError(f"there is no file {path}")
@@ -76,7 +76,7 @@ def read_corpus(
     test: Sequence[str] = (),
     fractions: Sequence[float] = (0.9, 0.1, 0.0),
 ) -> Corpus:
-    """Finds the files of a corpus and the split each belongs to; reads none of them.
+    """Finds the files of a corpus and their splits, without reading them.
 
     Args:
       path: a text file, or a folder.
@@ -84,18 +84,17 @@ def read_corpus(
         by `fractions`. "books": a folder of text files, one book each: in the folders ``train``,
         ``validation`` and ``test`` as in PG-19, or split by `valid` and `test`. "wikitext": a
         folder of ``wiki.{train,valid,test}.tokens`` (or ``.raw``, or ``{train,valid,test}.txt``).
-        "gigaword": as "books", of SGML files, of which the text of stories is taken. "auto"
-        (default): by what is there.
-      valid: names of the files that validate, in the folder or beside a file.
-      test: names of the files that test.
-      fractions: shares of one file, where it has no other files beside it.
+        "gigaword": as "books", with SGML files, of which the text of stories is used. "auto"
+        (default): detected from the files.
+      valid: names of the validation files, in the folder or beside a file.
+      test: names of the test files.
+      fractions: shares of one file, if no other files are given.
 
     Returns:
-      The parts of each split; splits without any are left out.
+      The parts of each split, without empty splits.
 
     Raises:
-      RefusedError: nothing there, no training part, a name that is not there, or fractions that do
-        not add up to 1.
+      RefusedError: missing files, no training part, or fractions that do not sum to 1.
     """
     if not path.exists():
         raise RefusedError(f"there is no file or folder {path}")

@@ -1,4 +1,4 @@
-"""Token files: a corpus as numbers, made once and mapped into memory, with a manifest."""
+"""Token files: a corpus as memory-mapped tokens, made once, with a manifest."""
 
 import dataclasses
 import hashlib
@@ -39,23 +39,23 @@ class DataConfig:
     """The text."""
 
     path: str | None = None
-    """A text file or a folder. None: the plays that come with this package (1.1 MB)."""
+    """A text file or a folder. None: the included plays (1.1 MB)."""
     format: Format = "auto"
     """One text file, a folder of books, a folder with WikiText's files, or of Gigaword's."""
     valid: tuple[str, ...] = ()
-    """Names of the files that validate: in the folder, or beside the file."""
+    """Names of the validation files, in the folder or beside the file."""
     test: tuple[str, ...] = ()
-    """Names of the files that test."""
+    """Names of the test files."""
     fractions: tuple[float, float, float] = (0.9, 0.1, 0.0)
     """Shares of one file: training, validation, test."""
     vocabulary: Literal["characters", "bytes", "words", "bpe"] = "characters"
-    """What a token is. "bpe" needs the extra `text`."""
+    """The kind of tokens. "bpe" needs the extra `text`."""
     min_count: int = 1
     """Words that occur less often in training become <unk>."""
     max_words: int | None = None
     """Size of the vocabulary at most (words; None: any), or exactly (bpe; None: 4,096)."""
     split_punctuation: bool = True
-    """Whether marks are words of their own. Off for texts that have been taken apart (WikiText)."""
+    """Whether punctuation marks are separate words. Disable it for tokenized texts (WikiText)."""
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
@@ -69,11 +69,12 @@ class Split:
     """One split's tokens.
 
     Attributes:
-      name: of the split.
-      tokens: ``[1 + n]``, mapped from the file; the first is the vocabulary's `start`, which a text
-        begins after, so that each token of the text is predicted once.
-      bytes: of its text in UTF-8.
-      words: between spaces, and ends of lines (for a vocabulary of words: its own).
+      name: name of the split.
+      tokens: ``[1 + n]``, mapped from the file; the first is the vocabulary's `start`, so that each
+        token of the text is predicted once.
+      bytes: number of bytes of its text in UTF-8.
+      words: number of words between spaces and ends of lines (of its own words for a vocabulary of
+        words).
     """
 
     name: str
@@ -89,12 +90,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """A corpus as numbers.
+    """A tokenized corpus.
 
     Attributes:
-      vocabulary: what they stand for.
-      splits: "train", and "valid" and "test" where there are such.
-      counts: ``[V]``, how often each occurs in training.
+      vocabulary: the vocabulary.
+      splits: "train", and "valid" and "test" if they exist.
+      counts: ``[V]``, the count of each token in training.
       manifest: sources, splits and options, as in ``manifest.json``.
     """
 
@@ -105,14 +106,14 @@ class Tokens:
 
 
 def prepare(config: DataConfig, directory: Path) -> Tokens:
-    """Makes the token files of a corpus in a directory, or opens those that are there.
+    """Makes the token files of a corpus in a directory, or opens existing ones.
 
     Args:
       config: the text.
       directory: the parent of one folder for each text and vocabulary.
 
     Returns:
-      The tokens, mapped into memory: uint16 for vocabularies of 65,536 and less, else uint32.
+      The memory-mapped tokens: uint16 for vocabularies of up to 65,536, else uint32.
 
     Raises:
       RefusedError: see `corpus` and `vocabulary`.
@@ -128,7 +129,7 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
         "options": json.loads(json.dumps(dataclasses.asdict(config))),
         "sources": [describe_source(path) for path in sources(corpus)],
     }
-    wanted["options"].pop("path")  # The same text elsewhere is the same text.
+    wanted["options"].pop("path")  # The path does not matter if the text is the same.
     digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
     folder = directory / f"{config.vocabulary}-{digest[:12]}"
 
@@ -144,7 +145,7 @@ def open_tokens(folder: Path) -> Tokens:
     """Opens token files.
 
     Raises:
-      RefusedError: they are not there, or not as long as the manifest says.
+      RefusedError: they do not exist, or their lengths differ from the manifest.
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
@@ -167,7 +168,7 @@ def open_tokens(folder: Path) -> Tokens:
 
 
 def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:
-    """The vocabulary of a corpus: words and byte pairs of its training split, all characters."""
+    """The vocabulary: words or byte pairs of the training split, or characters of all splits."""
 
     def texts(*splits: str) -> Iterator[str]:
         return (part.text() for split in splits for part in corpus.get(split, ()))
@@ -175,7 +176,7 @@ def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:
     if config.vocabulary == "bytes":
         return Bytes()
     if config.vocabulary == "characters":
-        # Of all splits, as usual: a text that is read must have no character without a number.
+        # From all splits, as usual, so that no text has an unknown character.
         return Characters("".join("".join(sorted(set(text))) for text in texts(*SPLITS)))
     if config.vocabulary == "words":
         return Words.of(
@@ -210,6 +211,6 @@ def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: 
         entries[name] = {**total, "dtype": dtype.name, "sha256": digest.hexdigest()}
     np.save(folder / COUNTS_FILE, counts)
     write_json(folder / VOCABULARY_FILE, vocabulary.state())
-    # Last: a folder with a manifest is whole.
+    # Last, so that a folder with a manifest is complete.
     whole = {**manifest, "vocabulary_size": vocabulary.size, "splits": entries}
     write_json(folder / MANIFEST_FILE, whole)

@@ -1,8 +1,8 @@
-r"""Vocabularies: text as numbers and back. Bytes, characters and words; byte pairs are in `bpe`.
+r"""Vocabularies of bytes, characters and words; byte pairs are in `bpe`.
 
-All have ``kind``, ``size`` (V), ``start`` (what a text begins after: ``<eos>`` for words, else the
+All have ``kind``, ``size`` (V), ``start`` (the token before a text: ``<eos>`` for words, else the
 end of a line), ``encode(text)``, ``decode(tokens) -> bytes`` and ``state()``, from which
-`vocabulary_from` makes the same again.
+`vocabulary_from` restores the vocabulary.
 """
 
 import re
@@ -15,16 +15,16 @@ import numpy as np
 from experiments.common.refused import RefusedError
 
 UNKNOWN, END = "<unk>", "<eos>"
-# A word may hold apostrophes, straight or curved; every other mark is a word of its own.
+# A word may contain straight or curved apostrophes; every other mark is a separate word.
 _MARKS = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
 class Vocabulary(Protocol):
-    """What all vocabularies have in common; see the module."""
+    """The interface of vocabularies; see the module."""
 
     kind: str
     by_frequency: bool
-    """Whether tokens are numbered by falling frequency, as an adaptive softmax wants them."""
+    """Whether tokens are numbered by falling frequency, as an adaptive softmax requires."""
 
     @property
     def size(self) -> int: ...  # noqa: D102
@@ -69,7 +69,7 @@ class Characters:
     [1, 3, 2, 0]
 
     Args:
-      characters: any text that holds all of them.
+      characters: any text that contains all of them.
     """
 
     kind, by_frequency = "characters", False
@@ -120,8 +120,8 @@ class Words:
 
     Args:
       words: all of them, with ``<unk>`` and ``<eos>``.
-      split_punctuation: whether marks are words of their own. False: whatever stands between
-        spaces is a word, as in texts that have been taken apart before.
+      split_punctuation: whether punctuation marks are separate words. False: words are separated
+        by spaces only, as in tokenized texts.
     """
 
     kind, by_frequency = "words", True
@@ -139,12 +139,12 @@ class Words:
         max_size: int | None = None,
         split_punctuation: bool = False,
     ) -> "Words":
-        """The words of some texts that occur often enough; ``<unk>`` stands for all others.
+        """The frequent words of some texts; ``<unk>`` represents all others.
 
         Args:
           texts: the training split.
-          min_count: how often a word must occur.
-          max_size: words at most, ``<unk>`` and ``<eos>`` among them; None for any number.
+          min_count: the least count of a word.
+          max_size: the most words, including ``<unk>`` and ``<eos>``; None for any number.
           split_punctuation: see the class.
         """
         counts: Counter[str] = Counter()
@@ -205,12 +205,12 @@ def split_words(text: str, split_punctuation: bool = False) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Words between spaces, and ends of lines: what a perplexity per word divides by."""
+    """The number of words and line ends, for perplexity per word."""
     return len(split_words(text))
 
 
 def encode_prompt(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
-    r"""The tokens of a text that is to go on: its last line has ended only if it says so.
+    r"""The tokens of a prompt, without an implicit end of its last line.
 
     >>> words = Words.of(["a b\n"])
     >>> [encode_prompt(words, text).tolist() for text in ("", "a", "a\n")]
@@ -222,10 +222,10 @@ def encode_prompt(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
 
 
 def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
-    """The vocabulary whose ``state()`` this is.
+    """The vocabulary with this ``state()``.
 
     Raises:
-      RefusedError: it is none.
+      RefusedError: it is not the state of a vocabulary.
     """
     kind = state.get("kind")
     if kind == "bytes":
@@ -242,7 +242,7 @@ def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
 
 
 def _cut(order: list[str], counts: Mapping[str, int], max_size: int) -> list[str]:
-    """The first words with ``<unk>`` and ``<eos>`` among them, ``<unk>`` where it now belongs."""
+    """The first words including ``<unk>`` and ``<eos>``, with ``<unk>`` at its new rank."""
     if max_size < 3:
         raise RefusedError(f"max_words must be at least 3, got {max_size}")
     plain = [word for word in order if word not in (UNKNOWN, END)]
