@@ -1,4 +1,4 @@
-"""The gate before timing: a variant that computes something else is not timed."""
+"""The check before timing: variants whose results differ from the reference are not timed."""
 
 from collections.abc import Mapping
 
@@ -7,18 +7,18 @@ import numpy as np
 from benchmarks.program import Results
 
 TOLERANCE = 1e-3
-"""Largest error in float32. Rounding alone makes 1e-7 to 1e-4 of it; up to 7e-4 was seen, in single
-draws, as when a number before a ReLU comes to have the other sign."""
+"""Largest error in float32. Rounding alone causes 1e-7 to 1e-4; up to 7e-4 occurred in single
+draws, for example if a value before a ReLU changes its sign."""
 
 FACTOR = 2.0
-"""In shorter dtypes a variant may be this many times as far from float32 as the reference is."""
+"""In shorter dtypes the error against float32 may be this many times that of the reference."""
 
 
 def errors(found: Results, wanted: Results) -> dict[str, float]:
-    """How far each array is from the wanted one, as a share of the wanted one's size.
+    """The relative error of each array.
 
     ``|found - wanted| / max(|wanted|, largest / 1000)`` in root mean squares; `largest` is that of
-    the largest wanted array: a gradient that is nothing but rounding is not compared with itself.
+    the largest wanted array, so that a gradient of pure rounding errors does not count.
 
     >>> errors({"a": np.array([1.0, 2.0])}, {"a": np.array([1.0, 1.0])})["a"].round(3).item()
     0.707
@@ -40,7 +40,7 @@ def errors(found: Results, wanted: Results) -> dict[str, float]:
 
 
 def worst(named: Mapping[str, float]) -> tuple[str, float]:
-    """The name with the largest error, and that error; infinite for NaN."""
+    """The name and value of the largest error; infinite for NaN."""
     finite = {name: error if np.isfinite(error) else np.inf for name, error in named.items()}
     name = max(finite, key=lambda key: finite[key])
     return name, float(finite[name])

@@ -1,4 +1,4 @@
-"""Is one variant never slower than another: ``python -m benchmarks.check FILE.jsonl``."""
+"""Checks that a variant is never slower than another: ``python -m benchmarks.check FILE.jsonl``."""
 
 import argparse
 import sys
@@ -9,10 +9,9 @@ from benchmarks.records import Row, describe_sizes, key, read_measurements
 from benchmarks.variants import IMPLEMENTATIONS, REFERENCE
 
 EPILOG = """A point counts as slower if the median of the paired ratios is below 1 - TOLERANCE and
-three quarters of the rounds were slower. Where the compiler was given the same program for both,
-word for word, their times differ by chance, and the point does not count. Exit codes: 0 no such
-point, 1 there are some (or the variant failed or disagrees somewhere), 2 there is nothing to
-check."""
+three quarters of the rounds were slower. Points where both compile the same program are ignored,
+because their times differ only by chance. Exit codes: 0 no such point, 1 there are some (or the
+variant failed or disagrees somewhere), 2 there is nothing to check."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def is_the_reference(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether a row's program is the reference's at the same point and place, word for word."""
+    """Whether a row's program equals the reference's at the same point and place."""
     program = row["costs"].get("program") if row["status"] == "ok" else None
     if program is None:
         return False
@@ -67,13 +66,13 @@ def is_the_reference(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def fault(row: Row, rows: Sequence[Row], tolerance: float, against_best: bool = False) -> str:
-    """What is wrong with a row; nothing if all is well.
+    """The fault of a row; empty if there is none.
 
     Args:
-      row: the row of the variant checked.
-      rows: all rows, to find rivals in.
-      tolerance: a ratio of medians above ``1 - tolerance`` is no difference.
-      against_best: compare with other implementations at the same point too.
+      row: the row of the checked variant.
+      rows: all rows.
+      tolerance: a ratio of medians above ``1 - tolerance`` counts as equal.
+      against_best: also compare with other implementations at the same point.
     """
     where = f"{row['setting']['name']} ({describe_sizes(row)}), {row['mode']}: "
     if row["status"] != "ok":
@@ -95,7 +94,7 @@ def fault(row: Row, rows: Sequence[Row], tolerance: float, against_best: bool = 
 
 
 def _is_rival(other: Row, row: Row) -> bool:
-    """Whether it is another implementation of the same thing, at the same point and place."""
+    """Whether a row is that of another implementation at the same point and place."""
     return (
         other["status"] == "ok"
         and other["variant"] in IMPLEMENTATIONS

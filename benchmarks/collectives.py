@@ -1,9 +1,9 @@
-r"""What a training step says to other GPUs, compiled without one, and what that costs on paper.
+r"""The collectives of a training step, compiled without a GPU, and a model of their cost.
 
-A step's devices compute the gradient of their rows, add the gradients of all (one *all-reduce*),
-and make the same update each. In weak scaling, as many rows for each GPU whatever their number, the
-all-reduce is what more GPUs cost. It needs the whole gradient and the update needs it, so nothing
-overlaps:
+In a step each device computes the gradient of its rows, an *all-reduce* sums the gradients, and
+each device applies the same update. In weak scaling, with a fixed number of rows per GPU, the
+all-reduce is the cost of more GPUs. It needs the whole gradient and the update needs its result, so
+nothing overlaps:
 
 .. math:: efficiency = t_{step} / (t_{step} + t_{all-reduce}).
 
@@ -13,9 +13,9 @@ eighth by each GPU; that eighth across nodes, each GPU on a card of its own; gat
     2 (7/8) b / NVLINK + 2 ((m - 1)/m) (b/8) / INFINIBAND
       + LAUNCH + 2 (7 HOP + log2(m) NETWORK_HOP)
 
-with published rates: an H100's NVLink moves 900 GB/s, 450 each way; a DGX H100 has an InfiniBand
-card of 400 Gbit/s for each GPU. Times per message are the constants of NCCL's own model (its file
-src/graph/tuning.cc: tree, protocol "simple"). The model leaves out stragglers and congestion.
+with published rates: an H100's NVLink has 900 GB/s, 450 in each direction; a DGX H100 has an
+InfiniBand card of 400 Gbit/s for each GPU. Times per message are the constants of NCCL's own model
+(src/graph/tuning.cc: tree, protocol "simple"). The model ignores stragglers and congestion.
 """
 
 import importlib.util
@@ -33,11 +33,11 @@ from experiments.common.parallel import DATA, SEEDS
 from experiments.common.problem import Problem
 
 NVLINK = 450e9
-"""Bytes a second each way, of an H100."""
+"""NVLink of an H100: bytes per second in each direction."""
 INFINIBAND = 50e9
-"""Bytes a second each way, of a GPU's card of 400 Gbit/s."""
+"""A GPU's card of 400 Gbit/s: bytes per second in each direction."""
 LAUNCH, HOP, NETWORK_HOP = 8.4e-6, 4.0e-6, 14e-6
-"""Seconds: of a collective, of a message over NVLink, of one over the network."""
+"""Seconds per collective, per message over NVLink, and per message over the network."""
 NODE = 8
 """GPUs of a node."""
 
@@ -67,7 +67,7 @@ dnn_version_info { major: 9 minor: 12 }
 runtime_version { major: 13 minor: 0 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""What XLA must know of a GPU to compile for it."""
+"""The description of a GPU that XLA needs to compile for it."""
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
@@ -78,9 +78,9 @@ class Collective(NamedTuple):
     """A collective of a compiled program.
 
     Attributes:
-      kind: such as "all-reduce".
+      kind: for example "all-reduce".
       size: bytes of its result on each device.
-      repeats: it is in a loop's body.
+      repeats: whether it is in the body of a loop.
     """
 
     kind: str
@@ -113,7 +113,7 @@ def _sizes(types: str) -> Iterator[int]:
 
 
 def compile_update(problem: Problem, gpus: int) -> str:
-    """One update of a problem, its rows divided over so many H100s, compiled: the program's text.
+    """Compiles an update of a problem with rows divided over H100s; returns the program's text.
 
     Raises:
       UnavailableError: JAX's CUDA packages are not installed.
@@ -143,7 +143,7 @@ def compile_update(problem: Problem, gpus: int) -> str:
 
 
 def all_reduce_seconds(size: float, gpus: int) -> float:
-    """Seconds of an all-reduce of so many bytes, by the model above.
+    """Seconds of an all-reduce of `size` bytes, by the model above.
 
     >>> [round(1e6 * all_reduce_seconds(4e6, gpus), 1) for gpus in (1, 8, 64, 1024)]
     [0.0, 80.0, 181.5, 295.8]
@@ -158,7 +158,7 @@ def all_reduce_seconds(size: float, gpus: int) -> float:
 
 
 def efficiency(step_seconds: float, size: float, gpus: int) -> float:
-    """Speed on so many GPUs as a share of that many times the speed on one.
+    """Speed on several GPUs divided by the ideal speed.
 
     >>> efficiency(1.0, 4e6, 1)
     1.0

@@ -1,4 +1,4 @@
-"""Does the device compute what it should?  ``python -m benchmarks.correctness --help``.
+"""Checks the results of a device: ``python -m benchmarks.correctness --help``.
 
 1. ``golden``: `flax.linen.RNN` and `rrnn_jax.RNN` against arrays recorded from the authors' module,
    in float32 with products at highest precision: outputs and all gradients.
@@ -7,9 +7,9 @@
 3. ``short``: both in bfloat16 and TF32 against `flax.linen.RNN` in float32.
 4. ``flags``: the kernels with resets and a mask against the plain scan, in float32.
 
-Limits are those of the tests and of the benchmarks: a golden case's own tolerances (share 1 of
-them), `agreement.TOLERANCE` in float32, and in shorter dtypes `agreement.FACTOR` times the error
-that `flax.linen.RNN` has itself.
+Limits are those of the tests and of the benchmarks: the tolerances of a golden case (share 1 of
+them), `agreement.TOLERANCE` in float32, and in shorter dtypes `agreement.FACTOR` times the error of
+`flax.linen.RNN`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from rrnn_jax.scan.pallas import unfusable
 from rrnn_jax.typing import Implementation
 
 FAST = ("hoisted", "fused")
-"""The variants of `rrnn_jax.RNN` that are checked, where they can run."""
+"""The checked variants of `rrnn_jax.RNN`, if they can run."""
 
 Check = dict[str, Any]
 """A row: ``name``, ``error`` (the largest), ``limit``, ``where`` and ``ok``; or ``skipped``."""
@@ -82,19 +82,19 @@ def main(args: Sequence[str] | None = None) -> int:
 def make_checks(
     settings: Sequence[str], golden_cases: int | None, out: Path, place: dict[str, Any]
 ) -> list[Check]:
-    """Makes the checks that a file does not have yet, and adds each to it.
+    """Runs the checks that a file does not contain yet, and appends them.
 
     Args:
       settings: names of sizes.
-      golden_cases: how many of the recorded cases (default: all).
+      golden_cases: number of recorded cases (default: all).
       out: the file.
-      place: device, versions and commit: checks of others do not count.
+      place: device, versions and commit; checks with others are ignored.
 
     Returns:
       All checks of this place.
 
     Raises:
-      UnavailableError: the recorded cases are not there.
+      UnavailableError: the recorded cases do not exist.
     """
     done = {row["name"]: row for row in read_rows(out) if row["environment"] == place}
     for name, check in _checks(settings, golden_cases):
@@ -119,7 +119,7 @@ def describe(check: Check) -> str:
     if "skipped" in check:
         return f"{check['name']}: skipped, {check['skipped']}"
     verdict = "ok" if check["ok"] else "TOO LARGE"
-    # JSON has no infinity: None stands for what is not finite.
+    # JSON has no infinity, so None represents values that are not finite.
     error = float("inf") if check["error"] is None else check["error"]
     text = f"{check['name']}: largest error {error:.2e} "
     if "absolute_error_of_outputs" in check:
@@ -134,7 +134,7 @@ def describe(check: Check) -> str:
 def _checks(
     settings: Sequence[str], golden_cases: int | None
 ) -> Iterator[tuple[str, Callable[[], Check]]]:
-    """Name and function of every check, what is worth most first."""
+    """Name and function of every check, the most important first."""
     golden = _load_golden()
     names = golden.NAMES[:golden_cases]
 
@@ -170,7 +170,7 @@ def _checks(
 
 
 def runners(cell: RelationalMemoryCell) -> tuple[str, ...]:
-    """What of `FAST` runs a cell on this device."""
+    """The variants of `FAST` that can run a cell on this device."""
     kernels = jax.default_backend() == "gpu" and unfusable(cell) is None
     return FAST if kernels else FAST[:1]
 
@@ -180,7 +180,7 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
 
     Args:
       golden: the module `tests.core.golden`.
-      name: of the case.
+      name: name of the case.
       runner: "plain" or one of `FAST`.
     """
     case = golden.load(name)
@@ -207,7 +207,7 @@ def golden_results(
 
 
 def judge_golden(golden: Any, case: Any, outputs: jax.Array, gradients: Any) -> Check:
-    """How far results are from the recorded ones."""
+    """The errors of results against the recorded ones."""
     wanted_outputs = case.arrays["outputs"]
     shares = {"outputs": _share(outputs, wanted_outputs, golden.OUTPUT_ATOL, 0.0)}
     found = jax.tree.leaves_with_path(gradients)
@@ -228,7 +228,7 @@ def judge_golden(golden: Any, case: Any, outputs: jax.Array, gradients: Any) -> 
 
 
 def setting_check(name: str, dtype: str, mode: str, runner: str) -> Check:
-    """A fast variant of a setting, as the benchmarks check it before they time it.
+    """Checks a fast variant of a setting in the same way as before timing.
 
     Raises:
       UnavailableError: the device has no such products.
@@ -249,7 +249,7 @@ def setting_check(name: str, dtype: str, mode: str, runner: str) -> Check:
 
 
 def flags_check(setting: Setting, implementation: Implementation = "fused") -> Check:
-    """Outputs and gradients with a tenth of all steps reset, and a tenth left out."""
+    """Outputs and gradients with a tenth of all steps reset, and a tenth masked."""
     problem = make_problem(setting.replace(dtype="float32"))
     rng = np.random.default_rng(0)
     resets, left_out = jnp.asarray(rng.random((2, *problem.inputs.shape[:2])) < 0.1)
@@ -276,7 +276,7 @@ def _judged(error: float, where: str, limit: float) -> Check:
 
 
 def _share(found: jax.Array, wanted: np.ndarray, atol: float, rtol: float) -> float:
-    """The largest error as a share of what is allowed there."""
+    """The largest error as a share of the tolerance."""
     exact = np.asarray(wanted, np.float64)
     difference = np.abs(np.asarray(found, np.float64) - exact)
     return float(np.max(difference / (atol + rtol * np.abs(exact))))

@@ -1,7 +1,7 @@
-"""All that a GPU is asked about the CUDA kernels: ``python -m benchmarks.cuda --help``.
+"""All measurements of the CUDA kernels on a GPU: ``python -m benchmarks.cuda --help``.
 
-Each part is a process of its own with a time limit, the most valuable first; whatever ends one of
-them, the rest is run, and rows that are finished stay in ``--out-dir``.
+Each part is a separate process with a time limit, the most important first. If one fails, the
+others still run, and finished rows stay in ``--out-dir``.
 """
 
 import argparse
@@ -40,7 +40,7 @@ LIMITS = {
     "language": 150,
 }
 PARTS = tuple(LIMITS)
-"""In the order of their value; the limit of each in seconds."""
+"""The parts, the most important first, with time limits in seconds."""
 
 STREAM = """
 extern "C" __global__ void stream(const uint4* from, const int* sizes, uint4* to) {
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line; 0 if every part that began ended well."""
+    """Runs the command line; returns 0 if every started part succeeded."""
     given = parser().parse_args(args)
     if given.here is not None:
         for row in globals()[f"_{given.here}"](given.toy):
@@ -129,13 +129,13 @@ def _command(part: str, given: argparse.Namespace) -> tuple[list[str], str]:
         variants = ["hoisted", "scan", "cudnn_lstm_width"]
     out = ["--out", str(given.out_dir / f"{part}.jsonl")]
     if given.toy and part == "while":
-        flags = ""  # A CPU's XLA need not know them.
+        flags = ""  # XLA may not know them on a CPU.
     options = ["--setting", *settings, "--variants", *variants, *rounds, *out]
     return [sys.executable, *THROUGHPUT, *options], flags
 
 
 def _probe(toy: bool) -> list[dict[str, Any]]:
-    """Whether the kernels can run here at all."""
+    """Whether the kernels can run here."""
     del toy
     device: Any = jax.devices()[0]
     kinds = {
@@ -160,7 +160,7 @@ def _gradients(model: Any, problem: Problem) -> Any:
 
 
 def _check(toy: bool) -> list[dict[str, Any]]:
-    """Gradients against the plain scan in float32, and the same bits twice; correct before fast."""
+    """Checks gradients against the plain scan in float32, and that they are bit-reproducible."""
     rows = []
     for setting in _settings(toy):
         small = setting.replace(batch=min(setting.batch, 40), steps=min(setting.steps, 6))
@@ -196,7 +196,7 @@ def _check(toy: bool) -> list[dict[str, Any]]:
 
 
 def _tune(toy: bool) -> list[dict[str, Any]]:
-    """Milliseconds of a training step with other layouts, timed in turns."""
+    """Milliseconds of a training step with other layouts, interleaved."""
     rows = []
     for setting in _settings(toy):
         problem = make_problem(setting)
@@ -241,7 +241,7 @@ def _choices(setting: str) -> list[dict[str, Any]]:
 
 
 def _l2(toy: bool) -> list[dict[str, Any]]:
-    """Bytes a second from L2 into registers, for one block, few, and one on each multiprocessor."""
+    """Bytes per second from L2 to registers, for one block, few, and one per multiprocessor."""
     reason = support.why_not_here()
     if reason is not None:
         return [{"skipped": reason}]

@@ -1,9 +1,9 @@
 """Steps per second of the environments: ``python -m benchmarks.environments --help``.
 
-Many environments at once with random actions, resets by themselves and levels drawn: BoxWorld draws
-as many fresh levels for its pool as episodes would begin if all of them took all the steps they
-may; Mini-Pacman draws one at each step. Gymnax's CartPole runs beside them if it is installed. With
-``--training`` also the parts of an update of the quick presets: environment, acting, learning.
+Many environments with random actions, automatic resets and new levels: BoxWorld draws as many fresh
+levels for its pool as episodes would begin if all had the maximum length; Mini-Pacman draws one at
+each step. Gymnax's CartPole is included if it is installed. ``--training`` times the parts of an
+update of the quick presets: environment, acting, learning.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def environment_programs(envs: int) -> dict[str, Program]:
 
 
 def _program(env: Any, envs: int, fresh: int = 0) -> Program:
-    """Random play in one jitted call; `fresh` levels of a pool are drawn anew in it."""
+    """Random play in one jitted call, which also draws `fresh` levels of a pool."""
     params = env.default_params
     if fresh:
         params = params.replace(levels=jax.jit(env.draw_levels, static_argnums=1)(_key(0), POOL))
@@ -138,7 +138,7 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
         obs, state, reward, *_ = jax.vmap(env.step, (0, 0, 0, None))(
             jax.random.split(for_steps, envs), state, actions.astype(jnp.int32), params
         )
-        # All that a step gives is used, or the compiler would leave it out.
+        # All results of a step are used, so that the compiler does not remove them.
         return (params, state, total + reward.sum() + obs.sum()), None
 
     @jax.jit
@@ -156,7 +156,7 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
 
 
 def training_programs() -> dict[str, Program]:
-    """An update of the quick presets and its parts, each of them also part of the next."""
+    """An update of the quick presets and its parts; each part includes the previous one."""
     from experiments import box_world, mini_pacman
     from experiments.box_world.train import make_game as box_world_game
     from experiments.common.actor_critic import rollout, runs
@@ -202,7 +202,7 @@ def _only_environment(
 
 
 def _repeat(function: Callable[[jax.Array], Any]) -> Run:
-    """Calls a function with one key after the other, and waits for what it gives."""
+    """Calls a function with successive keys, and waits for its results."""
     keys = iter(range(1_000_000_000))
     return lambda: jax.block_until_ready(function(_key(next(keys))))
 

@@ -1,8 +1,8 @@
-"""How many operations a Relational Memory Core needs: counted by hand, product by product.
+"""The number of operations of a Relational Memory Core, from its matrix products.
 
-XLA's own count (`cost_analysis`) takes a loop's body once, whatever the number of iterations.
-Only matrix products are counted, a multiplication and an addition as two operations. Each is
-counted as often as it has to be done: what the last block makes of the input row is not.
+XLA's own count (`cost_analysis`) counts a loop's body once, whatever the number of iterations.
+Only matrix products are counted, with a multiplication and an addition as two operations. Products
+that are not necessary, such as those of the input row in the last block, are not counted.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ class Product:
     """A matrix product ``[rows, k] @ [k, n]`` with a weight, done once per step.
 
     Attributes:
-      name: which weight.
-      rows: rows of the left side, batch included.
+      name: name of the weight.
+      rows: rows of the left operand, including the batch.
       k: contracted size.
       n: columns of the weight.
-      in_loop: whether it waits for the memory of the step before; the others can be done for all
-        steps at once.
-      needs_input_gradient: whether training needs the gradient of its left side.
+      in_loop: whether it depends on the previous memory; the others can be computed for all steps
+        at once.
+      needs_input_gradient: whether training needs the gradient of its left operand.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Product:
 
 
 def products(setting: Setting) -> list[Product]:
-    """The products with weights that one step of the core needs.
+    """The products with weights of one step of the core.
 
     >>> from benchmarks.settings import SETTINGS
     >>> [(p.name, p.rows, p.k, p.n) for p in products(SETTINGS["toy"]) if p.in_loop]
@@ -54,7 +54,7 @@ def products(setting: Setting) -> list[Product]:
         if block > 0:
             found.append(Product("qkv_input", B, F, 3 * F, in_loop=True))
         found.append(Product("qkv", B * S, F, 3 * F, in_loop=True))
-        # Only in a block that another follows does the input row become anything.
+        # The last block does not compute the input row.
         rows = B * S if block == setting.blocks - 1 else B * (S + 1)
         found += [Product("mlp", rows, F, F, in_loop=True)] * setting.mlp_layers
     gates = {"unit": 2 * F, "memory": 2, None: 0}[setting.gate_style]
@@ -72,7 +72,7 @@ def attention_flops(setting: Setting) -> int:
 
 
 def gated_products(setting: Setting, width: int, gates: int) -> list[Product]:
-    """The products of one step of an LSTM (4 gates) or a GRU (3) of that width."""
+    """The products of one step of an LSTM (4 gates) or a GRU (3) with this width."""
     B, n = setting.batch, gates * width
     inputs = Product("input", B, setting.features, n, False, setting.input_gradients)
     return [inputs, Product("recurrent", B, width, n, in_loop=True)]
@@ -80,12 +80,12 @@ def gated_products(setting: Setting, width: int, gates: int) -> list[Product]:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a call cannot do without.
+    """The least work of a call.
 
     Attributes:
-      flops: operations of the products, nothing computed twice.
-      bytes: what must be moved if all of a step's work stayed on the chip.
-      chain: products that have to wait for one another.
+      flops: operations of the products, each computed once.
+      bytes: bytes to move if all of a step's work stayed on the chip.
+      chain: the number of dependent products.
     """
 
     flops: int
@@ -105,7 +105,7 @@ def core_work(setting: Setting, mode: str) -> Work:
       mode: "forward", "train" or "streaming".
     """
     B, S, F = setting.batch, setting.slots, setting.width
-    # In each block: queries, logits, the weighted sum, then the MLP. Gates go beside them.
+    # In each block: queries, logits, the weighted sum, then the MLP. Gates are parallel to them.
     chain = setting.blocks * (3 + setting.mlp_layers)
     rows = (S + 4) * F, (2 * S + 8) * F
     return _work(setting, mode, products(setting), attention_flops(setting), B, rows, chain)
@@ -127,7 +127,7 @@ def _work(
     rows: tuple[int, int],
     chain: int,
 ) -> Work:
-    """Adds up a sequence: `rows` are elements moved per row and step, forward and backward."""
+    """The sum over a sequence: `rows` are elements moved per row and step, forward and backward."""
     train, steps = mode == "train", setting.steps
     size = 2 if setting.dtype == "bfloat16" else 4
     weights = sum(product.k * product.n for product in needed)

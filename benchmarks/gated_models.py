@@ -1,7 +1,7 @@
 """The gated cells to compare with: Flax's LSTM and GRU, and cuDNN's LSTM.
 
-Each comes as wide as the relational memory's output (S*F units), and with as many weights as the
-relational memory has.
+Each has two sizes: the width of the relational memory's output (S*F units), or its number of
+weights.
 """
 
 import functools
@@ -19,14 +19,14 @@ from benchmarks.program import UnavailableError
 from benchmarks.settings import Setting
 
 Match = Literal["width", "params"]
-"""What is equal: numbers put out at each step, or number of weights."""
+"""The matched quantity: output width or number of weights."""
 
 _CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 GATES = {"lstm": 4, "gru": 3, "cudnn_lstm": 4}
-"""Products of inputs and state, each as wide as the cell."""
+"""Products of inputs and state, each of the cell's width."""
 
 BIASES = {"lstm": 4, "gru": 4, "cudnn_lstm": 8}
-"""Vectors of biases, each as long as the cell is wide."""
+"""Bias vectors, each of the cell's width."""
 
 
 def gated(problem: Problem, kind: Literal["lstm", "gru"], match: Match) -> Model:
@@ -83,9 +83,9 @@ def _width(problem: Problem, kind: str, match: Match) -> int:
 
 
 def width_of_size(setting: Setting, parameters: int, gates: int, biases: int) -> int:
-    """The width at which a gated cell comes closest to that many weights.
+    """The width at which a gated cell has closest to `parameters` weights.
 
-    It has ``gates * n * (I + n) + biases * n`` of them at width n.
+    At width n it has ``gates * n * (I + n) + biases * n`` weights.
 
     >>> from benchmarks.settings import SETTINGS
     >>> width_of_size(SETTINGS["toy"], parameters=4 * 10 * (5 + 10) + 4 * 10, gates=4, biases=4)

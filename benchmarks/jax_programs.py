@@ -1,4 +1,4 @@
-"""Programs in JAX: a recurrent model compiled in one mode, its costs beside it."""
+"""Programs in JAX: a recurrent model compiled in one mode, with its costs."""
 
 import contextlib
 import functools
@@ -24,12 +24,12 @@ class Model(NamedTuple):
 
     Attributes:
       params: the weights.
-      apply: ``apply(params, inputs [B, T, I])`` gives the outputs.
-      step: ``step(params, carry, x [B, I])`` gives carry and output; None if there is none.
-      carry: what the first step starts from.
-      width: numbers that it puts out at each step.
-      comparable: whether it computes what the relational memory does.
-      work: what it cannot do without, given a mode.
+      apply: ``apply(params, inputs [B, T, I])`` returns the outputs.
+      step: ``step(params, carry, x [B, I])`` returns carry and output; None if there is none.
+      carry: the initial carry.
+      width: width of its output.
+      comparable: whether it computes the same function as the relational memory.
+      work: its least work, given a mode.
     """
 
     params: Any
@@ -42,7 +42,7 @@ class Model(NamedTuple):
 
 
 def plain(problem: Problem, unroll: int = 1) -> Model:
-    """`flax.linen.RNN` of the cell; step by step, the cell itself."""
+    """`flax.linen.RNN` of the cell; for single steps the cell itself."""
     rnn = nn.RNN(problem.cell, unroll=unroll)
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def plain(problem: Problem, unroll: int = 1) -> Model:
 
 
 def ours(problem: Problem, implementation: str, remat: Remat = "none", unroll: int = 1) -> Model:
-    """`rrnn_jax.RNN` of the cell; step by step, a sequence of one step with the carry given."""
+    """`rrnn_jax.RNN` of the cell; for single steps a sequence of one step with a given carry."""
     rnn = RNN(
         problem.cell,
         implementation=cast(Implementation, implementation),
@@ -137,7 +137,7 @@ def _streaming(model: Model, problem: Problem) -> tuple[Any, Any, Costs]:
     if model.step is None:
         raise UnavailableError("it has no single step with a carry")
     x = problem.inputs[:, 0]
-    # The carry is donated, so each call consumes the one before it.
+    # The carry is donated, so each call consumes the previous one.
     compiled, costs = compile_apart(model.step, (model.params, model.carry, x), donate=(1,))
     kept = {"carry": jax.tree.map(jnp.copy, model.carry)}
 
@@ -158,8 +158,8 @@ _MODES = {"forward": _forward, "train": _train, "streaming": _streaming}
 def compile_apart(
     function: Callable[..., Any], args: tuple[Any, ...], donate: tuple[int, ...] = ()
 ) -> tuple[jax.stages.Compiled, Costs]:
-    """Compiles a function ahead of time, and says what that took."""
-    jax.clear_caches()  # What another variant traced before must not shorten this one's time.
+    """Compiles a function ahead of time; also returns the costs."""
+    jax.clear_caches()  # Earlier traces of other variants must not shorten this one's time.
     start = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=donate).lower(*args)
     traced = time.perf_counter()
@@ -179,7 +179,7 @@ def compile_apart(
 
 
 def matmul_precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """The precision of products that a dtype stands for; a CPU has one only.
+    """The precision of products for a dtype; a CPU has only one.
 
     Raises:
       UnavailableError: the device has no such products.
@@ -203,5 +203,5 @@ def named_leaves(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def to_numpy(array: jax.Array) -> np.ndarray:
-    """As float32 in NumPy."""
+    """Converts to float32 in NumPy."""
     return np.asarray(array.astype(jnp.float32))

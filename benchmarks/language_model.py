@@ -4,12 +4,12 @@ Four parts, each a few lines of JSON:
 
 - ``train``: tokens per second of updates of the ``quick`` preset's models, and of PyTorch's LSTM of
   the same width where PyTorch is installed;
-- ``softmax``: the full softmax against the adaptive one, value and gradient, time and memory;
-- ``write``: tokens per second of many tokens per call of the device, and of one;
-- ``prompt``: time per token and memory as prompts grow.
+- ``softmax``: full and adaptive softmax, value and gradient, time and memory;
+- ``write``: tokens per second with many tokens per call of the device, and with one;
+- ``prompt``: time per token and memory for growing prompts.
 
-Seconds are of the process's processor time (all threads), medians of programs that run in turns:
-on a machine that others use, too, ratios within a run are what can be trusted.
+Seconds are processor time of the process (all threads), medians of interleaved programs. On a
+shared machine only ratios within a run are reliable.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measures the variants of one point: builds, checks, times them in turns, makes rows."""
+"""Measures the variants of one point: builds, checks and times them, and makes rows."""
 
 import dataclasses
 import gc
@@ -25,9 +25,9 @@ class Options:
     Attributes:
       rounds: samples per variant.
       warmup: calls before the first sample.
-      min_seconds: shortest time that a sample may span.
-      seed: of the arrays and of the order in the rounds.
-      slope: also time a sequence of another length, for the time that one more step takes.
+      min_seconds: shortest duration of a sample.
+      seed: seed of the arrays and of the order in the rounds.
+      slope: also time a sequence of another length, for the time of one more step.
     """
 
     rounds: int = 10
@@ -41,7 +41,7 @@ _OTHER_LENGTH = "other length: "
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with the rows that were done by then."""
+    """Ctrl-C, with the rows finished so far."""
 
     def __init__(self, rows: list[Row]) -> None:
         super().__init__()
@@ -61,16 +61,16 @@ def measure(
     Args:
       setting: the sizes.
       mode: one of `program.MODES`.
-      names: the variants; the reference is measured with them in any case.
+      names: the variants; the reference is always measured too.
       options: how to measure.
-      common: fields that go into every row.
+      common: fields of every row.
       progress: wraps the rounds, to draw a bar.
 
     Returns:
       The rows in the order of `names`, the reference first.
 
     Raises:
-      Interrupted: by Ctrl-C; it holds rows of fewer rounds.
+      Interrupted: by Ctrl-C; contains rows with fewer rounds.
     """
     names = list(dict.fromkeys((variants.REFERENCE, *names)))
     problem = make_problem(setting, options.seed)
@@ -111,7 +111,7 @@ def measure(
 def slope(
     steps: int, samples: Sequence[float], other_steps: int, others: Sequence[float]
 ) -> dict[str, Any]:
-    """Seconds that one more step takes, and seconds that do not depend on the steps, by rounds.
+    """Seconds per additional step, and seconds independent of the steps, by rounds.
 
     >>> result = slope(4, [9.0, 9.0], 2, [5.0, 5.0])
     >>> result["seconds_per_step"]["median"], result["fixed_seconds"]["median"]
@@ -144,14 +144,14 @@ def _row(setting: Setting, mode: str, name: str, options: Options, common: Row) 
 def _build_all(
     problem: Problem, mode: str, names: Sequence[str], rows: dict[str, Row]
 ) -> dict[str, Program]:
-    """Builds what can be built; the rows of the others say why not."""
+    """Builds the variants; rows of those that fail contain the reason."""
     programs = {}
     for name in names:
         try:
             programs[name] = program = variants.build(name, problem, mode)
         except UnavailableError as error:
             rows[name] |= {"status": "skipped", "reason": str(error)}
-        except Exception as error:  # One variant that fails must not end the others' measurement.
+        except Exception as error:  # A failing variant must not end the measurement of the others.
             rows[name] |= {"status": "failed", "reason": _describe(error)}
         else:
             rows[name] |= {
@@ -169,7 +169,7 @@ def _other_length(setting: Setting) -> Setting:
 def _build_other_length(
     setting: Setting, mode: str, programs: Mapping[str, Program]
 ) -> dict[str, Program]:
-    """The same variants for a sequence of another length; one that fails there has no slope."""
+    """The same variants for a sequence of another length; a failing one has no slope."""
     problem = make_problem(setting)
     built = {}
     for name in programs:
@@ -184,9 +184,9 @@ _best_limits: dict[str, Limits] = {}
 
 
 def limits_of(dtype: str) -> Limits:
-    """The machine's limits: the best seen in this process, of which this call is one more look.
+    """The machine's limits: measures them again and returns the best values of this process.
 
-    One look is not enough where others share the processor: a slow moment would pass for the limit.
+    On a shared processor a single measurement may be too slow.
     """
     found = measure_limits(dtype)
     best = _best_limits.get(dtype, found)
@@ -197,7 +197,7 @@ def limits_of(dtype: str) -> Limits:
 def _check_all(
     problem: Problem, mode: str, programs: dict[str, Program], rows: dict[str, Row]
 ) -> None:
-    """Takes out the programs that fail, or compute something else than the reference does."""
+    """Removes programs that fail, or whose results differ from the reference."""
     results: dict[str, Results] = {}
     for name, program in list(programs.items()):
         try:
@@ -256,7 +256,7 @@ def _timed(
         "speedup": dataclasses.asdict(summarise(speedups)) if speedups else None,
         "sequences_per_second": setting.batch / seconds.median,
         "steps_per_second": setting.batch * setting.steps / seconds.median,
-        # Of the whole process so far; a CPU does not say.
+        # Of the whole process so far; unknown on a CPU.
         "device_peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "roofline": roofline(program.work, limits, seconds.median),
     }

@@ -1,7 +1,7 @@
 """Working memory of training on long sequences: ``python -m benchmarks.memory --help``.
 
-What the compiler reserves for a training step beside its arguments and results; nothing is run. The
-outputs of the core and their cotangents are part of it, whatever else is stored.
+The memory that the compiler reserves for a training step, without arguments and results; nothing is
+run. It always includes the outputs of the core and their cotangents.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from experiments.common.records import append_rows
 from rrnn_jax.scan.dispatch import REMATS
 
 SCHEMA = 1
-"""Of a row; raised whenever a field changes its meaning."""
+"""Version of rows; increased whenever a field changes its meaning."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -45,11 +45,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 Value = Callable[[Row], tuple[float, float, float]]
-"""Median and quartiles of what is drawn of a row."""
+"""Median and quartiles of a row's plotted value."""
 
 
 class Look(NamedTuple):
-    """How a variant is drawn, the same in all figures."""
+    """The style of a variant in all figures."""
 
     colour: str
     hatch: str
@@ -57,9 +57,9 @@ class Look(NamedTuple):
 
 
 def looks(variants: Iterable[str]) -> dict[str, Look]:
-    """The looks of variants by name: black for the reference, a colour for each of the others.
+    """The styles of variants by name: black for the reference, a colour for each of the others.
 
-    When all colours are taken they come again with the next hatch and marker.
+    With more variants than colours the colours repeat with the next hatch and marker.
 
     >>> found = looks(["plain", *"abcdefg"])
     >>> found["plain"].colour, found["a"].colour == found["g"].colour, found["g"].hatch
@@ -74,7 +74,7 @@ def looks(variants: Iterable[str]) -> dict[str, Look]:
 
 
 def figures(rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
-    """All figures that the rows make, with their names: one set for each machine, mode, dtype."""
+    """All figures of the rows, with their names: one set for each machine, mode and dtype."""
     look = looks(dict.fromkeys(row["variant"] for row in rows))
     places = _place_names(rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
@@ -109,13 +109,13 @@ def bars_figure(
     title: str,
     reference: float | None = None,
 ) -> Figure:
-    """Bars of the variants beside each other, for each setting; quartiles as whiskers.
+    """A bar for each variant and setting, with quartiles as whiskers.
 
     Args:
-      rows: of one machine, mode and dtype.
-      look: how each variant is drawn, in the order of the bars.
-      value: what is drawn.
-      title: of the figure.
+      rows: rows of one machine, mode and dtype.
+      look: the style of each variant, in the order of the bars.
+      value: the plotted value.
+      title: title of the figure.
       reference: a value drawn as a line.
     """
     settings = list(dict.fromkeys(row["setting"]["name"] for row in rows))
@@ -152,7 +152,7 @@ def bars_figure(
 def sweep_figure(
     rows: Sequence[Row], look: Mapping[str, Look], setting: str, title: str
 ) -> Figure | None:
-    """Time against each size that was swept, a panel for each; None if none was."""
+    """Time against each swept size, a panel for each; None without a sweep."""
     panels = {}
     for size, letter in AXES.items():
         points = axis_points(rows, setting, size)
@@ -217,7 +217,7 @@ def _place(row: Row) -> tuple[str, str, int, str]:
 
 
 def _place_names(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], str]:
-    """Short names of the machines: ``cpu_2``, and with a number where that is taken."""
+    """Short names of the machines: ``cpu_2``, with a number if that is taken."""
     names: dict[tuple[str, str, int, str], str] = {}
     for row in rows:
         short = f"{row['environment']['platform']}_{row['threads']}"

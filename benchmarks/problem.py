@@ -1,4 +1,4 @@
-"""What every variant of a setting is given: the same weights, inputs and loss."""
+"""The weights, inputs and loss shared by all variants of a setting."""
 
 import dataclasses
 from typing import Any
@@ -18,8 +18,8 @@ class Problem:
 
     Attributes:
       setting: the sizes.
-      cell: the relational memory of those sizes.
-      params: its weights as `flax.linen.RNN` has them, ``{"cell": ...}``.
+      cell: the relational memory of these sizes.
+      params: its weights as for `flax.linen.RNN`, ``{"cell": ...}``.
       inputs: ``[B, T, I]``.
       loss_weights: ``[B, T, S*F]`` float32; the loss is ``mean(outputs * loss_weights)``.
     """
@@ -34,8 +34,8 @@ class Problem:
 def make_problem(setting: Setting, seed: int = 0) -> Problem:
     """Draws the arrays of a setting.
 
-    Biases and scales are drawn too: with their initial zeros and ones a variant that forgets one
-    would not be found out.
+    Biases and scales are random too: with their initial zeros and ones, a variant that omits one
+    would not be detected.
     """
     rng = np.random.default_rng(seed)
     cell = make_cell(setting)

@@ -1,7 +1,7 @@
-"""Where the time goes, by operations of the device: ``python -m benchmarks.profile --help``.
+"""Time by operations of the device: ``python -m benchmarks.profile --help``.
 
-Command buffers are off while JAX profiles, so that time between operations is overstated here; the
-time within them is not.
+Command buffers are disabled while JAX profiles, which increases the time between operations, but
+not the time of the operations.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def make_profiles(
     settings: Sequence[str], dtypes: Sequence[str], names: Sequence[str], out: Path
 ) -> None:
-    """Makes the profiles that a file does not have yet, adds them to it, and prints all."""
+    """Makes the profiles that a file does not contain yet, appends them, and prints all."""
     device = jax.devices()[0].device_kind
     rows = {_key(row): row for row in read_rows(out)}
     for dtype, setting, name in itertools.product(dtypes, settings, names):
@@ -81,7 +81,7 @@ def profile(program: Program) -> dict[str, Any]:
     """Runs a program under the profiler.
 
     Returns:
-      ``seconds_per_call`` by the clock, ``busy_seconds_per_call`` within operations of the device,
+      ``seconds_per_call`` wall time, ``busy_seconds_per_call`` within operations of the device,
       ``events_per_call``, and ``operations``: the longest, by name.
     """
     program.run()
@@ -141,7 +141,7 @@ def _events(file: Path) -> list[tuple[str, float]]:
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     lines = [line for plane in devices or planes for line in plane.lines]
     streams = [line for line in lines if line.name.startswith("Stream")]
-    # A TPU has no streams but a line of operations; all others there say the same once more.
+    # A TPU has no streams but a line of operations; its other lines repeat them.
     wanted = "XLA Ops" if devices else "XLA"
     chosen = streams or [line for line in lines if wanted in line.name]
     return [(event.name, event.duration_ns) for line in chosen for event in line.events]

@@ -12,25 +12,25 @@ MODES = ("forward", "train", "streaming")
 """Forward over a sequence; loss and gradients over a sequence; one step with the carry kept."""
 
 Results = Mapping[str, np.ndarray]
-"""What a program computes, by name: ``outputs`` (and ``carry``), or ``loss`` and gradients."""
+"""The results of a program, by name: ``outputs`` (and ``carry``), or ``loss`` and gradients."""
 
 
 class UnavailableError(Exception):
-    """The variant cannot run here: another device, a missing library, a mode it does not have."""
+    """The variant cannot run here: wrong device, missing library, or unsupported mode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a program costs beside its running time; None where it is not known.
+    """Costs of a program other than its running time; None if unknown.
 
     Attributes:
       trace_seconds: tracing and lowering.
       compile_seconds: compiling.
-      temporary_bytes: working memory that the compiler planned.
+      temporary_bytes: working memory planned by the compiler.
       argument_bytes: arguments.
       output_bytes: results.
-      peak_bytes: the most memory that the compiler planned to hold at once.
-      program: digest of what the compiler was given; programs of the same digest are the same.
+      peak_bytes: peak memory planned by the compiler.
+      program: digest of the compiler's input; programs with the same digest are equal.
     """
 
     trace_seconds: float | None = None
@@ -48,11 +48,11 @@ class Program:
 
     Attributes:
       run: runs it once and returns when it has finished.
-      results: runs it once and returns what it computed.
-      comparable: whether it computes what the relational memory does.
-      parameters: how many weights it has.
-      width: numbers that it puts out at each step.
-      work: what it cannot do without, in this mode.
+      results: runs it once and returns its results.
+      comparable: whether it computes the same function as the relational memory.
+      parameters: number of weights.
+      width: width of its output.
+      work: its least work in this mode.
       costs: compile time and memory.
     """
 

@@ -1,8 +1,8 @@
-"""Learning to execute in plain Python and NumPy: what the jitted generator is timed against.
+"""Learning to execute in plain Python and NumPy, to compare with the jitted generator.
 
-Strings are put together operation by operation, values are Python's integers, and a batch is filled
-row by row. The result is the batch that `rrnn_jax.tasks.learn_to_execute.sample` makes, of other
-random numbers.
+Strings are assembled operation by operation, values are Python integers, and a batch is filled row
+by row. The batch has the form of `rrnn_jax.tasks.learn_to_execute.sample`, with other random
+numbers.
 """
 
 import random

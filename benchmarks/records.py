@@ -1,4 +1,4 @@
-"""Rows of measurements: which replace each other, and which belong to a setting or a sweep."""
+"""Rows of measurements: keys for replacement, and selection by setting or sweep."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,11 +9,11 @@ from benchmarks.settings import SETTINGS, Setting
 from experiments.common.records import Row, read_rows
 
 SCHEMA = 1
-"""Of a row; raised whenever a field changes its meaning."""
+"""Version of rows; increased whenever a field changes its meaning."""
 
 
 def key(row: Mapping[str, Any]) -> str:
-    """What a row measures, and where: rows of the same key replace each other."""
+    """The key of a row's point and machine: later rows with the same key replace earlier ones."""
     environment = row["environment"]
     parts = {name: row[name] for name in ("setting", "mode", "variant", "threads")}
     parts["device"] = environment["device"], environment["processor"]
@@ -22,7 +22,7 @@ def key(row: Mapping[str, Any]) -> str:
 
 
 def flags(environment: Mapping[str, Any]) -> str:
-    """What the environment told XLA and the C library's allocator.
+    """The flags for XLA and the C library's allocator in the environment.
 
     >>> flags({"xla_flags": "", "glibc_tunables": "glibc.malloc.hugetlb=1"})
     'glibc.malloc.hugetlb=1'
@@ -32,7 +32,7 @@ def flags(environment: Mapping[str, Any]) -> str:
 
 
 def is_finished(row: Mapping[str, Any], rounds: int, slope: bool = False) -> bool:
-    """Whether a row has what is asked for: so many rounds and, if wanted, a slope."""
+    """Whether a row has enough rounds and, if requested, a slope."""
     if row["status"] != "ok" or row["seconds"]["n"] < rounds:
         return False
     return not slope or row["slope"] is not None
@@ -42,8 +42,8 @@ def read_measurements(paths: Iterable[Path]) -> list[Row]:
     """The rows of JSON-lines files, the last one of each key.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a row has another schema, or a line is no row.
+      FileNotFoundError: a file does not exist.
+      ValueError: a row has another schema, or a line is not a row.
     """
     rows: dict[str, Row] = {}
     for path in paths:
@@ -59,7 +59,7 @@ def read_measurements(paths: Iterable[Path]) -> list[Row]:
 
 
 def is_base(row: Mapping[str, Any]) -> bool:
-    """Whether a row has the sizes that its setting is named for: no point of a sweep."""
+    """Whether a row has the sizes of its named setting, not of a point of a sweep."""
     sizes, base = row["setting"], SETTINGS.get(row["setting"]["name"])
     if base is None:
         return False
@@ -73,7 +73,7 @@ def axis_points(rows: Iterable[Row], setting: str, size: str) -> list[Row]:
 
     Args:
       rows: rows of one mode and dtype.
-      setting: the name of the setting swept around.
+      setting: the name of the setting at the centre of the sweep.
       size: the size that differs, a key of `settings.AXES`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured, and how near to that a program comes."""
+"""Measured limits of the machine, and how close a program comes to them."""
 
 import dataclasses
 import functools
@@ -13,10 +13,10 @@ from benchmarks.flops import Work
 from benchmarks.jax_programs import matmul_precision
 
 SIZES = {"cpu": (1536, 1 << 25), "gpu": (8192, 1 << 28), "tpu": (8192, 1 << 28)}
-"""Rows of the square product, and elements of the vector that is read and written."""
+"""Rows of the square product, and elements of the vector for bandwidth."""
 
 CHAIN = 8, 256
-"""Small products that wait for one another: so many in each iteration, and so many iterations."""
+"""Dependent small products: their number per iteration, and the iterations."""
 
 _REPEATS = 7
 
@@ -25,12 +25,12 @@ Program = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The best that was seen of a machine in one dtype.
+    """The best measurements of a machine in one dtype.
 
     Attributes:
-      flops_per_second: of a large product.
-      bytes_per_second: read and written by an elementwise operation on a large vector.
-      launch_seconds: one tiny product that waits for the one before it, within a loop.
+      flops_per_second: operations per second of a large product.
+      bytes_per_second: bytes read and written by an elementwise operation on a large vector.
+      launch_seconds: time of a tiny product that depends on the previous one, within a loop.
     """
 
     flops_per_second: float
@@ -38,7 +38,7 @@ class Limits:
     launch_seconds: float
 
     def or_better(self, other: "Limits") -> "Limits":
-        """The better of two, each limit for itself."""
+        """The better of both for each limit."""
         return Limits(
             max(self.flops_per_second, other.flops_per_second),
             max(self.bytes_per_second, other.bytes_per_second),
@@ -82,16 +82,16 @@ def _array_dtype(dtype: str) -> str:
 
 
 def roofline(work: Work, limits: Limits, seconds: float) -> dict[str, Any]:
-    """How near to the machine's limits a program of that work is.
+    """Compares a program's time with the machine's limits.
 
     Args:
-      work: what it cannot do without.
-      limits: the machine's.
-      seconds: what it took.
+      work: its least work.
+      limits: the machine's limits.
+      seconds: its time.
 
     Returns:
-      The least time by each limit; ``bound``, which of them is the highest; ``share``, the time of
-      the products alone as a share of the time taken; ``share_of_bound``, the same of the highest.
+      The least time by each limit; ``bound``, the name of the highest; ``share``, the time of the
+      products alone divided by the measured time; ``share_of_bound``, the same for the highest.
     """
     least = {
         "compute": work.flops / limits.flops_per_second,

@@ -1,11 +1,11 @@
-"""Training on many devices and processes, measured and on paper: ``python -m benchmarks.scaling``.
+"""Training on several devices, measured and modelled: ``python -m benchmarks.scaling``.
 
-Measured: updates a second of one training step, its batch divided over devices, or over processes.
-Devices that a CPU pretends to be share its cores: such rows show what division and collectives cost
-(their speed as a share of one device's should be near 1), not what more hardware gains.
+Measured: updates per second with the batch divided over devices or processes. Simulated devices of
+a CPU share its cores, so these rows measure the cost of division and collectives (their relative
+speed should be near 1), not the gain of more hardware.
 
-On paper: the same step compiled for H100s, none of which is needed, its collectives, and what
-`benchmarks.collectives` expects of them.
+Modelled: the same step compiled for H100s (without using any), its collectives, and their cost by
+`benchmarks.collectives`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from experiments.nth_farthest.train import make_problem
 
 SCHEMA = 1
 GPUS = (8, 64, 512, 1024)
-"""Numbers of GPUs for which efficiency is worked out."""
+"""Numbers of GPUs to compute the efficiency for."""
 _STEPS = 5
 
 
@@ -95,7 +95,7 @@ def make_config(preset: str, batch_size: int) -> Config:
 
 
 def measure(given: argparse.Namespace, devices: int, processes: int) -> dict[str, Any]:
-    """Updates a second on so many devices, in processes of their own.
+    """Updates per second on several devices, in separate processes.
 
     Raises:
       RuntimeError: a process failed; its last lines are in the message.
@@ -159,7 +159,7 @@ def work(
 
 
 def on_paper(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each number of GPUs compiled for: collectives, and the efficiencies of `GPUS`."""
+    """A row for each compiled number of GPUs: collectives, and the efficiencies of `GPUS`."""
     for gpus in given.gpus:
         problem = make_problem(make_config("paper", given.rows * gpus))
         try:

@@ -21,9 +21,9 @@ from benchmarks.timing import positive_minutes, time_limit
 from experiments.common.environment import count_cores, describe_environment, limit_threads
 from experiments.common.records import append_rows
 
-EPILOG = """Several variants of one point are timed in turns within one process, after each was
-checked against the reference. Run again with the same --out, finished rows are not measured anew;
-Ctrl-C keeps what is done."""
+EPILOG = """The variants of a point are timed in interleaved rounds within one process, after a
+check against the reference. With an existing --out, finished rows are skipped; Ctrl-C keeps
+finished rows."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,8 +114,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _prepare_jax(names: Sequence[str]) -> None:
-    """What has to be set before JAX makes its backends."""
-    jax.config.update("jax_enable_compilation_cache", False)  # Compiling is measured.
+    """Sets options before JAX creates its backends."""
+    jax.config.update("jax_enable_compilation_cache", False)  # Compile time is measured.
     if any(name.startswith("torch") for name in names):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some too.
 
@@ -141,10 +141,10 @@ def plan(given: argparse.Namespace) -> Iterator[tuple[Setting, str]]:
 
 
 def variant_names(given: Sequence[str], remats: Sequence[str]) -> list[str]:
-    """The reference, those given, and the implementations among them with each remat choice.
+    """The reference, the given variants, and their implementations with each remat choice.
 
     Raises:
-      ValueError: there is no variant of that name.
+      ValueError: a variant is unknown.
     """
     names = [variants.REFERENCE, *(variants.check_name(name) for name in given)]
     implementations = [name for name in names if name in variants.IMPLEMENTATIONS]
@@ -169,7 +169,7 @@ def _finished(path: Path | None, options: Options) -> set[str]:
 
 
 def _keep(rows: Iterable[Row], wanted: Iterable[str], path: Path | None) -> None:
-    """Prints rows, and writes those that were wanted (the reference may have been done before)."""
+    """Prints rows, and writes the requested ones (the reference may exist already)."""
     rows = list(rows)
     for row in rows:
         print("  " + describe_row(row), flush=True)

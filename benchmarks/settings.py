@@ -1,4 +1,4 @@
-"""What is measured: named sizes, and sweeps that change one size at a time."""
+"""Settings of measurements: named sizes, and sweeps that change one size at a time."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rrnn_jax.typing import GateStyle
 
 DTYPES = ("float32", "tf32", "bfloat16")
-"""What products are computed in; tf32 is float32 arrays with the products of a GPU's TF32 units."""
+"""Dtypes of products; tf32 means float32 arrays with TF32 products of a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Setting:
     """Sizes of one measurement; the letters are those of `rrnn_jax.typing`.
 
     Attributes:
-      name: the name it has on the command line.
+      name: its name on the command line.
       batch: B.
       steps: T.
       slots: S.
@@ -24,9 +24,9 @@ class Setting:
       blocks: attention blocks per step.
       mlp_layers: layers of the row-wise MLP.
       gate_style: "unit", "memory" or None.
-      input_gradients: whether training needs the gradient of the inputs (a learned layer stands
-        before the core), beside that of the weights.
-      dtype: dtype of the products; weights are float32 always.
+      input_gradients: whether training also needs the gradient of the inputs (because a learned
+        layer precedes the core).
+      dtype: dtype of the products; weights are always float32.
     """
 
     name: str
@@ -121,7 +121,7 @@ SETTINGS: dict[str, Setting] = {
         _NTH_FARTHEST.replace(name="nth_farthest_cpu", batch=128),
         _LANGUAGE.replace(name="language_cpu", batch=4, steps=20),
         _RL.replace(name="rl_cpu"),
-        # A size for trying the suite out; its numbers mean nothing.
+        # A size for testing the benchmarks; its times are meaningless.
         Setting("toy", batch=2, steps=3, slots=2, heads=2, head_size=4, features=5),
         Setting("streaming", batch=1, steps=1, slots=8, heads=8, head_size=32, features=64),
     )
@@ -131,7 +131,7 @@ SETTINGS: dict[str, Setting] = {
 SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
     "cpu": {
         "batch": (1, 4, 16, 64, 256),
-        # With 128 steps the rounding of float32 alone comes to 1 % of a gradient, on either path.
+        # With 128 steps float32 rounding alone is 1 % of a gradient, on either path.
         "steps": (2, 8, 32, 64),
         "slots": (1, 2, 4, 8, 16),
         "head_size": (4, 8, 16, 32, 64),
@@ -177,7 +177,7 @@ SWEEPS: dict[str, dict[str, tuple[int, ...]]] = {
 """Values of each size around a setting, one size at a time. F is swept by the head size."""
 
 AXES = {"batch": "B", "steps": "T", "slots": "S", "head_size": "F"}
-"""Which letter a swept size is known by."""
+"""The letters of swept sizes."""
 
 
 def sweep(setting: Setting, axes: tuple[str, ...] = tuple(AXES)) -> Iterator[tuple[str, Setting]]:

@@ -22,7 +22,7 @@ TITLES = {
     "cudnn_lstm_width": "cuDNN LSTM, same width",
     "cudnn_lstm_params": "cuDNN LSTM, same weights",
 }
-"""What variants are called in tables and plots; the others by their own names."""
+"""Display names of variants in tables and plots; others keep their names."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not rows:
         print("there are no rows to show", file=sys.stderr)
         return 2
-    # One table for each machine: numbers of different ones do not belong side by side.
+    # One table for each machine, because times of different machines are not comparable.
     for place in dict.fromkeys(map(_place, rows)):
         here = [row for row in rows if _place(row) == place]
         print(table(here, given.variants))
@@ -101,7 +101,7 @@ def details(rows: Iterable[Row]) -> str:
 
 
 def _short(commit: str) -> str:
-    """A commit to read, still with what follows it.
+    """A short commit with its suffix.
 
     >>> _short("0123456789abcdef-dirty")
     '0123456-dirty'
@@ -111,7 +111,7 @@ def _short(commit: str) -> str:
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """Where, with what and how often the rows were measured."""
+    """The machine, versions and rounds of the rows."""
     environment = rows[0]["environment"]
     versions = {name: environment["packages"][name] for name in ("jax", "jaxlib", "flax")}
     if any(row["variant"].startswith("torch") and row["status"] == "ok" for row in rows):
@@ -149,7 +149,7 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """Three digits, in the unit that fits.
+    """Seconds with three digits in a suitable unit.
 
     >>> human_seconds(0.01234), human_seconds(1.5e-4), human_seconds(12.0)
     ('12.3 ms', '150 µs', '12.0 s')
@@ -162,7 +162,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def human_bytes(count: int | None) -> str:
-    """In the unit that fits.
+    """Bytes in a suitable unit.
 
     >>> human_bytes(1 << 20), human_bytes(1536), human_bytes(None)
     ('1.0 MiB', '1.5 KiB', '-')

@@ -1,7 +1,7 @@
-"""How much of a training step goes to drawing its batch of programs.
+"""The share of a training step spent on drawing its batch of programs.
 
-The step is the one of `experiments.program_evaluation`: the batch is drawn within it. Drawing is
-timed alone as well, in turns with the whole.
+The step is that of `experiments.program_evaluation`, which draws the batch. Drawing is also timed
+separately, interleaved with the whole step.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from experiments.program_evaluation.train import make_problem
 from rrnn_jax.tasks import curriculum
 
 MODELS = ("rmc", "lstm")
-"""Of the preset's models, the two that the paper compares most."""
+"""The two models that the paper compares most."""
 
 
 def measure_share(
@@ -76,7 +76,7 @@ def measure_share(
 
 
 def configs(given: argparse.Namespace) -> list[Config]:
-    """Task by task, the models of the preset that was asked for."""
+    """The configs of the preset's tasks and models."""
     if given.training is None:
         return []
     preset = PRESETS[given.training]

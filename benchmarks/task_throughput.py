@@ -1,8 +1,8 @@
 """Throughput of the program generator: ``python -m benchmarks.task_throughput --help``.
 
-A sample is drawing a batch with all its masks and lengths, on one thread by default. The jitted
-generator is timed in turns with one in plain Python, which stands for data sets made on the host.
-With ``--training PRESET`` also a training step that draws its batch, for the share of drawing.
+A sample draws a batch with all its masks and lengths, on one thread by default. The jitted
+generator is interleaved with one in plain Python, which represents data sets made on the host.
+``--training PRESET`` also times a training step that draws its batch, for the share of drawing.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from experiments.common.records import append_rows
 from rrnn_jax.tasks import learn_to_execute as lte
 
 SCHEMA = 1
-"""Of a row; raised whenever a field changes its meaning."""
+"""Version of rows; increased whenever a field changes its meaning."""
 
 SETTINGS = ((5, 2), (6, 3))
 """Length and nesting: table 1 of the paper, and its harder curves (figure 8)."""
@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         ]
     except ValueError as error:
         arguments.error(str(error))
-    jax.config.update("jax_enable_compilation_cache", False)  # Compiling is measured.
+    jax.config.update("jax_enable_compilation_cache", False)  # Compile time is measured.
     common = {
         "schema": SCHEMA,
         "benchmark": "task_throughput",
@@ -152,7 +152,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _keys() -> Iterable[jax.Array]:
-    """Random keys, made ahead, over and over."""
+    """Precomputed random keys, repeated endlessly."""
     keys = list(jax.random.split(jax.random.key(0), 64))
     while True:
         yield from keys

@@ -1,4 +1,4 @@
-"""Timing of several programs in turns, so that a change of the machine's speed meets them all."""
+"""Interleaved timing of programs, so that changes of the machine's speed affect all of them."""
 
 import argparse
 import contextlib
@@ -20,11 +20,11 @@ class Timing:
     """Seconds per call.
 
     Attributes:
-      median: the number to quote.
+      median: the median.
       q1: first quartile.
       q3: third quartile.
       min: the fastest call.
-      n: how many samples there are.
+      n: the number of samples.
     """
 
     median: float
@@ -58,11 +58,11 @@ def summarise(samples: Sequence[float]) -> Timing:
 
 @dataclasses.dataclass
 class Rounds:
-    """What `interleave` measured.
+    """The results of `interleave`.
 
     Attributes:
       samples: seconds per call, by program.
-      interrupted: Ctrl-C ended it early.
+      interrupted: whether Ctrl-C ended it early.
     """
 
     samples: dict[str, list[float]]
@@ -83,17 +83,17 @@ def interleave(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
-    """Times programs in turns: every round runs each of them once, in a new random order.
+    """Times programs in rounds, each of which runs all programs once in a new random order.
 
-    A sample is the mean of as many calls as fill `min_seconds`. Garbage collection waits until the
-    end of the round. Ctrl-C ends the measurement and keeps what is done.
+    A sample is the mean of as many calls as fill `min_seconds`. Garbage is collected at the end of
+    a round. Ctrl-C ends the measurement and keeps finished samples.
 
     Args:
-      programs: what to run, by name; each returns when it has finished.
+      programs: the programs by name; each returns when it has finished.
       rounds: samples per program.
       warmup: calls of each program before its first sample.
-      min_seconds: shortest time that one sample may span.
-      seed: of the order within the rounds.
+      min_seconds: shortest duration of a sample.
+      seed: seed of the order within the rounds.
       progress: wraps the range of rounds, to draw a bar.
       clock: a clock in seconds.
 
@@ -131,7 +131,7 @@ def _sample(run: Run, calls: int, clock: Callable[[], float]) -> float:
 
 
 def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable[[], float]) -> int:
-    """Warms a program up, and says how many calls fill `min_seconds`."""
+    """Warms up a program, and returns the number of calls that fill `min_seconds`."""
     fastest = float("inf")
     for _ in range(max(warmup, 1)):
         fastest = min(fastest, _sample(run, 1, clock))
@@ -139,7 +139,7 @@ def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable
 
 
 def positive_minutes(text: str) -> float:
-    """What is given as ``--minutes``."""
+    """Parses ``--minutes``."""
     minutes = float(text)
     if not 0 < minutes < float("inf"):
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
@@ -148,9 +148,9 @@ def positive_minutes(text: str) -> float:
 
 @contextlib.contextmanager
 def time_limit(minutes: float | None) -> Iterator[None]:
-    """Interrupts the work within, as Ctrl-C does, when the time is over; None: no limit.
+    """Interrupts the block like Ctrl-C when the time is over; None: no limit.
 
-    What runs in compiled code, or is compiled, ends first. For the main thread.
+    Compiled code and compilation finish first. Use it in the main thread.
 
     Raises:
       KeyboardInterrupt: the time is over.

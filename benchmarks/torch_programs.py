@@ -22,12 +22,12 @@ def build(
     attention: AttentionKind = "sdpa",
     skip_input_row: bool = True,
 ) -> Program:
-    """The relational memory in PyTorch, on the device that JAX uses, with as many threads.
+    """The relational memory in PyTorch, on JAX's device, with as many threads as JAX.
 
     Args:
       problem: sizes, weights and inputs.
       mode: one of `program.MODES`.
-      compiled: whether `torch.compile` compiles the step; the loop over time stays Python's.
+      compiled: whether `torch.compile` compiles the step; the loop over time is a Python loop.
       attention: how attention is computed.
       skip_input_row: see `TorchRMC`.
 
@@ -47,7 +47,7 @@ def build(
     model.load_flax(problem.params["cell"])
     model.to(device)
     if compiled:
-        torch.compiler.reset()  # What other settings compiled counts against a limit.
+        torch.compiler.reset()  # Programs of other settings count against a limit.
         model.step = torch.compile(model.step, dynamic=False)  # type: ignore[method-assign]
     run, results = _MODES[mode](model, problem, device)
     start = time.perf_counter()
@@ -60,7 +60,7 @@ def build(
         parameters=sum(weight.numel() for weight in model.parameters()),
         width=problem.cell.output_size,
         work=core_work(problem.setting, mode),
-        # Compiling happens within the first call.
+        # The first call compiles.
         costs=Costs(compile_seconds=first if compiled else None),
     )
 
@@ -134,7 +134,7 @@ _MODES = {"forward": _forward, "train": _train, "streaming": _streaming}
 
 
 def tensor(array: jax.Array, device: Any) -> Any:
-    """A JAX array in PyTorch, of the same dtype."""
+    """A JAX array as a PyTorch tensor with the same dtype."""
     is_half = array.dtype == jax.numpy.bfloat16
     copied = torch.from_numpy(np.array(array, np.float32)).to(device)
     return copied.to(torch.bfloat16) if is_half else copied

@@ -1,7 +1,7 @@
-"""A Relational Memory Core in PyTorch, to compare against: an eager loop over the time steps.
+"""A Relational Memory Core in PyTorch, for comparison: an eager loop over the time steps.
 
-Structured as the published PyTorch ports are (one module, one Python loop over time), but with the
-mathematics of Sonnet v1's `RelationalMemory` and the fastest formulation we found of each part.
+It has the structure of the published PyTorch ports (one module, one Python loop over time), but the
+mathematics of Sonnet v1's `RelationalMemory`, with the fastest formulation found for each part.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ class TorchRMC(nn.Module):
     """The recurrent core, with the hyperparameters of a `RelationalMemoryCell`.
 
     Attributes:
-      cell: the Flax cell whose mathematics this module repeats (vector inputs, no output gate).
+      cell: the corresponding Flax cell (vector inputs, no output gate).
       attention: "bmm" for two batched products, "sdpa" for `scaled_dot_product_attention`.
-      skip_input_row: do not compute what the last block would make of the input row. The published
-        ports compute it and drop it.
+      skip_input_row: do not compute the input row in the last block. The published ports compute it
+        and drop it.
       dtype: dtype of the products; norms, softmax, gates and memory are float32.
     """
 
@@ -50,7 +50,7 @@ class TorchRMC(nn.Module):
         self.weights = nn.ParameterDict()
 
     def load_flax(self, params: Mapping[str, Any]) -> None:
-        """Takes over the weights of a Flax cell (the tree under ``params``; without ``cell``)."""
+        """Copies the weights of a Flax cell (the tree under ``params``; without ``cell``)."""
         self.weights = nn.ParameterDict()
         for name, array in flatten(params).items():
             value = np.array(array, np.float32)
@@ -59,7 +59,7 @@ class TorchRMC(nn.Module):
             self.weights[name.replace("/", "-")] = nn.Parameter(torch.from_numpy(value))
 
     def to_flax(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Flax-shaped arrays by path from tensors named as `self.weights` (gradients, say)."""
+        """Flax arrays by path from tensors named as `self.weights`, for example gradients."""
         arrays = {}
         for name, tensor in tensors.items():
             value = tensor.detach().float().cpu().numpy()
@@ -84,13 +84,13 @@ class TorchRMC(nn.Module):
         return torch.stack(outputs, dim=1)
 
     def compute_weights(self) -> dict[str, Tensor]:
-        """The weights in the dtype they are used in; cast once per sequence."""
+        """The weights cast to their compute dtype, once per sequence."""
         if self.dtype == torch.float32:
             return dict(self.weights.items())
         return {name: w if "norm" in name else w.to(self.dtype) for name, w in self.weights.items()}
 
     def step(self, w: dict[str, Tensor], memory: Tensor, x: Tensor) -> Tensor:
-        """One step: ``memory [B, S, F]``, ``x [B, I]`` to the next memory."""
+        """One step from ``memory [B, S, F]`` and ``x [B, I]`` to the next memory."""
         cell = self.cell
         projected = self._linear(w, "input_projection", x)
         rows = torch.cat([memory, projected.to(memory.dtype).unsqueeze(1)], dim=1)

@@ -1,4 +1,4 @@
-"""The variants by name, and how each is built."""
+"""The variants by name, with their builders."""
 
 from collections.abc import Callable
 from typing import cast
@@ -16,7 +16,7 @@ from rrnn_jax.scan.pallas import unfusable
 from rrnn_jax.typing import Remat
 
 REFERENCE = "plain"
-"""`flax.linen.RNN` of the relational memory: what others are compared and checked with."""
+"""`flax.linen.RNN` of the relational memory, the reference for comparisons and checks."""
 
 Build = Callable[[Problem, str], Program]
 
@@ -58,7 +58,7 @@ NAMES = (REFERENCE, *IMPLEMENTATIONS, *(name for name in OTHERS if name != REFER
 """All variants; an implementation takes a remat choice after a colon, as in ``hoisted:full``."""
 
 DEFAULT = (REFERENCE, "auto", "scan", "hoisted", "torch")
-"""Measured where nothing else is asked for."""
+"""The default variants."""
 
 
 def check_name(name: str) -> str:

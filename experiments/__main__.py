@@ -6,4 +6,4 @@ from experiments.common.listing import describe
 
 if __name__ == "__main__":
     print(describe(Path(__file__).parent))
-    print("\nEach says more with --help; experiments/README.md has the rest.")
+    print("\nEach has --help; see also experiments/README.md.")

@@ -1,4 +1,4 @@
-"""Loads a trained model without its text, from a run's directory or a folder of `save`.
+"""Saves a trained model to share, and loads one from a run's directory or a saved folder.
 
 ``python -m experiments.language_model.saved RUN FOLDER`` writes a model to share: its config, its
 vocabulary and its parameters in one NumPy file.
