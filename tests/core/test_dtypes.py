@@ -13,6 +13,7 @@ from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
 from rrnn_jax.tasks import nth_farthest
 from tests.core.random_variables import random_variables
+from tests.grids import mostly_slow
 
 LOW = (jnp.bfloat16, jnp.float16)
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
@@ -50,8 +51,13 @@ def check(mix: tuple, implementation: str, output_gate: bool) -> None:
     assert y.dtype == (first.dtype if dtype is None else dtype), mix
 
 
-@pytest.mark.parametrize("output_gate", [False, True])
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize(
+    ("implementation", "output_gate"),
+    mostly_slow(
+        itertools.product(("scan", "hoisted"), (False, True)),
+        keep=[("scan", False), ("hoisted", True)],
+    ),
+)
 def test_dtypes_are_those_of_the_table(implementation, output_gate):
     for mix in mixes(jnp.float32)[::7]:
         check(mix, implementation, output_gate)

@@ -133,8 +133,14 @@ def test_sequences(name, runner):
     check(case, RUNNERS[runner](case), jax.jit)
 
 
-@pytest.mark.parametrize("remat", ["full", "save_products", "chunked"])
-@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["scan"]))
+# `test_sequences.py` has them for the hoisted scan.
+@pytest.mark.parametrize(
+    ("implementation", "remat"),
+    mostly_slow(
+        itertools.product(("scan", "hoisted"), ("full", "save_products", "chunked")),
+        keep=[("scan", "save_products"), ("scan", "chunked")],
+    ),
+)
 def test_remat(implementation, remat):
     case = load(golden.NAMES[1])
     check(case, our_rnn(implementation, remat)(case), jax.jit)

@@ -99,8 +99,8 @@ def assert_close(actual, expected) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale, err_msg=str(path))
 
 
-# With what the tests below run there is one of each option.
-KEPT = ("flags-time-major", "flags-chunked", "eq-2-blocks-3-matrix")
+# With what the tests below run there is one of each option, and with `test_sequences.py` of remat.
+KEPT = ("flags-time-major", "eq-2-blocks-3-matrix")
 
 
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))

@@ -120,10 +120,10 @@ def test_dropout_draws_the_same_on_every_path(config, split):
         return with_gradients(partial(rnn.apply, rngs=rngs), variables, x)
 
     expected = of(nn.RNN(cell, **options))
-    for implementation in ("scan", "hoisted"):
+    for implementation in ("hoisted",) if split else ("scan", "hoisted"):
         jax.tree.map(close, of(RNN(cell, implementation=implementation, **options)), expected)
-    calm = of(RNN(cell.clone(deterministic=True), **options))
-    assert np.abs(calm[1] - expected[1]).max() > 0.1
+    calm = jax.jit(RNN(cell.clone(deterministic=True), **options).apply)(variables, x)
+    assert np.abs(calm - expected[1]).max() > 0.1
     if split:
         remat = RNN(cell, implementation="hoisted", remat="chunked", **options)
         jax.tree.map(close, of(remat), expected)
@@ -139,8 +139,9 @@ def precisions(cell, x, ambient, **options):
     return Counter(found)
 
 
-@BOTH
-@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("implementation", "large"), [("scan", False), ("hoisted", False), ("hoisted", True)]
+)
 def test_precision_is_that_of_every_product(implementation, large, monkeypatch):
     """Forward and backward, with kernels of any size: as if it were JAX's default."""
     monkeypatch.setattr(relational, "_has_large_kernels", lambda *_: large)

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from functools import partial
 from typing import Any
 
 import jax
@@ -67,17 +68,16 @@ def test_export_for_any_batch_and_length(name):
     exported = export.export(gradient)(variables, x, flags)
     if name == "nothing":  # Through a file.
         exported = export.deserialize(exported.serialize())
-    for batch, steps in ((B, T), (3, 5)):
-        some = {n: given[n][:batch] for n in names}
-        some = {n: f if n == "seq_lengths" else f[:, :steps] for n, f in some.items()}
-        if "seq_lengths" in some:
-            some["seq_lengths"] = jnp.minimum(some["seq_lengths"], steps)
-        inputs = X[:batch, :steps]
-        if rnn.time_major:
-            inputs, some = jnp.swapaxes(inputs, 0, 1), {n: f.T for n, f in some.items()}
-        assert_close(
-            exported.call(variables, inputs, some), gradient(variables, inputs, some), 1e-4
-        )
+    assert {str(n) for aval in exported.in_avals for n in aval.shape} >= {"b", "t"}
+    batch, steps = 3, 5
+    some = {n: given[n][:batch] for n in names}
+    some = {n: f if n == "seq_lengths" else f[:, :steps] for n, f in some.items()}
+    if "seq_lengths" in some:
+        some["seq_lengths"] = jnp.minimum(some["seq_lengths"], steps)
+    inputs = X[:batch, :steps]
+    if rnn.time_major:
+        inputs, some = jnp.swapaxes(inputs, 0, 1), {n: f.T for n, f in some.items()}
+    assert_close(exported.call(variables, inputs, some), gradient(variables, inputs, some), 1e-4)
 
 
 def test_auto_hoists_what_has_symbolic_sizes():
@@ -162,15 +162,17 @@ def test_interceptors_and_captured_calls_run_the_plain_scan():
 
     plain, fast = (RNN(CELL, implementation=name) for name in ("scan", "auto"))
     with nn.intercept_methods(interceptor):
-        expected = plain.apply(variables, X)
+        expected = jax.jit(plain.apply)(variables, X)
         called.clear()
-        actual = fast.apply(variables, X)
+        actual = jax.jit(fast.apply)(variables, X)
         with pytest.raises(ValueError, match=r"'hoisted' .*intercept_methods is active"):
             RNN(CELL, implementation="hoisted").apply(variables, X)
     assert "qkv" in called
     assert_close(actual, expected)
-    assert float(jnp.max(jnp.abs(actual - fast.apply(variables, X)))) > 1e-3
-    _, state = fast.apply(variables, X, capture_intermediates=True)
+    undoubled = jax.jit(lambda *args: fast.apply(*args))(variables, X)  # Traced anew.
+    assert float(jnp.max(jnp.abs(actual - undoubled))) > 1e-3
+    captures = partial(fast.apply, capture_intermediates=True)
+    _, state = jax.eval_shape(captures, variables, X)
     assert "memory" in state["intermediates"]["cell"]
 
 
@@ -276,8 +278,8 @@ class _Dropping(nn.RNNCellBase):
 def test_chunks_that_would_be_another_function_are_refused():
     rngs = {"dropout": jax.random.key(1)}
     rnn = RNN(_Dropping(), remat="full", split_rngs={"params": False, "dropout": True})
-    expected = rnn.clone(remat="none").apply({}, X, rngs=rngs)
-    np.testing.assert_array_equal(rnn.apply({}, X, rngs=rngs), expected)
+    expected = jax.jit(rnn.clone(remat="none").apply)({}, X, rngs=rngs)
+    np.testing.assert_array_equal(jax.jit(rnn.apply)({}, X, rngs=rngs), expected)
     with pytest.raises(ValueError, match=r"other random numbers .*_Dropping .*use remat='full'"):
         rnn.clone(remat="chunked").apply({}, X, rngs=rngs)
     untied: dict[str, Any] = {"variable_axes": {"params": 0}, "variable_broadcast": False}
@@ -286,7 +288,8 @@ def test_chunks_that_would_be_another_function_are_refused():
     with pytest.raises(ValueError, match=r"'chunked' needs variables that all steps share"):
         rnn.apply(variables, X)
     # Other parts of a model may draw.
-    RNN(CELL, remat="chunked", implementation="scan").apply(variables_of(), X, rngs=rngs)
+    chunked = RNN(CELL, remat="chunked", implementation="scan")
+    jax.eval_shape(partial(chunked.apply, rngs=rngs), variables_of(), X)
 
 
 LONG = 300  # More steps than 8 bits count to.
@@ -326,7 +329,7 @@ def test_explicit_fused_on_a_cpu_says_so():
     variables = variables_of()
     rnn = RNN(CELL, implementation="fused")
     with pytest.warns(UserWarning, match="'fused' is interpreted .* 'auto'|'fused' is interpreted"):
-        rnn.apply(variables, X[:, :2])
+        jax.eval_shape(rnn.apply, variables, X[:, :2])
 
 
 def test_explain_says_what_runs_and_why():
@@ -370,7 +373,8 @@ def test_a_cell_without_a_derivative_at_zero(time_axis):
     x, flags = jnp.where(mask[..., None], X, jnp.nan), mask
     if time_axis == 0:
         x, flags = jnp.swapaxes(x, 0, 1), mask.T
-    gradient = jax.grad(lambda x: jnp.sum(rnn.apply({}, x, mask=flags)[..., -1, :] ** 2))(x)
+    loss = lambda x: jnp.sum(rnn.apply({}, x, mask=flags)[..., -1, :] ** 2)  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(x)
     gradient = gradient if time_axis == 1 else jnp.swapaxes(gradient, 0, 1)
     some = mask.any(axis=1)  # Of a sequence without any step there is nothing to take.
     assert bool(jnp.isfinite(gradient[some]).all())

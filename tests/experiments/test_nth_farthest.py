@@ -22,7 +22,7 @@ from rrnn_jax.tasks import nth_farthest as nth_farthest_task
 README = Path(nth_farthest.__file__).with_name("README.md")
 FAST = [
     *("--preset", "small"),
-    *("--steps", "6", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
+    *("--steps", "8", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
     *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),
     *("--eval-every", "4", "--eval-samples", "8", "--checkpoint-every", "4"),
     *("--warmup-steps", "2", "--no-progress"),
@@ -70,7 +70,7 @@ def test_trains_both_models_and_draws_them_side_by_side(both, capsys):
     summary = json.loads((both / "summary.json").read_text())
     assert set(summary) == {"rmc", "lstm"}
     for name, numbers in summary.items():
-        assert numbers["steps"] == 6
+        assert numbers["steps"] == 8
         assert 0 <= numbers["evaluation"]["accuracy"][0] <= 1
         assert numbers["parameters"] > 1000
         config = json.loads((both / name / "config.json").read_text())
@@ -97,7 +97,7 @@ def test_eval_only(both, capsys, tmp_path):
     assert main(["--run-dir", str(both), "--eval-only", *FAST]) == 0
     evaluation = json.loads((both / "lstm" / "evaluation.json").read_text())
     summary = json.loads((both / "summary.json").read_text())
-    assert evaluation["step"] == 6
+    assert evaluation["step"] == 8
     assert evaluation["evaluation"] == summary["lstm"]["evaluation"]
     assert main(["--run-dir", str(tmp_path / "none"), "--eval-only", *FAST]) == 2
     assert "there is no run" in capsys.readouterr().err

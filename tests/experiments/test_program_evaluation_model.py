@@ -19,6 +19,7 @@ from experiments.program_evaluation.config import (
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.metrics import answer_loss
 from experiments.program_evaluation.model import make_cell, make_model
+from tests.core.random_variables import random_variables
 
 V, T_IN, T_OUT, B = 5, 4, 3, 3
 
@@ -38,11 +39,7 @@ def make(**changes):
     model = make_model(dataclasses.replace(TINY, **changes), V, T_OUT)
     inputs = jax.random.randint(jax.random.key(1), (B, T_IN), 0, V)
     mask = jnp.arange(T_IN) < jnp.array([4, 1, 3])[:, None]
-    params = jax.jit(model.init)(jax.random.key(0), inputs, mask)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return model, jax.tree.unflatten(tree, leaves), inputs, mask
+    return model, random_variables(model, inputs, mask), inputs, mask
 
 
 def test_decoder_starts_where_the_encoder_ends():
@@ -54,6 +51,7 @@ def test_decoder_starts_where_the_encoder_ends():
     readout = params["params"]["readout"]
     step = jax.jit(lambda carry, x: cell.apply(variables, carry, x))
 
+    @jax.jit
     def read(x):
         for i in range(4):
             layer = readout[f"hidden_{i}"]

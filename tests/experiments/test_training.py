@@ -22,7 +22,6 @@ from experiments.common.run_directory import ConfigMismatchError, RunExistsError
 from experiments.common.steps import make_programs, to_values
 from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
-from tests.grids import mostly_slow
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +123,15 @@ def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrup
     assert_same(tmp_path, run(tmp_path), uninterrupted)
 
 
+def test_a_shorter_last_chunk(tmp_path):
+    """Twelve steps in chunks of 5, 5 and 2 are those in chunks of 4."""
+    config = dataclasses.replace(CONFIG, steps=12, eval_every=12, checkpoint_every=12)
+    first, second = (
+        run(tmp_path / str(n), dataclasses.replace(config, chunk_steps=n)).state for n in (5, 4)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
 def test_times_that_are_read_back_are_those_that_were_told(tmp_path):
     clock = loop._Clock(tmp_path / "timings.jsonl", 0, time.perf_counter())
     for step in range(1, 4):
@@ -138,6 +146,34 @@ def test_times_that_are_read_back_are_those_that_were_told(tmp_path):
 def test_finished_run_is_left_alone(tmp_path, uninterrupted):
     run(tmp_path)
     assert_same(tmp_path, run(tmp_path), uninterrupted)
+
+
+# A process that is killed in the middle of a chunk, with no more warning than by a power cut.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from experiments.common import loop
+from tests.experiments.test_training import run
+
+check = loop._check_finite
+
+def kill(metrics, config, step, saved):
+    if step == 25:
+        os.kill(os.getpid(), signal.SIGKILL)
+    check(metrics, config, step, saved)
+
+loop._check_finite = kill
+run(Path(sys.argv[1]))
+"""
+
+
+def test_killed_process_resumes_bit_exactly(tmp_path, uninterrupted):
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert 0 < read_metrics(run_dir)[-1]["step"] < 25
+    assert_same(run_dir, run(run_dir), uninterrupted)
 
 
 def test_one_signal_saves_and_stops(tmp_path, uninterrupted, monkeypatch):
@@ -294,10 +330,9 @@ def command(run_dir: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "number", mostly_slow([signal.SIGKILL, signal.SIGINT], keep=[signal.SIGKILL])
-)
-def test_killed_process_resumes_bit_exactly(tmp_path, number, killed_reference):
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_killed_command_resumes_bit_exactly(tmp_path, number, killed_reference):
     run_dir = tmp_path / "killed"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command(run_dir), cwd=ROOT, stdout=log, stderr=log)

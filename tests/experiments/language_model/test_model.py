@@ -39,7 +39,7 @@ def test_streamed_is_whole(options):
     split = text_split(saved)
     assert len(split.targets) > 1000
     whole = carried_nats(saved, split, len(split.targets))
-    for window in (7, 64, 1000):
+    for window in (7, 64):
         np.testing.assert_allclose(carried_nats(saved, split, window), whole, rtol=1e-5, atol=1e-5)
     # Without the state it is something else, but for the first window.
     apart = windowed_nats(saved, split, 64)
@@ -58,12 +58,12 @@ def test_windows_without_a_state_are_read_alone():
 def test_step_by_step_is_a_window():
     saved = small_saved()
     tokens = jnp.asarray(saved.vocabulary.encode(TEXT[:9]))
-    read = saved.model.apply(saved.params, tokens[None, :-1], tokens[None, 1:],
-                             saved.model.initial_carry(1))  # fmt: skip
     carry = saved.model.initial_carry(1)
+    apply = jax.jit(saved.model.apply, static_argnames="method")
+    read = apply(saved.params, tokens[None, :-1], tokens[None, 1:], carry)
     for t in range(8):
-        carry, output = saved.model.apply(saved.params, tokens[t : t + 1], carry, method="step")
-        log_probs = saved.model.apply(saved.params, output, method="log_probs")
+        carry, output = apply(saved.params, tokens[t : t + 1], carry, method="step")
+        log_probs = apply(saved.params, output, method="log_probs")
         np.testing.assert_allclose(log_probs[0, tokens[t + 1]], read.likelihood[0, t], atol=1e-5)
     np.testing.assert_allclose(carry, read.carry, atol=1e-5)
 
@@ -86,7 +86,8 @@ def test_dropout_and_penalties_are_in_the_loss_of_training_alone():
     carry = saved.model.initial_carry(1)
 
     def loss(config, key):
-        return training_loss(saved.model, config)(saved.params, carry, batch, jax.random.key(key))
+        of = training_loss(saved.model, config)
+        return jax.jit(lambda key: of(saved.params, carry, batch, key))(jax.random.key(key))
 
     value, (_, metrics) = loss(saved.config, 0)
     without, (_, same) = loss(plain, 0)
