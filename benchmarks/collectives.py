@@ -8,7 +8,7 @@ nothing overlaps:
 .. math:: efficiency = t_{step} / (t_{step} + t_{all-reduce}).
 
 In a node of 8 GPUs, and across `m` nodes, an all-reduce of `b` bytes (reduced within the node, an
-eighth by each GPU; that eighth across nodes, each GPU on a card of its own; gathered) takes
+eighth by each GPU; that eighth across nodes, each GPU with its own card; gathered) takes
 
     2 (7/8) b / NVLINK + 2 ((m - 1)/m) (b/8) / INFINIBAND
       + LAUNCH + 2 (7 HOP + log2(m) NETWORK_HOP)

@@ -116,8 +116,8 @@ SETTINGS: dict[str, Setting] = {
         _NTH_FARTHEST,
         _LANGUAGE,
         _RL,
-        # The same, cut so that a call takes a second or two on two CPU cores: in batch, and the
-        # language model in steps. The RL batch fits as it is, and is there to be asked for alike.
+        # The same, reduced so that a call takes a second or two on two CPU cores: smaller batches,
+        # and fewer steps of the language model. `rl_cpu` equals `rl`, for uniform names.
         _NTH_FARTHEST.replace(name="nth_farthest_cpu", batch=128),
         _LANGUAGE.replace(name="language_cpu", batch=4, steps=20),
         _RL.replace(name="rl_cpu"),

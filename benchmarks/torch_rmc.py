@@ -54,7 +54,7 @@ class TorchRMC(nn.Module):
         self.weights = nn.ParameterDict()
         for name, array in flatten(params).items():
             value = np.array(array, np.float32)
-            if name.endswith("kernel"):  # `functional.linear` wants [out, in]
+            if name.endswith("kernel"):  # `functional.linear` needs [out, in].
                 value = np.ascontiguousarray(value.T)
             self.weights[name.replace("/", "-")] = nn.Parameter(torch.from_numpy(value))
 

@@ -212,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--final-seeds", type=int, default=0, metavar="N",
         help=f"then train each model's best with N fresh seeds, from {FINAL_SEED}, and compare "
         "(default: 0, do not)")  # fmt: skip
-    add("--run-dir", type=Path, help="default: runs/sweep/EXPERIMENT; again: goes on")
+    add("--run-dir", type=Path, help="default: runs/sweep/EXPERIMENT; an existing one resumes")
     add("--jobs", type=int, default=1, help="runs at once (default: 1)")
     add("--progress", action=argparse.BooleanOptionalAction, default=True, help="draw a bar")
     return parser

@@ -34,7 +34,7 @@ class DirectoryOptions:
     """Where to run; the numbers do not depend on it."""
 
     run_dir: Path | None = None
-    """Directory of the run. The same one again goes on with an unfinished run."""
+    """Directory of the run. An unfinished run in it resumes."""
     progress: bool = True
     """Draw a progress bar."""
 
@@ -44,21 +44,21 @@ class RunOptions(DirectoryOptions):
     """Where and how to run; the numbers do not depend on it."""
 
     resume: bool = False
-    """Refuse to start from nothing: there must be a run to go on with."""
+    """Fail unless there is a run to resume."""
     fresh: bool = False
-    """Refuse to go on: there must be no run yet."""
+    """Fail if there is a run already."""
     eval_only: bool = False
-    """Do not train, but evaluate the newest checkpoint on the sequences that training evaluates on,
-    which --seed fixes; writes evaluation.json."""
+    """Do not train, but evaluate the newest checkpoint on the evaluation data, which --seed
+    determines; writes evaluation.json."""
     distributed: bool = False
     """This is one of several processes, as SLURM, Open MPI or Kubernetes started them; see
     experiments/README.md."""
     coordinator: str | None = None
-    """Or started by hand: HOST:PORT at which the first process can be reached by the others."""
+    """Alternative to --distributed: HOST:PORT of the first process."""
     num_processes: int | None = None
-    """With --coordinator: how many processes there are."""
+    """With --coordinator: the number of processes."""
     process_id: int | None = None
-    """With --coordinator: which one this is, from 0."""
+    """With --coordinator: the index of this process, from 0."""
 
     def __post_init__(self) -> None:
         if self.fresh and (self.resume or self.eval_only):

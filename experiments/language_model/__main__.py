@@ -21,7 +21,7 @@ class Options(RunOptions):
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots, vocabulary; with --model all, of
-    the runs, in <model> below it. The same one again goes on with what is unfinished. Default:
+    the runs, in <model> below it. Unfinished runs in an existing directory resume. Default:
     runs/language_model/<preset>, or <model> in it if one is named."""
     tokens_dir: Path = TOKENS_DIR
     """Directory of token files, shared by all runs."""

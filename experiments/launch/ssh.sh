@@ -6,7 +6,7 @@
 set -uo pipefail
 IFS=, read -ra hosts <<< "$1"
 shift
-# With a terminal of its own (-tt) a remote process is told when this end of it is gone.
+# With its own terminal (-tt) a remote process gets a signal when this end closes.
 read -ra remote <<< "${SSH:-ssh -tt}"
 
 started=()

@@ -19,7 +19,7 @@ class Options(RunOptions):
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots; with --model all, of the runs, in
-    <model> below it. The same one again goes on with what is unfinished. Default:
+    <model> below it. Unfinished runs in an existing directory resume. Default:
     runs/nth_farthest/<preset>, or <model> in it if one is named."""
 
 

@@ -22,8 +22,8 @@ class Options(RunOptions):
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, samples, plots; with "all" tasks or
-    models, of the runs, in <task>/<model> below it. The same one again goes on with what is
-    unfinished. Default: runs/program_evaluation/<preset>, or <task>/<model> in it if one of each is
+    models, of the runs, in <task>/<model> below it. Unfinished runs in an existing directory
+    resume. Default: runs/program_evaluation/<preset>, or <task>/<model> in it if one of each is
     named."""
 
 

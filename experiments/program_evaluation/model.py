@@ -1,7 +1,7 @@
 """The model: a recurrent core that reads the characters, then writes the answer's.
 
-One core is encoder and decoder: it reads the input, and goes on from where it stands for as many
-steps as the answer may have characters. An MLP turns each of those steps' outputs into logits.
+One core is encoder and decoder: it reads the input, then continues from its carry for the largest
+length of an answer. An MLP computes the logits of each of these steps.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ Decoding = Literal["non_autoregressive", "teacher_forced", "autoregressive"]
 class Model(nn.Module):
     """A core over the input's characters and over the answer's, and an MLP on the latter.
 
-    What the decoder is fed (the one before the first character is always zeros):
+    The input of the decoder (at the first step always zeros):
 
     - ``non_autoregressive``: zeros (paper 2.2: the best);
-    - ``teacher_forced``: the target's character before, where a target is given; else as
-    - ``autoregressive``: the character before that the model found likeliest.
+    - ``teacher_forced``: the previous character of the target, if it is given; else as
+    - ``autoregressive``: the most likely previous character.
 
     Attributes:
       cell: the recurrent core.

@@ -41,11 +41,11 @@ class TableOptions(DirectoryOptions):
     """Where and how to run; the numbers do not depend on it."""
 
     run_dir: Path | None = None
-    """Directory of the table, its plots and, in <task>/<model> below it, the runs. The same one
-    again skips what is done and goes on with the rest. Default:
+    """Directory of the table and its plots, with the runs in <task>/<model> below it. Finished runs
+    in an existing directory are skipped, others resume. Default:
     runs/program_evaluation/<preset>."""
     jobs: int = 1
-    """Runs at once. Several get one CPU thread each; one alone gets all there are."""
+    """Runs at once. Several use one CPU thread each; a single one uses all threads."""
     train: bool = True
     """Train missing runs. --no-train makes the table of finished runs."""
 

@@ -16,7 +16,7 @@ class Options(RunOptions):
 
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, plots; with --model all, of the runs, in
-    <model> below it. The same one again goes on with what is unfinished. Default:
+    <model> below it. Unfinished runs in an existing directory resume. Default:
     runs/<experiment>/<preset>/<model>."""
 
 

@@ -1,4 +1,4 @@
-"""An agent in an environment as the training loop wants it."""
+"""An agent in an environment as a training problem."""
 
 import dataclasses
 from typing import Any
@@ -45,19 +45,20 @@ def actor_critic(
     """A problem whose update plays `learner.unroll` steps in each environment and learns from them.
 
     ``train.batch_size`` is the number of environments, and ``train.steps`` counts updates of
-    ``batch_size * unroll`` frames; learning rates change with the gradient steps of which each
+    ``batch_size * unroll`` frames. Learning rates change with the gradient steps, of which an
     update has ``learner.gradient_steps(train.batch_size)``. Evaluations play fresh episodes on
-    fresh levels: with drawn actions (``return``, ``length``, ...) and with the likeliest
+    fresh levels with sampled actions (``return``, ``length``, ...) and with the most likely ones
     (``greedy_return``, ...).
 
     Args:
-      train: how to train.
-      learner: how to learn from trajectories.
+      train: the training config.
+      learner: settings of learning.
       env: the environment, with its `default_params`.
       agent: the agent.
       score: a metric of episodes.
-      test_episodes: how many "test" plays; rounded up to whole batches, as ``eval_samples`` is.
-      groups: kinds of episodes that evaluations tell apart.
+      test_episodes: number of episodes of "test"; rounded up to whole batches like
+        ``eval_samples``.
+      groups: groups of episodes in evaluations.
       easy: params of the environment to draw easy levels with, see ``learner.easy_share``
         (default: its `default_params`).
 
@@ -92,7 +93,7 @@ def actor_critic(
 def _evaluation(
     episodes: int, batch_size: int, env: Environment, agent: Agent, groups: Groups
 ) -> Evaluation:
-    """So many fresh episodes, with drawn actions and with the likeliest."""
+    """Fresh episodes with sampled actions and with the most likely ones."""
     rows = min(batch_size, episodes)
 
     def step(state: LearnerState, carry: Any, key: Array, batch: None) -> tuple[Any, dict]:

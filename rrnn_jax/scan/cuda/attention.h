@@ -1,14 +1,15 @@
-// Attention of memory rows to those of their sequence and to its input rows, on tensor cores and
-// in registers, by tiles of 8 queries. Keys come in tiles of 8, too: OWN of the sequence's memory
-// rows, then one of input rows. With S < 8 sequences share a tile and see their own rows only.
+// Attention of memory rows to the memory rows and input rows of their sequence, on tensor cores and
+// in registers, with tiles of 8 queries. Keys also have tiles of 8: OWN tiles of the sequence's
+// memory rows, then one of input rows. With S < 8 sequences share a tile, each with its own rows.
 #pragma once
 #include "core.h"
 
 constexpr int KEY_TILES = OWN + 1, KEY_PAIRS = (KEY_TILES + 1) / 2;
 constexpr int QUERY_PAIRS = (OWN + 1) / 2;
-constexpr float HIDDEN = -1e30f;  // A logit that is not seen.
+constexpr float HIDDEN = -1e30f;  // A masked logit.
 
-// For queries of one tile: of key tile k, that of key g and query 2t + q is [k / 2][2 (k % 2) + q].
+// For queries of one tile: the entry of key g in key tile k and query 2t + q is at
+// [k / 2][2 (k % 2) + q].
 typedef float Scores[KEY_PAIRS][4];
 DEV float& score(Scores& s, int k, int q) { return s[k / 2][2 * (k % 2) + q]; }
 
@@ -46,7 +47,7 @@ DEV InputRows input_rows(const Thread& me, const Place& at, const u16* kv, int t
   return InputRows{me, at, kv, t, (int)((at.first + n / OWN * OWN * 8) / S)};
 }
 
-// Rows g of key tiles `pair` and the next, by features: a left side [keys, features].
+// Rows g of key tiles `pair` and the next, by features: a left operand [keys, features].
 DEV void keys_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind, int a, int n, int pair) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -54,7 +55,7 @@ DEV void keys_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind, in
     A[i] = k < OWN ? transpose(x[a][n / OWN * OWN + k][h]) : k == OWN ? in.by_row(kind, a, h) : 0;
   }
 }
-// The same with features as rows: a left side [features, keys].
+// The same with features as rows: a left operand [features, keys].
 DEV void features_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind, int a, int n,
                         int pair) {
 #pragma unroll
@@ -64,7 +65,7 @@ DEV void features_first(u32 (&A)[4], const InputRows& in, const Low& x, int kind
   }
 }
 
-// s += keys times queries, over a warp's features of a head; likewise of values and cotangents.
+// s += keys times queries, over a warp's features of a head; likewise for values and cotangents.
 DEV void scores(const InputRows& in, Scores& s, const Low& keys, int kind, const Low& queries, int n,
                 int head) {
 #pragma unroll
@@ -78,7 +79,7 @@ DEV void scores(const InputRows& in, Scores& s, const Low& keys, int kind, const
     }
   }
 }
-// Of heads wider than a warp's features: what each of their warps has, through shared memory.
+// For heads wider than a warp's features: sums over their warps through shared memory.
 DEV float* shared_scores(const Thread& me, float* shared, int warp, int n, int which) {
   return shared + ((which * WARPS + warp) * NT + n) * KEY_PAIRS * 128 + me.lane;
 }
@@ -103,13 +104,13 @@ DEV void clear(Scores& s) {
 #pragma unroll
   for (int i = 0; i < 4 * KEY_PAIRS; i++) s[i / 4][i % 4] = 0.f;
 }
-// A reduction over the keys of a query: over those of a thread, then over the threads with others.
+// A reduction over the keys of a query: over those of a thread, then over the other threads.
 template <class Fn> DEV float over_keys(float x, Fn fn) {
 #pragma unroll
   for (int mask = 4; mask < 32; mask *= 2) x = fn(x, shuffle_xor(x, mask));
   return x;
 }
-// Logits become weights.
+// Converts logits to weights.
 DEV void softmax(const Thread& me, Scores& s) {
   const float scale = 1.f / sqrtf((float)D);
 #pragma unroll
@@ -134,7 +135,7 @@ DEV void softmax(const Thread& me, Scores& s) {
     for (int k = 0; k < KEY_TILES; k++) score(s, k, q) *= 1.f / sum;
   }
 }
-// Cotangents of weights become those of logits.
+// Converts cotangents of weights to those of logits.
 DEV void softmax_backward(const Scores& weights, Scores& d) {
   const float scale = 1.f / sqrtf((float)D);
 #pragma unroll
@@ -158,7 +159,7 @@ DEV u32 both_queries(const Scores& s, int k) {
   return k < KEY_TILES ? pack(s[k / 2][2 * (k % 2)], s[k / 2][2 * (k % 2) + 1]) : 0;
 }
 
-// x += what the rows of tile n attend to.
+// x += the attention output of the rows of tile n.
 DEV void attend(const InputRows& in, Wide& x, const Scores& weights, const Low& values, int n,
                 int head) {
   u32 p[2 * KEY_PAIRS];
@@ -174,8 +175,8 @@ DEV void attend(const InputRows& in, Wide& x, const Scores& weights, const Low& 
     }
 }
 
-// From weights and cotangents of logits of a group's queries, of both [query tile][key tile], to
-// the cotangents of its queries, keys and values, in their place, and of its input rows.
+// From weights and cotangents of logits of a group's queries, both [query tile][key tile], to the
+// cotangents of its queries, keys and values, in place, and of its input rows.
 DEV void attend_backward(const InputRows& in, u32 (&P)[OWN][2 * KEY_PAIRS], u32 (&dS)[OWN][2 * KEY_PAIRS],
                          Low (&qkv)[3], const Low& d, u16* d_kv, int n0, int head) {
 #pragma unroll

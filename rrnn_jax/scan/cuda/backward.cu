@@ -1,5 +1,5 @@
-// The backward pass: the same blocks, from the last step to the first. It leaves the cotangents of
-// all products, for weight gradients that are one product each over all steps, and sums up the
+// The backward pass: the same blocks, from the last step to the first. It writes the cotangents of
+// all products, from which each weight gradient is one product over all steps, and sums the
 // gradients of the vectors itself.
 #include "attention.h"
 
@@ -45,7 +45,7 @@ struct BackwardPass {
     return sh.d_memory[((a * NT + n) * 4 + 2 * h + q) * THREADS + thread_index()];
   }
   DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
-  // Adds to the gradient of a vector what a thread has of a feature; nobody else adds to it.
+  // Adds a thread's contribution of a feature to the gradient of a vector; no other thread adds to it.
   DEV void add(int to, int a, int h, float x) {
     x += shuffle_xor(x, 1), x += shuffle_xor(x, 2);
     if (me.t == 0) sh.vectors[to + me.feature(a, h)] += x;
@@ -61,7 +61,7 @@ struct BackwardPass {
         add(to, a, h, sum);
       }
   }
-  // What the step started from.
+  // The memory before the step.
   DEV float before(int a, int n, int h, int q) const {
     const int r = me.row(n, q), f = me.feature(a, h);
     const size_t row = at.first + r;
@@ -79,7 +79,7 @@ struct BackwardPass {
     const int r = me.row(n, q);
     return sh.statistics[rstd][r] * (d - sh.mean[r] - normal * sh.projection[r]);
   }
-  // Of LayerNorm over F features: y, the cotangent of what came out, becomes that of what went in.
+  // LayerNorm over F features: converts y, the cotangent of its output, to that of its input.
   DEV void norm_backward(Wide& y, const Low& normal, int vectors, int rstd) {
     float sum[COLUMNS], projection[COLUMNS];
     clear(sum), clear(projection);
@@ -117,8 +117,8 @@ struct BackwardPass {
     copy_out(at, sh.X, to, stride, t);
   }
 
-  // Through gates and candidate: y, of the norm's result; both gates, of units in d_gate, of slots
-  // in shared memory. What goes past the candidate stays in d_memory.
+  // Through gates and candidate: the cotangent y of the norm's result, and those of both gates, per
+  // unit in d_gate, per slot in shared memory. The cotangent around the candidate stays in d_memory.
   DEV void update_backward(Wide& y, const Low& normal, Low (&d_gate)[2]) {
     float d_slot[2][COLUMNS];
     clear(d_slot[0]), clear(d_slot[1]);
@@ -173,7 +173,7 @@ struct BackwardPass {
       }
     sync();
   }
-  // From the gates to the memory before, through its tanh.
+  // From the gates to the previous memory, through its tanh.
   DEV void gates_backward(const Low (&d_gate)[2]) {
     Wide y;
     if (GATES == UNIT_GATES) {
@@ -202,7 +202,7 @@ struct BackwardPass {
         if (GATES == SLOT_GATES) add(SLOT, a, h, d_in), add(SLOT + F, a, h, d_forget);
       }
   }
-  // y, the cotangent of the MLP's result, becomes that of what it was given, past it too.
+  // Converts y, the cotangent of the MLP's result, to that of its input, including the residual.
   DEV void feed_forward_backward(Wide& y) {
     Low last;
     add_rows(MLP_BIAS + (LAYERS - 1) * F, y);
@@ -229,7 +229,7 @@ struct BackwardPass {
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] += half_of(last[a][n][h], q); });
   }
 
-  // What a product of queries, keys and values gave, normalised.
+  // The normalised product of queries, keys and values.
   DEV float normal_qkv(u32 z, int n, int q) const {
     const int r = me.row(n, q);
     return (half_of(z, q) - sh.statistics[QKV_MEAN][r]) * sh.statistics[QKV_RSTD][r];
@@ -241,7 +241,7 @@ struct BackwardPass {
     scores(in, s[0], qkv[1], 0, qkv[0], n, head);
     scores(in, s[1], qkv[2], 1, d, n, head);
   }
-  // From the cotangents d of what was attended to those of queries, keys and values, in qkv.
+  // From the cotangents d of the attention's output to those of queries, keys and values, in qkv.
   DEV void attention_backward(Low (&qkv)[3], const Low& d) {
 #pragma unroll
     for (int kind = 0; kind < 3; kind++) {
@@ -285,8 +285,8 @@ struct BackwardPass {
       }
     }
   }
-  // Of the norm of queries, keys and values: in qkv the cotangents of what came out, then of the
-  // products.
+  // The norm of queries, keys and values: converts the cotangents of its output in qkv to those of
+  // the products.
   DEV void qkv_norm_backward(Low (&qkv)[3]) {
     float sum[COLUMNS], projection[COLUMNS];
     clear(sum), clear(projection);
@@ -335,7 +335,7 @@ struct BackwardPass {
       for (int k = 0; k < STATISTICS; k++) sh.statistics[k][r] = *statistic(p.statistics, k, r, t);
     sync();
   }
-  // Where the step started from the fresh memory, what has come back belongs to that.
+  // If the step started from the fresh memory, the cotangent belongs to it.
   DEV void end_step() {
     if (FLAGS)
       each_number_in_turn([&](int a, int n, int h, int q) {

@@ -1,5 +1,5 @@
-// Sizes, the mapping of threads to rows and features, products, and sums over a row: what both
-// passes share. README.md draws the mapping. Macros in capitals come from layout.py.
+// Code of both passes: sizes, the mapping of threads to rows and features (see README.md), products,
+// and sums over a row. Macros in capitals come from layout.py.
 #pragma once
 #include "warp.h"
 
@@ -9,18 +9,18 @@ constexpr int D = F / HEADS;
 constexpr int THREADS = 32 * WARPS;
 constexpr int ROWS = 8 * NT;         // Memory rows of a block, whole sequences.
 constexpr int WIDTH = F / WARPS;     // Features of a warp, in every product.
-constexpr int MT = WIDTH / 16;       // The same in tiles of 16.
-constexpr int SLICES = F / 16;       // Of the contracted axis.
-constexpr int STRIDE = F + 8;        // Of a row in shared memory: no two rows on the same banks.
-constexpr int COLUMNS = (2 * NT + 7) / 8 * 8;  // Rows of which a thread has numbers, padded.
+constexpr int MT = WIDTH / 16;       // WIDTH in tiles of 16.
+constexpr int SLICES = F / 16;       // Slices of the contracted axis.
+constexpr int STRIDE = F + 8;        // Stride of a row in shared memory, without bank conflicts.
+constexpr int COLUMNS = (2 * NT + 7) / 8 * 8;  // Rows of a thread's numbers, padded.
 
-constexpr int OWN = S > 8 ? S / 8 : 1;                // Tiles of 8 rows that a sequence takes...
+constexpr int OWN = S > 8 ? S / 8 : 1;                // Tiles of 8 rows of a sequence...
 constexpr int INPUTS = (S > 8 ? 1 : 8 / S) * INPUT_ROWS;  // ...or input rows of a tile's sequences.
 constexpr int WARPS_A_HEAD = D > WIDTH ? D / WIDTH : 1;
-constexpr int HEAD_TILES = (D > WIDTH ? WIDTH : D) / 16;  // Of a head in a warp.
+constexpr int HEAD_TILES = (D > WIDTH ? WIDTH : D) / 16;  // Tiles of a head in a warp.
 constexpr int HEADS_A_WARP = MT / HEAD_TILES;
 
-// AHEAD: slices of weights on their way from L2. EARLY: whether they set out before a barrier.
+// AHEAD: prefetched slices of weights. EARLY: whether the first are fetched before a barrier.
 static_assert(SLICES % AHEAD == 0, "whole rounds of slices");
 static_assert(F % 64 == 0 && WIDTH % 16 == 0 && D % 16 == 0, "tiles of 16 features");
 static_assert(MT % HEAD_TILES == 0 && (WARPS_A_HEAD == 1 || D % WIDTH == 0), "whole heads");
@@ -32,23 +32,23 @@ constexpr int QKV_BIAS = 0, QKV_SCALE = 3 * F, QKV_SHIFT = 6 * F, NORM1 = 9 * F,
 constexpr int NORM2 = MLP_BIAS + LAYERS * F, SLOT = NORM2 + 2 * F;
 constexpr int VECTORS = SLOT + (GATES == SLOT_GATES ? 2 * F : 0);
 
-// What the forward pass keeps for the backward pass, a record for each step and block: in the order
-// of its threads, four words each at a time, and six numbers for each row.
+// Values saved for the backward pass, a record for each step and block: in the order of its threads,
+// in units of four words per thread, and six numbers for each row.
 template <int WORDS> constexpr int FOURS = (WORDS + 3) / 4;
-constexpr int TILE = FOURS<2 * MT * NT>;  // Of one array [features, rows].
+constexpr int TILE = FOURS<2 * MT * NT>;  // Size of one array [features, rows].
 constexpr int KEPT_QKV = 0, KEPT_NORM1 = 3 * TILE, KEPT_NORM2 = 4 * TILE, KEPT_GATES = 5 * TILE;
-constexpr int GATE_TILE = FOURS<2 * NT>;   // Of one gate, of 16 features.
+constexpr int GATE_TILE = FOURS<2 * NT>;   // Size of one gate of 16 features.
 constexpr int KEPT_SIGNS = KEPT_GATES + (GATES == UNIT_GATES ? 2 * MT * GATE_TILE : 0);
 constexpr int SIGN_WORDS = (4 * MT * NT + 31) / 32, SIGNS = FOURS<SIGN_WORDS>;
 constexpr int RECORD = KEPT_SIGNS + (LAYERS - 1) * SIGNS;
 enum { QKV_MEAN, QKV_RSTD, NORM1_RSTD, NORM2_RSTD, INPUT_GATE, FORGET_GATE, STATISTICS };
 static_assert(RECORD == RECORD_FOURS && VECTORS == VECTOR_SIZE, "as layout.py has it");
 
-// Flags of a sequence's step: it starts from the fresh memory; it is passed over.
+// Flags of a step of a sequence: it starts from the fresh memory; it is skipped.
 constexpr int RESET = 1, SKIP = 2;
 
-// A thread and what it has of an array [features, rows]: of tile (a, n), with h and q 0 or 1,
-// features 16a + 8h + g of its warp's and rows 8n + 2t + q.
+// A thread's part of an array [features, rows]: in tile (a, n), with h and q 0 or 1, features
+// 16a + 8h + g of its warp and rows 8n + 2t + q.
 typedef float Wide[MT][NT][4];  // In float32, at [a][n][2h + q].
 typedef u32 Low[MT][NT][2];     // In bfloat16, both rows in one word at [a][n][h].
 
@@ -80,7 +80,7 @@ template <class Fn> DEV void each_number(Fn fn) {
     for (int i = 0; i < 4; i++) fn(a, n, i >> 1, i & 1);
   });
 }
-// The same as a loop, for what is in memory: less code, fewer registers.
+// The same as a loop, for arrays in memory: less code, fewer registers.
 template <class Fn> DEV void each_number_in_turn(Fn fn) {
 #pragma unroll 1
   for (int i = 0; i < 4 * MT * NT; i++) fn(i / (4 * NT), i / 4 % NT, i / 2 % 2, i % 2);
@@ -90,22 +90,22 @@ DEV void round_all(Low& to, const Wide& from) {
   each_pair([&](int a, int n, int h) { to[a][n][h] = pack(from[a][n][2 * h], from[a][n][2 * h + 1]); });
 }
 
-// Where a block's rows are in arrays over all sequences and steps.
+// The position of a block's rows in arrays over all sequences and steps.
 struct Place {
-  u32 first;  // Row of the batch, a multiple of ROWS: without a sign the compiler sees that.
+  u32 first;  // Row of the batch, a multiple of ROWS, which the compiler can use because it is unsigned.
   int sequences, steps, by_sequence, by_step;
   DEV explicit Place(const int* sizes) {
     first = again(block_index()) * ROWS, sequences = again(sizes[0]), steps = again(sizes[1]);
     by_sequence = again(sizes[2]), by_step = again(sizes[3]);
   }
   DEV bool has(int r) const { return (int)((first + r) / S) < sequences; }
-  DEV int sequence(int r) const {  // The last one where there is none.
+  DEV int sequence(int r) const {  // The last one for rows past the batch.
     const int b = (first + r) / S;
     return b < sequences ? b : sequences - 1;
   }
   DEV int step(int b, int t) const { return b * by_sequence + t * by_step; }
   DEV int row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
-  // Of the rows of which a thread has numbers, 2n + q: which have that flag.
+  // Which of a thread's rows, 2n + q, have the flag.
   DEV u32 flagged(const u8* flags, const Thread& me, int t, int flag) const {
     u32 bits = 0;
 #pragma unroll
@@ -115,11 +115,10 @@ struct Place {
   }
 };
 
-// y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights come from L2
-// into registers, in the order in which the tensor cores want them, each by one warp of the block.
-// With `wait` other warps have yet to write of X: of a product's two barriers, `wait_late` comes
-// before all that the caller does for it and is there where registers are scarce; the other lets
-// the weights set out first.
+// y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights are read from
+// L2 into registers in the order of the tensor cores, each by one warp of the block. With `wait`
+// other warps still have to write X. There are two possible barriers: `wait_late`, before all work
+// of the caller, if registers are scarce; the other after the first weights are fetched.
 DEV void wait_late() {
   if (!EARLY) sync();
 }
@@ -164,12 +163,12 @@ DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[
     }
   }
 }
-// Where the fragments of a warp's tile of a matrix begin. Found again in each step: else the first
-// of them are kept in registers over all steps, which there are not enough of.
+// The beginning of the fragments of a warp's tile of a matrix. Recomputed in each step: otherwise
+// the first of them would stay in registers over all steps, of which there are not enough.
 DEV const V4* fragments(const Thread& me, const V4* weights, int matrix, int tile) {
   return weights + again((matrix * SLICES + me.warp * MT + tile) * SLICES * 32 + me.lane);
 }
-// The same with a warp's tiles of one matrix.
+// The same for a warp's tiles of one matrix.
 DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X, bool wait) {
   const V4* w[MT];
 #pragma unroll
@@ -177,14 +176,14 @@ DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, cons
   multiply<MT>(me, y, w, X, wait);
 }
 
-// What a warp has of an array, as the operand X [rows, F] of a product.
+// Writes a warp's part of an array as the operand X [rows, F] of a product.
 DEV void put(const Thread& me, u16* X, const Low& x) {
   each_pair([&](int a, int n, int h) {
     u16* to = X + (8 * n + me.g) * STRIDE + me.warp * WIDTH + 16 * a + 8 * h + 2 * me.t;
     *(u32*)to = transpose(x[a][n][h]);
   });
 }
-// That operand into an array [..., stride] over all sequences and steps.
+// Copies that operand into an array [..., stride] over all sequences and steps.
 DEV void copy_out(const Place& at, const u16* X, u16* to, int stride, int t) {
   for (int i = thread_index(); i < ROWS * (F / 8); i += THREADS) {
     int r = i / (F / 8), piece = i % (F / 8) * 8;
@@ -192,11 +191,11 @@ DEV void copy_out(const Place& at, const u16* X, u16* to, int stride, int t) {
   }
 }
 
-// Sums over rows: of each warp, and from them of all.
+// Sums over rows: in each warp, then over all warps.
 struct Sums {
   float of[2][WARPS][ROWS];
-  // Adds up what the 8 threads with features of the same rows have, x[2n + q]; halving the rows
-  // that a thread goes on with at each exchange.
+  // Sums x[2n + q] over the 8 threads with features of the same rows; each exchange halves the rows
+  // of a thread.
   DEV void put(const Thread& me, int which, float (&x)[COLUMNS]) {
     int first = 0;
 #pragma unroll
@@ -230,7 +229,7 @@ DEV void clear(Wide& x) {
   each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = 0.f; });
 }
 
-// Words of a thread to and from its record.
+// Writes and reads a thread's words of its record.
 template <int N> DEV void keep(V4* to, const u32* words) {
 #pragma unroll
   for (int i = 0; i < FOURS<N>; i++) {

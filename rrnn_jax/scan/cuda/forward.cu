@@ -1,4 +1,4 @@
-// The forward pass: a block takes its rows through all steps.
+// The forward pass: each block runs its rows through all steps.
 #include "attention.h"
 
 struct ForwardArgs {
@@ -8,11 +8,11 @@ struct ForwardArgs {
   const u16* kv;            // [B, T, INPUT_ROWS, 2, F]
   const float* gate_terms;  // [B, T, 2F] or [B, T, 2], with all biases
   const float* first;       // [B, S, F]
-  const float* fresh;       // [B, S, F], where there are flags
+  const float* fresh;       // [B, S, F], if there are flags
   const u8* flags;          // [B, T]
   float* memories;          // [B, T, S, F], after each step
-  u16 *before, *squashed;   // [B, T, S, F]: what steps start from, and its tanh
-  u16 *rows, *hidden;       // [B, T, S, F], [LAYERS - 1, B, T, S, F]: what MLP layers are given
+  u16 *before, *squashed;   // [B, T, S, F]: memories before steps, and their tanh
+  u16 *rows, *hidden;       // [B, T, S, F], [LAYERS - 1, B, T, S, F]: inputs of the MLP's layers
   V4* records;              // [T, blocks, RECORD, THREADS]
   float* statistics;        // [T, STATISTICS, blocks, ROWS]
 };
@@ -44,7 +44,7 @@ struct ForwardPass {
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
   }
 
-  // What the step starts from: as operands, and of gates per slot what they see of it.
+  // The memory before the step: as operands, and as input of gates per slot.
   DEV void publish() {
     const u32 resets = FLAGS ? at.flagged(p.flags, me, t, RESET) : 0;
     Low x, y;
@@ -87,8 +87,8 @@ struct ForwardPass {
     }
   }
 
-  // Mean and reciprocal deviation of each row from the sums that all warps have put. The variance
-  // is E[x^2] - E[x]^2: what cancels there is less than what x was rounded by.
+  // Mean and reciprocal deviation of each row from the sums of all warps. The variance is
+  // E[x^2] - E[x]^2: the cancellation is less than the rounding of x.
   DEV void statistics(float size, int mean_as, int rstd_as) {
     sync();
     const int r = thread_index();
@@ -187,7 +187,7 @@ struct ForwardPass {
     }
   }
 
-  // x = MLP(x) + x, the second x rounded.
+  // x = MLP(x) + x, with the second x rounded.
   DEV void feed_forward(Wide& x) {
     Low rows;
     round_all(rows, x);
@@ -218,7 +218,7 @@ struct ForwardPass {
     each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] += half_of(rows[a][n][h], q); });
   }
 
-  // The next memory from the candidate, which is in x.
+  // The next memory from the candidate in x.
   DEV void update(Wide& x) {
     const u32 skips = FLAGS ? at.flagged(p.flags, me, t, SKIP) : 0;
     Low candidate;  // Rounded: registers are scarce beside the gates' products.
@@ -261,7 +261,7 @@ struct ForwardPass {
     multiply<2>(me, z, w, sh.G, false);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-      u32 rounded[NT][2];  // As the backward pass sees them.
+      u32 rounded[NT][2];  // As in the backward pass.
 #pragma unroll
       for (int n = 0; n < NT; n++)
 #pragma unroll

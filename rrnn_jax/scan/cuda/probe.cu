@@ -1,4 +1,4 @@
-// Whether a GPU's driver takes what the kernels are made of: the same numbers come out.
+// Checks that a GPU's driver supports the instructions of the kernels, by their results.
 #include "warp.h"
 
 extern "C" __global__ void rrnn_probe(const u32* in, u32* out) {

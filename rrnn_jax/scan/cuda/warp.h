@@ -1,5 +1,5 @@
-// What the kernels ask of a warp and of the chip: inline PTX on a GPU; on a CPU, for tests, the
-// emulator that the tests bring along (-DEMULATED). All of it exists from compute capability 8.0 on.
+// The instructions of the kernels: inline PTX on a GPU; on a CPU the emulator of the tests
+// (-DEMULATED). All exist from compute capability 8.0 on.
 #pragma once
 #ifdef EMULATED
 #include "emulator.h"
@@ -18,8 +18,8 @@ DEV int thread_index() { return threadIdx.x; }
 DEV int block_index() { return blockIdx.x; }
 DEV int block_count() { return gridDim.x; }
 DEV void sync() { __syncthreads(); }
-// The same number, of which the compiler knows nothing: what follows from it is computed again in
-// every step rather than kept in registers over all of them.
+// The same number, opaque to the compiler: values that depend on it are recomputed in every step
+// instead of staying in registers.
 DEV int again(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -36,8 +36,9 @@ DEV float low(u32 x) { return __uint_as_float(x << 16); }
 DEV float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 
 // c += A B for A [16, 16], B [16, 8] in bfloat16. With g = lane / 4 and t = lane % 4, a thread has
-// of c rows g, g, g+8, g+8 and columns 2t, 2t+1, 2t, 2t+1; of A in pairs of columns rows g, g+8,
-// g, g+8 and columns 2t, 2t, 2t+8, 2t+8; of B in pairs of rows column g and rows 2t, 2t+8.
+// these entries: of c rows g, g, g+8, g+8 and columns 2t, 2t+1, 2t, 2t+1; of A, in pairs of columns,
+// rows g, g+8, g, g+8 and columns 2t, 2t, 2t+8, 2t+8; of B, in pairs of rows, column g and rows 2t,
+// 2t+8.
 DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
@@ -45,7 +46,7 @@ DEV void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-// The transpose of a matrix [8, 8] of which a thread has row g, columns 2t and 2t+1.
+// The transpose of a matrix [8, 8]; a thread has row g, columns 2t and 2t+1.
 DEV u32 transpose(u32 x) {
   u32 y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
@@ -66,8 +67,9 @@ DEV void load_matrices(u32 (&r)[2], const void* row) {
                : "r"(s)
                : "memory");
 }
-// Weights: read once per step by one warp of the block, so not to be kept in L1. Not as constants
-// (.nc): those the assembler fetches so early, before barriers too, that registers run out.
+// Weights: read once per step by one warp of the block, so they are not cached in L1. Not as
+// constants (.nc): the assembler would fetch them so early, even before barriers, that registers
+// run out.
 DEV V4 load_weights(const V4* p) {
   V4 v;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -76,7 +78,7 @@ DEV V4 load_weights(const V4* p) {
   return v;
 }
 
-// Off by 2^-11 at most, less than the rounding to bfloat16 of what goes in.
+// The error is 2^-11 at most, less than the rounding of its operand to bfloat16.
 DEV float tanh_(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -101,7 +101,7 @@ def terms_of_inputs(
     if cell.gate_style is not None:
         if present is not None:
             source = jnp.where(present[..., None], source, jnp.zeros_like(source))
-        # They want all R rows side by side.
+        # The gates need all R rows concatenated.
         gates = dense(readers[-1], source.reshape(*source.shape[:-2], -1)[..., None, :])[..., 0, :]
         gates = gates.astype(accumulation_dtype(gates.dtype, dtypes.gates))
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)

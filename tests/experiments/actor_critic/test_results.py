@@ -59,7 +59,7 @@ def test_the_skip_is_worth_what_is_said():
 def test_smoke_is_quoted():
     text, kept = README.read_text(), read("box_world/smoke")
     test = kept["summary"]["test"]
-    for prefix, actions in (("", "drawn"), ("greedy_", "likeliest")):
+    for prefix, actions in (("", "sampled"), ("greedy_", "most likely")):
         (share,), (mean,) = test[f"{prefix}solved"], test[f"{prefix}return"]
         error = math.sqrt(share * (1 - share) / 1024)
         spread = math.sqrt((test[f"{prefix}return_squared"][0] - mean**2) / 1024)
