@@ -1,4 +1,4 @@
-"""Strict flags for every test, one cache of compiled programs, and what a test may cost."""
+"""Strict flags for every test, a shared cache of compiled programs, and limits on a test's cost."""
 
 import ctypes
 import functools

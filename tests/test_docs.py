@@ -1,4 +1,4 @@
-"""The documentation's Python blocks run as they stand, page by page, and its links exist."""
+"""The documentation's Python blocks run page by page, and its links exist."""
 
 import re
 from pathlib import Path

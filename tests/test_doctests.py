@@ -1,4 +1,4 @@
-"""Runs the examples in the docstrings of the package, and sees that public names have one."""
+"""Runs the examples in the package's docstrings, and checks that public names have one."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""`import rrnn_jax` is light: no training libraries, and hardly any time over flax and optax."""
+"""`import rrnn_jax` is light: no training libraries, and little time beyond flax and optax."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, and its commands name what exists."""
+"""The README's Python blocks run, and its commands exist."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Loads the DNC's golden arrays: each case as a cell, its parameters, and what must come out."""
+"""Loads the DNC's golden arrays: each case as a cell, its parameters, and the expected results."""
 
 from dataclasses import dataclass
 from functools import cached_property

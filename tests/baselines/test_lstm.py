@@ -1,4 +1,4 @@
-"""The stacked LSTM against flax's own cells, put together by hand."""
+"""The stacked LSTM against a composition of Flax's own cells."""
 
 import jax
 import jax.numpy as jnp

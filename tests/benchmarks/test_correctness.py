@@ -1,4 +1,4 @@
-"""Does a device compute what it should, and where does its time go? Cut off, and taken up again."""
+"""The checks and profiles of a device, also when interrupted and resumed."""
 
 import functools
 import os

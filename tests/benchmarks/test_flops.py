@@ -1,4 +1,4 @@
-"""The operations counted by hand are those of the traced programs."""
+"""The counted operations equal those of the traced programs."""
 
 import functools
 

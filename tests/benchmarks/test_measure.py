@@ -1,4 +1,4 @@
-"""Who is timed and who is not, and what the rows say."""
+"""Which variants are timed, and the contents of rows."""
 
 import functools
 import json

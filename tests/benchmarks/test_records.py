@@ -1,4 +1,4 @@
-"""Rows on disk: the last one counts, a torn one does not, and what is done is not done again."""
+"""Rows on disk: the last one counts, an incomplete one does not, finished ones are skipped."""
 
 import json
 import math

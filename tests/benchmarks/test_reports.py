@@ -1,4 +1,4 @@
-"""Tables, plots and the check, from rows with numbers of our choice."""
+"""Tables, plots and the check, from rows with chosen numbers."""
 
 import re
 from pathlib import Path

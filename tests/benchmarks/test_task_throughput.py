@@ -1,4 +1,4 @@
-"""The benchmark of the program generator: its plain Python rival, and its rows."""
+"""The benchmark of the program generator and of the plain Python one, and its rows."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Carries as callers bring them: resets of any cell, learned memories, dtypes, errors."""
+"""Carries of callers: resets of any cell, learned memories, dtypes, errors."""
 
 import itertools
 from functools import partial

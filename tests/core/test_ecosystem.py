@@ -1,4 +1,4 @@
-"""The cell and the layer in other people's programs: recipes that must go on working."""
+"""The cell and the layer in other programs: recipes that must keep working."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Gates: order, biases, widths, what they see, and the blend."""
+"""Gates: order, biases, widths, inputs, and the blend."""
 
 from typing import Any
 

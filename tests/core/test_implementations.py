@@ -1,4 +1,4 @@
-"""Which implementation runs, and that both take and refuse the same things."""
+"""The choice of implementation, and that all accept and reject the same calls."""
 
 import itertools
 from functools import partial

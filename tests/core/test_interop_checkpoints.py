@@ -1,4 +1,4 @@
-"""Weights as people have them: TensorFlow 1 checkpoints, boxes of metadata, bfloat16 in files."""
+"""Weights in practice: TensorFlow 1 checkpoints, metadata boxes, bfloat16 in files."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Row masks and dropout over sequences: on every path, with gradients, as the cell has them."""
+"""Row masks and dropout over sequences: on every path, with gradients, as in the cell."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""What all environments share: resets, pools of levels, spaces; and gymnax's own base class."""
+"""The base class of environments: resets, pools of levels, spaces; and gymnax's base class."""
 
 from functools import partial
 

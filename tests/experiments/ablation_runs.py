@@ -1,4 +1,4 @@
-"""A small grid for tests, and runs of it as if they had been trained."""
+"""A small grid for tests, and fake runs of it."""
 
 import dataclasses
 import json

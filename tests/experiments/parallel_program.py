@@ -1,4 +1,4 @@
-"""A program for several devices or processes: trains, and prints what the parameters are."""
+"""A program for several devices or processes: trains, and prints the parameters."""
 
 import argparse
 import dataclasses

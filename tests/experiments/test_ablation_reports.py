@@ -1,4 +1,4 @@
-"""What is written of a grid: table, findings, figure, numbers."""
+"""The report of a grid: table, findings, figure, numbers."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""The grid's rows: what each departs from the base in, and the cells that they make."""
+"""The rows of a grid: their differences from the base, and their cells."""
 
 import dataclasses
 

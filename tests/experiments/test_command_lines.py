@@ -1,4 +1,4 @@
-"""Options that do not fit: every experiment says so in one line, and writes nothing."""
+"""Invalid options: every experiment reports them in one line and writes nothing."""
 
 import dataclasses
 import importlib

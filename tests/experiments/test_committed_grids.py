@@ -1,4 +1,4 @@
-"""The ablations that are kept: enough seeds, one set of numbers in all files, of clean commits."""
+"""The committed ablations: enough seeds, the same numbers in all files, clean commits."""
 
 import csv
 import json

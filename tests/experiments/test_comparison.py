@@ -1,4 +1,4 @@
-"""The results table says what the runs' files say."""
+"""The results table contains the numbers of the runs' files."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What a person meets day by day: progress, plots at any time, finished runs, lists of commands."""
+"""Daily use: progress, plots at any time, finished runs, lists of commands."""
 
 import dataclasses
 import io

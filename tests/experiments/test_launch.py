@@ -1,4 +1,4 @@
-"""Commands side by side: so many at once, their exit codes, their logs, and Ctrl-C."""
+"""Parallel commands: their number, exit codes, logs, and Ctrl-C."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The protocol's statistics by hand, and the comparison of finished runs."""
+"""The protocol's statistics against hand-computed numbers, and the comparison of finished runs."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""A run directory under rough treatment: two writers, readers, full disks, lost and torn files."""
+"""Run directories: two writers, readers, full disks, lost and incomplete files."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The guided tour: its executed notebook is that of the text, and it runs without a complaint."""
+"""The guided tour: its executed notebook matches the text, and it runs without warnings."""
 
 import ast
 import re

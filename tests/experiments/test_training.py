@@ -1,4 +1,4 @@
-"""The training loop: resume, interruption, damage, NaN, and what a run leaves behind."""
+"""The training loop: resume, interruption, damage, NaN, and the files of a run."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Small problems for tests of the engine, and the config that goes with them."""
+"""Small problems for tests of the engine, and their config."""
 
 import argparse
 import dataclasses

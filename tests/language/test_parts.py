@@ -1,4 +1,4 @@
-"""Tied embedding, dropout and penalties against what they should compute."""
+"""Tied embedding, dropout and penalties against independent computations."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Programs taken apart and evaluated independently of the package: by Python itself."""
+"""Evaluates programs independently of the package, with Python itself."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What all figures are checked for."""
+"""Checks shared by all figures."""
 
 import io
 from collections.abc import Callable

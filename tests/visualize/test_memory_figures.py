@@ -1,4 +1,4 @@
-"""Memory dynamics: numbers by hand, figures by structure."""
+"""Memory dynamics: hand-computed numbers, and the structure of figures."""
 
 import numpy as np
 import pytest
