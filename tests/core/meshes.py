@@ -128,9 +128,10 @@ def reset_by_hand() -> float:
 
 def options_of(kind: str, implementation: Any) -> float:
     """What a mesh of explicit axes has to know of beside vectors: rows and what is drawn."""
-    cell = CELL.clone(**{"matrix": {"matrix_inputs": True}, "drop": {"dropout_rate": 0.5}}[kind])
+    has_rows, drops = "matrix" in kind, "dropout" in kind
+    cell = CELL.clone(matrix_inputs=has_rows, dropout_rate=0.5 if drops else 0.0)
     keys = jax.random.split(jax.random.key(0), 3)
-    rows = (5,) if kind == "matrix" else ()
+    rows = (5,) if has_rows else ()
     x = jax.random.normal(keys[0], (BATCH, STEPS, *rows, FEATURES))
     more = {"row_mask": jax.random.bernoulli(keys[1], 0.7, x.shape[:-1])} if rows else {}
     rnn = RNN(cell, implementation=implementation, split_rngs={"params": False, "dropout": True})
@@ -224,10 +225,11 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "mapped, chunked": partial(mapped, FLAGS["all flags"], "scan", remat="chunked"),
     "explicit, chunked": partial(explicit, FLAGS["all flags"], "scan", remat="chunked"),
     "explicit, closed over": closed_over,
-    "explicit, matrix, scan": partial(options_of, "matrix", "scan"),
-    "explicit, matrix, hoisted": partial(options_of, "matrix", "hoisted"),
-    "explicit, dropout, scan": partial(options_of, "drop", "scan"),
-    "explicit, dropout, hoisted": partial(options_of, "drop", "hoisted"),
+    **{
+        f"explicit, {kind}, {implementation}": partial(options_of, kind, implementation)
+        for kind in ("matrix", "dropout", "matrix with dropout")
+        for implementation in ("scan", "hoisted")
+    },
     "reset by hand": reset_by_hand,
     "two axes": partial(two_axes, "auto"),
     "sharded params": partial(sharded_params, "hoisted"),

@@ -57,7 +57,7 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
         keep=[
             *("explicit, auto, all flags", "explicit, closed over"),
             *("mapped, carry", "reset by hand"),
-            *("explicit, matrix, hoisted", "explicit, dropout, hoisted"),
+            "explicit, matrix with dropout, hoisted",
         ],
     ),
 )

@@ -18,6 +18,7 @@ from tests.core.choices import chosen
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
 
@@ -210,15 +211,16 @@ def test_twenty_orders_of_threads_give_the_same_bits(name, monkeypatch):
     assert all(run_in_orders((QUICK | SLOW)[name], orders, monkeypatch))
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        ("      sync();\n      put(me, sh.X, hidden);", "      put(me, sh.X, hidden);"),
-        ("    sync();\n    put(me, sh.X, x);", "    put(me, sh.X, x);"),
-    ],
-    ids=["forward", "backward"],
-)
-def test_a_missing_barrier_is_seen(edit, monkeypatch):
+# In a forward and a backward kernel: what stands there, and what it is replaced by.
+BARRIERS = {
+    "forward": ("      sync();\n      put(me, sh.X, hidden);", "      put(me, sh.X, hidden);"),
+    "backward": ("    sync();\n    put(me, sh.X, x);", "    put(me, sh.X, x);"),
+}
+
+
+@pytest.mark.parametrize("name", mostly_slow(BARRIERS, keep=["backward"]))
+def test_a_missing_barrier_is_seen(name, monkeypatch):
+    edit = BARRIERS[name]
     case = QUICK["gates_of_units"]
     assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
 
