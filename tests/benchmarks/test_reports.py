@@ -240,7 +240,6 @@ def test_kept_numbers_are_of_committed_trees():
         "experiments/results/nth_farthest/accelerator_rmc.json",
         "benchmarks/results/scaling.jsonl",
         "benchmarks/results/tasks.jsonl",
-        "experiments/results/nth_farthest/small.json",
     }
 
 

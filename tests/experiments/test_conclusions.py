@@ -58,7 +58,7 @@ LAPTOP, QUICK, PROGRAMS = (
 def test_another_result_is_another_text(results):
     other = copy.deepcopy(QUICK)
     results("nth_farthest/laptop", LAPTOP)
-    other["lstm"]["summary"]["evaluation"]["accuracy"] = [0.9876]
+    other["lstm"]["summary"]["test"]["accuracy"] = [0.9876]
     results("nth_farthest/small", other)
     assert "| 98.8 % | 50.0 % |" in conclusions.nth_farthest()
     assert "On the ablations' task" not in conclusions.nth_farthest()
