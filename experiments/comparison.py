@@ -21,13 +21,13 @@ from experiments.common.metrics import METRICS_FILE
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
-from experiments.common.run_directory import flatten, read_environment
+from experiments.common.run_directory import UNLEARNED, flatten, read_environment
 
 _MODEL_SECTIONS = (*TITLES, "dtype", "model")
 """Parts of a config that belong to a model. All others except `train` define the task."""
 _IRRELEVANT = {
-    *("preset", "implementation", "train.seed", "train.num_seeds", "train.micro_batch_size"),
-    *("train.chunk_steps", "train.eval_every", "train.eval_samples", "train.checkpoint_every"),
+    *("preset", "implementation", "train.seed", "train.num_seeds", "train.eval_samples"),
+    *(f"train.{name}" for name in UNLEARNED),
 }
 """Fields for seeds, computation and evaluation, which do not define the task."""
 
