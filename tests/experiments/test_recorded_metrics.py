@@ -78,6 +78,7 @@ def made_with() -> dict:
         "cpu_cores": environment["cpu_cores"],
         "platform": environment["platform"],
         "jaxlib": environment["packages"]["jaxlib"],
+        "xla_flags": environment["xla_flags"].strip(),
     }
 
 
@@ -104,7 +105,8 @@ def test_metrics_are_those_that_were_recorded(case, tmp_path):
 
 def main() -> None:
     """Records the metrics."""
-    jax.config.update("jax_disable_most_optimizations", True)  # As the tests do.
+    importlib.import_module("tests.conftest")  # Its options change the last bits.
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
     metrics = {}
     for case in CASES:
         with tempfile.TemporaryDirectory() as directory:
