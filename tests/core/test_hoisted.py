@@ -153,6 +153,9 @@ def test_kernels_in_tiles_of_a_gpu(monkeypatch):
     rnn = RNN(cell, implementation="hoisted")
     program = str(jax.make_jaxpr(rnn.apply)(random_variables(rnn, x), x))
     assert "bf16[8,16]" in program  # Of [6, 14].
+    with monkeypatch.context() as on_a_mesh:  # Of explicit axes, which may divide a kernel.
+        on_a_mesh.setattr(relational, "has_explicit_axes", lambda x: True)
+        assert "bf16[8,16]" not in str(jax.make_jaxpr(rnn.apply)(random_variables(rnn, x), x))
     found = gradients(config, FLAGS, "hoisted")
     monkeypatch.setattr(relational, "GPU_TILE", 1)
     for a, b in zip(

@@ -190,6 +190,18 @@ def test_documents_quote_what_was_kept(document, preset):
         assert f"{summary['parameters']:,}" in text
 
 
+def test_the_rates_of_the_lstm_are_quoted():
+    kept = README.parents[1] / "results" / "nth_farthest" / "laptop_rates.json"
+    runs = json.loads(kept.read_text())
+    quoted = [
+        f"{100 * run['summary']['test']['accuracy'][0]:.1f} % at {rate}"
+        for rate, run in sorted(runs.items())
+    ]
+    assert " and ".join(quoted) in README.read_text()
+    for rate, run in runs.items():
+        assert run["config"]["train"]["learning_rate"] == float(rate)
+
+
 def test_attention_is_quoted_as_it_was_measured():
     kept = README.parents[1] / "results" / "nth_farthest" / "laptop_figures" / "attention.json"
     numbers, text = json.loads(kept.read_text()), " ".join(README.read_text().split())

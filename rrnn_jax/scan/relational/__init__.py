@@ -152,7 +152,12 @@ def _settings(
     large = not typed and _has_large_kernels(cell, rows, request.steps)
     length = _chunk_length(request, rows, large)
     dtypes = product_dtypes(cell, params, inputs.dtype, carry)
-    tiled = platform() == "gpu" and jnp.dtype(dtypes.rows).itemsize == 2
+    # Explicit axes of a mesh may divide a kernel, which then cannot be padded.
+    tiled = (
+        platform() == "gpu"
+        and not has_explicit_axes(inputs)
+        and jnp.dtype(dtypes.rows).itemsize == 2
+    )
     settings = Settings(
         cell=cell.clone(parent=None, name=None),
         dtypes=dtypes,
