@@ -5,6 +5,7 @@ pixels' x and y in [-1, 1] concatenated to their output. The paper does not stat
 become the core's input; here a dense layer with ReLU does that. A ConvLSTM gets the maps directly.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,27 @@ class Conv2x2(nn.Module):
         corners = [x[..., rows, columns, :] for rows in parts for columns in parts]
         patches = jnp.concatenate(corners, axis=-1)
         return patches @ kernel.reshape(-1, self.features) + bias
+
+
+class ConvLSTMCell2x2(nn.ConvLSTMCell):
+    """`flax.linen.ConvLSTMCell` with 2 x 2 kernels as products, see `Conv2x2`.
+
+    Parameters, results and carry are those of Flax's cell with its default strides, padding
+    and biases.
+    """
+
+    kernel_size: Sequence[int] = (2, 2)
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array], inputs: Array) -> tuple[Carry, Array]:
+        """One step; ``inputs`` is ``[*B, height, width, channels]``."""
+        c, h = carry
+        gates = Conv2x2(4 * self.features, dtype=self.dtype, name="ih")(inputs)
+        gates += Conv2x2(4 * self.features, dtype=self.dtype, name="hh")(h)
+        i, g, f, o = jnp.split(gates, 4, axis=-1)
+        c = nn.sigmoid(f + 1) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return (c, h), h
 
 
 class Agent(nn.Module):

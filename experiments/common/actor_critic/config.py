@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flax import linen as nn
 
 from experiments.common import cells
-from experiments.common.actor_critic.agent import Agent
+from experiments.common.actor_critic.agent import Agent, ConvLSTMCell2x2
 from experiments.common.actor_critic.learner import LearnerConfig
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.train_config import TrainConfig
@@ -29,7 +29,7 @@ class ConvLSTMConfig(cells.Core):
 
     def make(self, dtype: Dtype | None) -> nn.RNNCellBase:
         """The cell."""
-        return nn.ConvLSTMCell(self.conv_features, (2, 2), dtype=dtype)
+        return ConvLSTMCell2x2(self.conv_features, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from experiments.common.actor_critic import rollout
-from experiments.common.actor_critic.agent import Agent, Conv2x2, run
+from experiments.common.actor_critic.agent import Agent, Conv2x2, ConvLSTMCell2x2, run
 from experiments.common.actor_critic.config import (
     AgentConfig,
     ConvLSTMConfig,
@@ -27,6 +27,7 @@ from experiments.common.actor_critic.learner import (
     rewards_and_discounts,
 )
 from experiments.common.cells import LSTMConfig, RMCConfig
+from rrnn_jax import RNN
 from rrnn_jax.envs import BoxWorld
 from tests.experiments.toys import Count
 
@@ -80,6 +81,27 @@ def test_convolution_is_flaxs():
     assert shapes == jax.tree.map(jnp.shape, variables)
     variables = jax.tree.map(lambda p: p + 0.1, variables)
     np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), atol=1e-5)
+
+
+def test_convolutional_lstm_is_flaxs():
+    x = jax.random.normal(jax.random.key(0), (6, 2, 5, 6, 4))
+    cells = ConvLSTMCell2x2(3), nn.ConvLSTMCell(3, (2, 2))
+    ours, theirs = (RNN(cell, time_major=True, name="rnn") for cell in cells)
+    variables = jax.jit(theirs.init)(jax.random.key(1), x)
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(ours.init, jax.random.key(1), x))
+    assert shapes == jax.tree.map(jnp.shape, variables)
+    variables = jax.tree.map(lambda p: p + 0.1, variables)
+    resets = jnp.arange(6)[:, None] == jnp.array([2, 4])
+
+    def loss(variables, rnn):
+        y = rnn.apply(variables, x, resets=resets)
+        return jnp.sum(y**2), y
+
+    (ours, y), (theirs, expected) = (
+        jax.jit(jax.grad(partial(loss, rnn=rnn), has_aux=True))(variables) for rnn in (ours, theirs)
+    )
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
 def test_with_skip_what_follows_the_core_sees_its_inputs():
