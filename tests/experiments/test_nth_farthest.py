@@ -195,9 +195,9 @@ def test_the_rates_of_the_lstm_are_quoted():
     runs = json.loads(kept.read_text())
     quoted = [
         f"{100 * run['summary']['test']['accuracy'][0]:.1f} % at {rate}"
-        for rate, run in sorted(runs.items())
+        for rate, run in sorted(runs.items(), key=lambda item: float(item[0]))
     ]
-    assert " and ".join(quoted) in README.read_text()
+    assert ", ".join(quoted) in " ".join(README.read_text().split())
     for rate, run in runs.items():
         assert run["config"]["train"]["learning_rate"] == float(rate)
 
