@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ jax.monitoring.register_event_duration_secs_listener(_count)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Workers, the processes that tests start, and the next session read what was compiled."""
+    # Shells let jobs in the background ignore Ctrl-C, and what tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config.option, "loadscopereorder"):  # xdist's order is by number of tests.
         config.option.loadscopereorder = False
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):

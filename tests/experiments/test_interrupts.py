@@ -40,18 +40,16 @@ print("saved", flush=True)
 """
 
 
-NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+# The tests may run under nohup.
+DEFAULT = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+NOHUP = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
 # Makes the terminal the one that controls the session.
-CONTROL = """\
-import os, signal
-os.close(os.open(os.ttyname(0), os.O_RDWR))
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
-"""
+CONTROL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
 
 
-def code(where: str, ready: Path) -> str:
+def code(where: str, ready: Path, before: str = "") -> str:
     given = f"import sys, pathlib; sys.argv_given = ({where!r}, pathlib.Path({str(ready)!r}))"
-    return f"{given}\n{COMMAND}"
+    return f"{DEFAULT}{before}{given}\n{COMMAND}"
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
@@ -62,7 +60,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 def start(where: str, ready: Path, before: str = "") -> subprocess.Popen:
-    command = [sys.executable, "-c", before + code(where, ready)]
+    command = [sys.executable, "-c", code(where, ready, before)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -105,7 +103,7 @@ def test_a_second_signal_ends_it_whatever_it_waits_for(tmp_path, where):
 def test_a_closed_terminal_lets_it_save(tmp_path):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", CONTROL + code("training", tmp_path / "ready")],
+        [sys.executable, "-c", code("training", tmp_path / "ready", CONTROL)],
         **{"cwd": ROOT, "stdin": slave, "stdout": slave, "stderr": slave},
         start_new_session=True,
     )
@@ -139,7 +137,7 @@ run_commands({{directory: [sys.executable, "-c", {child!r}]}}, 2, progress=False
 )
 def test_children_save_and_end_with_their_parent(tmp_path, number):
     child = code("training", tmp_path / "ready")
-    text = PARENT.format(root=str(ROOT), directory=str(tmp_path / "run"), child=child)
+    text = DEFAULT + PARENT.format(root=str(ROOT), directory=str(tmp_path / "run"), child=child)
     parent = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_for(tmp_path / "ready")
     parent.send_signal(number)
