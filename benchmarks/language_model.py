@@ -2,8 +2,8 @@
 
 Four parts, each a few lines of JSON:
 
-- ``train``: tokens per second of updates of the ``quick`` preset's models, and of PyTorch's LSTM of
-  the same width where PyTorch is installed;
+- ``train``: tokens per second of updates of the ``quick`` preset's models and, where PyTorch is
+  installed, of its LSTM of the same width and of a transformer of nanoGPT's size for a CPU;
 - ``softmax``: full and adaptive softmax, value and gradient, time and memory;
 - ``write``: tokens per second with many tokens per call of the device, and with one;
 - ``prompt``: time per token and memory for growing prompts.
@@ -20,15 +20,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.environment import describe_environment
+from experiments.common.environment import count_cores, describe_environment
+from experiments.common.records import append_rows
 from experiments.common.streaming import Window
-from experiments.language_model.config import PRESETS
+from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.data.token_files import Split, Tokens
 from experiments.language_model.data.vocabulary import Characters
 from experiments.language_model.model import make_model
@@ -36,6 +38,7 @@ from experiments.language_model.problem import init_params, make_problem
 from experiments.language_model.writing import Choice, Session, Writer
 from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 
+SCHEMA = 1
 PARTS = ("train", "softmax", "write", "prompt")
 CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 200_000)}
 SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 16, 64, 256
@@ -76,12 +79,12 @@ def train(rounds: int) -> Rows:
         key = jax.random.key(1)
         programs[name] = lambda u=update, s=state, d=data, k=key: u(s, k, d)
         sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    made = _torch_update(base.lstm.lstm_features, base.text.embedding_size, batch, window)
-    if made is not None:
-        programs["torch_lstm"], sizes["torch_lstm"] = made
+    count = dict.fromkeys(programs, batch * window)
+    for name, (program, size, tokens_of) in _torch_updates(base, batch, window).items():
+        programs[name], sizes[name], count[name] = program, size, tokens_of
     for name, seconds in in_turns(programs, rounds).items():
-        yield {"part": "train", "model": name, "parameters": sizes[name],
-               "tokens_per_second": round(batch * window / seconds)}  # fmt: skip
+        yield {"part": "train", "model": name, "parameters": sizes[name], "tokens": count[name],
+               "tokens_per_second": round(count[name] / seconds)}  # fmt: skip
 
 
 def softmax(rounds: int) -> Rows:
@@ -162,50 +165,52 @@ def _writer(rows: int, chunk: int) -> tuple[Writer, Session]:
     return writer, writer.branch(writer.start(0), rows)
 
 
-def _torch_update(width: int, features: int, batch: int, window: int) -> Any:
-    """An update of PyTorch's LSTM of the same width, and its parameters; None without PyTorch."""
+def _torch_updates(
+    base: Config, batch: int, window: int
+) -> dict[str, tuple[Callable[[], Any], int, int]]:
+    """Updates of PyTorch's models, their parameters and tokens; none without PyTorch."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        from benchmarks import torch_text
     except ImportError:
-        return None
-    torch.manual_seed(0)
-    embedding = torch.nn.Embedding(65, features)
-    lstm = torch.nn.LSTM(features, width, batch_first=True)
-    readout = torch.nn.Linear(width, 65)
-    params = [p for part in (embedding, lstm, readout) for p in part.parameters()]
-    optimizer = torch.optim.Adam(params, 1e-2)
-    tokens = torch.randint(0, 65, (batch, window + 1))
-
-    def update() -> float:
-        optimizer.zero_grad()
-        logits = readout(lstm(embedding(tokens[:, :-1]))[0])
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        return loss.item()
-
-    return update, sum(p.numel() for p in params)
+        return {}
+    width, features = base.lstm.lstm_features, base.text.embedding_size
+    models = {
+        "torch_lstm": (torch_text.LSTM(65, features, width), batch, window),
+        "torch_transformer": (torch_text.Transformer(65, 128, 4, 4, 64), 12, 64),
+    }
+    return {
+        name: (torch_text.update(model, *sizes), torch_text.count(model), sizes[0] * sizes[1])
+        for name, (model, *sizes) in models.items()
+    }
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns the exit code."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
         prog="python -m benchmarks.language_model",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS} (default: all)")
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args(args)
-    unknown = set(options.parts) - set(PARTS)
-    if unknown or options.rounds < 1:
-        parser.error(f"parts must be of {PARTS} and --rounds at least 1")
+    result.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS} (default: all)")
+    result.add_argument("--rounds", type=int, default=7, help="samples of each")
+    result.add_argument("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    arguments = parser()
+    given = arguments.parse_args(args)
+    unknown = set(given.parts) - set(PARTS)
+    if unknown or given.rounds < 1:
+        arguments.error(f"parts must be of {PARTS} and --rounds at least 1")
     made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt}
-    print(json.dumps({"part": "environment", **describe_environment()}), flush=True)
-    for part in options.parts or PARTS:
-        for row in made[part](options.rounds):
+    about = {"schema": SCHEMA, "benchmark": "language_model", "threads": count_cores()}
+    for part in given.parts or PARTS:
+        for row in made[part](given.rounds):
             print(json.dumps(row), flush=True)
+            if given.out is not None:
+                append_rows(given.out, [about | row | {"environment": describe_environment()}])
     return 0
 
 

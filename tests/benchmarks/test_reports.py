@@ -10,6 +10,8 @@ from matplotlib.image import imread
 from benchmarks import (
     check,
     correctness,
+    environments,
+    language_model,
     memory,
     plots,
     profile,
@@ -217,7 +219,7 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
         monkeypatch.setattr(scan_throughput, "matmul_precision", lambda dtype: None)
         assert list(scan_throughput.plan(given))
         return
-    makers = (correctness, memory, profile, scaling, task_throughput)
+    makers = (correctness, environments, language_model, memory, profile, scaling, task_throughput)
     if module in (names := {maker.__name__.split(".")[1]: maker for maker in makers}):
         out = names[module].parser().parse_args(command[3:]).out
         assert out.is_relative_to("benchmarks/results")

@@ -1,0 +1,46 @@
+"""The benchmark of language models: its rows and its options."""
+
+import jax
+import pytest
+
+from benchmarks import language_model
+from experiments.common.records import read_rows
+
+
+def test_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(language_model, "CUTOFFS", {60: (20, 40)})
+    monkeypatch.setattr(language_model, "FEATURES", 64)
+    out = tmp_path / "rows.jsonl"
+    assert language_model.main(["softmax", "--rounds", "1", "--out", str(out)]) == 0
+    (row,) = read_rows(out)
+    assert (row["part"], row["words"], row["tokens"], row["cutoffs"]) == (
+        "softmax",
+        60,
+        1024,
+        [20, 40],
+    )
+    assert row["full"]["parameters"] == 60 * 64 + 60
+    assert row["adaptive"]["parameters"] == 22 * 64 + 64 * 16 + 20 * 16 + 64 * 4 + 20 * 4
+    seconds = row["seconds"]
+    assert row["times_as_fast"] == pytest.approx(seconds["full"] / seconds["adaptive"], rel=0.1)
+    assert row["environment"]["device"] == jax.devices()[0].device_kind
+
+
+def test_bad_options(capsys):
+    for arguments in (["sofmtax"], ["--rounds", "0"]):
+        with pytest.raises(SystemExit):
+            language_model.main(arguments)
+        assert "error: parts must be of" in capsys.readouterr().err
+
+
+def test_models_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks import torch_text
+
+    model = torch_text.Transformer(65, 128, 4, 4, 64)
+    assert torch_text.count(model) == 65 * 128 + 64 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128
+    tokens = torch.randint(0, 65, (2, 64))
+    changed = torch.cat([tokens[:, :40], (tokens[:, 40:] + 1) % 65], 1)
+    torch.testing.assert_close(model(tokens)[:, :40], model(changed)[:, :40])
+    run = torch_text.update(torch_text.LSTM(65, 8, 16), 4, 12)
+    assert run() > [run() for _ in range(30)][-1]
