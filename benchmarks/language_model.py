@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.environment import count_cores, describe_environment
+from experiments.common.environment import count_cores, describe_environment, limit_threads
 from experiments.common.records import append_rows
 from experiments.common.streaming import Window
 from experiments.language_model.config import PRESETS, Config
@@ -193,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS} (default: all)")
     result.add_argument("--rounds", type=int, default=7, help="samples of each")
+    result.add_argument("--threads", type=int, default=0, help="processors to keep to; 0: all")
     result.add_argument("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
     return result
 
@@ -204,6 +205,11 @@ def main(args: Sequence[str] | None = None) -> int:
     unknown = set(given.parts) - set(PARTS)
     if unknown or given.rounds < 1:
         arguments.error(f"parts must be of {PARTS} and --rounds at least 1")
+    if given.threads:
+        try:
+            limit_threads(given.threads)
+        except ValueError as error:
+            arguments.error(str(error))
     made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt}
     about = {"schema": SCHEMA, "benchmark": "language_model", "threads": count_cores()}
     for part in given.parts or PARTS:

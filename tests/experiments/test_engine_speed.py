@@ -1,6 +1,8 @@
 """What the engine costs in time; to be run on a machine that does nothing else.
 
-``python -m pytest -m slow tests/experiments/test_engine_speed.py``
+``python -m pytest --noconftest -m slow -s tests/experiments/test_engine_speed.py``
+
+Without the settings of the other tests, which compile faster and slower programs.
 """
 
 import dataclasses
@@ -23,14 +25,6 @@ from tests.experiments.toys import CONFIG, Whole, stream, write_tokens
 
 pytestmark = pytest.mark.slow
 STEPS = 10
-
-
-@pytest.fixture(autouse=True)
-def optimised():
-    """Programs as users run them, not as the other tests compile them."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
@@ -63,7 +57,9 @@ def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
     # The host waits for the device, and not the other way round: the feed was ready before.
     assert min(end - wait for end, wait in zip(ends[1:-1], waits[1:-1], strict=True)) > 0
     idle = sum(start - end for start, end in zip(starts[2:], ends[1:-1], strict=True))
-    assert idle < 0.02 * (ends[-1] - starts[1])
+    share = idle / (ends[-1] - starts[1])
+    print(f"the device waits for {share:.2%} of the time")
+    assert share < 0.02
 
 
 def test_a_chunk_is_not_slower_than_updates_by_hand():
