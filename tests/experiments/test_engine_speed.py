@@ -60,9 +60,8 @@ def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
     assert min(end - wait for end, wait in zip(ends[1:-1], waits[1:-1], strict=True)) > 0
     idle = sum(start - end for start, end in zip(starts[2:], ends[1:-1], strict=True))
     share = idle / (ends[-1] - starts[1])
-    print(
-        f"the device waits for {share:.2%} of the time, {1e3 * idle / len(ends[1:-1]):.1f} ms a chunk"
-    )
+    each = 1e3 * idle / len(ends[1:-1])
+    print(f"the device waits for {share:.2%} of the time, {each:.1f} ms a chunk")
     assert share < 0.02
 
 
