@@ -1,5 +1,7 @@
 """One suite for every baseline: flax's RNN contract, resets, masks, batch axes and dtypes."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -60,8 +62,8 @@ def run(cell, variables, x, **options) -> Any:
     return RNN(cell, return_carry=True).apply(of_rnn(variables), x, **options)
 
 
-def flags(*steps: int) -> jax.Array:
-    return jnp.zeros((B, T), bool).at[:, list(steps)].set(True)
+def flags(*steps: int) -> np.ndarray:
+    return np.isin(np.arange(B * T).reshape(B, T) % T, steps)
 
 
 def assert_close(actual, expected, atol=2e-6, rtol=1e-4) -> None:
@@ -71,35 +73,55 @@ def assert_close(actual, expected, atol=2e-6, rtol=1e-4) -> None:
         np.testing.assert_allclose(a, b, atol=atol, rtol=rtol)
 
 
-def with_gradients(function, variables, x) -> Any:
-    """The result of ``function(variables, x)`` and the gradient of a sum over all of it."""
+@cache
+def forward(name: str) -> Callable[..., Any]:
+    """Our layer around the cell, compiled once for all tests that give it the same shapes."""
+    return jax.jit(partial(run, CELLS[name]))
 
-    def loss(variables, x):
-        result = function(variables, x)
-        leaves = jax.tree.leaves(result)
-        weighted = [jnp.vdot(jnp.cos(jnp.arange(a.size, dtype=a.dtype)), a) for a in leaves]
-        return jnp.sum(jnp.stack(weighted)) / 10.0, result
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+@cache
+def pull(name: str) -> Callable[..., Any]:
+    """Carry and outputs, and gradients in variables and inputs of their sum with weights."""
+
+    @jax.jit
+    def differentiate(variables, x, weights, options):
+        result, back = jax.vjp(partial(run, CELLS[name], **options), variables, x)
+        return result, *back(weights)
+
+    def of(variables, x, weights, **options):
+        return jax.tree.map(np.asarray, differentiate(variables, x, weights, options))
+
+    return of
+
+
+def weights_of(name: str) -> tuple[Any, np.ndarray]:
+    """Random numbers of the shapes of the carry and of the outputs."""
+    rng = np.random.default_rng(1)
+    carry = jax.eval_shape(lambda: CELLS[name].initialize_carry(jax.random.key(0), (B, I)))
+    of_carry = jax.tree.map(lambda c: rng.normal(size=c.shape).astype(c.dtype), carry)
+    return of_carry, rng.normal(size=(B, T, OUTPUT_SIZES[name])).astype(np.float32)
 
 
 def test_flax_rnn_and_ours_equal_a_loop(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
     step = jax.jit(cell.apply)
-    carry, outputs = cell.initialize_carry(jax.random.key(0), (B, I)), []
+    carry, carries, outputs = cell.initialize_carry(jax.random.key(0), (B, I)), [], []
     for t in range(T):
         before = carry
         carry, y = step(variables, carry, x[:, t])
+        carries.append(carry)
         outputs.append(y)
         assert jax.tree.map(jnp.shape, carry) == jax.tree.map(jnp.shape, before)
     expected = carry, jnp.stack(outputs, axis=1)
     assert expected[1].shape == (B, T, OUTPUT_SIZES[name])
     assert cell.output_size == OUTPUT_SIZES[name]
     assert cell.num_feature_axes == 1
-    theirs, ours = nn.RNN(cell, return_carry=True), RNN(cell, return_carry=True)
+    theirs = nn.RNN(cell, return_carry=True)
     assert_close(jax.jit(theirs.apply)(of_rnn(variables), x), expected)
-    assert_close(jax.jit(ours.apply)(of_rnn(variables), x), expected)
+    assert_close(forward(name)(variables, x), expected)
+    last, _ = forward(name)(variables, x, seq_lengths=jnp.asarray([2, 5]))
+    assert_close(last, jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), carries[1], carries[4]))
     if name in TELLING:
         assert_close(cell.output_from_carry(carry), y)
     else:
@@ -116,7 +138,8 @@ def test_initialising_makes_the_same_tree_everywhere(name):
         made = jax.eval_shape(layer.init, jax.random.key(1), x)
         assert jax.tree.map(jnp.shape, made["params"]["cell"]) == shapes
     # Steps from initial weights stay finite, gradients included.
-    _, gradients = jax.jit(jax.value_and_grad(lambda v: jnp.sum(run(cell, v, x)[1])))(own)
+    of_carry, of_y = jax.tree.map(np.zeros_like, weights_of(name))
+    _, gradients, _ = pull(name)(own, np.asarray(x[:, :3]), (of_carry, of_y[:, :3] + 1))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     # Every weight counts, but for what the zero state hides.
     silent = [
@@ -128,38 +151,28 @@ def test_initialising_makes_the_same_tree_everywhere(name):
 
 
 def test_packed_with_resets_equals_apart(name):
-    cell, x = CELLS[name], sequence()
-    variables = cell_variables(cell, x)
-
-    def packed(variables, x):
-        return run(cell, variables, x, resets=flags(0, 2))
-
-    def apart(variables, x):
-        _, first = run(cell, variables, x[:, :2])
-        carry, second = run(cell, variables, x[:, 2:])
-        return carry, jnp.concatenate([first, second], axis=1)
-
-    assert_close(with_gradients(packed, variables, x), with_gradients(apart, variables, x))
+    x, (of_carry, of_y) = np.asarray(sequence()), weights_of(name)
+    variables, of = cell_variables(CELLS[name], sequence()), pull(name)
+    everywhere = np.ones((B, T), bool)
+    packed = of(variables, x, (of_carry, of_y), resets=flags(0, 3), mask=everywhere)
+    nothing = jax.tree.map(np.zeros_like, of_carry)
+    (_, y), first, x_first = of(variables, x[:, :3], (nothing, of_y[:, :3]))
+    (carry, y_last), last, x_last = of(variables, x[:, 3:], (of_carry, of_y[:, 3:]))
+    expected = (carry, np.concatenate([y, y_last], axis=1)), jax.tree.map(np.add, first, last)
+    assert_close(packed, (*expected, np.concatenate([x_first, x_last], axis=1)))
 
 
 def test_padded_with_mask_equals_unpadded(name):
-    cell, x = CELLS[name], sequence()
-    variables = cell_variables(cell, x)
-    mask = ~flags(0, 3, T - 1)
-
-    def padded(variables, x):
-        x = jnp.where(mask[..., None], x, jnp.nan)
-        carry, y = run(cell, variables, x, mask=mask)
-        valid = carry, jnp.concatenate([y[:, 1:3], y[:, 4 : T - 1]], axis=1)
-        return valid, jax.lax.stop_gradient(y)
-
-    def unpadded(variables, x):
-        return run(cell, variables, jnp.concatenate([x[:, 1:3], x[:, 4 : T - 1]], axis=1))
-
-    gradients, (valid, y) = with_gradients(padded, variables, x)
-    assert_close((gradients, valid), with_gradients(unpadded, variables, x))
-    np.testing.assert_array_equal(y[:, 3], y[:, 2])
-    np.testing.assert_array_equal(y[:, T - 1], y[:, T - 2])
+    x, (of_carry, of_y) = np.asarray(sequence()), weights_of(name)
+    variables, of = cell_variables(CELLS[name], sequence()), pull(name)
+    there, mask = [1, 2, 4], ~flags(0, 3, T - 1)
+    dirty = np.where(mask[..., None], x, np.nan)
+    weights = of_carry, np.where(mask[..., None], of_y, 0)
+    (carry, y), of_variables, of_x = of(variables, dirty, weights, resets=flags(), mask=mask)
+    valid = (carry, y[:, there]), of_variables, of_x[:, there]
+    assert_close(valid, of(variables, x[:, there], (of_carry, of_y[:, there])))
+    np.testing.assert_array_equal(of_x[:, [0, 3, T - 1]], 0)
+    np.testing.assert_array_equal(y[:, [3, T - 1]], y[:, [2, T - 2]])
     np.testing.assert_array_equal(y[:, 0], 0.0)
 
 
@@ -167,34 +180,24 @@ def test_padded_with_mask_equals_unpadded(name):
 def test_masked_output_before_the_first_step_is_that_of_the_carry(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
-    apply = jax.jit(lambda x, carry, mask: run(cell, variables, x, initial_carry=carry, mask=mask))
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    carry, y = apply(x, carry, flags(*range(T)))
-    _, masked = apply(x, carry, ~flags(0))
+    carry, y = forward(name)(variables, x, initial_carry=carry, mask=flags(*range(T)))
+    _, masked = forward(name)(variables, x, initial_carry=carry, mask=~flags(0))
     np.testing.assert_allclose(masked[:, 0], y[:, -1], atol=1e-6)
 
 
 def test_no_and_two_batch_axes_and_time_major(name):
     cell, x = CELLS[name], sequence(2, B, T, I)
     variables = cell_variables(cell, x[0])
-    carry, y = jax.jit(lambda x: run(cell, variables, x))(x)
+    carry, y = forward(name)(variables, x)
     flat = x.reshape(2 * B, T, I)
     flat_carry, flat_y = jax.jit(lambda x: run(cell, variables, x, time_major=True))(
         jnp.moveaxis(flat, 1, 0)
     )
     assert_close(y.reshape(2 * B, T, -1), jnp.moveaxis(flat_y, 0, 1))
     assert_close(jax.tree.map(lambda a: a.reshape(2 * B, *a.shape[2:]), carry), flat_carry)
-    one = jax.jit(lambda x: run(cell, variables, x))(x[1, 0])
+    one = forward(name)(variables, x[1, 0])
     assert_close(one, jax.tree.map(lambda leaf: leaf[1, 0], (carry, y)))
-
-
-def test_lengths_give_the_carry_of_the_last_valid_step(name):
-    cell, x = CELLS[name], sequence()
-    variables, lengths = cell_variables(cell, x), jnp.asarray([2, 5])
-    carry, _ = jax.jit(lambda x: run(cell, variables, x, seq_lengths=lengths))(x)
-    theirs = nn.RNN(cell, return_carry=True)
-    expected, _ = jax.jit(theirs.apply)(of_rnn(variables), x, seq_lengths=lengths)
-    assert_close(carry, expected)
 
 
 def test_scan_of_the_class_and_vmap_of_a_step(name):
@@ -206,8 +209,7 @@ def test_scan_of_the_class_and_vmap_of_a_step(name):
     fields = {f: getattr(cell, f) for f in cell.__dataclass_fields__ if f not in ("parent", "name")}
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
     actual = jax.jit(scanned(**fields).apply)(variables, carry, x)
-    expected = jax.jit(lambda x: run(cell, variables, x))(x)
-    assert_close(actual, expected)
+    assert_close(actual, forward(name)(variables, x))
     mapped = jax.jit(jax.vmap(cell.apply, in_axes=(None, 0, 0)))
     whole = jax.jit(cell.apply)
     args = variables, actual[0], x[:, 0]
@@ -233,7 +235,7 @@ def check_bfloat16(name) -> None:
     variables = cell_variables(cell, x)
     carry = cell.initialize_carry(jax.random.key(0), (B, I))
     low = cell.clone(dtype=jnp.bfloat16)
-    exact, y = jax.jit(lambda x: run(cell, variables, x))(x)
+    exact, y = forward(name)(variables, x)
     # Inputs in float32, then in bfloat16, as a model in mixed precision hands them over.
     for inputs in (x, x.astype(jnp.bfloat16)):
         carry, low_y = jax.jit(lambda x: run(low, variables, x))(inputs)

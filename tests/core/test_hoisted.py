@@ -20,6 +20,7 @@ RTOL = 1e-5  # of the largest entry of each gradient
 
 SIZES = {"mem_slots": 3, "head_size": 4, "num_heads": 2}
 FLAGS = {"flags": True}
+EQ_2 = {"num_blocks": 2, "input_queries": False, "matrix_inputs": True, "qkv_norm": False}
 # Name: options of the cell, options of the run.
 CONFIGS = {
     "unit": ({}, {}),
@@ -39,10 +40,7 @@ CONFIGS = {
     "no-qkv-norm": ({"qkv_norm": False}, {}),
     "no-qkv-norm-blocks-2": ({"qkv_norm": False, "num_blocks": 2}, {"remat": "full"}),
     "eq-2-blocks-2": ({"num_blocks": 2, "input_queries": False}, FLAGS),
-    "eq-2-blocks-3-matrix": (
-        {"num_blocks": 3, "input_queries": False, "matrix_inputs": True, "qkv_norm": False},
-        {},
-    ),
+    "eq-2-blocks-3-matrix": ({**EQ_2, "num_blocks": 3}, {}),
     "unroll": ({}, FLAGS | {"unroll": 3}),
     "biases": ({"forget_bias": -0.5, "input_bias": 0.75}, {}),
 }
@@ -99,23 +97,22 @@ def assert_close(actual, expected) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=RTOL * scale, err_msg=str(path))
 
 
-# With what the tests below run there is one of each option, and with `test_sequences.py` of remat.
-KEPT = ("flags-time-major", "eq-2-blocks-3-matrix")
-
-
-@pytest.mark.parametrize("name", mostly_slow(CONFIGS, keep=KEPT))
+# What the tests below run has each option once, and `test_sequences.py` each `remat`.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_agrees_with_plain_autodiff(name):
     config, options = CONFIGS[name]
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
+OTHER = {"num_blocks": 2, "output_gate": True}
 # As for a core that no cache holds: gradients of kernels after the scan, and its chunks.
 LARGE = {
     "flags": ({}, FLAGS),
-    "blocks-2-output-gate": ({"num_blocks": 2, "output_gate": True}, FLAGS),
+    "blocks-2-output-gate": (OTHER, FLAGS),
     "matrix-time-major": ({"matrix_inputs": True}, {"time_major": True, "unroll": 2}),
     "full": ({}, {"remat": "full"}),
-    "chunked": ({"gate_style": None}, FLAGS | {"remat": "chunked"}),
+    "chunked": (OTHER, FLAGS | {"remat": "chunked"}),
 }
 
 
@@ -135,9 +132,6 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
-OTHER = {"num_blocks": 2, "output_gate": True}
-
-
 @pytest.mark.parametrize("config", mostly_slow([{}, OTHER], keep=[OTHER]))
 def test_as_other_backends_would_run_it(config, monkeypatch):
     expected = plain_gradients(config, FLAGS)
@@ -147,7 +141,7 @@ def test_as_other_backends_would_run_it(config, monkeypatch):
 
 def test_kernels_in_tiles_of_a_gpu(monkeypatch):
     """In bfloat16, sizes that are no multiples of 8: padded once, the same values and gradients."""
-    config = {"head_size": 3, "key_size": 2, "dtype": jnp.bfloat16}
+    config = {"head_size": 3, "key_size": 2, "dtype": jnp.bfloat16, "attention_mlp_layers": 1}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     cell, x = RelationalMemoryCell(**SIZES | config), jnp.ones((B, T, I))
     rnn = RNN(cell, implementation="hoisted")
@@ -189,12 +183,11 @@ def test_large_kernels_are_transposed_for_few_rows(monkeypatch):
 
 
 @pytest.mark.parametrize("combine", [True, False])
-@pytest.mark.parametrize(
-    "config", mostly_slow([{}, {"matrix_inputs": True}], keep=[{"matrix_inputs": True}])
-)
+@pytest.mark.parametrize("config", mostly_slow([{}, EQ_2], keep=[EQ_2]))
 def test_combined_input_weights(config, combine, monkeypatch):
     monkeypatch.setattr(input_terms, "_pays_to_combine", lambda *args: combine)
-    assert_close(gradients(config, {}, "hoisted"), plain_gradients(config, {}))
+    options = FLAGS | {"time_major": True}
+    assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
 def test_weights_are_combined_where_that_saves_operations():
@@ -234,7 +227,7 @@ LARGER = {"no": False, "large-kernels": True}
 def squares(request, monkeypatch):
     """Functions of inputs and of a kernel that sum up squared outputs, for each implementation."""
     monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: LARGER[request.param])
-    cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1)
+    cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1, attention_mlp_layers=1)
     x = normal(np.random.default_rng(0), (2, 3, 4))
     variables = random_variables(RNN(cell), x)
     layer = variables["params"]["cell"]["memory"]["mlp"]["layer_0"]
@@ -274,9 +267,7 @@ def test_forward_mode_and_forward_over_reverse(squares):
     def both(implementation):
         f = of(implementation)
         forward = jax.jvp(f, (args,), (tangents,))
-        product = jax.jvp(jax.grad(f), (args,), (tangents,))
-        _, linear = jax.linearize(f, args)
-        return forward, product, linear(tangents)
+        return forward, jax.jvp(jax.grad(f), (args,), (tangents,))
 
     actual, expected = (jax.jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
     assert_close(actual, expected)
@@ -293,7 +284,8 @@ def test_hessian_and_second_forward_derivative(squares):
             return f((x, kernel.at[0].set(row)))
 
         along = jax.jacfwd(jax.jacfwd(lambda a: f((a * x, kernel))))(1.0)
-        return jax.hessian(of_kernel)(kernel[0]), along
+        _, linear = jax.linearize(f, (x, kernel))
+        return jax.hessian(of_kernel)(kernel[0]), along, linear((jnp.cos(x), jnp.cos(kernel)))
 
     actual, expected = (jax.jit(lambda n=n: both(n))() for n in ("hoisted", "scan"))
     assert_close(actual, expected)
