@@ -20,8 +20,8 @@ def out(tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     # Of so few rows "auto" would be the plain scan.
     command = [*TOY, "--variants", "hoisted", "--out", str(path)]
-    assert scan_throughput.main([*command, "--slope"]) == 0
-    assert scan_throughput.main([*command, "--streaming"]) == 0
+    for more in (["--mode", "forward", "--slope"], ["--mode", "train"], ["--streaming"]):
+        assert scan_throughput.main([*command, *more]) == 0
     return path
 
 
@@ -39,7 +39,7 @@ def test_rows(out):
         assert (row["agreement"]["error"] == 0) == (name == "plain")
         assert row["threads"] == environment.count_cores()
         assert row["environment"]["packages"]["jax"]
-        assert (row["slope"] is not None) == (mode != "streaming")
+        assert (row["slope"] is not None) == (mode == "forward")
     train = rows["train", "hoisted"]
     assert train["parameters"] == rows["train", "plain"]["parameters"] == 776
     assert train["agreement"]["array"] != "outputs"

@@ -16,7 +16,7 @@ from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from tests.core.sharded import collectives
 
 BATCH, STEPS, FEATURES = 8, 5, 3
-CELL = RelationalMemoryCell(mem_slots=4, head_size=4, num_heads=2)
+CELL = RelationalMemoryCell(mem_slots=4, head_size=4, num_heads=2, attention_mlp_layers=1)
 FLAGS = {"nothing": (), "all flags": ("resets", "mask", "seq_lengths")}
 # Of each kind of mesh: what runs, and the flags.
 CASES = [("auto", "nothing"), ("auto", "all flags"), ("scan", "all flags")]
@@ -148,20 +148,25 @@ def options_of(kind: str, implementation: Any) -> float:
         return error(gradient(*placed(mesh, (params, x, more))), expected)
 
 
-def two_axes(implementation: str) -> dict[str, Any]:
+def two_axes(implementation: Any, **options: Any) -> dict[str, Any]:
     """Two batch axes, both sharded: nothing is gathered."""
-    rnn = RNN(CELL, implementation=implementation)
+    params = shared_params()
     x = jax.random.normal(jax.random.key(0), (4, 4, STEPS, FEATURES))
-    params = jax.jit(rnn.init)(jax.random.key(1), x)
-    gradient = jax.jit(
-        jax.value_and_grad(lambda p, x: jnp.mean(jnp.sin(rnn.apply(p, x))), argnums=(0, 1))
-    )
+    resets = jax.random.bernoulli(jax.random.key(1), 0.3, (4, 4, STEPS))
+
+    def gradient(rnn: RNN) -> Any:
+        def loss(params: Any, x: Any, resets: Any) -> Any:
+            return jnp.mean(jnp.sin(3 * rnn.apply(params, x, resets=resets)))
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    here = jax.device_put(params, NamedSharding(mesh, P()))
-    there = jax.device_put(x, NamedSharding(mesh, P("a", "b")))
-    compiled = gradient.lower(here, there).compile()
+    there = NamedSharding(mesh, P("a", "b"))
+    args = jax.device_put((params, x, resets), (NamedSharding(mesh, P()), there, there))
+    compiled = gradient(RNN(CELL, implementation=implementation, **options)).lower(*args).compile()
+    expected = gradient(RNN(CELL, implementation="scan"))(params, x, resets)
     return {
-        "error": error(compiled(here, there), gradient(params, x)),
+        "error": error(compiled(*args), expected),
         "collectives": collectives(compiled.as_text()),
         "largest_weight": max(leaf.size for leaf in jax.tree.leaves(params)),
     }
@@ -232,6 +237,7 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     },
     "reset by hand": reset_by_hand,
     "two axes": partial(two_axes, "auto"),
+    "two axes, chunked": partial(two_axes, "hoisted", remat="chunked"),
     "sharded params": partial(sharded_params, "hoisted"),
     "kernels": kernels,
 }

@@ -17,7 +17,7 @@ from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from tests.core.random_variables import normal, random_variables
 
-RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2)
+RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2, attention_mlp_layers=1)
 X = normal(np.random.default_rng(0), (2, 6, 5))  # [B, T, I]
 MASK = jnp.arange(6)[None] < jnp.array([[4], [6]])
 
@@ -66,10 +66,10 @@ def test_both_directions_with_resets_and_a_mask():
 
     @jax.jit
     def by_hand(x: jax.Array) -> tuple[jax.Array, ...]:  # Of the first sequence: four steps.
-        parts = (x[:1, :2], x[:1, 2:4])
-        ahead = [alone("forward_rnn", part) for part in parts]
-        behind = [alone("backward_rnn", part, reverse=True, keep_order=True) for part in parts]
-        return jnp.concatenate(ahead, 1), jnp.concatenate(behind, 1)
+        parts = x[0, :4].reshape(2, 2, -1)
+        ahead = alone("forward_rnn", parts)
+        behind = alone("backward_rnn", parts, reverse=True, keep_order=True)
+        return ahead.reshape(1, 4, -1), behind.reshape(1, 4, -1)
 
     ahead, behind = by_hand(X)
     close(y[:1, :4], jnp.concatenate([ahead, behind], axis=-1))

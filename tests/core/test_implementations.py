@@ -17,7 +17,9 @@ from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
 B, T, I = 4, 3, 5  # noqa: E741 - axis letters
-CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=2, dtype=jnp.float32)
+CELL: Any = RelationalMemoryCell(
+    mem_slots=2, head_size=2, num_heads=2, attention_mlp_layers=1, dtype=jnp.float32
+)
 X = normal(np.random.default_rng(0), (B, T, I))
 UNTIED = {"variable_axes": {"params": 0}, "variable_broadcast": False}
 SPLIT = {"split_rngs": {"params": True}}
@@ -102,8 +104,7 @@ def test_boxes_and_needless_parameters_are_no_obstacle():
 
 
 @pytest.mark.parametrize("dtype", mostly_slow([jnp.int32, jnp.bool_], keep=[jnp.int32]))
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
-def test_chunks_of_integers(implementation, dtype):
+def test_chunks_of_integers(dtype):
     x = (X > 0).astype(dtype)
 
     def gradient(implementation: str, remat: Any) -> Any:
@@ -111,16 +112,17 @@ def test_chunks_of_integers(implementation, dtype):
         return jax.jit(jax.grad(lambda v: jnp.sum(jnp.square(rnn.apply(v, x)))))(variables)
 
     variables = random_variables(RNN(CELL), X)
-    actual, expected = gradient(implementation, "chunked"), gradient("scan", "none")
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+    expected = gradient("scan", "none")
+    for implementation in ("scan", "hoisted"):
+        actual = gradient(implementation, "chunked")
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize(
     ("shape", "implementation"),
     mostly_slow(
         itertools.product(((0, T, I), (B, 0, I), (0, 0, I), (2, 0, T, I)), ("scan", "hoisted")),
-        keep=[((B, 0, I), "hoisted"), ((2, 0, T, I), "hoisted"), ((0, T, I), "scan")],
+        keep=[((B, 0, I), "hoisted"), ((0, T, I), "hoisted"), ((B, 0, I), "scan")],
     ),
 )
 def test_of_nothing_comes_nothing(implementation, shape):

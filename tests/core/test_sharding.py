@@ -46,7 +46,7 @@ def on_meshes(request: pytest.FixtureRequest) -> dict[str, Any]:
     return run_program("tests.core.meshes", 4, request)
 
 
-COLLECTIVES = ("two axes", "kernels")
+COLLECTIVES = ("two axes", "two axes, chunked", "kernels")
 ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sharded params")]
 
 
@@ -65,7 +65,7 @@ def test_explicit_axes_and_checked_shard_map(on_meshes, name):
     assert on_meshes[name] < 1e-4
 
 
-@pytest.mark.parametrize("name", mostly_slow(COLLECTIVES, keep=["two axes"]))
+@pytest.mark.parametrize("name", mostly_slow(COLLECTIVES, keep=["two axes, chunked"]))
 def test_nothing_is_gathered(on_meshes, name):
     numbers = on_meshes[name]
     assert numbers["error"] < 1e-4
@@ -83,8 +83,9 @@ def test_parameters_over_devices(on_meshes, name):
 SHARDED = [f"{way}, {case}" for way in WAYS for case in CASES]
 
 
-# The meshes above have a `shard_map`, where nothing is sent but what the program says.
-@pytest.mark.parametrize("name", mostly_slow(SHARDED, keep=["jit, hoisted, chunked"]))
+# On two devices; the meshes above have one case of each kind.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
 def test_a_sharded_batch(found, name):
     numbers = found[name]
     assert numbers["error"] < 1e-5

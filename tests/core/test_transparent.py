@@ -20,7 +20,7 @@ from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
 B, T, I = 4, 6, 3  # noqa: E741 - axis letters
-CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2)
+CELL: Any = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2, attention_mlp_layers=1)
 X = normal(np.random.default_rng(0), (B, T, I))
 RESETS = jnp.asarray(np.random.default_rng(1).random((B, T)) < 0.3)
 MASK = jnp.asarray(np.random.default_rng(2).random((B, T)) < 0.7)
@@ -104,7 +104,7 @@ def test_nan_past_the_end_of_a_sequence(implementation, with_carry):
     assert_close(dirty, clean)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))
 def test_nothing_of_a_memory_that_is_reset_comes_through(implementation):
     resets = jnp.zeros((B, T), bool).at[:, 0].set(True)
     rnn = RNN(CELL, implementation=implementation)
@@ -120,7 +120,8 @@ def test_nothing_of_a_memory_that_is_reset_comes_through(implementation):
     assert not jnp.any(clean[1][1])
 
 
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+# For the plain scan see `test_checkify_finds_nothing`.
+@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))
 def test_debug_nans_finds_none(implementation):
     rnn = RNN(CELL, implementation=implementation)
     dirty = jnp.where(MASK[..., None], X, jnp.nan)
@@ -185,7 +186,7 @@ def test_no_tracer_leaks_and_no_cell_stays_alive():
     with jax.checking_leaks():
         found = jax.jit(jax.grad(loss))(1.0, variables)
     assert float(jnp.abs(found)) > 0
-    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2)
+    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=2, attention_mlp_layers=1)
     alive = weakref.ref(cell)
     jax.jit(RNN(cell).apply)(variables, X)
     del cell
@@ -214,6 +215,7 @@ class _OwnStep(RelationalMemoryCell):
 
 def test_subclasses():
     options: dict[str, Any] = {"mem_slots": 2, "head_size": 4, "num_heads": 2}
+    options["attention_mlp_layers"] = 1
     assert chosen(RNN(_OwnStart(**options)), X) == "hoisted"
     assert chosen(RNN(_OwnStep(**options)), X) == "scan"
     assert chosen(RNN(nn.remat(RelationalMemoryCell)(**options)), X) == "scan"
@@ -233,7 +235,7 @@ def test_subclasses():
     ("batch", "carry_dtype"),
     mostly_slow(
         itertools.product((1, B), (jnp.float32, jnp.bfloat16)),
-        keep=[(1, jnp.bfloat16), (B, jnp.float32)],
+        keep=[(1, jnp.bfloat16)],
     ),
 )
 def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, carry_dtype):
@@ -314,7 +316,10 @@ def final_carries(kind: str) -> Any:
     return run, random_variables(module, x)
 
 
-@pytest.mark.parametrize("kind", ["gru", "rmc", "backwards", "both directions", "stack"])
+KINDS = ("gru", "rmc", "backwards", "both directions", "stack")
+
+
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, keep=["rmc", "both directions", "stack"]))
 def test_lengths_of_any_integer_dtype(kind):
     run, variables = final_carries(kind)
     quick = jax.jit(run)
@@ -366,7 +371,7 @@ class _Normalising(nn.RNNCellBase):
     num_feature_axes = 1
 
 
-@pytest.mark.parametrize("time_axis", [0, 1])
+@pytest.mark.parametrize("time_axis", mostly_slow([0, 1], keep=[0]))
 def test_a_cell_without_a_derivative_at_zero(time_axis):
     mask = MASK.at[0].set(False).at[1, 0].set(False)
     rnn = RNN(_Normalising(), time_major=time_axis == 0)

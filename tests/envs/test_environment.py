@@ -1,6 +1,6 @@
 """The base class of environments: resets, pools of levels, spaces; and gymnax's base class."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,12 @@ def env(request):
     return ENVS[request.param]
 
 
+@cache
+def jitted(env, method):
+    """Compiled once for all tests."""
+    return jax.jit(getattr(env, method))
+
+
 def assert_trees_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -28,8 +34,10 @@ def test_step_resets_by_itself(env):
     """An episode's end gives the next one's first state, and the last observation apart."""
     params = env.default_params
     contains = jax.jit(env.observation_space(params).contains)
-    step, step_env, reset_env = map(jax.jit, (env.step, env.step_env, env.reset_env))
-    obs, state = jax.jit(env.reset)(jax.random.key(0), params)
+    step, step_env, reset_env, reset = (
+        jitted(env, name) for name in ("step", "step_env", "reset_env", "reset")
+    )
+    obs, state = reset(jax.random.key(0), params)
     ended = 0
     for index in range(200):
         key = jax.random.key(index)
@@ -67,7 +75,7 @@ def test_pool_of_levels(env):
 
 
 def test_same_key_same_episode(env):
-    reset = jax.jit(env.reset)
+    reset = jitted(env, "reset")
     one, again, other = (reset(jax.random.key(k)) for k in (3, 3, 4))
     assert_trees_equal(one, again)
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -123,4 +131,4 @@ def test_is_shaped_as_gymnaxs(env):
     assert all(hasattr(env, name) for name in needed)
     key = jax.random.key(5)
     found = jax.jit(partial(theirs.reset.__wrapped__, env))(key, params)
-    assert_trees_equal(found, jax.jit(env.reset)(key, params))
+    assert_trees_equal(found, jitted(env, "reset")(key, params))

@@ -48,10 +48,11 @@ def make_problems(directory: Path) -> dict:
     from tests.experiments import tiny
 
     micro = dataclasses.replace(TRAIN, micro_batch_size=4)
+    seeds = dataclasses.replace(TRAIN, num_seeds=2)
     return {
-        "nth_farthest": lambda: tiny.nth_farthest("own", dataclasses.replace(TRAIN, num_seeds=2)),
+        "nth_farthest": lambda: tiny.nth_farthest("own", seeds),
         "program_evaluation": lambda: tiny.program_evaluation("own", micro),
-        "language_model": lambda: tiny.language_model("own", TRAIN, directory),
+        "language_model": lambda: tiny.language_model("own", seeds, directory),
         "box_world": lambda: tiny.game("box_world", "own", TRAIN),
         "mini_pacman": lambda: tiny.game("mini_pacman", "own", TRAIN),
         "counting": lambda: (counting(TRAIN, OwnConfig().make(None)), TRAIN),

@@ -25,7 +25,7 @@ FAST = [
     *("--steps", "8", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
     *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),
     *("--eval-every", "4", "--eval-samples", "8", "--checkpoint-every", "4"),
-    *("--warmup-steps", "2", "--no-progress"),
+    *("--warmup-steps", "2", "--dtype", "bfloat16", "--no-progress"),
 ]
 
 
@@ -157,6 +157,7 @@ def test_commands_of_the_readme_are_understood():
         make_problem(dataclasses.replace(config, model="rmc"))
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_and_bfloat16(tmp_path):
     config = Config(
         model="rmc",

@@ -23,7 +23,7 @@ from experiments.program_evaluation.train import list_runs, make_problem, plot
 
 FAST = [
     *("--task", "copy", "--model", "lstm", "--memorization-length", "2"),
-    *("--lstm-features", "3", "--lstm-layers", "1"),
+    *("--lstm-features", "3", "--lstm-layers", "1", "--decoding", "autoregressive"),
     *("--steps", "6", "--batch-size", "4", "--chunk-steps", "3", "--warmup-steps", "2"),
     *("--eval-every", "3", "--eval-samples", "8", "--checkpoint-every", "3", "--no-progress"),
 ]

@@ -11,7 +11,6 @@ from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation import PRESETS, Config, train
 from experiments.program_evaluation.config import DifficultyConfig, LSTMConfig
 from experiments.program_evaluation.train import make_problem
-from tests.grids import mostly_slow
 
 FED = ("teacher_forced", "autoregressive")
 
@@ -36,7 +35,8 @@ def config_of(decoding: str) -> Config:
     )
 
 
-@pytest.mark.parametrize("decoding", mostly_slow(FED, keep=["autoregressive"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("decoding", FED)
 def test_learns_to_copy(decoding, tmp_path):
     summary = train(config_of(decoding), tmp_path, progress=False)["copy"]["lstm"]
     (_, accuracies) = curve(read_metrics(tmp_path), "valid", "accuracy")[0]

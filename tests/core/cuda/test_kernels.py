@@ -18,7 +18,6 @@ from tests.core.choices import chosen
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
 from tests.core.random_variables import normal, random_variables
-from tests.grids import mostly_slow
 
 pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
 
@@ -218,13 +217,15 @@ BARRIERS = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(BARRIERS, keep=["backward"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BARRIERS)
 def test_a_missing_barrier_is_seen(name, monkeypatch):
     edit = BARRIERS[name]
     case = QUICK["gates_of_units"]
     assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
 
 
+@pytest.mark.slow
 def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     Emulator().use(monkeypatch)
     # Wide inputs, whose terms are computed the same way for any number of steps.

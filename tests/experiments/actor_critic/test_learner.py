@@ -194,7 +194,8 @@ def test_truncation_bootstraps_and_termination_does_not():
 
 def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     env, agent = Count(), Agent(2, width=4)
-    game = rollout.begin(env, agent, jax.random.key(0), env.default_params, 2)
+    begin = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)
+    game = begin(jax.random.key(0), env.default_params, 2)
     inputs = jax.tree.map(lambda x: x[None], (game.obs, game.reset, game.action, game.reward))
     variables = jax.jit(agent.init)(jax.random.key(1), (), *inputs)
     play_on = jax.jit(partial(rollout.rollout, env, agent), static_argnums=4)

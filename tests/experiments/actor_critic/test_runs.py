@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -96,7 +97,8 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
     )
     env = make_game(config).env
     agent = make_agent(config, env.num_actions)
-    play = rollout.begin(env, agent, jax.random.key(0), env.default_params, 1)
+    begin = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)
+    play = begin(jax.random.key(0), env.default_params, 1)
     inputs = (play.obs, play.reset, play.action, play.reward)
     inputs = jax.tree.map(lambda x: x[None], inputs)
     variables = jax.jit(agent.init)(jax.random.key(1), play.carry, *inputs)

@@ -37,6 +37,7 @@ def test_summary_has_all_units(done):
     assert (base / "run" / "rmc" / "samples.txt").read_text().count("== step") == 3
 
 
+@pytest.mark.slow
 def test_resumed_to_the_bit(done, tmp_path):
     """The carry and the place in the text, too: the second half is not a replay."""
     base, _, _ = done
