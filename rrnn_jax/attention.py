@@ -92,8 +92,9 @@ class MultiHeadAttention(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> attention = MultiHeadAttention(num_heads=4, head_size=8)
     >>> rows = jnp.ones((2, 5, 32))  # [B, S + R, F]
-    >>> params = attention.init(jax.random.key(0), rows)
-    >>> out, weights = attention.apply(params, rows, num_queries=4)
+    >>> variables = jax.jit(attention.init)(jax.random.key(0), rows)
+    >>> apply = jax.jit(attention.apply, static_argnames="num_queries")
+    >>> out, weights = apply(variables, rows, num_queries=4)
     >>> out.shape, weights.shape
     ((2, 4, 32), (2, 4, 4, 5))
 

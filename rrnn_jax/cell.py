@@ -60,15 +60,15 @@ class RelationalMemoryCell(nn.RNNCellBase):
     >>> cell = RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2)
     >>> x = jnp.ones((8, 10, 5))  # [B, T, I]
     >>> rnn = nn.RNN(cell)
-    >>> variables = rnn.init(jax.random.key(0), x)
-    >>> rnn.apply(variables, x).shape  # [B, T, S*F]
+    >>> y, variables = jax.jit(rnn.init_with_output)(jax.random.key(0), x)
+    >>> y.shape  # [B, T, S*F]
     (8, 10, 128)
 
     Step by step:
 
     >>> carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    >>> variables = cell.init(jax.random.key(0), carry, x[:, 0])
-    >>> carry, y = cell.apply(variables, carry, x[:, 0])
+    >>> variables = {"params": variables["params"]["cell"]}
+    >>> carry, y = jax.jit(cell.apply)(variables, carry, x[:, 0])
     >>> carry.shape, y.shape
     ((8, 4, 32), (8, 128))
 

@@ -147,8 +147,8 @@ class MemoryGates(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> gates = MemoryGates("memory")
     >>> rows, hidden = jnp.ones((2, 1, 16)), jnp.ones((2, 4, 16))
-    >>> variables = gates.init(jax.random.key(0), rows, hidden)
-    >>> gates.apply(variables, rows, hidden).forget.shape
+    >>> found, variables = jax.jit(gates.init_with_output)(jax.random.key(0), rows, hidden)
+    >>> found.forget.shape
     (2, 4, 1)
 
     Attributes:

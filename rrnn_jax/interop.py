@@ -78,9 +78,9 @@ def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) ->
     >>> from rrnn_jax import RelationalMemoryCell
     >>> cell = RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2, gate_style=None)
     >>> carry = cell.initialize_carry(jax.random.key(0), (1, 3))
-    >>> arrays = to_sonnet(cell.init(jax.random.key(0), carry, jnp.ones((1, 3))))
-    >>> params = from_sonnet(arrays)
-    >>> cell.apply({"params": params}, carry, jnp.ones((1, 3)))[1].shape
+    >>> variables = jax.jit(cell.init)(jax.random.key(0), carry, jnp.ones((1, 3)))
+    >>> params = from_sonnet(to_sonnet(variables))
+    >>> jax.jit(cell.apply)({"params": params}, carry, jnp.ones((1, 3)))[1].shape
     (1, 64)
 
     Within an `RNN` the parameters belong to its cell: ``{"params": {"cell": params}}``.
@@ -117,7 +117,7 @@ def to_sonnet(
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
     >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2))
-    >>> variables = rnn.init(jax.random.key(0), jnp.ones((1, 6, 3)))
+    >>> variables = jax.jit(rnn.init)(jax.random.key(0), jnp.ones((1, 6, 3)))
     >>> to_sonnet(variables)["block0/qkv/w"].shape
     (16, 48)
     >>> to_sonnet(variables, tensorflow_scope="core/relational_memory")[
@@ -160,7 +160,7 @@ def load_sonnet(path: str | os.PathLike[str], *, scope: str | None = None) -> di
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RNN, RelationalMemoryCell
     >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=8, num_heads=2))
-    >>> variables = rnn.init(jax.random.key(0), jnp.ones((1, 6, 3)))
+    >>> variables = jax.jit(rnn.init)(jax.random.key(0), jnp.ones((1, 6, 3)))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "core.npz")
     ...     np.savez(path, **to_sonnet(variables))

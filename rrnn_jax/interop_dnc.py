@@ -41,7 +41,7 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     The cell must have the module's sizes and `clip_value`, one LSTM layer, and the default
     `forget_bias`, which the weights do not contain.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax.baselines import DNCCell
     >>> from rrnn_jax.baselines.dnc_memory import interface_shapes
     >>> shapes = {"controller": (3 + 8 + 6, 24), "output": (6 + 8, 5)}
@@ -54,7 +54,7 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     ...     memory_size=8, word_size=4, num_reads=2, num_writes=1, controller_size=6, output_size=5
     ... )
     >>> carry = cell.initialize_carry(None, (1, 3))
-    >>> cell.apply({"params": params}, carry, jnp.ones((1, 3)))[1].shape
+    >>> jax.jit(cell.apply)({"params": params}, carry, jnp.ones((1, 3)))[1].shape
     (1, 5)
 
     Within an `RNN` the parameters belong to its cell: ``{"params": {"cell": params}}``.

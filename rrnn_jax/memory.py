@@ -24,7 +24,8 @@ class RowMLP(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> mlp = RowMLP(num_layers=2)
     >>> rows = jnp.ones((3, 4, 16))
-    >>> mlp.apply(mlp.init(jax.random.key(0), rows), rows).shape
+    >>> y, variables = jax.jit(mlp.init_with_output)(jax.random.key(0), rows)
+    >>> y.shape
     (3, 4, 16)
 
     Attributes:
@@ -69,8 +70,8 @@ class AttentionBlock(nn.Module):
     ...     @nn.compact
     ...     def __call__(self, rows):
     ...         return AttentionBlock(num_heads=2, head_size=8)(rows, RowMLP(), num_rows=4)[0]
-    >>> model = Model()
-    >>> model.apply(model.init(jax.random.key(0), rows), rows).shape
+    >>> y, variables = jax.jit(Model().init_with_output)(jax.random.key(0), rows)
+    >>> y.shape
     (3, 4, 16)
 
     Attributes:
@@ -139,8 +140,8 @@ class RelationalMemory(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> module = RelationalMemory(num_heads=2, head_size=8)
     >>> memory, rows = jnp.ones((3, 4, 16)), jnp.ones((3, 1, 16))
-    >>> params = module.init(jax.random.key(0), memory, rows)
-    >>> candidate, weights = module.apply(params, memory, rows)
+    >>> made = jax.jit(module.init_with_output)(jax.random.key(0), memory, rows)
+    >>> (candidate, weights), variables = made
     >>> candidate.shape, [w.shape for w in weights]
     ((3, 4, 16), [(3, 2, 4, 5)])
 

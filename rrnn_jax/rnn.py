@@ -54,15 +54,16 @@ class RNN(nn.Module):
     >>> from rrnn_jax import RNN, RelationalMemoryCell
     >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
     >>> x = jnp.ones((8, 10, 5))  # [B, T, I]
-    >>> variables = rnn.init(jax.random.key(0), x)
-    >>> rnn.apply(variables, x).shape  # [B, T, S*F]
+    >>> variables = jax.jit(rnn.init)(jax.random.key(0), x)
+    >>> apply = jax.jit(rnn.apply, static_argnames=("return_carry", "mutable"))
+    >>> apply(variables, x).shape  # [B, T, S*F]
     (8, 10, 128)
 
     Two episodes in each row, the second from step 6 on. The next call continues with the carry:
 
     >>> resets = jnp.zeros((8, 10), bool).at[:, 6].set(True)
-    >>> carry, y = rnn.apply(variables, x, resets=resets, return_carry=True)
-    >>> carry, y = rnn.apply(variables, x, initial_carry=carry, return_carry=True)
+    >>> carry, y = apply(variables, x, resets=resets, return_carry=True)
+    >>> carry, y = apply(variables, x, initial_carry=carry, return_carry=True)
 
     If an environment returns ``done`` with the last step of an episode, the flag of the *previous*
     step is the reset:
@@ -74,7 +75,7 @@ class RNN(nn.Module):
 
     The attention weights of every step:
 
-    >>> y, captured = rnn.apply(variables, x, mutable=["intermediates"])
+    >>> y, captured = apply(variables, x, mutable="intermediates")
     >>> captured["intermediates"]["cell"]["attention_weights"][0].shape  # [B, T, blocks, H, S, S+1]
     (8, 10, 1, 2, 4, 5)
 
@@ -230,7 +231,8 @@ class RNN(nn.Module):
         >>> from rrnn_jax import RNN, RelationalMemoryCell
         >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
         >>> x = jnp.ones((8, 10, 5))
-        >>> result = rnn.apply(rnn.init(jax.random.key(0), x), x, method="run")
+        >>> run = jax.jit(rnn.init_with_output, static_argnames="method")
+        >>> result, variables = run(jax.random.key(0), x, method="run")
         >>> result.outputs.shape, result.carry.shape, result.carries
         ((8, 10, 128), (8, 4, 32), None)
 
@@ -302,7 +304,7 @@ class RNN(nn.Module):
         >>> from rrnn_jax import RNN, RelationalMemoryCell
         >>> rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=16, num_heads=2))
         >>> x = jnp.ones((8, 1, 5))
-        >>> variables = rnn.init(jax.random.key(0), x)
+        >>> variables = jax.eval_shape(rnn.init, jax.random.key(0), x)  # Shapes will do.
         >>> reasons = rnn.apply(variables, x, method="explain").split("; ")
         >>> [reason for reason in reasons if reason.startswith("'hoisted'")]
         ["'hoisted' gains nothing in a single step"]

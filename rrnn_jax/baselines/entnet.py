@@ -49,7 +49,8 @@ class EntNetCell(nn.RNNCellBase):
     >>> from rrnn_jax import RNN
     >>> rnn = RNN(EntNetCell(features=16, num_cells=4))
     >>> x = jnp.ones((8, 10, 5))  # [B, T, I]
-    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    >>> y, variables = jax.jit(rnn.init_with_output)(jax.random.key(0), x)
+    >>> y.shape
     (8, 10, 16)
 
     Attributes:

@@ -56,7 +56,8 @@ class StackedLSTMCell(nn.RNNCellBase):
     >>> from rrnn_jax import RNN
     >>> rnn = RNN(StackedLSTMCell(features=16, num_layers=2))
     >>> x = jnp.ones((8, 10, 5))  # [B, T, I]
-    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    >>> y, variables = jax.jit(rnn.init_with_output)(jax.random.key(0), x)
+    >>> y.shape
     (8, 10, 32)
 
     Attributes:

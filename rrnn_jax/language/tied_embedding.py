@@ -27,10 +27,10 @@ class TiedEmbedding(nn.Module):
     >>> import jax, jax.numpy as jnp
     >>> words = jnp.array([[3, 1, 2]])  # [B, T]
     >>> output = TiedEmbedding(vocab_size=5, features=4, hidden_features=6)
-    >>> variables = output.init(jax.random.key(0), jnp.ones((1, 3, 6)), words)
+    >>> variables = jax.jit(output.init)(jax.random.key(0), jnp.ones((1, 3, 6)), words)
     >>> output.apply(variables, words, method="embed").shape
     (1, 3, 4)
-    >>> output.apply(variables, jnp.ones((1, 3, 6)), words).shape  # log p(word) of each step
+    >>> jax.jit(output.apply)(variables, jnp.ones((1, 3, 6)), words).shape  # log p(word)
     (1, 3)
 
     Without `embed` it is an ordinary output layer.

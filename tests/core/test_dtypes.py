@@ -63,7 +63,7 @@ def test_dtypes_are_those_of_the_table(implementation, output_gate):
         check(mix, implementation, output_gate)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))
 def test_dtypes_under_x64(implementation):
     with jax.enable_x64(True):
         for mix in mixes(jnp.float64)[::11]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from tests.grids import mostly_slow
 
 
 def copies_in_loops(program: str, steps: int) -> list[str]:
@@ -22,9 +23,10 @@ def copies_in_loops(program: str, steps: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"time_major": True}, {"remat": "full"}, {"remat": "chunked"}]
-)
+OPTIONS = [{}, {"time_major": True}, {"remat": "full"}, {"remat": "chunked"}]
+
+
+@pytest.mark.parametrize("options", mostly_slow(OPTIONS, keep=[{}, {"remat": "chunked"}]))
 def test_a_step_copies_no_array_of_all_steps(options):
     """Else the time of a step grows with the number of steps."""
     steps, batch = 23, 16

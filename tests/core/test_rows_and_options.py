@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from rrnn_jax import RelationalMemoryCell, dot_product_attention
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 ROWS = RelationalMemoryCell(
     mem_slots=3, head_size=4, num_heads=2, matrix_inputs=True, gate_style=None
@@ -31,9 +32,10 @@ def step(cell, variables, x, row_mask=None, **options):
     return jax.jit(partial(cell.apply, **options))(variables, MEMORY, x, row_mask)
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"num_blocks": 2}, {"num_blocks": 2, "input_queries": False}]
-)
+PAPER = {"num_blocks": 2, "input_queries": False}
+
+
+@pytest.mark.parametrize("config", mostly_slow([{}, {"num_blocks": 2}, PAPER], keep=[PAPER]))
 def test_rows_that_are_masked_are_not_there(config):
     cell = ROWS.clone(**config)
     variables = random_variables(cell, MEMORY, X)

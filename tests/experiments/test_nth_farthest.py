@@ -25,7 +25,7 @@ FAST = [
     *("--steps", "8", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
     *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),
     *("--eval-every", "4", "--eval-samples", "8", "--checkpoint-every", "4"),
-    *("--warmup-steps", "2", "--dtype", "bfloat16", "--no-progress"),
+    *("--warmup-steps", "2", "--no-progress"),
 ]
 
 
@@ -155,6 +155,17 @@ def test_commands_of_the_readme_are_understood():
         config, _ = parse(PRESETS, "nth_farthest", "", options.split(), default_dir)
         assert config != PRESETS["quick"]
         make_problem(dataclasses.replace(config, model="rmc"))
+
+
+@pytest.mark.parametrize("model", ["rmc", "lstm"])
+def test_bfloat16_keeps_parameters_in_float32(model):
+    config = dataclasses.replace(PRESETS["small"], model=model, dtype="bfloat16")
+    problem, key = make_problem(config), jax.random.key(0)
+    before, (after, _) = jax.eval_shape(
+        lambda key: (state := problem.init(key), problem.update(state, key, None)), key
+    )
+    assert after == before
+    assert {x.dtype for x in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.slow
