@@ -12,7 +12,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+# The pages' equations are plain text; a browser loads MathJax for those of docstrings.
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # The blocks run as tests: tests/test_docs.py.
 suppress_warnings = ["myst.xref_missing"]  # Links to files of the repository.
@@ -24,4 +25,5 @@ default_role = "code"
 
 html_theme = "furo"
 html_title = "rrnn_jax"
+html_show_copyright = False
 exclude_patterns = ["_build"]
