@@ -66,15 +66,20 @@ def index() -> str:
     minutes = sum(run["summary"]["wall_seconds"] for run in quick.values()) / 60
     runs = [run for models in program["runs"].values() for run in models.values()]
     hours = sum(run["summary"]["wall_seconds"] for run in runs) / 3600 / 2  # Two at a time.
-    laptop = read("nth_farthest/laptop")
-    hour = sum(run["summary"]["wall_seconds"] for run in laptop.values()) / 60
-    rows = [
-        (
-            "experiments.nth_farthest --preset laptop",
-            "[Nth Farthest](nth_farthest/README.md), the paper's task: RMC and LSTM (4.1, A.1)",
-            f"{hour:.0f} min of 1 core",
-            "[numbers](results/nth_farthest/laptop.json)",
-        ),
+    rows = []
+    for command, what, name in (
+        ("nth_farthest --preset laptop",
+         "[Nth Farthest](nth_farthest/README.md), the paper's task: RMC and LSTM (4.1, A.1)",
+         "nth_farthest/laptop"),
+        ("box_world", "[BoxWorld](box_world/README.md), small (4.3, A.3)", "box_world/quick"),
+        ("language_model", "[text](language_model/README.md), by character (4.4)",
+         "language_model/quick"),
+    ):  # fmt: skip
+        spent = [run["summary"] for run in read(name).values()]
+        each = sum(one["wall_seconds"] for one in spent) / sum(len(one["seeds"]) for one in spent)
+        time = f"{each / 60:.0f} min of 1 core (mean over models and seeds)"
+        rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
+    rows += [
         (
             "experiments.nth_farthest --preset small",
             "[Nth Farthest](nth_farthest/README.md), small: RMC and LSTM (4.1, A.1)",
@@ -95,15 +100,6 @@ def index() -> str:
             "[numbers](results/program_evaluation/quick.json)",
         ),
     ]
-    for command, what, name in (
-        ("box_world", "[BoxWorld](box_world/README.md), small (4.3, A.3)", "box_world/quick"),
-        ("language_model", "[text](language_model/README.md), by character (4.4)",
-         "language_model/quick"),
-    ):  # fmt: skip
-        spent = [run["summary"] for run in read(name).values()]
-        each = sum(one["wall_seconds"] for one in spent) / sum(len(one["seeds"]) for one in spent)
-        time = f"{each / 60:.0f} min of 1 core (mean over models and seeds)"
-        rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
         task = describe_task(_config(name, grid))
@@ -135,17 +131,20 @@ def nth_farthest() -> str:
         scores = {name: _mean(_fresh(run["summary"])) for name, run in found.items()}
         trivial = 2 / task["num_objects"]
         sizes = " and ".join(f"{run['summary']['parameters']:,}" for run in found.values())
+        counts = {name: len(run["summary"]["seeds"]) for name, run in found.items()}
         minutes = " and ".join(
-            f"{run['summary']['train_seconds'] / 60:.0f}" for run in found.values()
+            f"{run['summary']['train_seconds'] / counts[name] / 60:.0f}"
+            for name, run in found.items()
         )
+        seeds = " and ".join(_seeds(count) for count in dict.fromkeys(counts.values()))
         rows.append(
             f"| `--preset {preset}` | {task['num_objects']}, {task['num_features']} | "
             f"{train['steps']:,} | {_percent(scores['rmc'])} | {_percent(scores['lstm'])} | "
             f"{_percent(trivial)} |"
         )
         said.append(
-            f"`--preset {preset}`: {sizes} parameters, {minutes} minutes of training, "
-            f"{_seeds(train['num_seeds'])} ([numbers](results/nth_farthest/{preset}.json))"
+            f"`--preset {preset}`: {sizes} parameters, {minutes} minutes of training a seed, "
+            f"{seeds} ([numbers](results/nth_farthest/{preset}.json))"
         )
     return f"""\
 | | objects, features | updates | RMC | LSTM | trivial score |
