@@ -24,8 +24,8 @@ class Bidirectional(nn.Bidirectional):
     >>> both = Bidirectional(RNN(cell), RNN(cell.copy()))
     >>> x = jnp.ones((8, 10, 5))
     >>> mask = jnp.ones((8, 10), bool).at[:, 7:].set(False)
-    >>> variables = jax.jit(both.init)(jax.random.key(0), x)
-    >>> jax.jit(both.apply)(variables, x, mask=mask).shape  # [B, T, 2*S*F]
+    >>> y, variables = jax.jit(both.init_with_output)(jax.random.key(0), x, mask=mask)
+    >>> y.shape  # [B, T, 2*S*F]
     (8, 10, 128)
 
     Attributes:

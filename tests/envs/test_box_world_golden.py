@@ -1,6 +1,7 @@
 """BoxWorld replays the 200 levels recorded from the authors' code, and draws levels as it does."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -94,18 +95,21 @@ PAPER = json.loads((GOLDEN / "box_world.json").read_text())["generator_statistic
 LIMIT = {0: 0.0, 1: 10.8, 2: 13.8, 3: 16.3, 4: 18.5, 5: 20.5}
 
 
+@cache
+def draw(size: int, lengths: tuple[int, ...], distractors: tuple[int, ...]) -> Level:
+    """4,000 levels."""
+    env = BoxWorld(grid_size=size, solution_length=lengths, num_distractors=distractors)
+    levels = jax.jit(env.draw_levels, static_argnums=1)(jax.random.key(1), 4000)
+    return jax.device_get(levels)
+
+
 @pytest.mark.parametrize("name", mostly_slow(POSSIBLE, keep=["g6_L1_F0", "g12_L1-5_F0-5"]))
 def test_lengths_and_distractors_are_distributed_as_recorded(name):
     case = dict(POSSIBLE[name])
     if name == "g12_L1-5_F0-5":  # 2,000 levels of the same setting, and 600.
         for field in ("goal_length", "num_forward"):
             case[field] = {k: v + PAPER[field][k] for k, v in case[field].items()}
-    env = BoxWorld(
-        grid_size=case["grid"],
-        solution_length=tuple(case["L"]),
-        num_distractors=tuple(case["F"]),
-    )
-    levels = jax.jit(env.draw_levels, static_argnums=1)(jax.random.key(1), 4000)
+    levels = draw(case["grid"], tuple(case["L"]), tuple(case["F"]))
     drawn = {"goal_length": levels.solution_length, "num_forward": levels.num_distractors}
     for field, values in drawn.items():
         bins = {int(k): count for k, count in case[field].items()}
@@ -116,8 +120,7 @@ def test_lengths_and_distractors_are_distributed_as_recorded(name):
 
 
 def test_cells_and_colours_are_distributed_as_recorded(golden):
-    env = BoxWorld()
-    levels = jax.jit(env.draw_levels, static_argnums=1)(jax.random.key(2), 4000)
+    levels = draw(12, (1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5))
     grid, player = np.asarray(levels.grid).astype(int), np.asarray(levels.player)
     which = np.flatnonzero(np.isin(golden["config_name"], ["paper", "default"]))
     for axis in (0, 1):

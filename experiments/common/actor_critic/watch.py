@@ -1,5 +1,6 @@
 """One episode of a trained agent as a GIF, with the attention of its memory."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def record(
         return new_play, done, weights, env.render(state)
 
     for_start, for_steps = jax.random.split(key)
-    play = rollout.begin(env, agent, for_start, params, 1)
+    begin = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)
+    play = begin(for_start, params, 1)
     frames, attention, captions = [], [], []
     for index in range(at_most):
         captions.append(f"step {index + 1}, return {float(play.total[0]):.1f}")

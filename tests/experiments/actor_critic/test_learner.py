@@ -34,7 +34,7 @@ from tests.experiments.toys import Count
 ENVS, STEPS = 4, 14
 SLOW = ("lstm", "conv_lstm", "none")
 TINY = GameConfig(
-    rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4, gate_style="memory"),
+    rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4, mlp_layers=1, gate_style="memory"),
     lstm=LSTMConfig(lstm_features=8),
     conv_lstm=ConvLSTMConfig(conv_features=3),
     agent=AgentConfig(width=8),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from experiments.common.actor_critic.config import AgentConfig, make_agent
 from experiments.common.actor_critic.watch import record
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
+from tests.core.random_variables import random_variables
 
 TINY = dataclasses.replace(
     box_world.PRESETS["smoke"],
@@ -97,11 +97,13 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
     )
     env = make_game(config).env
     agent = make_agent(config, env.num_actions)
-    begin = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)
-    play = begin(jax.random.key(0), env.default_params, 1)
-    inputs = (play.obs, play.reset, play.action, play.reward)
-    inputs = jax.tree.map(lambda x: x[None], inputs)
-    variables = jax.jit(agent.init)(jax.random.key(1), play.carry, *inputs)
+
+    def begin(key):
+        play = rollout.begin(env, agent, key, env.default_params, 1)
+        inputs = (play.obs, play.reset, play.action, play.reward)
+        return play.carry, *jax.tree.map(lambda x: x[None], inputs)
+
+    variables = random_variables(agent, *jax.eval_shape(begin, jax.random.key(0)))
     frames, attention, captions = record(env, agent, variables, jax.random.key(2), at_most=3)
     assert len(frames) == len(captions) == 3
     assert attention is not None
