@@ -98,13 +98,13 @@ def test_layer_norm_spans_queries_keys_and_values_of_all_heads():
     variables["qkv"]["kernel"] = jnp.zeros((2, 6))
     variables["qkv"]["bias"] = jnp.asarray([0.0, 0.0, 3.0, 0.0, 0.0, -3.0])
     variables["qkv_norm"] = {"scale": jnp.ones(6), "bias": jnp.zeros(6)}
-    attended, _ = module.apply({"params": variables}, rows)
+    attended, _ = jax.jit(module.apply)({"params": variables}, rows)
     # Mean 0, variance 18/6. Norms per head would give sqrt(2), of the values alone 1.
     np.testing.assert_allclose(attended, np.tile([3**0.5, -(3**0.5)], (3, 1)), rtol=1e-5)
     # Scale and offset belong to places of the packed axis: q, k, v of head 0, then of head 1.
     variables["qkv_norm"]["scale"] = jnp.asarray([9.0, 9.0, 2.0, 9.0, 9.0, 1.0])
     variables["qkv_norm"]["bias"] = jnp.asarray([9.0, 9.0, 1.0, 9.0, 9.0, 0.0])
-    attended, _ = module.apply({"params": variables}, rows)
+    attended, _ = jax.jit(module.apply)({"params": variables}, rows)
     np.testing.assert_allclose(attended, np.tile([2 * 3**0.5 + 1, -(3**0.5)], (3, 1)), rtol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_module_against_reference(heads, head_size, key_size):
     variables = random_variables(module, rows)
     packed = heads * (2 * (key_size or head_size) + head_size)
     assert variables["params"]["qkv"]["kernel"].shape == (heads * head_size, packed)
-    attended, weights = module.apply(variables, rows)
+    attended, weights = jax.jit(module.apply)(variables, rows)
     expected, expected_weights = reference.attend(
         {
             "block/qkv/w": np.asarray(variables["params"]["qkv"]["kernel"]),
@@ -142,7 +142,7 @@ def test_module_in_bfloat16():
     module: Any = MultiHeadAttention(2, 3, dtype=jnp.bfloat16)
     variables = random_variables(module, rows)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    attended, weights = module.apply(variables, rows)
+    attended, weights = jax.jit(module.apply)(variables, rows)
     assert (attended.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
     exact, _ = module.clone(dtype=None).apply(variables, rows)
     np.testing.assert_allclose(attended.astype(jnp.float32), exact, atol=2e-2)

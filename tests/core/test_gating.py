@@ -33,7 +33,7 @@ def test_shapes_and_parameters(style, width, output_gate, batch):
         "input": {"kernel": (8, packed), "bias": (packed,)},
         "memory": {"kernel": (4, packed), "bias": (packed,)},
     }
-    gates = module.apply(variables, inputs, hidden)
+    gates = jax.jit(module.apply)(variables, inputs, hidden)
     assert gates.input.shape == gates.forget.shape == (*batch, 3, width)
     assert (gates.output is None) == (not output_gate)
     if output_gate:
@@ -49,7 +49,7 @@ def test_against_numpy_input_then_forget_then_output(style, width):
     from_input = np.asarray(inputs).reshape(2, 1, 8) @ params["input"]["kernel"]
     from_memory = np.asarray(hidden) @ params["memory"]["kernel"]
     packed = from_input + params["input"]["bias"] + from_memory + params["memory"]["bias"]
-    gates = module.apply(variables, inputs, hidden)
+    gates = jax.jit(module.apply)(variables, inputs, hidden)
     np.testing.assert_allclose(gates.input, sigmoid(packed[..., :width] - 0.4), atol=1e-6)
     forget = sigmoid(packed[..., width : 2 * width] + 0.7)
     np.testing.assert_allclose(gates.forget, forget, atol=1e-6)
@@ -60,7 +60,7 @@ def test_against_numpy_input_then_forget_then_output(style, width):
 def test_bias_constants_come_on_top_of_nothing(style):
     module, variables, inputs, hidden = gates_and_arguments(style, output_gate=True)
     zeros = jax.tree.map(jnp.zeros_like, variables)
-    gates = module.apply(zeros, inputs, hidden)
+    gates = jax.jit(module.apply)(zeros, inputs, hidden)
     np.testing.assert_allclose(gates.input, np.full_like(gates.input, 0.5), atol=1e-7)
     np.testing.assert_allclose(gates.forget, np.full_like(gates.forget, 0.7310586), atol=1e-6)
     np.testing.assert_allclose(gates.output, np.full_like(gates.output, 0.5), atol=1e-7)
@@ -68,7 +68,7 @@ def test_bias_constants_come_on_top_of_nothing(style):
 
 def test_gates_are_float32_whatever_the_compute_dtype():
     module, variables, inputs, hidden = gates_and_arguments("unit", dtype=jnp.bfloat16)
-    gates = module.apply(variables, inputs, hidden)
+    gates = jax.jit(module.apply)(variables, inputs, hidden)
     assert (gates.input.dtype, gates.forget.dtype) == (jnp.float32, jnp.float32)
     exact = module.clone(dtype=None).apply(variables, inputs, hidden)
     np.testing.assert_allclose(gates.input, exact.input, atol=2e-2)

@@ -132,7 +132,9 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
-@pytest.mark.parametrize("config", mostly_slow([{}, OTHER], keep=[OTHER]))
+# By default `test_kernels_in_tiles_of_a_gpu` runs as there.
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{}, OTHER])
 def test_as_other_backends_would_run_it(config, monkeypatch):
     expected = plain_gradients(config, FLAGS)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

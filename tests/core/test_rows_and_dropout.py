@@ -141,7 +141,11 @@ def precisions(cell, x, ambient, **options):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "large"), [("scan", False), ("hoisted", False), ("hoisted", True)]
+    ("implementation", "large"),
+    mostly_slow(
+        [("scan", False), ("hoisted", False), ("hoisted", True)],
+        keep=[("scan", False), ("hoisted", True)],
+    ),
 )
 def test_precision_is_that_of_every_product(implementation, large, monkeypatch):
     """Forward and backward, with kernels of any size: as if it were JAX's default."""

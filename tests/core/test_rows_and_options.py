@@ -225,7 +225,7 @@ def test_another_product_for_all_weights():
     cell = ROWS.clone(gate_style="unit", dot_general=counting)
     variables = random_variables(cell, MEMORY, X)
     calls.clear()
-    _, y = cell.apply(variables, MEMORY, X)
+    _, y = jax.jit(cell.apply)(variables, MEMORY, X)
     assert (
         len(calls) == 6
     )  # Input, packed queries keys and values, two of the MLP, two of the gates.
@@ -233,7 +233,7 @@ def test_another_product_for_all_weights():
         lambda path, p: 2 * p if path[-1].key == "kernel" else p, variables
     )
     plain = ROWS.clone(gate_style="unit")
-    np.testing.assert_allclose(y, plain.apply(doubled, MEMORY, X)[1], atol=1e-5)
+    np.testing.assert_allclose(y, jax.jit(plain.apply)(doubled, MEMORY, X)[1], atol=1e-5)
 
 
 def test_a_cell_by_the_width_of_its_output():

@@ -303,7 +303,9 @@ def test_remat_changes_no_number(implementation, remat):
     assert_close(of_flagged_run(implementation, remat), of_flagged_run(implementation, "none"))
 
 
-@pytest.mark.parametrize("time_major", mostly_slow([False, True], keep=[True]))
+# By default `test_flax_contract.py` has it.
+@pytest.mark.slow
+@pytest.mark.parametrize("time_major", [False, True])
 def test_capture_keeps_the_time_axis_in_place(time_major):
     run = Run(Case(RMC.clone(num_blocks=2), "auto", (2,)))
     x = jnp.moveaxis(run.x, 1, 0) if time_major else run.x

@@ -85,7 +85,7 @@ def test_auto_hoists_what_has_symbolic_sizes():
     assert chosen(RNN(CELL), jax.ShapeDtypeStruct(shape, jnp.float32)) == "hoisted"
 
 
-@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+@pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))
 @pytest.mark.parametrize("with_carry", mostly_slow([True, False], keep=[True]))
 def test_nan_past_the_end_of_a_sequence(implementation, with_carry):
     lengths = jnp.asarray([2, 6, 1, 4])
@@ -230,13 +230,11 @@ def test_subclasses():
         RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
 
 
+# By default `test_dtypes.py` has such a case.
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
-    ("batch", "carry_dtype"),
-    mostly_slow(
-        itertools.product((1, B), (jnp.float32, jnp.bfloat16)),
-        keep=[(1, jnp.bfloat16)],
-    ),
+    ("batch", "carry_dtype"), [*itertools.product((1, B), (jnp.float32, jnp.bfloat16))]
 )
 def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, carry_dtype):
     cell = CELL.clone(param_dtype=jnp.bfloat16)
@@ -319,7 +317,7 @@ def final_carries(kind: str) -> Any:
 KINDS = ("gru", "rmc", "backwards", "both directions", "stack")
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, keep=["rmc", "both directions", "stack"]))
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, keep=["both directions", "stack"]))
 def test_lengths_of_any_integer_dtype(kind):
     run, variables = final_carries(kind)
     quick = jax.jit(run)

@@ -87,7 +87,7 @@ def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeyp
     assert abs(other[0] - whole["nats"][0]) > 1e-4
 
 
-@pytest.mark.parametrize("points", mostly_slow([2, 10], keep=[2]))
+@pytest.mark.parametrize("points", mostly_slow([1, 10], keep=[1]))
 def test_a_stream_killed_anywhere_goes_on_bit_exactly(points, tokens, tmp_path, monkeypatch):
     """At random points; what is read again is what was lost with the chunks since the save."""
     config = dataclasses.replace(CONFIG, checkpoint_every=15)
@@ -348,15 +348,15 @@ def test_linear_layers_are_those_of_flax_with_gradients_in_float32(dtype):
     """In bfloat16, to its rounding, and the weights' gradients have more digits than that."""
     ours, theirs = (kind(3, dtype=dtype) for kind in (Linear, nn.Dense))
     x = jax.random.normal(jax.random.key(0), (4, 5, 6), dtype)
-    params = theirs.init(jax.random.key(1), x)
-    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x), params)
+    params = jax.jit(theirs.init)(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(ours.init)(jax.random.key(1), x), params)
     params["params"]["bias"] += 0.3
 
     def gradients(layer):
         def loss(params, x):
             return jnp.sum(jnp.sin(layer.apply(params, x).astype(jnp.float32)))
 
-        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
 
     (value, (weights, d_x)), expected = gradients(ours), gradients(theirs)
     assert d_x.dtype == dtype

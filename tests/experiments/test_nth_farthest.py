@@ -112,6 +112,8 @@ def test_another_config_in_the_directory_exits_with_2(both, capsys):
     )
 
 
+# `test_ablation_runs.py` has that exit code, `test_training.py` a loss that becomes NaN.
+@pytest.mark.slow
 def test_nan_exits_with_3(tmp_path, capsys):
     arguments = [*FAST, "--model", "lstm", "--learning-rate", "1e38", "--steps", "40"]
     assert main(["--run-dir", str(tmp_path), *arguments]) == 3

@@ -20,6 +20,7 @@ from rrnn_jax.visualize import (
     save_gif,
 )
 from rrnn_jax.visualize.style import ACCENT
+from tests.grids import mostly_slow
 from tests.visualize.figures import (
     assert_nothing_cut,
     assert_same_twice,
@@ -112,7 +113,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", mostly_slow(FIGURES, keep=["few slots", "one slot", "many"]))
 def test_nothing_is_cut(name):
     assert_nothing_cut(FIGURES[name]())
 

@@ -65,7 +65,7 @@ def test_gradient_of_ppo():
         return parts.policy + parts.value
 
     targets = values[1:]
-    for_logits, for_values = jax.grad(loss, (0, 1))(logits, values[:-1])
+    for_logits, for_values = jax.jit(jax.grad(loss, (0, 1)))(logits, values[:-1])
     x, before, a, v = as_double(logits, old, advantages, values)
     chosen = np.asarray(actions)
     weights = np.zeros(a.shape)
@@ -88,7 +88,7 @@ def test_gradient_of_vtrace_loss(lambda_):
         parts = vtrace_loss(logits, values, actions, old, rewards, discounts, **options)
         return parts.policy + parts.value
 
-    for_logits, for_values = jax.grad(loss, (0, 1))(logits, values)
+    for_logits, for_values = jax.jit(jax.grad(loss, (0, 1)))(logits, values)
     x, before, v, r, d = as_double(logits, old, values, rewards, discounts)
     chosen = np.asarray(actions)
     steps, batch = r.shape
