@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common.cli import exit_code
+from experiments.common.cli import EXIT_NON_FINITE, exit_code
 from experiments.common.launch import run_commands
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
@@ -53,6 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
         }
         _check_same(directory, given.experiment, options)
         codes.update(_run(runs, given, options))
+        for run_dir in [path for path, code in codes.items() if code == EXIT_NON_FINITE]:
+            print(f"{run_dir}: became NaN or infinite, and is left out")
+            del codes[run_dir]
         rows = collect(runs)
         print(to_markdown(rows), end="", flush=True)
         write_text(directory / "sweep.md", to_markdown(rows))
@@ -61,8 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
             fresh = ["--seed", str(FINAL_SEED), "--num-seeds", str(given.final_seeds)]
             best = {row["model"]: row["setting"] for row in rows if row.get("best")}
             final = {
-                directory / model / f"final,{name_of(best[model])}": (model, best[model])
-                for model in given.models
+                directory / model / f"final,{name_of(setting)}": (model, setting)
+                for model, setting in best.items()
             }
             codes.update(_run(final, given, [*options, *fresh]))
             _report(directory, {model: run_dir for run_dir, (model, _) in final.items()})

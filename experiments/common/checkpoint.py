@@ -151,12 +151,15 @@ class Writer:
         return restored
 
     def note(self, name: str) -> Any:
-        """A note of the newest checkpoint; None if there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        found = self._manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))
-        return found["digest"].get(name)
+        """A note of the newest checkpoint; None if there is none. Damaged ones are removed."""
+        args = ocp.args.Composite(digest=ocp.args.JsonRestore())
+        while (step := self._manager.latest_step()) is not None:
+            try:
+                return self._manager.restore(step, args=args)["digest"].get(name)
+            except Exception as error:  # Any error that a damaged file causes in orbax.
+                print(f"{self._directory / str(step)} is damaged and is removed: {error!r:.200}")
+                self._manager.delete(step)
+        return None
 
     def close(self) -> None:
         """Releases orbax's threads."""

@@ -197,15 +197,14 @@ class _Session:
                 self.clock.add(self.step, num_steps, time.perf_counter() - started)
                 _check_finite(values, config, self.step, self.saved_step)
                 self.writer.write(self.step, "train", config.seeds, values)
-                if self._due(num_steps, config.eval_every):
+                is_due = self._due(num_steps, config.eval_every)
+                if is_due:
                     self._evaluate(state)
-                is_done = self._is_done()
+                is_done = is_due and self._is_done()
                 if is_done:
                     self._evaluate_test(state)
                 stops = self._save(state, num_steps, stop.requested, is_done)
-                bar.update(
-                    self.step, self._describe(values), self._due(num_steps, config.eval_every)
-                )
+                bar.update(self.step, self._describe(values), is_due)
                 if stops and not is_done:
                     raise Interrupted(
                         f"stopped at step {self.step}; the same command goes on from there"
@@ -234,8 +233,11 @@ class _Session:
             self._evaluate(state)
             return self._is_done()
         # The written evaluation equals the original exactly.
-        self.evaluation = self._recorded("valid") or self.programs.evaluate(state)
-        is_done = self._is_done()
+        recorded = self._recorded("valid")
+        self.evaluation = recorded or self.programs.evaluate(state)
+        # A target is for the evaluations of the run, which a stop in between does not add to.
+        is_due = recorded is not None or parallel.count() > 1
+        is_done = self.step >= self.config.steps or (is_due and self._is_done())
         if is_done:
             print(f"{self.name}: finished before, at step {self.step}")
             if "test" in self.programs.problem.evaluations:

@@ -4,7 +4,6 @@ Results equal those of one device to rounding: a batch is always the whole batch
 adds the collectives.
 """
 
-import math
 import os
 import sys
 import traceback
@@ -94,11 +93,11 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
         if config.devices > len(devices):
             raise RefusedError(f"--devices {config.devices}: there are {len(devices)}")
         devices = devices[: config.devices]
-    seeds = math.gcd(config.num_seeds, len(devices))
-    data = math.gcd(config.batch_size // config.micro_batches, len(devices) // seeds)
+    rows = config.batch_size // config.micro_batches
+    seeds = _divisor(config.num_seeds, len(devices))
+    data = _divisor(rows, len(devices) // seeds)
     used = seeds * data
     if used < len(devices):
-        rows = config.batch_size // config.micro_batches
         what = (
             f"{config.num_seeds} seeds and {rows} rows per pass go evenly onto {used} of "
             f"{len(devices)} devices"
@@ -110,6 +109,11 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
         return None
     kinds = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((seeds, data), (SEEDS, DATA), axis_types=kinds, devices=devices[:used])
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number up to a limit."""
+    return max(part for part in range(1, limit + 1) if number % part == 0)
 
 
 def split_rows(tree: Any, axis: int = 0) -> Any:

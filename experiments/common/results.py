@@ -136,7 +136,8 @@ def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None
         }
         for model, run in kept.items()
     }
-    plot_curves(path, curves, title=path.stem, y_label=name, trivial=trivial)
+    title = f"{path.parent.name}, {path.stem}"
+    plot_curves(path, curves, title=title, y_label=name, trivial=trivial)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,12 @@ FAILURE_FILE = "failure.json"
 
 UNLEARNED = {
     "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "micro_batch_size",
-    "implementation", "devices", "minutes", "target",
+    "implementation", "devices", "minutes", "target", "eval_samples",
 }  # fmt: skip
 """Fields that do not affect what a run learns, and may therefore change."""
+
+WHOLE_RUN = {"easy_share": 0.0, "final_entropy_cost": None}
+"""Fields that, with another value than this, are about all updates, as a schedule is."""
 
 
 class ConfigMismatchError(RefusedError):
@@ -47,8 +50,9 @@ class RunBusyError(RefusedError):
 def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
     """Creates a run directory, or checks that it belongs to the same config.
 
-    An existing run may get other values of `UNLEARNED`, and more steps if its learning rate is
-    constant; the config in the directory is then replaced.
+    An existing run may get other values of `UNLEARNED`, and more steps if nothing depends on their
+    number, such as a schedule of the learning rate; the config in the directory is then replaced.
+    Settings of other models than the run's are not compared.
 
     Args:
       run_dir: the directory; created if missing.
@@ -109,6 +113,7 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         name: (there.get(name, "(absent)"), wanted.get(name, "(absent)"))
         for name in dict.fromkeys([*there, *wanted])
         if there.get(name, "(absent)") != wanted.get(name, "(absent)")
+        and not _of_another_model(name, there | wanted)
     }
     wrong = [name for name in changes if not _may_change(name, there, wanted)]
     if wrong:
@@ -229,9 +234,25 @@ def as_json(config: Any) -> Any:
 
 def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     section, _, field = name.rpartition(".")
-    if field == "steps" and wanted.get(f"{section}.schedule") == "constant":
-        return name in there and there[name] < wanted[name]
-    return field in UNLEARNED
+    if field != "steps":
+        return field in UNLEARNED
+    model = wanted.get("model")
+    schedule = wanted.get(f"{model}.{model}_schedule") or wanted.get(f"{section}.schedule")
+    return (
+        schedule == "constant"
+        and name in there
+        and there[name] < wanted[name]
+        and all(
+            value == WHOLE_RUN.get(other.rpartition(".")[2], value)
+            for other, value in wanted.items()
+        )
+    )
+
+
+def _of_another_model(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a field belongs to the core of another model than the run's."""
+    section, model = name.partition(".")[0], config.get("model")
+    return model not in (None, "all", section) and f"{section}.{section}_schedule" in config
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -199,9 +199,32 @@ def test_documents_quote_what_was_kept(document, preset):
     text = document.read_text()
     for run in json.loads(kept.read_text()).values():
         summary = run["summary"]
-        (score,) = summary.get("test", summary["evaluation"])["accuracy"]
-        assert f"{100 * score:.1f} %" in text
+        scores = summary.get("test", summary["evaluation"])["accuracy"]
+        assert ", ".join(f"{100 * score:.1f} %" for score in scores) in text
         assert f"{summary['parameters']:,}" in text
+
+
+@pytest.mark.parametrize("share", [30, 50, 70, 80, 90, 91])
+def test_updates_to_a_score_are_those_of_the_curves(share):
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
+    cells = []
+    for name in ("rmc", "lstm"):
+        curves = [curve for _, curve in sorted(kept[name]["accuracy"].items())]
+        reached = [
+            next((f"{step:,}" for step, value in zip(*curve.values(), strict=True)
+                  if value >= share / 100), "not reached")
+            for curve in curves
+        ]  # fmt: skip
+        cells.append(", ".join(reached))
+    assert f"| updates to {share} % | {' | '.join(cells)} |" in README.read_text()
+
+
+def test_scores_at_equal_time_are_those_of_the_curves():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
+    curves = [curve for _, curve in sorted(kept["rmc"]["accuracy"].items())]
+    scores = [curve["value"][curve["step"].index(3600)] for curve in curves]
+    quoted = "the core's seeds have " + ", ".join(f"{100 * score:.1f} %" for score in scores)
+    assert quoted in " ".join(README.read_text().split())
 
 
 def test_the_rates_of_the_lstm_are_quoted():

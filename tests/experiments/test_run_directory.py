@@ -1,5 +1,6 @@
 """Run directories: two writers, readers, full disks, lost and incomplete files."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common import checkpoint, loop, run_directory
+from experiments.common import cells, checkpoint, loop, run_directory
+from experiments.common.actor_critic.learner import LearnerConfig
 from experiments.common.metrics import read_metrics
 from experiments.common.records import read_rows
 from experiments.common.refused import RefusedError
@@ -23,9 +25,20 @@ from experiments.common.run_directory import (
     read_environment,
     write_evaluation,
 )
+from experiments.common.train_config import TrainConfig
 from tests.experiments.test_training import CONFIG, ROOT, Whole, command, regression, run
 
 QUICK = dataclasses.replace(CONFIG, steps=10, checkpoint_every=5, eval_every=5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A config with a core and a learner, as experiments have."""
+
+    train: TrainConfig
+    lstm: cells.LSTMConfig
+    model: str
+    learner: LearnerConfig = dataclasses.field(default_factory=LearnerConfig)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +180,7 @@ def test_checkpoints_without_a_config_are_refused(finished, tmp_path):
 def test_what_changes_nothing_learned_may_change(tmp_path):
     open_run(tmp_path, Whole(QUICK))
     changes = {"eval_every": 10, "checkpoint_every": 20, "micro_batch_size": 4, "minutes": 1.0}
+    changes |= {"eval_samples": 24}
     changed = dataclasses.replace(QUICK, devices=1, **changes)
     open_run(tmp_path, Whole(changed))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["eval_every"] == 10
@@ -187,6 +201,45 @@ def test_more_steps_at_a_constant_rate(finished, tmp_path):
         open_run(tmp_path / "cosine", Whole(dataclasses.replace(falls, steps=20)))
 
 
+def test_more_steps_only_if_nothing_depends_on_their_number(tmp_path):
+    """The schedule that counts is the model's own; other fields are about the whole run, too."""
+    steady = dataclasses.replace(QUICK, schedule="constant", warmup_steps=0)
+    falls = dataclasses.replace(steady, schedule="cosine")
+    core = cells.LSTMConfig()
+    cosine, constant = (
+        dataclasses.replace(core, lstm_schedule=name) for name in ("cosine", "constant")
+    )
+
+    def grows(name, train, core=core, model="lstm", learner=None):
+        config = Trained(train, core, model, learner or LearnerConfig())
+        open_run(tmp_path / name, config)
+        more = dataclasses.replace(config, train=dataclasses.replace(train, steps=20))
+        with contextlib.suppress(ConfigMismatchError):
+            open_run(tmp_path / name, more)
+            return True
+        return False
+
+    assert grows("plain", steady)
+    assert not grows("own", steady, cosine)
+    assert grows("own constant", falls, constant)
+    assert grows("of another", steady, cosine, model="rmc")
+    assert not grows("share", steady, learner=LearnerConfig(easy_share=0.25))
+    assert not grows("entropy", steady, learner=LearnerConfig(final_entropy_cost=0.1))
+
+
+def test_settings_of_other_models_do_not_matter(tmp_path):
+    open_run(tmp_path, Trained(QUICK, cells.LSTMConfig(8), "rmc"))
+    open_run(tmp_path, Trained(QUICK, cells.LSTMConfig(9), "rmc"))
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"gru": {"gru_features": 8, "gru_schedule": None}}))
+    open_run(tmp_path, Trained(QUICK, cells.LSTMConfig(9), "rmc"))
+    own = tmp_path / "own"
+    open_run(own, Trained(QUICK, cells.LSTMConfig(8), "lstm"))
+    with pytest.raises(ConfigMismatchError, match=r"lstm\.lstm_features: 8 there, 9 asked"):
+        open_run(own, Trained(QUICK, cells.LSTMConfig(9), "lstm"))
+
+
 def test_a_field_that_came_later_had_its_default(tmp_path):
     open_run(tmp_path, Whole(QUICK))
     path = tmp_path / "config.json"
@@ -198,6 +251,25 @@ def test_a_field_that_came_later_had_its_default(tmp_path):
         open_run(tmp_path, Whole(QUICK, note="b"))
     with pytest.raises(ConfigMismatchError, match=r"train\.clip_norm: None there, 1\.0 asked"):
         open_run(tmp_path, Whole(dataclasses.replace(QUICK, clip_norm=1.0)))
+
+
+def test_a_damaged_best_checkpoint_is_removed(finished, tmp_path, capsys):
+    subprocess.run(["cp", "-r", finished, tmp_path / "run"], check=True)
+    (best,) = (tmp_path / "run" / "best").iterdir()
+    for file in (best / "digest").iterdir():
+        file.write_text("")
+    outcome = run(tmp_path / "run", dataclasses.replace(QUICK, steps=15))
+    assert outcome.state.step == 15
+    assert f"{best} is damaged and is removed" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["15"]
+
+
+def test_a_target_is_for_the_evaluations_of_the_run(tmp_path):
+    """A run that was stopped between two of them does not end where it was stopped."""
+    sparse = dataclasses.replace(QUICK, eval_every=10)
+    with pytest.raises(loop.Interrupted, match="stopped at step 5"):
+        run(tmp_path, dataclasses.replace(sparse, minutes=1e-9))
+    assert run(tmp_path, dataclasses.replace(sparse, target=0.0)).state.step == 10
 
 
 def test_nan_in_the_first_chunk_says_so_and_does_not_repeat(tmp_path, monkeypatch):

@@ -90,6 +90,21 @@ def test_the_best_settings_are_compared_with_fresh_seeds(tmp_path, monkeypatch, 
     assert "--final-seeds must be at least 0, got -1" in capsys.readouterr().err
 
 
+def test_a_setting_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
+    run = fake({("rmc", "1e-3"): ([2.0], [1.0])}, [])
+
+    def run_commands(commands, jobs, progress):
+        stable = {path: command for path, command in commands.items() if "1e30" not in command}
+        return dict.fromkeys(commands, 3) | run(stable, jobs, progress)
+
+    monkeypatch.setattr(sweep, "run_commands", run_commands)
+    command = ["some", "--run-dir", str(tmp_path / "s"), "--models", "rmc", "--final-seeds", "5"]
+    assert sweep.main([*command, "--vary", "learning-rate", "1e-3", "1e30"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 's' / 'rmc' / 'learning-rate_1e30'}: became NaN" in printed
+    assert (tmp_path / "s" / "report.md").exists()
+
+
 def test_settings_are_all_combinations_of_what_is_the_models():
     vary = [["learning-rate", "1", "2"], ["lstm:lstm-layers", "1", "3"]]
     assert len(sweep.settings_of("lstm", vary)) == 4
