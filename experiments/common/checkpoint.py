@@ -66,12 +66,13 @@ class Reader:
           FileNotFoundError: there is no checkpoint.
           RefusedError: there are checkpoints, but none of them can be used.
         """
-        options = ocp.CheckpointManagerOptions(
-            read_only=True, create=False, multiprocessing_options=_alone()
-        )
-        manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
-        with contextlib.closing(manager):
-            restored, _ = _restore_latest(manager, like)
+        with _quiet():  # Orbax warns that it only reads.
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, multiprocessing_options=_alone()
+            )
+            manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
+            with contextlib.closing(manager):
+                restored, _ = _restore_latest(manager, like)
         if restored is None:
             raise FileNotFoundError(f"no checkpoint in {self._directory.parent}; train first")
         return restored
@@ -237,7 +238,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppresses messages of orbax's threads about an error that is also raised."""
+    """Suppresses messages of orbax and its threads; errors are also raised."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
