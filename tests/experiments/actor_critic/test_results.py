@@ -56,6 +56,13 @@ def test_the_skip_is_worth_what_is_said():
     )
 
 
+def test_the_first_updates_at_the_papers_size_are_quoted():
+    summary = read("box_world/paper_200")["summary"]
+    said = f"{summary['frames']:,} frames with {summary['parameters']:,} parameters"
+    assert said in " ".join(README.read_text().split())
+    assert f"solve {100 * summary['test']['solved'][0]:.1f} % of the levels" in README.read_text()
+
+
 def test_smoke_is_quoted():
     text, kept = README.read_text(), read("box_world/smoke")
     test = kept["summary"]["test"]
