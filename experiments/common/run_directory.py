@@ -113,7 +113,7 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         name: (there.get(name, "(absent)"), wanted.get(name, "(absent)"))
         for name in dict.fromkeys([*there, *wanted])
         if there.get(name, "(absent)") != wanted.get(name, "(absent)")
-        and not _of_another_model(name, there | wanted)
+        and not _of_another_model(name, wanted)
     }
     wrong = [name for name in changes if not _may_change(name, there, wanted)]
     if wrong:
@@ -249,10 +249,16 @@ def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) 
     )
 
 
-def _of_another_model(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a field belongs to the core of another model than the run's."""
-    section, model = name.partition(".")[0], config.get("model")
-    return model not in (None, "all", section) and f"{section}.{section}_schedule" in config
+def _of_another_model(name: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a field belongs to the core of another model than the run's.
+
+    A section that the config does not have now is that of a core that is not registered now.
+    """
+    section, _, field = name.partition(".")
+    if wanted.get("model") in (None, "all", section) or not field:
+        return False
+    sections = {other.partition(".")[0] for other in wanted}
+    return section not in sections or f"{section}.{section}_schedule" in wanted
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:

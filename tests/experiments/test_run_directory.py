@@ -232,7 +232,7 @@ def test_settings_of_other_models_do_not_matter(tmp_path):
     open_run(tmp_path, Trained(QUICK, cells.LSTMConfig(9), "rmc"))
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"gru": {"gru_features": 8, "gru_schedule": None}}))
+    path.write_text(json.dumps(content | {"gru": {"gru_features": 8}}))
     open_run(tmp_path, Trained(QUICK, cells.LSTMConfig(9), "rmc"))
     own = tmp_path / "own"
     open_run(own, Trained(QUICK, cells.LSTMConfig(8), "lstm"))
