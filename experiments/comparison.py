@@ -26,7 +26,7 @@ from experiments.common.run_directory import UNLEARNED, flatten, read_environmen
 _MODEL_SECTIONS = (*TITLES, "dtype", "model")
 """Parts of a config that belong to a model. All others except `train` define the task."""
 _IRRELEVANT = {
-    *("preset", "implementation", "train.seed", "train.num_seeds", "train.eval_samples"),
+    *("preset", "implementation", "train.seed", "train.num_seeds"),
     *(f"train.{name}" for name in UNLEARNED),
 }
 """Fields for seeds, computation and evaluation, which do not define the task."""
