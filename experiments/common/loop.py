@@ -101,7 +101,7 @@ def train(
             checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
             best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
             restored = checkpoints.restore_latest(programs.shapes)
-        parallel.agree(False)  # Waits until the first process has removed damaged checkpoints.
+        parallel.wait()  # Until the first process has removed damaged checkpoints.
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
                 restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
@@ -169,7 +169,7 @@ class _Session:
     def run(self, state: TrainState, progress: bool) -> Outcome:
         """Trains to the end."""
         config, programs = self.config, self.programs
-        train_chunk, batches = None, None
+        batches = None
         if self.step < config.steps:
             check_not_failed(self.run_dir)
         is_done = self._begin(state)
@@ -178,18 +178,14 @@ class _Session:
             # Compile before the bar starts: its estimate would count compilation.
             started = time.perf_counter()
             batches = programs.batches(self.step, self._next_steps())
-            train_chunk = programs.compile(state, self._next_steps(), batches)
+            programs.compile(state, self._next_steps(), batches)
             print(f"{self.name}: compiled in {time.perf_counter() - started:.1f} s", flush=True)
-        compiled_steps = self._next_steps()
         shown = progress and parallel.is_main()
         with Progress(self.name, self.step, config.steps, shown) as bar, StopRequest() as stop:
             while not is_done:
                 num_steps = self._next_steps()
                 started = time.perf_counter()
-                if num_steps == compiled_steps and train_chunk is not None:
-                    state, metrics = train_chunk(state, batches)
-                else:  # The last chunk may be shorter.
-                    state, metrics = programs.train_chunk(state, num_steps, batches)
+                state, metrics = programs.train_chunk(state, num_steps, batches)
                 self.step += num_steps
                 if self.step < config.steps:  # While the device computes.
                     batches = programs.batches(self.step, self._next_steps())
@@ -276,6 +272,7 @@ class _Session:
             if self.best is not None:
                 self.best_score = value
                 self.best.save(self.step, whole, {"score": value})
+            parallel.wait()
 
     def _evaluate_test(self, state: TrainState) -> None:
         if "test" in self.programs.problem.evaluations:
@@ -303,6 +300,7 @@ class _Session:
             whole = parallel.to_host(state)
             if self.checkpoints is not None:
                 self.checkpoints.save(self.step, whole, rows)
+            parallel.wait()
             self.saved_step = self.step
             self.saved = time.perf_counter()
         return stops

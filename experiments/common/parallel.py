@@ -4,6 +4,7 @@ Results equal those of one device to rounding: a batch is always the whole batch
 adds the collectives.
 """
 
+import itertools
 import os
 import sys
 import traceback
@@ -24,6 +25,8 @@ SEEDS, DATA = "seeds", "data"
 EXIT_LOST = 4
 _HEARTBEAT_SECONDS = 20  # The others regard a process as dead after this time without a message.
 _SHUTDOWN_SECONDS = 300  # The others wait at their end while the first one draws and writes.
+_BARRIER_SECONDS = 86_400  # The heartbeat ends a wait for a dead process.
+_waits = itertools.count()
 
 
 def connect(
@@ -180,6 +183,18 @@ def to_host(tree: Any) -> Any:
         return multihost_utils.process_allgather(array, tiled=True)
 
     return jax.device_get(jax.tree.map(get, tree))
+
+
+def wait() -> None:
+    """Waits until all processes have called it, for as long as none of them has ended.
+
+    Call it where one process can be late: the first collective among CPUs waits only 30 s.
+    """
+    if count() > 1:
+        from orbax.checkpoint import multihost
+
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"wait {next(_waits)}", timeout_ms=1000 * _BARRIER_SECONDS)
 
 
 def agree(*flags: bool) -> tuple[bool, ...]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.common.parallel import DATA, SEEDS, count, make_mesh, place, to_host
+from experiments.common.parallel import DATA, SEEDS, count, make_mesh, place, to_host, wait
 from experiments.common.problem import Evaluation, Mean, Problem
 from experiments.common.train_config import TrainConfig
 
@@ -57,6 +57,27 @@ class TrainState(NamedTuple):
         return self.inner.params
 
 
+class _Program:
+    """A function of arrays and a static number, compiled once for each number.
+
+    Processes wait until all have compiled it, so that none is late for its collectives.
+    """
+
+    def __init__(self, function: Callable[..., Any], static: int, **options: Any) -> None:
+        self._jitted = jax.jit(function, static_argnums=static, **options)
+        self._compiled: dict[int, Any] = {}
+
+    def compile(self, *args: Any) -> None:
+        """Compiles it for these arguments and this number, the last one, without running it."""
+        if args[-1] not in self._compiled:
+            self._compiled[args[-1]] = self._jitted.lower(*args).compile()
+            wait()
+
+    def __call__(self, *args: Any) -> Any:
+        self.compile(*args)
+        return self._compiled[args[-1]](*args[:-1])
+
+
 class Programs:
     """The jitted functions of a problem.
 
@@ -75,9 +96,9 @@ class Programs:
             self._data = (place(problem.data, self._everywhere),)
         shardings = self._state_shardings()
         self._init = jax.jit(self._make_init(), out_shardings=shardings)
-        self._train = jax.jit(
+        self._train = _Program(
             self._make_chunk(),
-            static_argnums=3,
+            static=3,
             donate_argnums=0,
             out_shardings=None if self.mesh is None else (shardings, self._everywhere),
         )
@@ -112,16 +133,15 @@ class Programs:
         Returns:
           The state, and metrics pooled over the updates, for `to_values`.
         """
-        if batches is None:
+        if batches is None and self.problem.feed is not None:
             batches = self.batches(int(state.step), num_steps)
         with self._on_mesh():
             return self._train(state, batches, self._data, num_steps)
 
-    def compile(self, state: TrainState, num_steps: int, batches: Any) -> Any:
-        """``train_chunk(state, batches)`` for one number of steps, compiled."""
+    def compile(self, state: TrainState, num_steps: int, batches: Any) -> None:
+        """Compiles ``train_chunk(state, num_steps, batches)``, so that its first call is fast."""
         with self._on_mesh():
-            compiled = self._train.lower(state, batches, self._data, num_steps).compile()
-        return lambda state, batches: compiled(state, batches, self._data)
+            self._train.compile(state, batches, self._data, num_steps)
 
     def evaluate(self, state: TrainState, name: str = "valid") -> dict[str, list[float | None]]:
         """The metrics of an evaluation, one value for each seed."""
@@ -201,7 +221,7 @@ class Programs:
 
                 return _over_seeds(one)(jnp.asarray(self._seeds), inner, carry)
 
-            self._evaluations[key] = jax.jit(begin), jax.jit(steps, static_argnums=6)
+            self._evaluations[key] = jax.jit(begin), _Program(steps, static=6)
         return self._evaluations[key]
 
     def _fed(self, feed: Any, step: int, num_steps: int) -> Any:

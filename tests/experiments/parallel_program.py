@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 
-from experiments.common import loop, parallel
+from experiments.common import loop, parallel, steps
 from experiments.common.cli import exit_code
 from experiments.common.run_directory import open_run
 from tests.experiments.toys import CONFIG, Whole, parse_process, regression
@@ -19,10 +19,23 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--slow", action="store_true", help="a while between chunks")
+    parser.add_argument("--late", type=int, default=0, help="seconds the second process compiles")
     given = parse_process(parser)
     if given.slow:
         quick = loop.to_values
         loop.to_values = lambda metrics: time.sleep(0.05) or quick(metrics)
+
+    compile = steps._Program.compile
+
+    def late(self: steps._Program, *args) -> None:
+        steps._Program.compile = compile
+        if not parallel.is_main():
+            (given.directory / "late").touch()
+            time.sleep(given.late)
+        self.compile(*args)
+
+    if given.late:
+        steps._Program.compile = late
 
     def action() -> None:
         config = dataclasses.replace(CONFIG, steps=given.steps)

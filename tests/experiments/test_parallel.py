@@ -180,6 +180,23 @@ def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_process_may_compile_for_longer_than_collectives_wait(tmp_path):
+    """The other one waits, for 40 s here; it does not wait for a process that dies."""
+    ends = end(start(tmp_path, -2, "--late", "40"))
+    assert [code for code, _ in ends] == [0, 0], ends
+
+    dies = tmp_path / "dies"
+    processes = start(dies, -2, "--late", "400")
+    wait_for(dies / "late", processes)
+    processes[1].kill()
+    since = time.time()
+    ends = end(processes, 60)
+    assert time.time() - since < 60
+    assert ends[0][0] not in (0, 130)
+    assert "another process of this run has ended" in ends[0][1] or ends[0][0] < 0, ends
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(tmp_path):
     """Saved on 4 devices, on 1, on 2 processes."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
