@@ -1,12 +1,14 @@
 """Language models: ``python -m benchmarks.language_model [PART ...]``.
 
-Four parts, each a few lines of JSON:
+Five parts, each a few lines of JSON:
 
 - ``train``: tokens per second of updates of the ``quick`` preset's models and, where PyTorch is
   installed, of its LSTM of the same width and of a transformer of nanoGPT's size for a CPU;
 - ``softmax``: full and adaptive softmax, value and gradient, time and memory;
 - ``write``: tokens per second with many tokens per call of the device, and with one;
-- ``prompt``: time per token and memory for growing prompts.
+- ``prompt``: time per token and memory for growing prompts;
+- ``paper``: updates of the ``paper`` preset's memory core at its full size, with 250,000 words by
+  Zipf's law and 4 rows instead of 384: time and memory.
 
 Seconds are processor time of the process (all threads), medians of interleaved programs. On a
 shared machine only ratios within a run are reliable.
@@ -32,16 +34,17 @@ from experiments.common.records import append_rows
 from experiments.common.streaming import Window
 from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.data.token_files import Split, Tokens
-from experiments.language_model.data.vocabulary import Characters
+from experiments.language_model.data.vocabulary import END, Characters, Vocabulary, Words
 from experiments.language_model.model import make_model
 from experiments.language_model.problem import init_params, make_problem
 from experiments.language_model.writing import Choice, Session, Writer
 from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 
 SCHEMA = 1
-PARTS = ("train", "softmax", "write", "prompt")
+PARTS = ("train", "softmax", "write", "prompt", "paper")
 CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 200_000)}
 SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 16, 64, 256
+PAPER_ROWS, PAPER_WORDS = 4, 250_000
 _CHARACTERS = "".join(chr(code) for code in range(32, 97))
 
 Programs = dict[str, Callable[[], Any]]
@@ -65,20 +68,11 @@ def train(rounds: int) -> Rows:
     """Updates of the quick preset's models."""
     base = PRESETS["quick"]
     batch, window = base.train.batch_size, base.text.window
-    tokens = np.random.default_rng(0).integers(0, 65, 1 + 4 * batch * window).astype(np.uint16)
-    splits = {name: Split(name, tokens, len(tokens), len(tokens)) for name in ("train", "valid")}
-    text = Tokens(Characters(_CHARACTERS), splits, np.ones(65, np.int64), {})
     programs: Programs = {}
     sizes: dict[str, int] = {}
     for name in ("rmc", "lstm"):
-        problem = make_problem(dataclasses.replace(base, model=name), text)
-        state = problem.init(jax.random.key(0))
-        update = jax.jit(problem.update)
-        assert problem.feed is not None
-        data: Window = jax.tree.map(lambda x: jnp.asarray(x[0]), problem.feed(0, 1))
-        key = jax.random.key(1)
-        programs[name] = lambda u=update, s=state, d=data, k=key: u(s, k, d)
-        sizes[name] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        config = dataclasses.replace(base, model=name)
+        programs[name], _, sizes[name] = _updates(config, Characters(_CHARACTERS))
     count = dict.fromkeys(programs, batch * window)
     for name, (program, size, tokens_of) in _torch_updates(base, batch, window).items():
         programs[name], sizes[name], count[name] = program, size, tokens_of
@@ -92,8 +86,7 @@ def softmax(rounds: int) -> Rows:
     shape = (SOFTMAX_ROWS, SOFTMAX_STEPS)
     hidden = jax.random.normal(jax.random.key(0), (*shape, FEATURES))
     for size, cutoffs in CUTOFFS.items():
-        chances = 1 / np.arange(1, size + 1)
-        words = np.random.default_rng(0).choice(size, shape, p=chances / chances.sum())
+        words = _zipf(size, shape)
         modules = {
             "full": TiedEmbedding(size, FEATURES),
             "adaptive": AdaptiveSoftmax(size, FEATURES, cutoffs),
@@ -158,6 +151,56 @@ def prompt(rounds: int) -> Rows:
                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}  # fmt: skip
 
 
+def paper(rounds: int) -> Rows:
+    """Updates at the paper's sizes."""
+    base = PRESETS["paper"]
+    config = dataclasses.replace(
+        base, model="rmc", train=dataclasses.replace(base.train, batch_size=PAPER_ROWS)
+    )
+    words = Words([END, *map(str, range(PAPER_WORDS - 1))])
+    program, used, parameters = _updates(config, words)
+    seconds = in_turns({"rmc": program}, rounds)["rmc"]
+    tokens = PAPER_ROWS * config.text.window
+    yield {"part": "paper", "model": "rmc", "parameters": parameters, "words": PAPER_WORDS,
+           "tokens": tokens, "seconds_per_update": round(seconds, 2),
+           "tokens_per_second": round(tokens / seconds, 1),
+           "state_mib": round(used.argument_size_in_bytes / 2**20),
+           "temporary_mib": round(used.temp_size_in_bytes / 2**20),
+           "peak_memory_mib": round(
+               resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}  # fmt: skip
+
+
+def _updates(config: Config, vocabulary: Vocabulary) -> tuple[Callable[[], Any], Any, int]:
+    """Updates on a random text, one after the other; the memory of one; the parameters."""
+    batch, window = config.train.batch_size, config.text.window
+    tokens = _zipf(vocabulary.size, (1 + 4 * batch * window,))
+    splits = {name: Split(name, tokens, len(tokens), len(tokens)) for name in ("train", "valid")}
+    counts = np.ones(vocabulary.size, np.int64)
+    problem = make_problem(config, Tokens(vocabulary, splits, counts, {}))
+    assert problem.feed is not None
+    data: Window = jax.tree.map(lambda x: jnp.asarray(x[0]), problem.feed(0, 1))
+    key = jax.random.key(1)
+    state = jax.jit(problem.init)(jax.random.key(0))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # As in training, the old state's memory is reused.
+    update = jax.jit(problem.update, donate_argnums=0).lower(state, key, data).compile()
+    states = [state]
+    del state
+
+    def program() -> Any:
+        new, metrics = update(states.pop(), key, data)
+        states.append(new)
+        return metrics
+
+    return program, update.memory_analysis(), parameters
+
+
+def _zipf(size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Words by Zipf's law."""
+    chances = 1 / np.arange(1, size + 1)
+    return np.random.default_rng(0).choice(size, shape, p=chances / chances.sum())
+
+
 def _writer(rows: int, chunk: int) -> tuple[Writer, Session]:
     model = make_model(dataclasses.replace(PRESETS["quick"], model="rmc"), 65)
     params = init_params(model, jax.random.key(0))
@@ -210,7 +253,8 @@ def main(args: Sequence[str] | None = None) -> int:
             limit_threads(given.threads)
         except ValueError as error:
             arguments.error(str(error))
-    made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt}
+    made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt,
+            "paper": paper}  # fmt: skip
     about = {"schema": SCHEMA, "benchmark": "language_model", "threads": count_cores()}
     for part in given.parts or PARTS:
         for row in made[part](given.rounds):

@@ -1,10 +1,15 @@
 """The benchmark of language models: its rows and its options."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import pytest
 
 from benchmarks import language_model
 from experiments.common.records import read_rows
+from experiments.language_model.model import make_model
+from experiments.language_model.problem import init_params
 
 
 def test_rows(tmp_path, monkeypatch):
@@ -24,6 +29,26 @@ def test_rows(tmp_path, monkeypatch):
     seconds = row["seconds"]
     assert row["times_as_fast"] == pytest.approx(seconds["full"] / seconds["adaptive"], rel=0.1)
     assert row["environment"]["device"] == jax.devices()[0].device_kind
+
+
+@pytest.mark.slow
+def test_the_papers_size(tmp_path, monkeypatch):
+    paper = language_model.PRESETS["paper"]
+    small = dataclasses.replace(
+        paper,
+        text=dataclasses.replace(paper.text, window=5, embedding_size=8, cutoffs=(20,)),
+        rmc=dataclasses.replace(paper.rmc, num_heads=2, head_size=4, mlp_layers=1),
+    )
+    monkeypatch.setattr(language_model, "PRESETS", {"paper": small})
+    monkeypatch.setattr(language_model, "PAPER_WORDS", 60)
+    out = tmp_path / "rows.jsonl"
+    assert language_model.main(["paper", "--rounds", "1", "--out", str(out)]) == 0
+    (row,) = read_rows(out)
+    model = make_model(dataclasses.replace(small, model="rmc"), 60)
+    shapes = jax.eval_shape(partial(init_params, model), jax.random.key(0))
+    assert row["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert (row["words"], row["tokens"]) == (60, 4 * 5)
+    assert row["peak_memory_mib"] > row["temporary_mib"] >= 0
 
 
 def test_bad_options(capsys):
