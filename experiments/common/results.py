@@ -86,7 +86,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
 
 
 def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins summaries: values by seed are concatenated, seconds are summed."""
+    """Joins summaries: values by seed are concatenated, seconds are listed by run."""
     found = dict(summaries[0])
     for name, value in found.items():
         values = [summary[name] for summary in summaries]
@@ -94,8 +94,8 @@ def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
             found[name] = _together(values)
         elif isinstance(value, list):
             found[name] = [x for each in values for x in each]
-        elif name.endswith("_seconds"):
-            found[name] = sum(values)
+        elif name.endswith("_seconds") and len(values) > 1:
+            found[name] = values
     return found
 
 

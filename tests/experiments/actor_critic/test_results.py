@@ -4,7 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from experiments import box_world
+from experiments.common.report import paired_interval
 
 README = Path(box_world.__file__).with_name("README.md")
 RESULTS = README.parents[1] / "results"
@@ -20,24 +23,48 @@ def percents(values):
     return " | ".join(f"{100 * value:.1f} %" for value in values)
 
 
+def mean(values):
+    return sum(values) / len(values)
+
+
 def test_box_world_is_quoted():
-    text = README.read_text()
-    for name, kept in read("box_world/quick").items():
+    text, runs = README.read_text(), read("box_world/quick")
+    for name, kept in runs.items():
         summary = kept["summary"]
-        assert summary["frames"] == 600 * 256 * 40
-        shares = percents(summary["test"][kind][0] for kind in KINDS)
-        minutes = summary["train_seconds"] / 60
-        row = f"| {TITLES[name]} | {shares} | {summary['parameters']:,} | {minutes:.0f} |"
-        assert row in text
+        assert (summary["frames"], summary["seeds"]) == (600 * 256 * 40, [0, 1, 2])
+        solved, *parts = (summary["test"][kind] for kind in KINDS)
+        seeds = ", ".join(f"{100 * value:.1f}" for value in solved)
+        shares = percents(mean(part) for part in parts)
+        minutes = min(summary["train_seconds"]) / 60
+        row = f"| {TITLES[name]} | {100 * mean(solved):.1f} % ({seeds}) | {shares} | "
+        assert f"{row}{summary['parameters']:,} | {minutes:.0f} |" in text
         assert f"| random policy | {percents(summary['random'][kind] for kind in KINDS)} |" in text
         assert kept["config"]["agent"]["skip"]
+    rmc, lstm, none = (np.asarray(runs[name]["summary"]["test"]["solved"]) for name in TITLES)
+    low, high = paired_interval(rmc, lstm) or (0, 0)
+    assert f"**Memory gains {100 * (rmc.mean() - none.mean()):.0f} points**" in text
+    said = " ".join(text.split())
+    assert f"by {100 * (rmc - lstm).mean():.1f} points (95 % bootstrap interval" in said
+    assert f"paired difference {100 * low:.1f} to {100 * high:.1f})" in said
+    ratio = min(runs["rmc"]["summary"]["train_seconds"]) / min(
+        runs["lstm"]["summary"]["train_seconds"]
+    )
+    step = int(600 / ratio) // 25 * 25
+    rmc, lstm = (
+        100 * mean([c["value"][c["step"].index(at)] for c in runs[name]["solved"].values()])
+        for name, at in (("rmc", step), ("lstm", 600))
+    )
+    assert f"take {ratio:.1f} times as long (fastest seeds), and at {step} updates it" in said
+    assert (
+        f"it solves {rmc:.1f} % of the validation levels, where the LSTM has {lstm:.1f} %" in said
+    )
 
 
 def test_the_front_page_quotes_it_too():
     text = (RESULTS.parents[1] / "README.md").read_text()
     kept = read("box_world/quick")
-    cells = percents(kept[name]["summary"]["test"]["solved"][0] for name in TITLES)
-    assert f"levels solved, one seed | {cells} |" in text
+    cells = percents(mean(kept[name]["summary"]["test"]["solved"]) for name in TITLES)
+    assert f"levels solved, three seeds | {cells} |" in text
     rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
     losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
     assert f"nats, three seeds | {losses} |" in text
