@@ -141,8 +141,8 @@ def nth_farthest() -> str:
             f"{_percent(trivial)} |"
         )
         said.append(
-            f"`--preset {preset}`: {sizes} parameters, {minutes} minutes of training (the fastest seed), "
-            f"{seeds} ([numbers](results/nth_farthest/{preset}.json))"
+            f"`--preset {preset}`: {sizes} parameters, {minutes} minutes of training "
+            f"(the fastest seed), {seeds} ([numbers](results/nth_farthest/{preset}.json))"
         )
     return f"""\
 | | objects, features | updates | RMC | LSTM | trivial score |

@@ -41,7 +41,7 @@ def test_box_world_is_quoted():
         assert f"| random policy | {percents(summary['random'][kind] for kind in KINDS)} |" in text
         assert kept["config"]["agent"]["skip"]
     rmc, lstm, none = (np.asarray(runs[name]["summary"]["test"]["solved"]) for name in TITLES)
-    low, high = paired_interval(rmc, lstm) or (0, 0)
+    low, high = paired_interval(list(rmc), list(lstm)) or (0, 0)
     assert f"**Memory gains {100 * (rmc.mean() - none.mean()):.0f} points**" in text
     said = " ".join(text.split())
     assert f"by {100 * (rmc - lstm).mean():.1f} points (95 % bootstrap interval" in said
