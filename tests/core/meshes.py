@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.collectives import find_collectives
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
+from tests.core.random_variables import random_variables
 from tests.core.sharded import collectives
 
 BATCH, STEPS, FEATURES = 8, 5, 3
@@ -42,7 +43,7 @@ def problem(names: tuple[str, ...], implementation: Any, **options: Any) -> tupl
 @cache
 def shared_params() -> Any:
     """Parameters of all problems."""
-    return jax.jit(RNN(CELL).init)(jax.random.key(2), jnp.ones((1, 1, FEATURES)))
+    return random_variables(RNN(CELL), jnp.ones((1, 1, FEATURES)))
 
 
 @cache
@@ -135,12 +136,12 @@ def options_of(kind: str, implementation: Any) -> float:
     x = jax.random.normal(keys[0], (BATCH, STEPS, *rows, FEATURES))
     more = {"row_mask": jax.random.bernoulli(keys[1], 0.7, x.shape[:-1])} if rows else {}
     rnn = RNN(cell, implementation=implementation, split_rngs={"params": False, "dropout": True})
-    rngs = {"params": keys[2], "dropout": keys[2]}
+    rngs = {"dropout": keys[2]}
 
     def loss(params: Any, x: Any, more: Any) -> Any:
         return jnp.mean(jnp.sin(3 * rnn.apply(params, x, rngs=rngs, **more)))
 
-    params = jax.jit(rnn.init)(rngs, x, **more)
+    params = random_variables(rnn, x)
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     expected = gradient(params, x, more)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
@@ -198,7 +199,7 @@ def kernels() -> dict[str, Any]:
     cell = RelationalMemoryCell(mem_slots=2, head_size=2, num_heads=2)
     x = jax.random.normal(jax.random.key(0), (4, 3, FEATURES))
     resets = jax.random.bernoulli(jax.random.key(1), 0.3, (4, 3))
-    params = jax.jit(RNN(cell).init)(jax.random.key(2), x)
+    params = random_variables(RNN(cell), x)
 
     def gradient(implementation: Any) -> Any:
         rnn = RNN(cell, implementation=implementation)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from tests.core.random_variables import random_variables
 
 BATCH, STEPS, FEATURES = 8, 5, 3
 
@@ -44,10 +45,10 @@ def compare(
     rnn = RNN(RelationalMemoryCell(mem_slots=4, head_size=4, num_heads=2), **options)
     time_major = options.get("time_major", False)
     lead = (STEPS, BATCH) if time_major else (BATCH, STEPS)
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (*lead, FEATURES))
     resets = jax.random.bernoulli(keys[1], 0.3, lead)
-    params = jax.jit(rnn.init)(keys[2], x)
+    params = random_variables(rnn, x)
 
     def loss(params: Any, x: jax.Array, resets: jax.Array) -> jax.Array:
         used = resets if with_resets else None

@@ -155,7 +155,9 @@ def test_auto_with_all_optimisations(all_optimisations):
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_default_initial_memory(name):
     case = load(name)
-    memory = case.cell.initialize_carry(jax.random.key(0), case.inputs.shape[1:])
+    memory = jax.jit(case.cell.initialize_carry, static_argnums=1)(
+        jax.random.key(0), case.inputs.shape[1:]
+    )
     assert memory.dtype == jnp.float32
     np.testing.assert_array_equal(memory, case.arrays["default_initial_memory"])
 

@@ -51,26 +51,34 @@ def make_learner(loss: str = "ppo", model: str = "rmc", **options: Any) -> Learn
     return Learner(BOXES, params, params, agent, config, optax.sgd(0.1), ENVS, 10)
 
 
+class Watched(Learner):
+    """Its metrics of an update include the trajectory: one program plays and learns."""
+
+    def _learn(self, state, trajectory, *args):
+        params, opt_state, parts = super()._learn(state, trajectory, *args)
+        return params, opt_state, parts | {"trajectory": trajectory}
+
+
 @pytest.fixture(scope="module")
 def learner() -> Learner:
-    return make_learner()
+    return Watched(*make_learner())
 
 
 @pytest.fixture(scope="module")
-def state(learner) -> LearnerState:
-    """A state in the middle of play: the carries are not the initial ones."""
-    state = jax.jit(learner.init)(jax.random.key(0))
-    return jax.jit(learner.update)(state, jax.random.key(1))[0]
+def states(learner) -> tuple[list[LearnerState], dict[str, Any]]:
+    """The initial state, those after two updates, and the metrics of the second."""
+    update = jax.jit(learner.update)
+    begun = jax.jit(learner.init)(jax.random.key(0))
+    state, _ = update(begun, jax.random.key(1))
+    after, metrics = update(state, jax.random.key(2))
+    return [begun, state, after], metrics
 
 
 @pytest.fixture(scope="module")
-def played(learner, state):
-    params = learner.env_params.replace(levels=state.levels)
-    return jax.jit(
-        lambda play, key: rollout.rollout(
-            learner.env, learner.agent, state.params, play, key, params, STEPS
-        )
-    )(state.play, jax.random.key(2))
+def played(states):
+    """The second update's rollout: in the middle of play, the carries are not the initial ones."""
+    (_, state, after), metrics = states
+    return state, after.play, metrics["trajectory"], metrics
 
 
 def test_convolution_is_flaxs():
@@ -148,8 +156,8 @@ def test_resets_begin_anew(model):
         assert not np.allclose(first, unlike, rtol=1e-4, atol=1e-6)
 
 
-def test_stored_carry_and_trajectory_replay_the_rollout(learner, state, played):
-    _, trajectory, _ = played
+def test_stored_carry_and_trajectory_replay_the_rollout(learner, played):
+    state, _, trajectory, _ = played
     assert trajectory.resets.any()  # Episodes are at most 6 steps long.
     replay = jax.jit(partial(run, learner.agent))
     _, logits, values = replay(state.params, state.play.carry, trajectory[:4])
@@ -160,7 +168,7 @@ def test_stored_carry_and_trajectory_replay_the_rollout(learner, state, played):
 
 def test_rollout_keeps_the_books(played):
     """Last actions, resets and the returns of finished episodes, against a loop in NumPy."""
-    play, trajectory, metrics = jax.device_get(played)
+    _, play, trajectory, metrics = jax.device_get(played)
     done = trajectory.terminated | trajectory.truncated
     np.testing.assert_array_equal(trajectory.resets[1:], done[:-1])
     np.testing.assert_array_equal(trajectory.last_actions[1:], trajectory.actions[:-1])
@@ -228,11 +236,9 @@ def test_first_minibatch_is_on_policy_and_later_ones_lag():
     assert twice["loss"].count == 2
 
 
-def test_pool_is_refilled_in_turn(learner, state):
-    refill = jax.jit(learner._refill)
-    once = refill(state.levels, jnp.int32(0), jax.random.key(5))
-    twice = refill(once, jnp.int32(1), jax.random.key(6))
-    changed = [(a.grid != b.grid).any((1, 2)) for a, b in ((state.levels, once), (once, twice))]
+def test_pool_is_refilled_in_turn(states):
+    begun, once, twice = (state.levels for state in states[0])
+    changed = [(a.grid != b.grid).any((1, 2)) for a, b in ((begun, once), (once, twice))]
     assert changed[0][:4].any()
     assert not changed[0][4:].any()
     assert changed[1][4:].any()
