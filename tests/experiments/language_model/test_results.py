@@ -78,6 +78,29 @@ def test_shakespeare_is_quoted():
     assert f"{numbers['nats']:.3f} nats" in (KEPT / "weights" / "README.md").read_text()
 
 
+def test_bytes_are_quoted():
+    text = " ".join(README.read_text().split())
+    kept, windows = read("bytes"), read("bytes_windows")
+    (source,) = windows["text"]
+    assert f"({source['bytes']:,} bytes)" in text
+    for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
+        numbers, config = windows["models"][title], kept[model]["config"]
+        rates = {"rmc": config["train"]["learning_rate"]}
+        rates["lstm"] = config["lstm"]["lstm_learning_rate"]
+        quoted = f"rate {rates[model]:.0e}".replace("e-0", "e-")
+        losses = [numbers["nats"], *numbers["by_unroll"].values()]
+        cells = [f"{title}, {quoted}", f"{numbers['parameters']:,}", *(f"{x:.3f}" for x in losses)]
+        assert f"| {' | '.join(cells)} |" in text
+        (nats,) = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
+        assert nats == pytest.approx(numbers["nats"], abs=2e-3)
+        assert numbers["split"] == "test"
+        assert numbers["step"] == config["train"]["steps"] == 3000
+        assert config["data"]["fractions"] == [0.8, 0.1, 0.1]
+        count = 3000 * config["train"]["batch_size"] * config["text"]["window"]
+        passes = count / (0.8 * source["bytes"])
+        assert f"{count / 1e6:.1f} million bytes read, {passes:.1f} passes" in text
+
+
 @pytest.mark.usefixtures("all_optimisations")
 def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
