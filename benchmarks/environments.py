@@ -3,7 +3,7 @@
 Many environments with random actions, automatic resets and new levels: BoxWorld draws as many fresh
 levels for its pool as episodes would begin if all had the maximum length; Mini-Pacman draws one at
 each step. Gymnax's CartPole is included if it is installed. ``--training`` times the parts of an
-update of the quick presets: environment, acting, learning.
+update of a preset, by default quick: environment, acting, learning.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, help="processors to keep to; 0: all there are")
     add("--clock", choices=("wall", "processor"), default="wall",
         help="seconds by the clock on the wall, or of all processors together")  # fmt: skip
-    add("--training", action="store_true", help="time the parts of a training step instead")
+    add("--training", nargs="?", const="quick", choices=("quick", "paper"),
+        help="time the parts of an update of this preset instead")  # fmt: skip
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
     return result
 
@@ -56,7 +57,8 @@ def main(args: Sequence[str] | None = None) -> int:
             limit_threads(given.threads)
         except ValueError as error:
             arguments.error(str(error))
-    programs = training_programs() if given.training else environment_programs(given.envs)
+    preset = given.training
+    programs = training_programs(preset) if preset else environment_programs(given.envs)
     clock = time.perf_counter if given.clock == "wall" else time.process_time
     runs = {name: program.run for name, program in programs.items()}
     result = interleave(
@@ -155,8 +157,8 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
     return Program(_repeat(lambda key: play(params, state, key)), envs, envs * STEPS)
 
 
-def training_programs() -> dict[str, Program]:
-    """An update of the quick presets and its parts; each part includes the previous one."""
+def training_programs(preset: str) -> dict[str, Program]:
+    """An update of the games' presets and its parts; each part includes the previous one."""
     from experiments import box_world, mini_pacman
     from experiments.box_world.train import make_game as box_world_game
     from experiments.common.actor_critic import rollout, runs
@@ -165,8 +167,8 @@ def training_programs() -> dict[str, Program]:
 
     found: dict[str, Program] = {}
     games = {
-        "BoxWorld": (box_world.PRESETS["quick"], box_world_game),
-        "Mini-Pacman": (mini_pacman.PRESETS["quick"], mini_pacman_game),
+        "BoxWorld": (box_world.PRESETS[preset], box_world_game),
+        "Mini-Pacman": (mini_pacman.PRESETS[preset], mini_pacman_game),
     }
     for name, (config, make_game) in games.items():
         game: runs.Game = make_game(config)
@@ -185,7 +187,7 @@ def training_programs() -> dict[str, Program]:
             "update": jax.jit(lambda key, s=state, x=problem: x.update(s, key, None)),
         }
         for part, function in parts.items():
-            found[f"{name} quick, {part}"] = Program(_repeat(function), envs, envs * steps)
+            found[f"{name} {preset}, {part}"] = Program(_repeat(function), envs, envs * steps)
     return found
 
 
