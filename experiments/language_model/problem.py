@@ -106,10 +106,15 @@ def evaluation_loss(model: LanguageModel) -> Callable[..., Any]:
 
 
 def unigram_nats(tokens: Tokens) -> float:
-    """The loss of the training text's frequencies (plus one) on the validation text."""
-    counts = tokens.counts + 1
-    valid = np.bincount(tokens.splits["valid"].targets, minlength=len(counts))
-    return float(-(valid * np.log(counts / counts.sum())).sum() / valid.sum())
+    """The mean of `unigram_losses` over the validation text."""
+    losses = unigram_losses(tokens.counts)
+    valid = np.bincount(tokens.splits["valid"].targets, minlength=len(losses))
+    return float((valid * losses).sum() / valid.sum())
+
+
+def unigram_losses(counts: np.ndarray) -> np.ndarray:
+    """The loss of each token by its frequency in the training text alone: (count + 1) / sum."""
+    return -np.log((counts + 1) / (counts + 1).sum())
 
 
 def per_unit(split: Split, nats: float) -> dict[str, float]:

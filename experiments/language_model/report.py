@@ -4,7 +4,7 @@ For each run, on the test text (or the validation text if there is none):
 
 - the loss with the state carried from the first token to the last, in all units;
 - by frequency (the paper's Table 3): perplexity of the tokens that occur more than 1,000 times in
-  the training text, 100 to 1,000 times, and less;
+  the training text, 100 to 1,000 times, and less, beside that of the training text's frequencies;
 - by unroll (the paper's Figure 12): the loss in windows that begin without a state, compared with
   the carried state, without new training.
 
@@ -27,7 +27,7 @@ from experiments.common.environment import describe_environment
 from experiments.common.records import write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.token_files import Split, Tokens, prepare
-from experiments.language_model.problem import per_unit, unit_of
+from experiments.language_model.problem import per_unit, unigram_losses, unit_of
 from experiments.language_model.saved import Saved, load
 from experiments.language_model.train import TITLES, TOKENS_DIR, check_text
 from rrnn_jax.typing import Array, Carry
@@ -145,7 +145,7 @@ def report(
     """
     if min(unrolls, default=0) < 1:
         raise RefusedError(f"--eval-unroll must be windows of at least 1, got {tuple(unrolls)}")
-    models: dict[str, Any] = {}
+    measured: list[tuple[Path, str, dict[str, Any]]] = []
     tokens: Tokens | None = None
     split = Split("test", np.zeros(1, np.uint16), 1, 1)
     for run_dir in run_dirs:
@@ -157,13 +157,17 @@ def report(
             )
             split = tokens.splits.get("test", tokens.splits.get("valid", split))
         check_text(run_dir, tokens)
-        models[_title(saved, models)] = measure(saved, tokens, split, unrolls)
+        numbers = measure(saved, tokens, split, unrolls)
+        measured.append((run_dir, TITLES[saved.config.model], numbers))
     assert tokens is not None
+    targets = np.asarray(split.targets)
+    frequencies = by_frequency(unigram_losses(tokens.counts)[targets], targets, tokens.counts)
     result = {
         "text": tokens.manifest["sources"],
         "unit": unit_of(tokens),
         "environment": describe_environment(),
-        "models": models,
+        "frequencies_alone": frequencies,
+        "models": _titled(measured),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "report.json", result)
@@ -194,10 +198,11 @@ def tables(result: dict[str, Any]) -> str:
         f"| model | {' | '.join(groups)} |",
         f"|---|{'---|' * len(groups)}",
         *(
-            f"| {name} | "
-            + " | ".join(f"{row['by_frequency'][g]['perplexity']:,.2f}" for g in groups)
-            + " |"
-            for name, row in models.items()
+            f"| {name} | " + " | ".join(f"{row[g]['perplexity']:,.2f}" for g in groups) + " |"
+            for name, row in (
+                ("frequencies alone", result["frequencies_alone"]),
+                *((name, row["by_frequency"]) for name, row in models.items()),
+            )
         ),
         "",
         f"Nats per {unit} in windows that begin without a state:",
@@ -268,9 +273,17 @@ def _filled(array: np.ndarray, length: int) -> np.ndarray:
     return filled
 
 
-def _title(saved: Saved, taken: dict[str, Any]) -> str:
-    title = TITLES[saved.config.model]
-    return title if title not in taken else f"{title} ({len(taken) + 1})"
+def _titled(measured: Sequence[tuple[Path, str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Numbers by the title of the model, with the run's directory where runs share a model.
+
+    >>> list(_titled([(Path("a"), "LSTM", {}), (Path("b"), "RMC", {}), (Path("c"), "RMC", {})]))
+    ['LSTM', 'RMC (b)', 'RMC (c)']
+    """
+    titles = [title for _, title, _ in measured]
+    return {
+        title if titles.count(title) == 1 else f"{title} ({run_dir})": numbers
+        for run_dir, title, numbers in measured
+    }
 
 
 def main(args: Sequence[str] | None = None) -> int:

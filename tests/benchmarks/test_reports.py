@@ -282,6 +282,13 @@ def test_rows_of_other_benchmarks_are_quoted():
             cells += [f"{one['times_as_fast']:.1f}"]
             cells += [f"{one[name]['temporary_mib']:,.0f} MiB" for name in ("full", "adaptive")]
             assert f"| {one['words']:,} | {' | '.join(cells)} |" in text
+        if one["part"] == "paper":
+            said = " ".join(text.split())
+            assert f"{one['parameters']:,} parameters with {one['words']:,} words" in said
+            assert f"{one['seconds_per_update']:.1f} s of one processor" in said
+            assert f"({one['tokens_per_second']:.0f} words/s" in said
+            assert f"{one['state_mib']:,} MiB of state and {one['temporary_mib']:,} MiB" in said
+            assert f"the process had {one['peak_memory_mib']:,} MiB at most" in said
     rates = [one["programs_per_second"]["median"] for one in kept["tasks"] if "share" not in one]
     jitted, python = rates[::2], rates[1::2]
     ratios = [one / other for one, other in zip(jitted, python, strict=True)]

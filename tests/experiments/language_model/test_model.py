@@ -17,6 +17,7 @@ from experiments.language_model.problem import (
     make_problem,
     per_unit,
     training_loss,
+    unigram_losses,
     unigram_nats,
 )
 from experiments.language_model.report import by_frequency, carried_nats, windowed_nats
@@ -154,6 +155,7 @@ def test_unigram_and_groups_by_hand():
     }
     tokens = Tokens(words, splits, np.array([3, 1, 1, 0]), {})
     assert unigram_nats(tokens) == pytest.approx(-(np.log(4 / 9) + np.log(2 / 9)) / 2)
+    np.testing.assert_allclose(np.exp(-unigram_losses(tokens.counts)) * 9, [4, 2, 2, 1])
     found = by_frequency(np.log([2.0, 8.0]), np.array([0, 2]), tokens.counts, bounds=(2, 1))
     assert found["all"] == {"tokens": 2, "perplexity": pytest.approx(4.0)}
     assert found["1-2"] == {"tokens": 1, "perplexity": pytest.approx(8.0)}

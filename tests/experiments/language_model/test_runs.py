@@ -79,12 +79,16 @@ def test_report_of_trained_runs(done, capsys):
     assert report_main([*runs, *options, "--out-dir", str(base / "report")]) == 0
     found = json.loads((base / "report" / "report.json").read_text())
     assert list(found["models"]) == ["Relational Memory Core", "LSTM"]
-    row = found["models"]["LSTM"]
+    row, alone = found["models"]["LSTM"], found["frequencies_alone"]
+    sizes = [{name: r["tokens"] for name, r in x.items()} for x in (alone, row["by_frequency"])]
+    assert sizes[0] == sizes[1]
     assert row["by_frequency"]["all"]["perplexity"] == pytest.approx(np.exp(row["nats"]), rel=1e-5)
     assert list(row["by_unroll"]) == ["10", "50"]
     for name in ("frequency.png", "unroll.png", "report.md"):
         assert (base / "report" / name).stat().st_size > 0
-    assert "| LSTM |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| LSTM |" in shown
+    assert "| frequencies alone |" in shown
     assert report_main([runs[0], "--eval-unroll", "x"]) == 2
     assert report_main([runs[0], "--eval-unroll", "0"]) == 2
 
