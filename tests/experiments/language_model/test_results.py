@@ -101,6 +101,30 @@ def test_bytes_are_quoted():
         assert f"{count / 1e6:.1f} million bytes read, {passes:.1f} passes" in text
 
 
+def test_words_are_quoted():
+    text = " ".join(README.read_text().split())
+    kept, windows = read("austen"), read("austen_windows")
+    alone = windows["frequencies_alone"]
+    cells = [f"{row['perplexity']:,.1f}" for row in alone.values()]
+    assert f"| frequencies alone | | {' | '.join(cells)} |" in text
+    for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
+        numbers, config = windows["models"][title], kept[model]["config"]
+        cells = [f"{row['perplexity']:,.1f}" for row in numbers["by_frequency"].values()]
+        assert f"| {title} | {numbers['parameters']:,} | {' | '.join(cells)} |" in text
+        losses = [*numbers["by_unroll"].values(), numbers["nats"]]
+        assert f"| {title} | {' | '.join(f'{np.exp(x):.1f}' for x in losses)} |" in text
+        (nats,) = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
+        assert nats == pytest.approx(numbers["nats"], abs=1e-2)
+        assert numbers["split"] == "test"
+        assert numbers["step"] == config["train"]["steps"] == 1200
+        assert config["text"]["cutoffs"] == [1000, 5000]
+        rates = config["train"]["learning_rate"], config["lstm"]["lstm_learning_rate"]
+        assert rates == (4e-3, 4e-3)
+        passes = 1200 * config["train"]["batch_size"] * config["text"]["window"] / 731_416
+        assert f"({passes:.1f} passes)" in text
+    assert f"({numbers['tokens']:,} words)" in text
+
+
 @pytest.mark.usefixtures("all_optimisations")
 def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
