@@ -125,6 +125,17 @@ def test_words_are_quoted():
     assert f"({numbers['tokens']:,} words)" in text
 
 
+def test_full_and_adaptive_softmax_are_quoted():
+    kept = read("austen_softmax")
+    for name, run in kept.items():
+        summary, config = run["summary"], run["config"]
+        cells = [f"{np.exp(summary[split]['nats'][0]):.1f}" for split in ("evaluation", "test")]
+        row = f"| {name} | {summary['parameters']:,} | {' | '.join(cells)} |"
+        assert row in README.read_text()
+        assert config["text"].pop("cutoffs") == ([1000, 5000] if name == "adaptive" else [])
+    assert kept["full"]["config"] == kept["adaptive"]["config"]  # In all else.
+
+
 @pytest.mark.usefixtures("all_optimisations")
 def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
