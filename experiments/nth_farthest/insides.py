@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.refused import RefusedError
 from experiments.nth_farthest.config import Config
-from experiments.nth_farthest.model import Model, make_model
+from experiments.nth_farthest.model import make_model
 from rrnn_jax import RNN
 from rrnn_jax.tasks import nth_farthest
 from rrnn_jax.visualize import (
@@ -20,6 +21,7 @@ from rrnn_jax.visualize import (
     change_shares,
     input_share,
     memory_attention,
+    reference_cases,
     reference_steps,
     share_by_lag,
     slot_movement,
@@ -77,17 +79,34 @@ class Run(NamedTuple):
 
 
 def run_model(config: Config, params: Any, seed: int, count: int) -> Run:
-    """Runs a memory core on `count` fresh sequences."""
+    """Runs a memory core on `count` fresh sequences.
+
+    Raises:
+      RefusedError: there are too few sequences to show the three cases of `reference_cases`.
+    """
     model = make_model(config)
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
+    sample = jax.jit(nth_farthest.sample, static_argnums=(1, 2))
     draw, redraw = jax.random.split(jax.random.fold_in(jax.random.key(seed), _STREAM))
-    batch = nth_farthest.sample(draw, task, count)
-    logits = jnp.asarray(jax.jit(model.apply)(params, batch.inputs))
-    carries, captured = _capture(model, params, batch.inputs)
-    carry = model.cell.initialize_carry(jax.random.key(0), batch.inputs[0, 0].shape)
+    batch = sample(draw, task, count)
     question = jax.device_get(nth_farthest.decode(batch.inputs, task))
+    try:
+        reference_cases(question)
+    except ValueError as error:
+        raise RefusedError(f"--sequences {count} is too few: {error}") from error
+    logits = jnp.asarray(jax.jit(model.apply)(params, batch.inputs))
+    core = {"params": {"cell": params["params"]["cell"]}}
+
+    @jax.jit
+    def capture(inputs: jax.Array) -> Any:
+        return RNN(model.cell).apply(
+            core, inputs, return_all_carries=True, mutable=["intermediates"]
+        )
+
+    (carries, _), captured = capture(batch.inputs)
+    carry = model.cell.initialize_carry(jax.random.key(0), batch.inputs[0, 0].shape)
     steps = reference_steps(question)
-    vectors = nth_farthest.sample(redraw, task, count).inputs[:, 0, : task.num_features]
+    vectors = sample(redraw, task, count).inputs[:, 0, : task.num_features]
     replaced = [
         batch.inputs.at[np.arange(count), step, : task.num_features].set(vectors)
         for step in (steps, (steps + 1) % task.num_objects)
@@ -98,6 +117,7 @@ def run_model(config: Config, params: Any, seed: int, count: int) -> Run:
         else captured_array(captured, f"{gate}_gate")
         for gate in ("input", "forget")
     }
+    without_reference, without_other = (_memory(capture(inputs)[0][0]) for inputs in replaced)
     return Run(
         question=question,
         is_correct=np.asarray(jnp.argmax(logits, -1) == batch.targets),
@@ -105,23 +125,9 @@ def run_model(config: Config, params: Any, seed: int, count: int) -> Run:
         memories=_memory(carries),
         initial=_memory(carry),
         **gates,
-        without_reference=_memory(_capture(model, params, replaced[0])[0]),
-        without_other=_memory(_capture(model, params, replaced[1])[0]),
+        without_reference=without_reference,
+        without_other=without_other,
     )
-
-
-def _capture(model: Model, params: Any, inputs: jax.Array) -> tuple[Any, Any]:
-    """The carry after every step, and what the cell sows."""
-    core = {"params": {"cell": params["params"]["cell"]}}
-
-    @jax.jit
-    def run(core: Any, inputs: jax.Array) -> Any:
-        return RNN(model.cell).apply(
-            core, inputs, return_all_carries=True, mutable=["intermediates"]
-        )
-
-    (carries, _), captured = run(core, inputs)
-    return carries, captured
 
 
 def _memory(carry: Any) -> np.ndarray:

@@ -88,10 +88,26 @@ def test_a_stage_is_left_by_updates():
     assert levels(CurriculumConfig(), [1.0] * 2) == [(0, 1), (0, 2)]
 
 
-def test_the_loss_by_hand():
-    problem, model = make_problem(TINY), make_model(TINY)
-    state = jax.jit(problem.init)(jax.random.key(1))
-    _, metrics = jax.jit(problem.update)(state, jax.random.key(2), None)
+@pytest.fixture(scope="module")
+def programs():
+    return make_programs(make_problem(TINY), TINY.train)
+
+
+@pytest.fixture(scope="module")
+def first(programs):
+    """The first seed's state before training."""
+    return jax.tree.map(lambda x: x[0], jax.device_get(programs.init().inner))
+
+
+def test_the_loss_by_hand(programs, first):
+    state, problem, model = first, programs.problem, make_model(TINY)
+
+    @jax.jit  # Of the update's numbers, which compile without its gradient.
+    def update(state, key):
+        metrics = problem.update(state, key, None)[1]
+        return {name: metrics[name] for name in ("loss", "last_loss", "accuracy")}
+
+    metrics = update(state, jax.random.key(2))
     draw = jax.jit(lambda key: sample(key, TWO, TASK, jnp.int32(0), 8))
     batch = draw(jax.random.key(2))
     apply = jax.jit(model.apply, static_argnames="every_step")
@@ -106,8 +122,7 @@ def test_the_loss_by_hand():
     np.testing.assert_allclose(metrics["accuracy"].value(), right, rtol=1e-5)
 
 
-def test_the_level_is_state_of_each_seed():
-    programs = make_programs(make_problem(TINY), TINY.train)
+def test_the_level_is_state_of_each_seed(programs):
     state, metrics = programs.train_chunk(programs.init(), 2)
     assert state.inner.level.stage.tolist() == [0, 0]
     assert state.inner.level.updates.tolist() == [2, 2]
@@ -122,9 +137,8 @@ def test_the_level_is_state_of_each_seed():
     np.testing.assert_allclose(metrics["stage"].value, [1.0, 1.0])
 
 
-def test_evaluation_is_the_papers_task_in_every_stage():
-    problem = make_problem(TINY)
-    state = jax.jit(problem.init)(jax.random.key(3))
+def test_evaluation_is_the_papers_task_in_every_stage(programs, first):
+    state, problem = first, programs.problem
     last = state._replace(level=state.level._replace(stage=jnp.int32(1)))
     judge = jax.jit(problem.evaluations["valid"].step)
     found, other = (judge(s, (), jax.random.key(4), None)[1] for s in (state, last))

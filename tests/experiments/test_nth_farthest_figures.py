@@ -53,7 +53,8 @@ def test_config_is_read_back(run_dir, tmp_path):
         read_config(tmp_path, PRESETS["paper"])
 
 
-def test_command_writes_all_files(run_dir, tmp_path, capsys):
+def test_command_writes_all_files(run_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.nth_farthest.figures.DPI", 50)  # Drawn in less time.
     out, weights = tmp_path / "figures", tmp_path / "weights"
     # Found below the directory of all models; another seed than the first.
     options = ["--out-dir", str(out), "--seed", "6", "--sequences", "128"]
@@ -121,7 +122,7 @@ def test_parameters_are_those_that_were_trained(run_dir):
 def test_another_vector_changes_memory_from_its_step_on(run_dir):
     problem = make_problem(CONFIG)
     _, params = restore_params(problem, CONFIG.train, run_dir / "rmc", 5)
-    run = run_model(CONFIG, params, seed=5, count=16)
+    run = run_model(CONFIG, params, seed=5, count=128)
     for other, steps in (
         (run.without_reference, run.steps),
         (run.without_other, (run.steps + 1) % 3),
