@@ -65,6 +65,9 @@ def test_the_front_page_quotes_it_too():
     kept = read("box_world/quick")
     cells = percents(mean(kept[name]["summary"]["test"]["solved"]) for name in TITLES)
     assert f"levels solved, three seeds | {cells} |" in text
+    kept = read("mini_pacman/quick")
+    returns = (f"{mean(kept[name]['summary']['test']['return']):.0f}" for name in TITLES)
+    assert f"mean return, three seeds | {' | '.join(returns)} |" in text
     rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
     losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
     assert f"nats, three seeds | {losses} |" in text
@@ -103,17 +106,30 @@ def test_smoke_is_quoted():
 
 
 def test_mini_pacman_is_quoted():
-    text = (RESULTS.parent / "mini_pacman" / "README.md").read_text()
+    text, runs = (RESULTS.parent / "mini_pacman" / "README.md").read_text(), {}
+    errors = []
     for name, kept in read("mini_pacman/quick").items():
         summary = kept["summary"]
+        assert (summary["frames"], summary["seeds"]) == (400 * 256 * 40, [0, 1, 2])
         cells = []
         for metric in ("return", "greedy_return"):
-            mean = summary["test"][metric][0]
-            error = math.sqrt((summary["test"][f"{metric}_squared"][0] - mean**2) / 1024)
-            cells.append(f"{mean:.0f} ± {error:.1f}")
-        minutes = summary["train_seconds"] / 60
+            values = summary["test"][metric]
+            cells.append(f"{mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
+        runs[name] = np.asarray(summary["test"]["return"])
+        squared = np.asarray(summary["test"]["return_squared"])
+        errors += list(np.sqrt((squared - runs[name] ** 2) / 1024))
+        minutes = min(summary["train_seconds"]) / 60
         row = (
             f"| {TITLES[name]} | {' | '.join(cells)} | {summary['parameters']:,} | {minutes:.0f} |"
         )
         assert row in text
         assert f"| random policy | {summary['random']['return']:.0f} |" in text
+    said = " ".join(text.split())
+    assert f"standard error of a seed is {min(errors):.1f} to {max(errors):.1f}" in said
+    low, high = paired_interval(list(runs["rmc"]), list(runs["none"])) or (0, 0)
+    assert f"Memory gains {(runs['rmc'] - runs['none']).mean():.0f} points" in said
+    assert f"paired difference {low:.0f} to {high:.0f})" in said
+    ahead = runs["lstm"] - runs["rmc"]
+    low, high = paired_interval(list(runs["lstm"]), list(runs["rmc"])) or (0, 0)
+    assert min(ahead) > 0
+    assert f"in every seed**, by {ahead.mean():.1f} points ({low:.1f} to {high:.1f})" in said
