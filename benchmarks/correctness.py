@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         "python -m benchmarks.correctness",
         description="Compares the fast paths with recorded cases and with flax.linen.RNN.",
-        epilog="Exit codes: 0 all well, 1 an error is over its limit, 2 refused, 130 interrupted "
-        "or out of time: the same command goes on from there.",
+        epilog="Exit codes: 0 success, 1 an error exceeds its limit, 2 invalid request, 130 "
+        "interrupted or out of time (run the same command to resume).",
     )
     add = result.add_argument
     add("--setting", nargs="+", choices=SETTINGS, default=["nth_farthest", "rl", "language"],
@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        print("Interrupted; run the same command to resume.", file=sys.stderr)
         return 130
     faults = [row["name"] for row in rows if not row.get("ok", True)]
     print(f"{len(rows)} checks, {len(faults)} over their limits: {', '.join(faults) or 'none'}")

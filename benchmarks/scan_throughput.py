@@ -100,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     name for name in names if _probe(setting, mode, name, common) not in finished
                 ]
                 title = f"[{number}/{len(points)}] {setting.name}: {setting.describe()}, {mode}"
-                print(f"{title}{'' if left else ': done before'}", file=sys.stderr)
+                print(f"{title}{'' if left else ': already measured'}", file=sys.stderr)
                 if left:
                     rows = measure(setting, mode, left, options, common, _rounds_bar)
                     _keep(rows, left, given.out)
@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         if isinstance(interruption, Interrupted):
             _keep(interruption.rows, left, given.out)
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        print("Interrupted; run the same command to resume.", file=sys.stderr)
         return 130
     return 0 if complete else 1
 

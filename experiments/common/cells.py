@@ -239,7 +239,7 @@ def register(name: str, config: type[Core]) -> None:
       RuntimeError: an experiment was already imported, which fixes its options.
     """
     if name in TITLES or name == "all":
-        raise ValueError(f"name must be another than {', '.join(TITLES)}, got {name!r}")
+        raise ValueError(f"name must differ from {', '.join(TITLES)}, got {name!r}")
     if CellConfigs.__subclasses__():
         raise RuntimeError(f"core {name!r} must be registered before an experiment is imported")
     field = (name, config, dataclasses.field(default_factory=config))

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: stop after the current chunk, or at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: stop after the current chunk, or immediately."""
 
 import os
 import signal
@@ -98,7 +98,9 @@ def leave_terminal() -> None:
 def _exit(number: int, frame: FrameType | None) -> None:
     del number, frame
     try:
-        os.write(2, b"\nstopped at once; the same command goes on from the last checkpoint\n")
+        os.write(
+            2, b"\nstopped immediately; run the same command to resume from the last checkpoint\n"
+        )
     finally:
         os._exit(EXIT_INTERRUPTED)
 

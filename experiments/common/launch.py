@@ -66,7 +66,7 @@ def run_commands(
                     bar.update(1)
                 time.sleep(_POLL_SECONDS)
             if stop.requested:
-                raise Interrupted("stopped; the same command goes on from there")
+                raise Interrupted("stopped; run the same command to resume")
     finally:
         _terminate(running)
     return codes

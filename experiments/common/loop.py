@@ -203,7 +203,7 @@ class _Session:
                 bar.update(self.step, self._describe(values), is_due)
                 if stops and not is_done:
                     raise Interrupted(
-                        f"stopped at step {self.step}; the same command goes on from there"
+                        f"stopped at step {self.step}; run the same command to resume"
                     )
         final = parallel.to_host(state)
         return Outcome(

@@ -74,8 +74,8 @@ def leave_lost(error: Exception) -> None:
         traceback.print_exception(error)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     print(
-        "error: another process of this run has ended, or failed; the same command, in all of "
-        f"them, goes on from the last checkpoint ({reason[:200]})",
+        "error: another process of this run has ended or failed; run the same command in every "
+        f"process to resume from the last checkpoint ({reason[:200]})",
         file=sys.stderr,
         flush=True,
     )

@@ -106,7 +106,7 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
     leaves: dict[str, Any] = flatten_dict(wanted, sep="/")  # type: ignore[assignment]
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     if {name: leaf.shape for name, leaf in flat.items()} != expected:
-        raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config beside it")
+        raise RefusedError(f"{PARAMS_FILE} does not hold the parameters of the config next to it")
     cast = {name: leaf.astype(leaves[name].dtype) for name, leaf in flat.items()}
     return step, unflatten_dict(cast, sep="/")
 

@@ -75,7 +75,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
             for each in (first, run)
         )
         if own != other:
-            raise ValueError(f"runs of {name} must differ in the seed alone")
+            raise ValueError(f"runs of {name} must differ only in the seed")
     joined = first | {"summary": _together([run["summary"] for run in runs])}
     if len(runs) > 1:
         commands = [run["environment"]["command"] for run in runs]

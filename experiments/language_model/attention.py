@@ -54,7 +54,9 @@ def look_inside(saved: Saved, text: str) -> Insides:
     from rrnn_jax.visualize import captured_array
 
     if saved.config.model != "rmc":
-        raise RefusedError(f"only the memory core attends, and this model is {saved.config.model}")
+        raise RefusedError(
+            f"only the memory core has attention; this model is {saved.config.model}"
+        )
     tokens = saved.vocabulary.encode(text)
     if not 0 < len(tokens) <= MOST:
         raise RefusedError(f"--text must have 1 to {MOST} tokens, got {len(tokens)}")

@@ -146,8 +146,8 @@ def _check(options: argparse.Namespace) -> Choice:
     if "" in options.stop:
         raise RefusedError("--stop must not be empty")
     if options.stop and options.save_carry:
-        raise RefusedError("--save-carry and --stop exclude each other: a text that is stopped is "
-                           "cut off before what has been read")  # fmt: skip
+        raise RefusedError("--save-carry and --stop exclude each other: the carry has read beyond "
+                           "the point where --stop cuts the text off")  # fmt: skip
     try:
         return Choice(options.temperature, options.top_k, options.top_p)
     except ValueError as error:

@@ -133,7 +133,7 @@ def test_what_is_interrupted_goes_on_with_the_next_check(tmp_path, fakes, monkey
     with monkeypatch.context() as patch:
         patch.setattr(correctness, "setting_check", lambda *_: signal.pause())
         assert correctness.main(command(tmp_path / "rows.jsonl", "--minutes", "0.002")) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert (len(read_rows(tmp_path / "rows.jsonl")), len(made)) == (1, 1)
     assert correctness.main(command(tmp_path / "rows.jsonl")) == 0
     assert (len(read_rows(tmp_path / "rows.jsonl")), len(made)) == (8, 2)

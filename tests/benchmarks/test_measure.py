@@ -148,7 +148,7 @@ def test_slope(build):
 def test_errors_name_what_differs():
     a, b = np.array([3.0, 4.0]), np.array([0.0, 1e-9])
     found = agreement.errors({"a": a, "b": b}, {"a": a, "b": 2 * b})
-    # b is nothing but rounding beside a.
+    # b is at the level of a's rounding.
     assert found["a"] == 0.0
     assert found["b"] < 1e-6
     assert agreement.worst({"a": 0.1, "b": float("nan")}) == ("b", float("inf"))

@@ -67,11 +67,11 @@ def test_finished_rows_are_not_measured_again(out, monkeypatch, capsys):
         patch.setattr(scan_throughput, "measure", refuse)
         assert scan_throughput.main([*command, "--slope"]) == 0
         assert out.read_text() == before
-        assert "done before" in capsys.readouterr().err
+        assert "already measured" in capsys.readouterr().err
         with pytest.raises(AssertionError, match="measured again"):
             scan_throughput.main([*command, "--rounds", "3"])
 
-    # A new variant is measured beside the reference, whose row stays as it is.
+    # A new variant is measured with the reference, whose row stays unchanged.
     asked = []
 
     def note(setting, mode, names, options, common, progress):
@@ -97,7 +97,7 @@ def test_interruption_keeps_rows(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.jsonl"
     assert scan_throughput.main([*TOY, "--variants", "auto", "--out", str(out)]) == 130
     assert json.loads(out.read_text()) == row
-    assert "goes on from here" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
 
 
 def test_a_variant_that_disagrees_fails_the_command(monkeypatch):

@@ -112,7 +112,7 @@ def mapped(
 
 
 def reset_by_hand() -> float:
-    """A loop of one's own on a mesh of explicit axes, with arrays that say nothing of last axes."""
+    """A hand-written loop on a mesh with explicit axes; arrays whose last axes have no sharding."""
     carry = CELL.initialize_carry(jax.random.key(0), (BATCH, FEATURES)) + 1
     flags = jnp.arange(BATCH) % 3 == 0
     expected = reset_carry(CELL, carry, flags)
@@ -128,7 +128,7 @@ def reset_by_hand() -> float:
 
 
 def options_of(kind: str, implementation: Any) -> float:
-    """What a mesh of explicit axes has to know of beside vectors: rows and what is drawn."""
+    """Matrix inputs and dropout on a mesh with explicit axes."""
     has_rows, drops = "matrix" in kind, "dropout" in kind
     cell = CELL.clone(matrix_inputs=has_rows, dropout_rate=0.5 if drops else 0.0)
     keys = jax.random.split(jax.random.key(0), 3)

@@ -66,7 +66,7 @@ def without(params: dict, name: str) -> dict:
 
 
 MATRIX = CELL.clone(matrix_inputs=True)
-# Cell, what is done to its parameters, and inputs that they are not for.
+# A cell, a change of its parameters, and inputs that do not fit them.
 WRONG = {
     "nothing": (CELL, lambda params: None, X),
     "empty": (CELL, lambda params: {}, X),
@@ -146,7 +146,7 @@ def test_of_nothing_comes_nothing(implementation, shape):
 
 
 def test_vmapped_members():
-    """Weights and inputs of each member its own, as when several seeds are trained at once."""
+    """Each member has its own weights and inputs, as when several seeds are trained together."""
     members = [random_variables(RNN(CELL), X, seed=seed) for seed in (0, 1)]
     variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     x = jnp.stack([X, X[::-1]])

@@ -1,4 +1,4 @@
-"""The hoisted scan in bfloat16: dtypes, its error beside the plain scan's, and long sums."""
+"""The hoisted scan in bfloat16: dtypes, its error compared with the plain scan's, and long sums."""
 
 from typing import Any
 

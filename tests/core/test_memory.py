@@ -1,4 +1,4 @@
-"""The relational memory: blocks against the reference, what is shared, what is never computed."""
+"""The relational memory: blocks against the reference, shared weights, unused parts."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -35,7 +35,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-# What the call gets beside the inputs, and options of the layer.
+# Arguments of the call besides the inputs, and options of the layer.
 EXPORTED = {
     "nothing": ((), {}),
     "all flags": (("resets", "mask", "seq_lengths"), {"return_carry": True}),
@@ -170,7 +170,7 @@ def test_interceptors_and_captured_calls_run_the_plain_scan():
             RNN(CELL, implementation="hoisted").apply(variables, X)
     assert "qkv" in called
     assert_close(actual, expected)
-    undoubled = jax.jit(lambda *args: fast.apply(*args))(variables, X)  # Traced anew.
+    undoubled = jax.jit(lambda *args: fast.apply(*args))(variables, X)  # Traced again.
     assert float(jnp.max(jnp.abs(actual - undoubled))) > 1e-3
     captures = partial(fast.apply, capture_intermediates=True)
     _, state = jax.eval_shape(captures, variables, X)

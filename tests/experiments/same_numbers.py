@@ -1,4 +1,4 @@
-"""A program for several devices or processes: what 20 updates of every experiment come to.
+"""A program for several devices or processes: the results of 20 updates of every experiment.
 
 With a core of a user's own, registered here once, in all experiments that take a core by name.
 """

@@ -77,7 +77,7 @@ def test_before_training_a_signal_ends_it_with_one_line(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert err == "\nstopped at once; the same command goes on from the last checkpoint\n"
+    assert err == "\nstopped immediately; run the same command to resume from the last checkpoint\n"
 
 
 @pytest.mark.parametrize("number", mostly_slow(SIGNALS, keep=[signal.SIGTERM]))

@@ -80,7 +80,7 @@ def test_one_signal_stops_all_and_starts_no_more(tmp_path):
 
     thread = threading.Thread(target=press)
     thread.start()
-    with pytest.raises(Interrupted, match="the same command goes on from there"):
+    with pytest.raises(Interrupted, match="run the same command to resume"):
         run_commands(commands, jobs=2, progress=False)
     thread.join()
     for i in range(2):

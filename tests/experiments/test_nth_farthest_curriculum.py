@@ -1,4 +1,4 @@
-"""The stages of Nth Farthest: what they draw, when they are left, and that they are state."""
+"""The stages of Nth Farthest: their samples, when they end, and that they are part of the state."""
 
 import dataclasses
 

@@ -71,7 +71,7 @@ def test_command_writes_all_files(run_dir, tmp_path, capsys, monkeypatch):
         }
     assert set(numbers["by_lag"]) == set(numbers["input"]) == {"all", "head 1", "head 2"}
     assert f"{numbers['memory_share']['all']['after']:.1%} after" in capsys.readouterr().out
-    # What was given away stands for the run.
+    # The written weights can replace the run.
     config = read_config(weights, PRESETS["quick"])
     given = restore_params(make_problem(config), config.train, weights, 6)
     chex.assert_trees_all_equal(
@@ -132,7 +132,7 @@ def test_another_vector_changes_memory_from_its_step_on(run_dir):
 
 
 def test_measure_by_hand():
-    """Two sequences of three objects; m changes slot 0 most, which is looked at once it has m."""
+    """Two sequences of three objects; m changes slot 0 most, attended to after m is shown."""
     to_input = np.array([[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])  # Slot 0, slot 1.
     to_first = np.array([[0.4, 0.1, 0.5], [0.8, 0.2, 0.0]])
     # Sequence 0 sees m first, sequence 1 last.

@@ -126,7 +126,7 @@ def test_a_core_of_ones_own_trains_in_every_experiment_with_one_registration(num
     importlib.import_module("experiments.nth_farthest")
     with pytest.raises(RuntimeError, match="before an experiment is imported"):
         cells.register("own", cells.LSTMConfig)
-    with pytest.raises(ValueError, match=r"name must be another than rmc, .*, got 'lstm'"):
+    with pytest.raises(ValueError, match=r"name must differ from rmc, .*, got 'lstm'"):
         cells.register("lstm", cells.LSTMConfig)
 
 

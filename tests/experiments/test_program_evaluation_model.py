@@ -44,7 +44,7 @@ def make(**changes):
 
 
 def test_decoder_starts_where_the_encoder_ends():
-    model, params, inputs, mask = make(implementation="scan")  # It compiles sooner.
+    model, params, inputs, mask = make(implementation="scan")  # It compiles faster.
     logits = jax.jit(model.apply)(params, inputs, mask)
     assert logits.shape == (B, T_OUT, V)
     cell = make_cell(TINY)

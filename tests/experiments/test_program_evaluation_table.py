@@ -1,4 +1,4 @@
-"""Table 1 from runs as they are left behind, and what is trained for it."""
+"""Table 1 from runs in every state, and which runs are trained for it."""
 
 import dataclasses
 import json

@@ -59,5 +59,5 @@ def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
     draw(found, tmp_path / "drawn.png", trivial=0.2)
     assert (tmp_path / "drawn.png").stat().st_size > 10_000
     make_run(tmp_path / "rmc-6", 0.5, seed=6, rate=0.2)
-    with pytest.raises(ValueError, match="runs of rmc must differ in the seed alone"):
+    with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):
         collect(tmp_path)

@@ -1,4 +1,4 @@
-"""Trainers on a full disk, and beside readers and other trainers, as processes."""
+"""Trainers as processes: on a full disk, and next to readers and other trainers."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def test_evaluating_a_run_in_training_does_not_disturb_it(tmp_path):
         assert trainer.poll() is None
         assert time.time() < end
         time.sleep(0.01)
-    trainer.send_signal(signal.SIGSTOP)  # In the middle of whatever it does.
+    trainer.send_signal(signal.SIGSTOP)  # At any point of its work.
     reader = subprocess.run(
         [*command(run_dir), "--eval-only"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The sweep: what is run, what is skipped, and what is chosen on which stream."""
+"""The sweep: which settings run, which are skipped, and how the best is chosen."""
 
 import json
 import sys

@@ -159,7 +159,7 @@ def open_tokens(folder: Path) -> Tokens:
         if size != (1 + entry["tokens"]) * dtype.itemsize:
             raise RefusedError(
                 f"{file} must hold 1 + {entry['tokens']} tokens of {dtype}, but has {size} bytes; "
-                f"remove {folder}, and it is made again"
+                f"remove {folder} to have it created again"
             )
         tokens = np.memmap(file, dtype, mode="r")
         splits[name] = Split(name, tokens, entry["bytes"], entry["words"])

@@ -130,7 +130,7 @@ def make_problem(case: Case, inputs: int = 5) -> Problem:
     params = random_variables(cell, carry, x[:, 0])["params"]
     # Kernels as at their start; biases and scales drawn wide.
     params = jax.tree.map(lambda a: a if a.ndim == 1 else 2 * a / a.shape[0] ** 0.5, params)
-    # Most hidden units far from zero: at a ReLU whatever rounding turns is a matter of chance.
+    # Most hidden units far from zero: near zero, rounding decides a ReLU.
     for j in range(cell.attention_mlp_layers - 1):
         layer = params["memory"]["mlp"][f"layer_{j}"]
         layer["bias"] += 2 * jnp.sign(layer["bias"])
@@ -241,7 +241,7 @@ def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     first, second = run(x[:, :2], problem.carry), run(x[:, 2:], problem.fresh)
     np.testing.assert_array_equal(packed, jnp.concatenate([first, second], 1))
 
-    # The second and third steps are passed over, whatever their inputs.
+    # The second and third steps are skipped, for any inputs.
     mask = ones.at[:, 1:3].set(False)
     padded = run(x.at[:, 1:3].set(jnp.nan), problem.carry, ~ones, mask)
     np.testing.assert_array_equal(padded[:, jnp.array([0, 3])], run(x[:, ::3], problem.carry))

@@ -63,7 +63,9 @@ def test_figure_has_a_row_for_each_head_and_gate(insides):
 
 
 def test_what_has_no_attention_is_refused():
-    with pytest.raises(RefusedError, match="only the memory core attends, and this model is lstm"):
+    with pytest.raises(
+        RefusedError, match="only the memory core has attention; this model is lstm"
+    ):
         look_inside(small_saved(model="lstm"), "1 fish")
     with pytest.raises(RefusedError, match="--text must have 1 to 5000 tokens, got 0"):
         look_inside(small_saved(), "")

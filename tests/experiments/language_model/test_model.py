@@ -1,4 +1,4 @@
-"""The model: what is read in windows is what is read at once, and its sizes are those asked for."""
+"""The model: reading in windows equals reading the whole text, and sizes are as requested."""
 
 import dataclasses
 

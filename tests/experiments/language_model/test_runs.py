@@ -1,4 +1,4 @@
-"""Runs: resumed to the bit in the midst of the text, refused on another one, and reported."""
+"""Runs: resumed bit for bit in the middle of the text, refused on another text, and reported."""
 
 import json
 
