@@ -161,5 +161,5 @@ def test_ctrl_c_while_an_experiment_starts(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert err.strip().splitlines()[-1].startswith("stopped at")
+        assert err.strip().splitlines()[-1].startswith("stopped ")
         assert "Traceback" not in err
