@@ -136,6 +136,15 @@ def test_full_and_adaptive_softmax_are_quoted():
     assert kept["full"]["config"] == kept["adaptive"]["config"]  # In all else.
 
 
+def test_the_first_updates_at_the_papers_size_are_quoted():
+    kept, text = read("paper_10"), " ".join(README.read_text().split())
+    (curve,) = kept["nats"].values()
+    assert curve["step"] == [0, 10]
+    assert f"({kept['summary']['parameters']:,} parameters)" in text
+    assert "from {:.1f} to {:.1f} ([numbers]".format(*curve["value"]) in text
+    assert f"`{kept['environment']['command']}`" in text
+
+
 @pytest.mark.usefixtures("all_optimisations")
 def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.
