@@ -36,14 +36,6 @@ TINY = dataclasses.replace(
 )  # fmt: skip
 
 
-def with_steps(config, steps, **learner):
-    return dataclasses.replace(
-        config,
-        train=dataclasses.replace(config.train, steps=steps),
-        learner=dataclasses.replace(config.learner, **learner),
-    )
-
-
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     """Environments, carries, levels and optimiser come back as they were."""
