@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,10 +27,6 @@ _HAS_OLDER_EMITTERS = jax.__version_info__ < (0, 12)  # XLA ends a process for a
 if _HAS_OLDER_EMITTERS:
     _FLAGS.append(f"--{_OLDER_EMITTERS}=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
-
-# JAX makes a new MLIR context for each program, a sixth of a small program's time.
-if hasattr(mlir, "make_ir_context"):
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 _MAX_CACHE = 2**30  # Bytes; a larger cache begins anew.
 _MAX_RESIDENT = 1.1e9  # Bytes; a process that grows beyond frees its programs within a file, too.
@@ -133,8 +128,6 @@ def few_programs(request: pytest.FixtureRequest) -> Iterator[None]:
 def _release() -> None:
     global _resident_after_release
     jax.clear_caches()
-    if clear := getattr(getattr(mlir, "make_ir_context", None), "cache_clear", None):
-        clear()
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed.
         trim(0)

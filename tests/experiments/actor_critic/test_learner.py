@@ -168,21 +168,24 @@ def test_stored_carry_and_trajectory_replay_the_rollout(learner, played):
 
 def test_rollout_keeps_the_books(played):
     """Last actions, resets and the returns of finished episodes, against a loop in NumPy."""
-    _, play, trajectory, metrics = jax.device_get(played)
+    before, play, trajectory, metrics = jax.device_get(played)
     done = trajectory.terminated | trajectory.truncated
     np.testing.assert_array_equal(trajectory.resets[1:], done[:-1])
     np.testing.assert_array_equal(trajectory.last_actions[1:], trajectory.actions[:-1])
     np.testing.assert_array_equal(trajectory.last_rewards[1:], trajectory.rewards[:-1])
     np.testing.assert_array_equal(play.reset, done[-1])
+    total, length = before.play.total.copy(), before.play.length.copy()
     returns, lengths = [], []
-    for b in range(ENVS):
-        starts = np.flatnonzero(trajectory.resets[:, b])
-        ends = np.flatnonzero(done[starts[0] :, b]) + starts[0]
-        for start, end in zip(starts, ends, strict=False):  # The last one goes on.
-            returns.append(trajectory.rewards[start : end + 1, b].sum())
-            lengths.append(end + 1 - start)
-    # The first episodes had begun before; what is known of all is that none is longer than 6.
-    assert metrics["length"].count == done.sum() >= len(returns) > 0
+    for rewards, ends in zip(trajectory.rewards, done, strict=True):
+        total, length = total + rewards, length + 1
+        returns += list(total[ends])
+        lengths += list(length[ends])
+        total[ends], length[ends] = 0, 0
+    assert metrics["length"].count == metrics["return"].count == len(returns) > ENVS
+    np.testing.assert_allclose(metrics["return"].total, sum(returns), atol=1e-4)
+    assert metrics["length"].total == sum(lengths)
+    np.testing.assert_allclose(play.total, total, atol=1e-5)
+    np.testing.assert_array_equal(play.length, length)
     assert max(lengths) <= 6
     assert (trajectory.cut_values == 0).all()  # BoxWorld is never cut off.
 
