@@ -1,6 +1,7 @@
 """Plots runs from their metrics, at any time: ``python -m experiments.plot RUN``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,18 +45,23 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     Raises:
       FileNotFoundError: there is no run.
     """
-    found = [path.parent for run in runs for path in sorted(run.rglob(METRICS_FILE))]
+    paths = [path for run in runs for path in sorted(run.rglob(METRICS_FILE))]
+    found = list(dict.fromkeys(path.parent for path in paths))
     if not found:
         raise FileNotFoundError(f"no {METRICS_FILE} in {', '.join(map(str, runs))}")
-    rows = {directory: read_metrics(directory) for directory in found}
+    labels = [directory.name for directory in found]
+    if len(set(labels)) < len(labels):
+        above = os.path.commonpath(found)
+        labels = [os.path.relpath(directory, above) for directory in found]
+    rows = {label: read_metrics(directory) for label, directory in zip(labels, found, strict=True)}
     every = [row for some in rows.values() for row in some]
     names = dict.fromkeys(name for row in every for name in row if name not in _NOT_METRICS)
     splits = dict.fromkeys(row["split"] for row in every)
     paths = []
     for name in names:
         curves = {
-            f"{directory.name}, {split}": by_seed
-            for directory, some in rows.items()
+            f"{label}, {split}": by_seed
+            for label, some in rows.items()
             for split in splits
             if (by_seed := curve(some, split, name))
         }

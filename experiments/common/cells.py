@@ -235,11 +235,19 @@ def register(name: str, config: type[Core]) -> None:
       config: a frozen dataclass with defaults for all fields.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken, or that of a field, which would be two options.
       RuntimeError: an experiment was already imported, which fixes its options.
     """
     if name in TITLES or name == "all":
         raise ValueError(f"name must differ from {', '.join(TITLES)}, got {name!r}")
+    others = (TrainConfig, *(field.default_factory for field in dataclasses.fields(CellConfigs)))
+    for other in others:
+        fields = [{x.name for x in dataclasses.fields(one)} for one in (config, other)]  # type: ignore[arg-type]
+        if both := sorted(set.intersection(*fields)):
+            raise ValueError(
+                f"fields of core {name!r} must have names of their own, got {', '.join(both)}, "
+                f"which {other.__name__} has"  # type: ignore[union-attr]
+            )
     if CellConfigs.__subclasses__():
         raise RuntimeError(f"core {name!r} must be registered before an experiment is imported")
     field = (name, config, dataclasses.field(default_factory=config))

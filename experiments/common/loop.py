@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.common import parallel
-from experiments.common.checkpoint import Reader, Writer
+from experiments.common.checkpoint import Reader, Restored, Writer
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem, Score
 from experiments.common.progress import Progress
 from experiments.common.records import RowWriter, read_rows
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import (
+    CONFIG_FILE,
     check_not_failed,
     hold,
     note_failure,
@@ -90,6 +92,7 @@ def train(
 
     Raises:
       NonFiniteError: NaN or infinity; the last good checkpoint stays.
+      RefusedError: the processes do not share `run_dir`.
       Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
@@ -105,6 +108,7 @@ def train(
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
                 restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
+        _check_shared(run_dir, restored)
         begins = Begins(-1, None)
         if restored is None:
             state = programs.init()
@@ -354,6 +358,21 @@ class _Clock:
 def _mean(values: list[float | None]) -> float:
     found = [value for value in values if value is not None]
     return sum(found) / len(found)
+
+
+def _check_shared(run_dir: Path, restored: Restored | None) -> None:
+    """Checks that all processes see the files of the first one, and the same checkpoint."""
+    if parallel.count() == 1:
+        return
+    step = -1 if restored is None else restored.step
+    tries = 30  # A network file system may show new files late.
+    while tries and not (run_dir / CONFIG_FILE).exists():
+        time.sleep(1)
+        tries -= 1
+    if parallel.differ(step if tries else -2):
+        raise RefusedError(
+            f"all processes must share --run-dir {run_dir}: they do not see the same files there"
+        )
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:

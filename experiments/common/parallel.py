@@ -207,6 +207,15 @@ def agree(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in np.any(found, axis=0))
 
 
+def differ(number: int) -> bool:
+    """Whether the processes give different numbers; all must call it at the same point."""
+    if count() == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    return len(np.unique(multihost_utils.process_allgather(np.asarray(number)))) > 1
+
+
 def is_main() -> bool:
     """Whether this process writes files and draws the bar."""
     return count() == 1 or jax.process_index() == 0

@@ -17,6 +17,7 @@ from experiments.common.records import append_rows, read_json, read_rows, write_
 from experiments.common.refused import RefusedError
 
 CONFIG_FILE = "config.json"
+SUMMARY_FILE = "summary.json"
 SESSIONS_FILE = "sessions.jsonl"
 LOCK_FILE = "lock"
 FAILURE_FILE = "failure.json"
@@ -158,7 +159,12 @@ def hold(run_dir: Path) -> Iterator[None]:
 
 
 def note_session(run_dir: Path, step: int) -> None:
-    """Records the environment of a session and its first step in ``sessions.jsonl``."""
+    """Records the environment of a session and its first step in ``sessions.jsonl``.
+
+    The summary of a run that goes on is removed; it is written again at the end.
+    """
+    if parallel.is_main():
+        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": describe_environment()}])
 
 

@@ -19,6 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--slow", action="store_true", help="a while between chunks")
+    parser.add_argument("--apart", action="store_true", help="a run directory for each process")
     parser.add_argument("--late", type=int, default=0, help="seconds the second process compiles")
     given = parse_process(parser)
     if given.slow:
@@ -39,7 +40,7 @@ def main() -> int:
 
     def action() -> None:
         config = dataclasses.replace(CONFIG, steps=given.steps)
-        run_dir = given.directory / "run"
+        run_dir = given.directory / (f"run-{jax.process_index()}" if given.apart else "run")
         open_run(run_dir, Whole(config))
         outcome = loop.train(regression(config), config, run_dir, "run", progress=False)
         leaves = jax.tree.leaves((outcome.state.params, outcome.metrics, outcome.test))

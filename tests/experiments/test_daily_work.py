@@ -84,6 +84,17 @@ def test_plots_of_a_run_from_its_metrics_alone(tmp_path, capsys):
     assert "error: no metrics.jsonl" in capsys.readouterr().err
 
 
+def test_runs_of_one_name_are_all_plotted(tmp_path, monkeypatch):
+    for place in ("x", "y"):
+        (tmp_path / place / "lstm").mkdir(parents=True)
+        row = '{"step": 1, "split": "train", "seed": 0, "loss": 1.0}\n'
+        (tmp_path / place / "lstm" / "metrics.jsonl").write_text(row)
+    drawn = []
+    monkeypatch.setattr(plot, "plot_curves", lambda path, curves, **_: drawn.append([*curves]))
+    plot.plot_runs([tmp_path, tmp_path / "x"], tmp_path)
+    assert drawn == [["x/lstm, train", "y/lstm, train"]]
+
+
 def test_a_presets_micro_batch_is_fitted_to_the_batch(capsys):
     assert PRESETS["small"].train.micro_batch_size == 256
     for batch, rows in ((128, 128), (512, 256), (384, 192), (1, 1)):

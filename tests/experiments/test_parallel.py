@@ -1,5 +1,6 @@
 """Several devices and processes: the same numbers, one stop, and no process is left waiting."""
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -124,10 +125,13 @@ def test_a_core_of_ones_own_trains_in_every_experiment_with_one_registration(num
     assert found["option"] == 3
     assert {name: str(found[f"{name} cell"]) for name in OWN} == dict.fromkeys(OWN, "GRUCell")
     importlib.import_module("experiments.nth_farthest")
+    own = dataclasses.make_dataclass("Own", [("own_width", int, 3)], bases=(cells.Core,))
     with pytest.raises(RuntimeError, match="before an experiment is imported"):
-        cells.register("own", cells.LSTMConfig)
+        cells.register("own", own)
     with pytest.raises(ValueError, match=r"name must differ from rmc, .*, got 'lstm'"):
         cells.register("lstm", cells.LSTMConfig)
+    with pytest.raises(ValueError, match=r"'bank' must have .*, mem_slots, .* RMCConfig has"):
+        cells.register("bank", cells.RMCConfig)
 
 
 @pytest.mark.slow
@@ -194,6 +198,13 @@ def test_a_process_may_compile_for_longer_than_collectives_wait(tmp_path):
     assert time.time() - since < 60
     assert ends[0][0] not in (0, 130)
     assert "another process of this run has ended" in ends[0][1] or ends[0][0] < 0, ends
+
+
+@pytest.mark.slow
+def test_processes_must_share_the_run_directory(tmp_path):
+    ends = end(start(tmp_path, -1, "--apart"))
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert all("all processes must share --run-dir" in text for _, text in ends), ends
 
 
 @pytest.mark.slow

@@ -145,7 +145,9 @@ def test_lost_metrics_are_noticed_and_do_not_cost_the_run(tmp_path, capsys):
     rows = read_metrics(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "summary.json").write_text("{}")
     run(tmp_path, more)
+    assert not (tmp_path / "summary.json").exists()  # Of 10 steps: the program writes a new one.
     message = f"metrics.jsonl holds 3 of the {len(rows)} rows that belong to step 10"
     assert message in capsys.readouterr().err
     (tmp_path / "metrics.jsonl").unlink()
