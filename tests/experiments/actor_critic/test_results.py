@@ -12,6 +12,7 @@ from experiments.common.report import paired_interval
 README = Path(box_world.__file__).with_name("README.md")
 RESULTS = README.parents[1] / "results"
 TITLES = {"rmc": "Relational Memory Core", "lstm": "LSTM", "none": "no memory"}
+ALONE = {"conv_lstm": "ConvLSTM, one seed"}
 KINDS = ("solved", "solved_L1_F0", "solved_L1_F1", "solved_L2_F0", "solved_L2_F1")
 
 
@@ -31,12 +32,13 @@ def test_box_world_is_quoted():
     text, runs = README.read_text(), read("box_world/quick")
     for name, kept in runs.items():
         summary = kept["summary"]
-        assert (summary["frames"], summary["seeds"]) == (600 * 256 * 40, [0, 1, 2])
+        assert summary["frames"] == 600 * 256 * 40
+        assert summary["seeds"] == ([0] if name in ALONE else [0, 1, 2])
         solved, *parts = (summary["test"][kind] for kind in KINDS)
         seeds = ", ".join(f"{100 * value:.1f}" for value in solved)
         shares = percents(mean(part) for part in parts)
-        minutes = min(summary["train_seconds"]) / 60
-        row = f"| {TITLES[name]} | {100 * mean(solved):.1f} % ({seeds}) | {shares} | "
+        minutes = np.min(summary["train_seconds"]) / 60
+        row = f"| {(TITLES | ALONE)[name]} | {100 * mean(solved):.1f} % ({seeds}) | {shares} | "
         assert f"{row}{summary['parameters']:,} | {minutes:.0f} |" in text
         assert f"| random policy | {percents(summary['random'][kind] for kind in KINDS)} |" in text
         assert kept["config"]["agent"]["skip"]
