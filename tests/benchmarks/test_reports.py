@@ -270,6 +270,14 @@ def test_rows_of_other_benchmarks_are_quoted():
         if one["environments"] == 1024:
             name = one["program"].replace("gymnax ", "gymnax's ")
             assert f"| {name} | {three_digits(one['steps_per_second'])} |" in text
+    rates = {one["program"]: three_digits(one["steps_per_second"]) for one in kept["environments"]}
+    rollout, update = (
+        " and ".join(rates[f"{game} paper, {part}"] for game in ("BoxWorld", "Mini-Pacman"))
+        for part in ("rollout", "update")
+    )
+    assert f"a rollout makes {rollout} steps per second, a whole update {update}." in text.replace(
+        "\n", " "
+    )
     for one in kept["scaling"]:
         if one["kind"] == "measured":
             rate = f"{one['updates_per_second']:.1f}"

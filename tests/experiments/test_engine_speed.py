@@ -45,10 +45,8 @@ def test_the_device_hardly_waits_for_the_host(tmp_path, monkeypatch):
 
         return call
 
-    compiles, feeds = Programs.compile, Programs.batches
-    monkeypatch.setattr(
-        Programs, "compile", lambda self, *args: noted("chunk", compiles(self, *args))
-    )
+    chunks, feeds = Programs.train_chunk, Programs.batches
+    monkeypatch.setattr(Programs, "train_chunk", noted("chunk", chunks))
     monkeypatch.setattr(Programs, "batches", noted("feed", feeds))
     monkeypatch.setattr(loop, "to_values", noted("values", loop.to_values))
     open_run(tmp_path / "run", Whole(config))

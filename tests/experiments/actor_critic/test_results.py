@@ -73,6 +73,12 @@ def test_the_front_page_quotes_it_too():
     rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
     losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
     assert f"nats, three seeds | {losses} |" in text
+    kept = read("language_model/bytes")
+    losses = " | ".join(f"{mean(kept[m]['summary']['test']['nats']):.3f}" for m in ("rmc", "lstm"))
+    assert f"by byte, 200,000 parameters: nats, three seeds | {losses} |" in text
+    words = read("language_model/austen_windows")["models"]
+    found = (words[TITLES[name]]["by_frequency"]["all"]["perplexity"] for name in ("rmc", "lstm"))
+    assert f"perplexity, one seed | {' | '.join(f'{value:.1f}' for value in found)} |" in text
 
 
 def test_the_skip_is_worth_what_is_said():

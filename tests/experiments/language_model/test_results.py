@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import language_model
-from experiments.common.report import text_of
+from experiments.common.report import paired_interval, text_of
 from experiments.language_model.data.token_files import DataConfig, prepare
 from experiments.language_model.report import windowed_nats
 
 README = Path(language_model.__file__).with_name("README.md")
+NAMES = {"rmc": "memory core", "lstm": "LSTM"}
 KEPT = README.parents[1] / "results" / "language_model"
 
 
@@ -91,14 +92,19 @@ def test_bytes_are_quoted():
         losses = [numbers["nats"], *numbers["by_unroll"].values()]
         cells = [f"{title}, {quoted}", f"{numbers['parameters']:,}", *(f"{x:.3f}" for x in losses)]
         assert f"| {' | '.join(cells)} |" in text
-        (nats,) = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
-        assert nats == pytest.approx(numbers["nats"], abs=2e-3)
+        nats = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
+        assert nats[0] == pytest.approx(numbers["nats"], abs=2e-3)
+        assert f"{', '.join(f'{one:.3f}' for one in nats)} for the {NAMES[model]}" in text
         assert numbers["split"] == "test"
         assert numbers["step"] == config["train"]["steps"] == 3000
         assert config["data"]["fractions"] == [0.8, 0.1, 0.1]
         count = 3000 * config["train"]["batch_size"] * config["text"]["window"]
         passes = count / (0.8 * source["bytes"])
         assert f"{count / 1e6:.1f} million bytes read, {passes:.1f} passes" in text
+    rmc, lstm = (kept[model]["summary"]["test"]["nats"] for model in ("rmc", "lstm"))
+    low, high = paired_interval(lstm, rmc) or (0, 0)
+    behind = f"{np.mean(lstm) - np.mean(rmc):.3f} (95 % bootstrap interval {low:.3f} to {high:.3f})"
+    assert f"which is behind by {behind}" in text
 
 
 def test_words_are_quoted():
