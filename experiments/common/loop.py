@@ -10,16 +10,15 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.common import parallel
-from experiments.common.checkpoint import Reader, Restored, Writer
+from experiments.common.checkpoint import Reader, Writer
 from experiments.common.interrupts import StopRequest
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem, Score
 from experiments.common.progress import Progress
 from experiments.common.records import RowWriter, read_rows
-from experiments.common.refused import RefusedError
 from experiments.common.run_directory import (
-    CONFIG_FILE,
     check_not_failed,
+    check_shared,
     hold,
     note_failure,
     note_session,
@@ -108,7 +107,7 @@ def train(
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
                 restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
-        _check_shared(run_dir, restored)
+        check_shared(run_dir, -1 if restored is None else restored.step)
         begins = Begins(-1, None)
         if restored is None:
             state = programs.init()
@@ -305,8 +304,7 @@ class _Session:
             if self.checkpoints is not None:
                 self.checkpoints.save(self.step, whole, rows)
             parallel.wait()
-            self.saved_step = self.step
-            self.saved = time.perf_counter()
+            self.saved_step, self.saved = self.step, time.perf_counter()
         return stops
 
     def _due(self, num_steps: int, every: int) -> bool:
@@ -358,21 +356,6 @@ class _Clock:
 def _mean(values: list[float | None]) -> float:
     found = [value for value in values if value is not None]
     return sum(found) / len(found)
-
-
-def _check_shared(run_dir: Path, restored: Restored | None) -> None:
-    """Checks that all processes see the files of the first one, and the same checkpoint."""
-    if parallel.count() == 1:
-        return
-    step = -1 if restored is None else restored.step
-    tries = 30  # A network file system may show new files late.
-    while tries and not (run_dir / CONFIG_FILE).exists():
-        time.sleep(1)
-        tries -= 1
-    if parallel.differ(step if tries else -2):
-        raise RefusedError(
-            f"all processes must share --run-dir {run_dir}: they do not see the same files there"
-        )
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:

@@ -168,6 +168,24 @@ def note_session(run_dir: Path, step: int) -> None:
     append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": describe_environment()}])
 
 
+def check_shared(run_dir: Path, step: int) -> None:
+    """Checks that all processes see the same files: a config, and the same checkpoint's step.
+
+    Raises:
+      RefusedError: they do not.
+    """
+    if parallel.count() == 1:
+        return
+    tries = 30  # A network file system may show new files late.
+    while tries and not (run_dir / CONFIG_FILE).exists():
+        time.sleep(1)
+        tries -= 1
+    if parallel.differ(step if tries else -2):
+        raise RefusedError(
+            f"all processes must share --run-dir {run_dir}: they do not see the same files there"
+        )
+
+
 def note_failure(run_dir: Path, message: str) -> None:
     """Records that training failed; the same options would fail again."""
     write_json(run_dir / FAILURE_FILE, {"error": message})
