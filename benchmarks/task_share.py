@@ -38,7 +38,7 @@ def measure_share(
     task = make_task(config)
     level = curriculum.initial_state(task.config)
     state = programs.init()
-    step = programs.compile(state, 1, None)
+    programs.compile(state, 1, None)
     batch_size = config.train.batch_size
     draw = jax.jit(lambda key: task.sample(key, level, batch_size)).lower(jax.random.key(0))
     compiled = draw.compile()
@@ -46,7 +46,7 @@ def measure_share(
     keys = list(jax.random.split(jax.random.key(0), 64))
 
     def run_step() -> None:
-        kept["state"], metrics = step(kept["state"], None)
+        kept["state"], metrics = programs.train_chunk(kept["state"], 1)
         jax.block_until_ready(metrics)
 
     def run_draw() -> None:

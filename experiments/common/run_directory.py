@@ -180,6 +180,7 @@ def check_shared(run_dir: Path, step: int) -> None:
     while tries and not (run_dir / CONFIG_FILE).exists():
         time.sleep(1)
         tries -= 1
+    parallel.wait()
     if parallel.differ(step if tries else -2):
         raise RefusedError(
             f"all processes must share --run-dir {run_dir}: they do not see the same files there"
