@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from experiments.ablations.config import PRESETS, Config
-from experiments.ablations.findings import NEAR_TRIVIAL, verdict
+from experiments.ablations.findings import NEAR_TRIVIAL, points
 from experiments.ablations.problems import describe_task
+from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
 from experiments.program_evaluation.config import MEMORIZATION
 from rrnn_jax.visualize import InputShare
@@ -25,7 +26,6 @@ from rrnn_jax.visualize import InputShare
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")
 LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
-VERDICTS = {"better": "better", "worse": "worse", "not told apart": "ranges overlap"}
 GRIDS = {"quick": "", "quick_program": " --preset quick_program"}
 """The options of each ablation's command."""
 
@@ -168,7 +168,7 @@ def _elsewhere() -> str:
     said = {"better": "ahead of", "worse": "behind", "not told apart": "not clearly different from"}
     return (
         f" On the ablations' task ({_task(_config('quick', grid))}) the LSTM is "
-        f"{said[_verdict(lstm, base)]} the RMC: {_range(lstm)} against {_range(base)} "
+        f"{said[_against(lstm, base).verdict]} the RMC: {_range(lstm)} against {_range(base)} "
         "([numbers](results/ablations/quick.json))."
     )
 
@@ -274,21 +274,17 @@ def _grid(name: str) -> str:
         f"**{_task(config)}**; base {_range(base)}, trivial score "
         f"{_percent(base['trivial_accuracy'])}{_why(config)}:",
         "",
-        "| paper | here, mean (lowest to highest seed), against the base |",
+        "| paper | here: accuracy, difference from the base in points (95 % interval) |",
         "|---|---|",
     ]
     for factor, claim in claims.items():
-        cells = [
-            f"{_label(row)}: {_range(row)}, {VERDICTS[_verdict(row, base)]}"
-            for row in rows.values()
-            if row["factor"] == factor
-        ]
+        cells = [_effect(row, base) for row in rows.values() if row["factor"] == factor]
         lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
     others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
     lines.append("")
-    for key, said in VERDICTS.items():
-        found = [f"{_label(r)}: {_range(r)}" for r in others if _verdict(r, base) == key]
-        lines.append(f"- Other rows, {said}: {'; '.join(found) or 'none'}.")
+    for key in ("better", "worse", "not told apart"):
+        found = [_effect(r, base) for r in others if _against(r, base).verdict == key]
+        lines.append(f"- Other rows, {key}: {'; '.join(found) or 'none'}.")
     stuck = [
         _label(row)
         for row in rows.values()
@@ -334,8 +330,15 @@ def _why(config: Config) -> str:
     )
 
 
-def _verdict(row: dict[str, Any], base: dict[str, Any]) -> str:
-    return verdict(row["accuracy"], base["accuracy"])
+def _against(row: dict[str, Any], base: dict[str, Any]) -> Difference:
+    return difference(row["accuracy"], base["accuracy"])
+
+
+def _effect(row: dict[str, Any], base: dict[str, Any]) -> str:
+    """A row's accuracy, its difference from the base, and the verdict if there is one."""
+    found = _against(row, base)
+    said = "" if found.verdict == "not told apart" else f", {found.verdict}"
+    return f"{_label(row)}: {_percent(_mean(row['accuracy']))}, {points(found)}{said}"
 
 
 def _label(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from experiments.ablations.grid import RowConfig
 from experiments.ablations.train import is_done
 from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.records import read_json
+from experiments.common.report import Difference, difference
 from experiments.common.run_directory import FAILURE_FILE, read_environment
 
 
@@ -38,6 +39,10 @@ class RowNumbers(NamedTuple):
     def mean(self) -> float:
         """Mean accuracy of the seeds."""
         return sum(self.accuracy) / len(self.accuracy)
+
+    def against(self, base: "RowNumbers") -> Difference:
+        """The difference from the base, in pairs of seeds."""
+        return difference(self.accuracy, base.accuracy)
 
 
 def threshold_of(trivial: float) -> float:

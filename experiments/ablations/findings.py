@@ -1,26 +1,22 @@
 """The findings of a grid: sentences generated from its numbers."""
 
-import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Literal
 
 from experiments.ablations.collect import RowNumbers
 from experiments.ablations.config import Config
 from experiments.ablations.grid import BASE, base_values
 from experiments.ablations.problems import describe_task
+from experiments.common.report import FEWEST_SEEDS, Difference, Verdict
 
 NEAR_TRIVIAL = 0.02
 """A row has not learned if no seed exceeds the trivial score by more."""
-
-Verdict = Literal["better", "worse", "not told apart"]
 
 
 def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequence[str]) -> str:
     """The findings of a grid.
 
-    A row counts as better or worse than the base only if their seeds' ranges do not overlap, see
-    `verdict`. The findings state how often this happens by chance, see `chance_of_below`.
+    A row counts as better or worse than the base only if the bootstrap interval of its difference,
+    in pairs of seeds, excludes zero, and there are enough seeds, see `experiments.common.report`.
 
     Args:
       config: the grid's config.
@@ -34,7 +30,7 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
     others = [row for name, row in numbers.items() if name != BASE and row.accuracy]
     found: dict[Verdict, list[RowNumbers]] = {"worse": [], "better": [], "not told apart": []}
     for row in others:
-        found[verdict(row.accuracy, base.accuracy)].append(row)
+        found[row.against(base).verdict].append(row)
     found["worse"].sort(key=lambda row: row.mean)
     found["better"].sort(key=lambda row: -row.mean)
     failed = [row for row in numbers.values() if not row.accuracy]
@@ -47,8 +43,7 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
         "",
         describe_base(config),
         "",
-        "Better or worse is said only where the ranges of the seeds do not overlap. "
-        f"{_caveat(train.num_seeds, len(others))}",
+        _rule(train.num_seeds),
         "",
         f"- Worse than the base: {_list(found['worse'])}.",
         f"- Better than the base: {_list(found['better'])}.",
@@ -60,7 +55,6 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
             f"- Within {100 * NEAR_TRIVIAL:.0f} points of not learning, with every seed: "
             f"{_list(stuck)}."
         )
-    lines += _initial_memory(numbers)
     lines += _largest(numbers)
     if failed:
         lines.append(f"- The loss became NaN: {_list(failed)}.")
@@ -77,48 +71,17 @@ def describe_base(config: Config) -> str:
     return f"Base: {'; '.join(values)}."
 
 
-def verdict(accuracy: Sequence[float], base: Sequence[float]) -> Verdict:
-    """Compares the scores of a row's seeds with those of the base.
-
-    >>> verdict([0.7, 0.8], [0.9, 0.95]), verdict([0.7, 0.92], [0.9, 0.95])
-    ('worse', 'not told apart')
-
-    Args:
-      accuracy: accuracy of the row, by seed.
-      base: accuracy of the base, by seed.
-
-    Returns:
-      Better or worse only if the ranges of the seeds do not overlap.
-    """
-    if min(accuracy) > max(base):
-        return "better"
-    return "worse" if max(accuracy) < min(base) else "not told apart"
-
-
-def chance_of_below(num_seeds: int) -> Fraction:
-    r"""The probability that all scores of a row are below another's, if the rows are equal.
-
-    There are :math:`\binom{2n}{n}` orders of the sorted scores of n independent seeds each; in one
-    of them all of the row's scores come first.
-
-    >>> [str(chance_of_below(seeds)) for seeds in (1, 2, 3, 5)]
-    ['1/2', '1/6', '1/20', '1/252']
-    """
-    return Fraction(1, math.comb(2 * num_seeds, num_seeds))
-
-
-def _caveat(num_seeds: int, num_rows: int) -> str:
-    if num_seeds == 1:
-        return "With one seed per row that is so of any two rows, whether they differ or not."
-    chance = chance_of_below(num_seeds)
+def _rule(num_seeds: int) -> str:
+    """When a row counts as better or worse."""
+    rule = (
+        "A row is better or worse only if the 95% bootstrap interval of its difference from the "
+        f"base, in pairs of seeds, excludes zero, and there are {FEWEST_SEEDS} seeds or more."
+    )
+    if num_seeds < FEWEST_SEEDS:
+        return f"{rule} There are too few here."
     return (
-        f"With {num_seeds} seeds per row, were they independent from row to row, a row that does "
-        f"not differ from the base would be called worse in {chance.numerator} of "
-        f"{chance.denominator} cases, and better as often: were none of {num_rows} rows different, "
-        f"{float(num_rows * chance):.1f} would be called worse by chance. They are not "
-        "independent: rows share their seeds, and with them the samples and the initial weights "
-        "of equal shapes; and one base stands against them all. Chance may call fewer rows worse, "
-        "or more."
+        f"{rule} Of rows that do not differ one in twenty, or somewhat more, is called better or "
+        "worse by chance."
     )
 
 
@@ -126,34 +89,21 @@ def _sentence(row: RowNumbers, base: RowNumbers) -> str:
     """The finding for a row, as a bullet."""
     if not row.accuracy:
         return f"- {row.row.name}: the loss became NaN."
-    points = round(100 * (row.mean - base.mean), 1)
-    where = f"{abs(points):.1f} points {'below' if points < 0 else 'above'} the base"
-    said = verdict(row.accuracy, base.accuracy)
-    ranges = "overlap" if said == "not told apart" else "do not overlap"
-    return (
-        f"- {row.row.name}: {_score(row)}, {where if points else 'level with the base'}, ranges "
-        f"{ranges}: {said}."
-    )
+    found = row.against(base)
+    return f"- {row.row.name}: {_score(row)}, {points(found)} points: {found.verdict}."
 
 
-def _initial_memory(numbers: Mapping[str, RowNumbers]) -> list[str]:
-    """Compares slots that start equal with slots that start different."""
-    zeros, one = numbers.get("initial_zeros"), numbers.get("slots_1")
-    if zeros is None or not zeros.accuracy:
-        return []
-    base = numbers[BASE]
-    if verdict(zeros.accuracy, base.accuracy) != "worse":
-        return [
-            "- Slots that all start as zeros, and so stay equal, are not told apart from slots "
-            f"that start different here: {_score(zeros)} against {_score(base)}."
-        ]
-    text = (
-        f"- Slots must start different: all zeros, they stay equal for ever and score "
-        f"{_score(zeros)}, against {_score(base)} of identity rows"
-    )
-    if one is not None and one.accuracy:
-        text += f" and {_score(one)} of a single slot"
-    return [text + "."]
+def points(found: Difference) -> str:
+    """A difference in percent, with its interval.
+
+    >>> points(Difference(0.25, (0.1, 0.4), "better"))
+    '+25.0 (+10.0 to +40.0)'
+    """
+    mean = f"{100 * found.mean:+.1f}"
+    if found.interval is None:
+        return mean
+    low, high = (100 * bound for bound in found.interval)
+    return f"{mean} ({low:+.1f} to {high:+.1f})"
 
 
 def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.ablations.collect import RowNumbers, collect, threshold_of
 from experiments.ablations.config import PRESETS, Config
-from experiments.ablations.findings import describe, describe_base, verdict
+from experiments.ablations.findings import describe, describe_base, points
 from experiments.ablations.grid import BASE, RowConfig, base_values
 from experiments.ablations.problems import describe_task
 from experiments.common.loop import NonFiniteError
@@ -71,12 +71,10 @@ def write_report(
     }
     write_json(run_dir / "numbers.json", content)
     figure = bars_figure(
-        _groups(numbers, base_values(config)),
+        **_effects(numbers, base_values(config)),
         title=f"Ablations: {describe_task(config)}, {config.train.steps:,} updates",
         reference=("", BASE),
-        trivial=100 * float(numbers[BASE].trivial_accuracy or 0),
-        x_label="accuracy on fresh samples (%); a dot per seed",
-        x_limits=_limits(numbers),
+        x_label="accuracy minus the base's with the same seed (points); dots: seeds, lines: 95 %",
     )
     figure.savefig(run_dir / "ablations.png", dpi=200)
     if results is not None:
@@ -112,7 +110,7 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
             "factor",
             "value",
             "accuracy (%), mean (lowest to highest seed)",
-            "against base (points)",
+            "against base (points), 95% interval",
         ),
         *(f"updates to {threshold:.0%}, mean", "parameters", "updates/s", "seconds"),
     ]
@@ -123,10 +121,9 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
             cells += ["NaN", MISSING, MISSING, MISSING, MISSING, MISSING]
         else:
             low, high = 100 * min(row.accuracy), 100 * max(row.accuracy)
-            gap = 100 * (row.mean - base.mean)
             cells += [
                 f"{100 * row.mean:.1f} ({low:.1f} to {high:.1f})",
-                MISSING if row is base else f"{gap:+.1f}",
+                MISSING if row is base else points(row.against(base)),
                 _updates(row.updates_to),
                 f"{row.parameters:,}",
                 f"{row.updates_per_second:.1f}",
@@ -163,8 +160,8 @@ def _numbers(row: RowNumbers, base: RowNumbers) -> dict[str, Any]:
     config = fields.pop("row")
     fields.pop("environment")
     has_verdict = row is not base and row.accuracy
-    said = verdict(row.accuracy, base.accuracy) if has_verdict else None
-    return {"factor": config.factor, "value": config.label, "verdict": said, **fields}
+    found = row.against(base)._asdict() if has_verdict else {}
+    return {"factor": config.factor, "value": config.label, "against_base": found, **fields}
 
 
 def _updates(updates: list[int | None]) -> str:
@@ -176,22 +173,17 @@ def _updates(updates: list[int | None]) -> str:
     return mean if len(arrived) == len(updates) else f"{mean} ({len(arrived)} of {len(updates)})"
 
 
-def _groups(
-    numbers: Mapping[str, RowNumbers], base: Mapping[str, str]
-) -> dict[str, dict[str, list[float]]]:
-    """Accuracies in percent by factor, with the base's value of it, and value; for the figure."""
+def _effects(numbers: Mapping[str, RowNumbers], base: Mapping[str, str]) -> dict[str, Any]:
+    """Groups and intervals of `bars_figure`: differences from the base in points, by seed."""
     groups: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[tuple[str, str], tuple[float, float]] = {}
     for row in numbers.values():
-        if row.accuracy:
-            values = [100 * accuracy for accuracy in row.accuracy]
-            factor = row.row.factor
-            heading = f"{factor} (base: {base[factor]})" if factor else ""
-            groups.setdefault(heading, {})[row.row.label] = values
-    return groups
-
-
-def _limits(numbers: Mapping[str, RowNumbers]) -> tuple[float, float]:
-    """Axis limits from a little below the lowest value to the top."""
-    lowest = min(min(row.accuracy) for row in numbers.values() if row.accuracy)
-    trivial = float(numbers[BASE].trivial_accuracy or 0)
-    return max(0.0, 100 * min(lowest, trivial) - 5), 100.0
+        if not row.accuracy:
+            continue
+        factor, label = row.row.factor, row.row.label
+        heading = f"{factor} (base: {base[factor]})" if factor else ""
+        pairs = zip(row.accuracy, numbers[BASE].accuracy, strict=True)
+        groups.setdefault(heading, {})[label] = [100 * (a - b) for a, b in pairs]
+        if factor and (interval := row.against(numbers[BASE]).interval):
+            intervals[heading, label] = 100 * interval[0], 100 * interval[1]
+    return {"groups": groups, "intervals": intervals}

@@ -19,6 +19,7 @@ def plot_curves(
     y_limits: tuple[float, float] | None = None,
     x_label: str = "updates",
     bands: Sequence[tuple[str, float, float]] = (),
+    minutes_per_step: Mapping[str, float] | None = None,
 ) -> Path:
     """Draws learning curves of several models, with all seeds, into a PNG file.
 
@@ -31,6 +32,7 @@ def plot_curves(
       y_limits: limits of the values' axis.
       x_label: label of the steps.
       bands: parts of training to shade: a label, the first and the last step.
+      minutes_per_step: by model; a second panel then has the same curves over minutes.
 
     Returns:
       The path.
@@ -43,6 +45,7 @@ def plot_curves(
         trivial=trivial,
         y_limits=y_limits,
         bands=bands,
+        minutes_per_step=minutes_per_step,
     )
     if writes():
         path.parent.mkdir(parents=True, exist_ok=True)

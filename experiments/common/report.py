@@ -167,6 +167,36 @@ def verdict(interval: Interval | None, num_seeds: int, goal: str = "max") -> Ver
     return "better" if (interval[0] > 0) == (goal == "max") else "worse"
 
 
+class Difference(NamedTuple):
+    """The difference of two models, over their common seeds.
+
+    Attributes:
+      mean: mean of ``a - b``.
+      interval: its bootstrap interval, see `paired_interval`.
+      verdict: the verdict on a, see `verdict`.
+    """
+
+    mean: float
+    interval: Interval | None
+    verdict: Verdict
+
+
+def difference(a: Sequence[float], b: Sequence[float], goal: str = "max") -> Difference:
+    """The difference of two models' scores, in pairs.
+
+    >>> difference([0.9, 0.8], [0.5, 0.7]).verdict  # Two seeds are too few.
+    'not told apart'
+
+    Args:
+      a: scores by seed.
+      b: scores of the same seeds.
+      goal: 'max' if higher scores are better, otherwise 'min'.
+    """
+    interval = paired_interval(a, b)
+    mean = statistics.fmean(a) - statistics.fmean(b)
+    return Difference(mean, interval, verdict(interval, len(a), goal))
+
+
 def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """A row for each model compared with the first: after equal updates, and after equal time.
 
@@ -208,10 +238,8 @@ def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
             row |= {"update": step} if at == "updates" else {"seconds": round(budget, 1)}
             row |= {"seeds": seeds, "values": values, "mean": statistics.fmean(values)}
             if name != first:
-                interval = paired_interval(values, base)
-                row["difference"] = statistics.fmean(values) - statistics.fmean(base)
-                row["interval"] = interval
-                row["verdict"] = verdict(interval, len(seeds), run.score.goal)
+                found_difference = difference(values, base, run.score.goal)
+                row["difference"], row["interval"], row["verdict"] = found_difference
             row |= {"parameters": run.parameters, "core_parameters": run.core_parameters}
             rows.append({**row, "seconds_per_update": run.seconds_per_update})
     return rows

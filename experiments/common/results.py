@@ -128,16 +128,40 @@ def main() -> None:
 
 
 def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None:
-    """Draws the score of every stored model and seed."""
-    name = next(run["summary"]["score"]["name"] for run in kept.values())
+    """Draws the score of every stored model and seed, over updates and over minutes.
+
+    Minutes are those of a model's fastest seed, evenly spread over its updates. Losses before the
+    first update are above the plot.
+    """
+    score = next(run["summary"]["score"] for run in kept.values())
+    name = score["name"]
     curves = {
         TITLES.get(model, model): {
             int(seed): (one["step"], one["value"]) for seed, one in run[name].items()
         }
         for model, run in kept.items()
     }
-    title = f"{path.parent.name}, {path.stem}"
-    plot_curves(path, curves, title=title, y_label=name, trivial=trivial)
+    values = [v for by_seed in curves.values() for _, some in by_seed.values() for v in some[1:]]
+    margin = 0.05 * (max(values) - min(values))
+    plot_curves(
+        path,
+        curves,
+        title=f"{path.parent.name}, {path.stem}",
+        y_label=name,
+        trivial=trivial,
+        y_limits=(min(values) - margin, max(values) + margin) if score["goal"] == "min" else None,
+        minutes_per_step={
+            TITLES.get(m, m): _seconds_per_update(run) / 60 for m, run in kept.items()
+        },
+    )
+
+
+def _seconds_per_update(run: dict[str, Any]) -> float:
+    """Seconds of the fastest run; seeds that ran together have equal shares."""
+    summary = run["summary"]
+    spent = summary["train_seconds"]
+    spent = min(spent) if isinstance(spent, list) else spent / len(summary["seeds"])
+    return spent / summary["steps"]
 
 
 if __name__ == "__main__":

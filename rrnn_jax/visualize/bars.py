@@ -14,6 +14,7 @@ def bars_figure(
     *,
     title: str = "",
     x_label: str = "accuracy (%)",
+    intervals: Mapping[tuple[str, str], tuple[float, float]] | None = None,
     reference: tuple[str, str] | None = None,
     trivial: float | None = None,
     x_limits: tuple[float, float] | None = None,
@@ -30,6 +31,7 @@ def bars_figure(
         group '' has no heading.
       title: title of the figure.
       x_label: label of the values, with their unit.
+      intervals: by group and name of a variant, an interval of its mean, drawn as a line.
       reference: group and name of the variant to compare with; its mean is drawn as a line.
       trivial: the trivial score, drawn as a labelled line.
       x_limits: limits of the values' axis.
@@ -38,7 +40,8 @@ def bars_figure(
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: no variant, a variant without values, or an unknown reference.
+      ValueError: no variant, a variant without values, or an unknown name in `intervals` or
+        `reference`.
     """
     rows = [(group, name, values) for group, of in groups.items() for name, values in of.items()]
     if not rows or not all(len(values) for _, _, values in rows):
@@ -46,12 +49,17 @@ def bars_figure(
     keys = [(group, name) for group, name, _ in rows]
     if reference is not None and reference not in keys:
         raise ValueError(f"reference must name one of {keys}, got {reference}")
+    intervals = intervals or {}
+    if unknown := intervals.keys() - set(keys):
+        raise ValueError(f"intervals must be of variants among {keys}, got {sorted(unknown)}")
 
     positions, headings, lines = _places([group for group, _, _ in rows])
     figure = new_figure(WIDTH, 0.85 + 0.185 * lines)
     axes = figure.add_subplot()
     for position, key, (_, _, values) in zip(positions, keys, rows, strict=True):
         _draw_bar(axes, position, values, ACCENT if key == reference else COLOURS[0])
+        if key in intervals:
+            axes.plot(intervals[key], [position, position], color="black", linewidth=1.2)
     if reference is not None:
         mean = float(np.mean(rows[keys.index(reference)][2]))
         axes.axvline(mean, color=ACCENT, linestyle="--", linewidth=0.9, zorder=0)

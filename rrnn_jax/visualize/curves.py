@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rrnn_jax.visualize.style import line_look, new_figure
+from rrnn_jax.visualize.style import WIDTH, line_look, new_figure
 
-Curve = tuple[Sequence[int], Sequence[float]]
+Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values of equal length."""
 
 
@@ -22,6 +22,7 @@ def learning_curves_figure(
     trivial: float | None = None,
     y_limits: tuple[float, float] | None = None,
     bands: Sequence[tuple[str, float, float]] = (),
+    minutes_per_step: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draws the curve of every seed, and with several seeds their mean and range.
 
@@ -38,35 +39,57 @@ def learning_curves_figure(
       y_limits: limits of the y axis.
       bands: parts of training to shade, for example the stages of a curriculum: a label, and the
         beginning and end on the x axis.
+      minutes_per_step: by model; a second panel then has the same curves over minutes.
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: there is no curve, or the numbers of its values and steps differ.
+      ValueError: there is no curve, the numbers of its values and steps differ, or
+        `minutes_per_step` lacks a model.
     """
     if not curves or not all(curves.values()):
         raise ValueError("curves must hold at least one curve for each model")
-    figure = new_figure()
-    axes = figure.add_subplot()
-    for i, (name, seeds) in enumerate(curves.items()):
+    for name, seeds in curves.items():
         for steps, values in seeds:
             if len(steps) != len(values):
                 raise ValueError(
                     f"curves[{name!r}] must have as many values as steps, got {len(values)} "
                     f"values for {len(steps)} steps"
                 )
-        _draw_model(axes, name, seeds, line_look(i))
-    if trivial is not None:
-        _draw_trivial(axes, trivial)
-    _shade(axes, bands)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
-    if y_limits is not None:
-        axes.set_ylim(*y_limits)
-    axes.margins(x=0)
-    axes.grid(alpha=0.25)
-    axes.legend(loc="best", fontsize=8, framealpha=0.9)
+    panels: list[tuple[str, Mapping[str, Sequence[Curve]]]] = [(x_label, curves)]
+    if minutes_per_step is not None:
+        if missing := curves.keys() - minutes_per_step.keys():
+            raise ValueError(f"minutes_per_step must have every model, got none of {missing}")
+        panels.append(("minutes", _over_minutes(curves, minutes_per_step)))
+    figure = new_figure(WIDTH * (1 + 0.5 * (len(panels) - 1)))
+    for axes, (label, lines) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        for i, (name, seeds) in enumerate(lines.items()):
+            _draw_model(axes, name, seeds, line_look(i))
+        if trivial is not None:
+            _draw_trivial(axes, trivial)
+        if lines is curves:
+            _shade(axes, bands)
+            axes.set(ylabel=y_label, title=title)
+        axes.set_xlabel(label)
+        if y_limits is not None:
+            axes.set_ylim(*y_limits)
+        axes.margins(x=0)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(loc="best", fontsize=8, framealpha=0.9)
     return figure
+
+
+def _over_minutes(
+    curves: Mapping[str, Sequence[Curve]], pace: Mapping[str, float]
+) -> dict[str, list[Curve]]:
+    """The curves with minutes instead of steps."""
+    return {
+        name: [([step * pace[name] for step in steps], values) for steps, values in seeds]
+        for name, seeds in curves.items()
+    }
 
 
 def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, Any]) -> None:

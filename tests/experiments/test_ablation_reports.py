@@ -3,16 +3,13 @@
 import csv
 import dataclasses
 import io
-import itertools
 import json
 import shlex
-from fractions import Fraction
 
 import pytest
 
 from experiments.ablations import PRESETS, make_rows
 from experiments.ablations.__main__ import main
-from experiments.ablations.findings import chance_of_below, verdict
 from experiments.ablations.report import FILES, grid_command, write_report
 from tests.experiments.ablation_runs import CONFIG, ROWS, TINY, make_grid, make_run
 
@@ -33,16 +30,21 @@ def test_table_has_means_ranges_and_differences(grid):
     write_report(CONFIG, ROWS, grid)
     assert (grid / "table.md").read_text() == (
         f"{BASE_LINE}\n\n"
-        "| factor | value | accuracy (%), mean (lowest to highest seed) | against base (points) |"
+        "| factor | value | accuracy (%), mean (lowest to highest seed) | "
+        "against base (points), 95% interval |"
         " updates to 83%, mean | parameters | updates/s | seconds |\n"
         "|---|---|---|---|---|---|---|---|\n"
         "| base |  | 94.0 (92.0 to 96.0) | - | 2 | 1,000 | 2.0 | 8 |\n"
-        "| memory slots | 1 | 70.0 (69.0 to 71.0) | -24.0 | never | 1,000 | 2.0 | 8 |\n"
-        "| heads | 1 | 96.0 (93.0 to 99.0) | +2.0 | 2 | 1,000 | 2.0 | 8 |\n"
-        "| attention blocks | 2 | 97.5 (97.0 to 98.0) | +3.5 | 3 | 1,000 | 2.0 | 8 |\n"
+        "| memory slots | 1 | 70.0 (69.0 to 71.0) | -24.0 (-27.0 to -21.0) | never | "
+        "1,000 | 2.0 | 8 |\n"
+        "| heads | 1 | 96.0 (93.0 to 99.0) | +2.0 (+1.0 to +3.0) | 2 | 1,000 | 2.0 | 8 |\n"
+        "| attention blocks | 2 | 97.5 (97.0 to 98.0) | +3.5 (+2.0 to +5.0) | 3 | 1,000 | "
+        "2.0 | 8 |\n"
         "| gates | none | NaN | - | - | - | - | - |\n"
-        "| initial memory | zeros | 66.5 (66.0 to 67.0) | -27.5 | never | 1,000 | 2.0 | 8 |\n"
-        "| model | LSTM, 1 x 8 | 85.0 (80.0 to 90.0) | -9.0 | 2 (1 of 2) | 1,000 | 2.0 | 8 |\n"
+        "| initial memory | zeros | 66.5 (66.0 to 67.0) | -27.5 (-29.0 to -26.0) | "
+        "never | 1,000 | 2.0 | 8 |\n"
+        "| model | LSTM, 1 x 8 | 85.0 (80.0 to 90.0) | -9.0 (-12.0 to -6.0) | "
+        "2 (1 of 2) | 1,000 | 2.0 | 8 |\n"
     )
     lines = list(csv.DictReader(io.StringIO((grid / "table.csv").read_text())))
     assert len(lines) == 2 * 6 + 1
@@ -59,22 +61,16 @@ def test_findings_are_made_of_the_numbers(grid):
     )
     assert findings[2] == BASE_LINE
     assert findings[4] == (
-        "Better or worse is said only where the ranges of the seeds do not overlap. With 2 seeds "
-        "per row, were they independent from row to row, a row that does not differ from the base "
-        "would be called worse in 1 of 6 cases, and better as often: were none of 5 rows "
-        "different, 0.8 would be called worse by chance. They are not independent: rows share "
-        "their seeds, and with them the samples and the initial weights of equal shapes; and one "
-        "base stands against them all. Chance may call fewer rows worse, or more."
+        "A row is better or worse only if the 95% bootstrap interval of its difference from the "
+        "base, in pairs of seeds, excludes zero, and there are 5 seeds or more. There are too few "
+        "here."
     )
-    assert "- Worse than the base: initial memory zeros; memory slots 1; LSTM, 1 x 8." in findings
-    assert "- Better than the base: attention blocks 2." in findings
-    assert "- Not told apart from it: heads 1." in findings
-    assert ("- Within 2 points of not learning, with every seed: initial memory zeros.") in findings
+    assert "- Worse than the base: none." in findings
     assert (
-        "- Slots must start different: all zeros, they stay equal for ever and score 66.5% (66.0 "
-        "to 67.0), against 94.0% (92.0 to 96.0) of identity rows and 70.0% (69.0 to 71.0) of a "
-        "single slot."
+        "- Not told apart from it: memory slots 1; heads 1; attention blocks 2; initial memory "
+        "zeros; LSTM, 1 x 8."
     ) in findings
+    assert ("- Within 2 points of not learning, with every seed: initial memory zeros.") in findings
     assert (
         "- Points between the best and the worst mean of a factor: initial memory 27.5, memory "
         "slots 24.0, model 9.0, attention blocks 3.5, heads 2.0."
@@ -86,52 +82,29 @@ def test_findings_are_made_of_the_numbers(grid):
 def test_findings_have_a_sentence_for_each_row(grid):
     findings = write_report(CONFIG, ROWS, grid).split("\nRow by row:\n\n")[1].split("\n\n")[0]
     assert findings.splitlines() == [
-        "- memory slots 1: 70.0% (69.0 to 71.0), 24.0 points below the base, ranges do not "
-        "overlap: worse.",
-        "- heads 1: 96.0% (93.0 to 99.0), 2.0 points above the base, ranges overlap: not told "
-        "apart.",
-        "- attention blocks 2: 97.5% (97.0 to 98.0), 3.5 points above the base, ranges do not "
-        "overlap: better.",
+        "- memory slots 1: 70.0% (69.0 to 71.0), -24.0 (-27.0 to -21.0) points: not told apart.",
+        "- heads 1: 96.0% (93.0 to 99.0), +2.0 (+1.0 to +3.0) points: not told apart.",
+        "- attention blocks 2: 97.5% (97.0 to 98.0), +3.5 (+2.0 to +5.0) points: not told apart.",
         "- gates none: the loss became NaN.",
-        "- initial memory zeros: 66.5% (66.0 to 67.0), 27.5 points below the base, ranges do not "
-        "overlap: worse.",
-        "- LSTM, 1 x 8: 85.0% (80.0 to 90.0), 9.0 points below the base, ranges do not overlap: "
-        "worse.",
+        "- initial memory zeros: 66.5% (66.0 to 67.0), -27.5 (-29.0 to -26.0) points: not told "
+        "apart.",
+        "- LSTM, 1 x 8: 85.0% (80.0 to 90.0), -9.0 (-12.0 to -6.0) points: not told apart.",
     ]
 
 
-def test_verdict_is_that_of_the_ranges():
-    base = [0.6, 0.8]
-    assert verdict([0.81, 0.9], base) == "better"
-    assert verdict([0.1, 0.59], base) == "worse"
-    for overlapping in ([0.5, 0.6], [0.8, 0.9], [0.7, 0.7], [0.5, 0.9], base):
-        assert verdict(overlapping, base) == "not told apart"
-
-
-def test_chance_that_a_range_lies_below_by_counting():
-    """Of scores in any order: every set of places that the first row's may take."""
-    for seeds in (1, 2, 3, 4):
-        places = list(itertools.combinations(range(2 * seeds), seeds))
-        below = sum(max(p) < seeds for p in places)
-        assert chance_of_below(seeds) == Fraction(below, len(places))
-    assert chance_of_below(3) == Fraction(1, 20)
-
-
-def test_findings_of_one_seed_say_that_they_show_nothing(tmp_path):
-    train = dataclasses.replace(CONFIG.train, num_seeds=1)
+def test_five_seeds_in_pairs_tell_rows_apart_whose_ranges_overlap(tmp_path):
+    train = dataclasses.replace(CONFIG.train, num_seeds=5)
     rows = make_rows(dataclasses.replace(CONFIG, train=train))
-    make_run(tmp_path, "base", [0.9], rows=rows)
+    base = [0.7, 0.75, 0.8, 0.85, 0.9]
+    make_run(tmp_path, "base", base, rows=rows)
+    make_run(tmp_path, "slots_1", [x - 0.02 for x in base], rows=rows)
+    make_run(tmp_path, "heads_1", [x + 0.01 for x in base], rows=rows)
+    make_run(tmp_path, "lstm", [0.6, 0.85, 0.8, 0.85, 0.9], rows=rows)
     findings = write_report(rows["base"].config, rows, tmp_path)
-    assert "With one seed per row that is so of any two rows, whether they differ" in findings
-
-
-def test_findings_do_not_claim_what_the_numbers_do_not_show(tmp_path):
-    make_run(tmp_path, "base", [0.68, 0.70])
-    make_run(tmp_path, "initial_zeros", [0.69, 0.70])
-    findings = write_report(CONFIG, ROWS, tmp_path)
-    assert "must start different" not in findings
-    assert "are not told apart from slots that start different here: 69.5%" in findings
-    assert "- Worse than the base: none." in findings
+    assert "one in twenty" in findings
+    assert "- Worse than the base: memory slots 1." in findings
+    assert "- Better than the base: heads 1." in findings
+    assert "- Not told apart from it: LSTM, 1 x 8." in findings
 
 
 def test_a_grid_of_a_memorization_task_says_so(tmp_path):
@@ -141,12 +114,18 @@ def test_a_grid_of_a_memorization_task_says_so(tmp_path):
     make_run(tmp_path, "output_gate", [0.5, 0.6], rows=rows)
     findings = write_report(config, rows, tmp_path)
     assert findings.startswith("reverse, 5 digits; 4 updates of 4 samples")
-    assert "- output gate on (eq. 3 to 9): 55.0% (50.0 to 60.0), 30.0 points below" in findings
+    assert "- output gate on (eq. 3 to 9): 55.0% (50.0 to 60.0), -30.0 (-30.0 to -30.0)" in findings
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["task"] == "reverse, 5 digits"
     assert numbers["base"]["gates"] == "per slot"
     assert numbers["rows"]["output_gate"]["value"] == "on (eq. 3 to 9)"
-    assert [row["verdict"] for row in numbers["rows"].values()] == [None, "worse"]
+    base, gate = (row["against_base"] for row in numbers["rows"].values())
+    assert base == {}
+    assert gate == {
+        "mean": pytest.approx(-0.3),
+        "interval": pytest.approx([-0.3, -0.3]),
+        "verdict": "not told apart",
+    }
 
 
 def test_the_command_is_made_of_the_config(grid):
@@ -170,7 +149,7 @@ def test_report_command_copies_the_results(grid, tmp_path, capsys):
     names = ["quick.csv", "quick.json", "quick.md", "quick.png", "quick_findings.md"]
     assert sorted(path.name for path in results.iterdir()) == names
     assert all((grid / name).exists() for name in FILES)
-    assert "- Better than the base" in capsys.readouterr().out
+    assert "- Better than the base: none." in capsys.readouterr().out
     numbers = json.loads((results / "quick.json").read_text())
     assert numbers["rows"]["slots_1"]["accuracy"] == [0.71, 0.69]
     assert numbers["rows"]["gates_none"]["accuracy"] == []

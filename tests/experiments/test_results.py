@@ -10,7 +10,13 @@ from experiments.common.results import collect, draw
 def make_run(directory, accuracy, seed=3, rate=0.1):
     directory.mkdir(parents=True)
     config = {"model": "rmc", "train": {"seed": seed, "rate": rate}}
-    summary = {"seeds": [seed], "parameters": 9, "train_seconds": 2.5, "test": {"loss": [accuracy]}}
+    summary = {
+        "seeds": [seed],
+        "parameters": 9,
+        "steps": 10,
+        "train_seconds": 2.5,
+        "test": {"loss": [accuracy]},
+    }
     summary["score"] = {"name": "accuracy", "goal": "max"}
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "summary.json").write_text(json.dumps(summary))

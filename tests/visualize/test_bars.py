@@ -45,6 +45,12 @@ def test_the_reference_runs_through_and_stands_out():
     assert colours[0] != colours[1] == colours[2]
 
 
+def test_an_interval_is_a_line_on_its_bar():
+    axes = bars_figure(GROUPS, intervals={("memory slots", "16"): (92.5, 95.5)}).axes[0]
+    lines = [line.get_xydata() for line in axes.lines if line.get_color() == "black"]
+    np.testing.assert_allclose(lines, [[[92.5, 3], [95.5, 3]]])
+
+
 def test_lines_pass_behind_headings():
     axes = make().axes[0]
     across = [line for line in axes.lines if line.get_linestyle() in ("--", ":")]
@@ -68,6 +74,11 @@ def test_nothing_is_cut_and_same_twice():
     [
         ({}, {}, "at least one variant"),
         ({"a": {"b": []}}, {}, "each at least one value"),
+        (
+            GROUPS,
+            {"intervals": {("", "bas"): (0, 1)}},
+            r"intervals must be .*, got \[\('', 'bas'\)\]",
+        ),
         (GROUPS, {"reference": ("", "bas")}, r"reference must name one of .*, got \('', 'bas'\)"),
     ],
 )

@@ -32,6 +32,21 @@ def test_several_seeds_have_mean_and_range_where_all_have_values():
     assert axes.lines[0].get_color() != axes.lines[4].get_color()
 
 
+def test_a_second_panel_has_the_same_curves_over_minutes():
+    pace = {"RMC": 0.5, "LSTM": 0.1}
+    updates, minutes = learning_curves_figure(
+        {"RMC": THREE, "LSTM": ONE}, trivial=0.25, y_limits=(0, 1), minutes_per_step=pace
+    ).axes
+    for index, name in ((3, "RMC"), (4, "LSTM")):
+        steps, values = updates.lines[index].get_xydata().T
+        expected = np.stack([steps * pace[name], values], axis=1)
+        np.testing.assert_allclose(minutes.lines[index].get_xydata(), expected)
+    assert minutes.get_xlabel() == "minutes"
+    assert updates.get_ylim() == minutes.get_ylim() == (0, 1)
+    with pytest.raises(ValueError, match=r"minutes_per_step must have every model.*LSTM"):
+        learning_curves_figure({"RMC": ONE, "LSTM": ONE}, minutes_per_step={"RMC": 1.0})
+
+
 def test_many_models_are_told_apart():
     axes = learning_curves_figure({f"model {i}": ONE for i in range(9)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 9
