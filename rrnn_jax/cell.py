@@ -11,7 +11,7 @@ from rrnn_jax.attention import dense, linear_options, norm_options
 from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
-from rrnn_jax.scan.dispatch import register
+from rrnn_jax.scan.dispatch import RELATIONAL, register
 from rrnn_jax.scan.mesh import beside
 from rrnn_jax.typing import (
     Array,
@@ -392,5 +392,4 @@ class RelationalMemoryCell(nn.RNNCellBase):
             raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
 
 
-_BACKENDS = ("pallas", "relational", "cuda")
-register(RelationalMemoryCell, *(f"rrnn_jax.scan.{name}" for name in _BACKENDS))
+register(RelationalMemoryCell, *RELATIONAL)

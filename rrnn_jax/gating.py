@@ -1,7 +1,7 @@
 """The gates that blend the candidate memory with the previous one (paper eq. 4-8)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from rrnn_jax.typing import (
     accumulation_dtype,
 )
 
-GATE_STYLES = ("unit", "memory", None)
+GATE_STYLES = get_args(GateStyle)
 
 
 class Gates(NamedTuple):

@@ -2,15 +2,16 @@
 
 Every implementation but the plain scan is a `Backend`. A cell registers its backends (`register`)
 by the names of their modules, which are imported when needed: they would be a third of the import
-time of the package. ``"auto"`` selects the first of them that can run a request and is faster, else
-the plain scan. A name selects that backend, or raises with the reason why it cannot run.
+time of the package. ``"auto"`` selects the first of them that can run a request (`why_not`) and is
+faster (`why_slow`), else the plain scan. A name selects that backend, or raises with the reason why
+it cannot run.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -19,10 +20,12 @@ from flax.linen import module as linen_module
 
 from rrnn_jax.scan.plain import Lifting, plain_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unused
-from rrnn_jax.typing import Array, Carry, Remat
+from rrnn_jax.typing import Array, Carry, Implementation, Remat
 
-REMATS = ("none", "full", "save_products", "chunked")
-IMPLEMENTATIONS = ("auto", "scan", "hoisted", "fused", "cuda")
+REMATS = get_args(Remat)
+IMPLEMENTATIONS = get_args(Implementation)
+# The backends of a `RelationalMemoryCell`, in the order in which ``"auto"`` tries them.
+RELATIONAL = ("rrnn_jax.scan.pallas", "rrnn_jax.scan.relational", "rrnn_jax.scan.cuda")
 
 
 class Request(NamedTuple):

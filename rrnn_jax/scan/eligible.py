@@ -3,6 +3,7 @@
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.typing import GateStyle
 
 # What a subclass may override: the layer, not the step, uses the initial memory.
 _ITS_OWN = frozenset({"initialize_carry", "setup", "from_features"})
@@ -27,6 +28,18 @@ def why_plain(cell: nn.RNNCellBase) -> str | None:
     if cell.dot_general is not None:
         return "computes products by jax.lax.dot_general, got another dot_general"
     return None
+
+
+def why_gates(cell: RelationalMemoryCell, known: tuple[GateStyle, ...]) -> str | None:
+    """Why a backend whose equations are for the `known` gate styles cannot run `cell`; else None.
+
+    >>> from rrnn_jax import RelationalMemoryCell
+    >>> why_gates(RelationalMemoryCell(gate_style=None), ("unit", "memory"))
+    "needs gate_style 'unit' or 'memory', got None"
+    """
+    if cell.gate_style in known:
+        return None
+    return f"needs gate_style {' or '.join(map(repr, known))}, got {cell.gate_style!r}"
 
 
 def _redefined(cls: type) -> list[str]:

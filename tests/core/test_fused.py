@@ -150,7 +150,7 @@ def test_other_remats_are_refused():
     ("options", "message"),
     [
         ({"num_blocks": 2}, "needs num_blocks=1, got 2"),
-        ({"gate_style": None}, "needs gates, got gate_style=None"),
+        ({"gate_style": None}, "needs gate_style 'unit' or 'memory', got None"),
         ({"output_gate": True}, "needs output_gate=False, got True"),
         ({"qkv_norm": False}, "needs qkv_norm=True, got False"),
         ({"key_size": 4}, "needs key_size=2, got 4"),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax import RNN, MemoryGates, RelationalMemoryCell
+from rrnn_jax.scan.cuda.layout import unfit
 from tests.core.choices import chosen
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
@@ -54,6 +55,27 @@ def test_hoisted_needs_weights_that_all_steps_share(name, options):
 def test_what_else_is_lifted_does_not_matter():
     for options in ({"variable_broadcast": True}, {"variable_axes": {"intermediates": 1}}):
         assert is_hoisted(RNN(CELL, **options), X)
+
+
+def test_a_gate_style_that_no_backend_knows_runs_the_plain_scan(monkeypatch):
+    class Coupled(MemoryGates):
+        @nn.compact
+        def __call__(self, input_rows: Any, hidden: Any) -> Any:
+            gates = super().__call__(input_rows, hidden)
+            return gates._replace(forget=1 - gates.input)
+
+    monkeypatch.setattr("rrnn_jax.cell.GATE_STYLES", ("coupled",))
+    monkeypatch.setattr(
+        "rrnn_jax.cell.MemoryGates", lambda _, *rest, **kw: Coupled("unit", *rest, **kw)
+    )
+    cell = CELL.clone(gate_style="coupled")
+    variables = random_variables(RNN(cell), X)
+    expected = jax.jit(nn.RNN(cell).apply)(variables, X)
+    np.testing.assert_allclose(jax.jit(RNN(cell).apply)(variables, X), expected, atol=1e-5)
+    reasons = RNN(cell).apply(variables, X, method="explain")
+    for name in ("hoisted", "fused"):
+        assert f"'{name}' needs gate_style 'unit'" in reasons
+    assert "got 'coupled'" in str(unfit(cell))
 
 
 def without(params: dict, name: str) -> dict:

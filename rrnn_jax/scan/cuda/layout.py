@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.eligible import why_gates
 
 Shape = jax.ShapeDtypeStruct
 
@@ -18,6 +19,7 @@ Shape = jax.ShapeDtypeStruct
 MOST_TILES = 14
 WARPS = range(1, 13)
 SLOTS = (1, 2, 4, 8, 16)
+GATE_STYLES = (None, "memory", "unit")  # In the order of core.h.
 # The cost of reading the weights in one step of a block, in tiles of 8 rows.
 STEP_COST = 4
 
@@ -140,7 +142,7 @@ class Layout:
             "S": self.slots,
             "LAYERS": self.layers,
             "INPUT_ROWS": self.input_rows,
-            "GATES": [None, "memory", "unit"].index(self.gates),
+            "GATES": GATE_STYLES.index(self.gates),
             "FLAGS": int(self.flags),
             "NT": self.tiles,
             "WARPS": self.warps,
@@ -277,6 +279,8 @@ def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
     for name, (found, needed) in wanted.items():
         if found != needed:
             return f"needs {name}={needed!r}, got {found!r}"
+    if reason := why_gates(cell, GATE_STYLES):
+        return reason
     if cell.mem_slots not in SLOTS:
         return f"needs mem_slots 1, 2, 4, 8 or 16, got {cell.mem_slots}"
     if cell.head_size % 16:

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan import gpu
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_plain
+from rrnn_jax.scan.eligible import why_gates, why_plain
 from rrnn_jax.scan.mesh import platform
 from rrnn_jax.scan.relational import why_slow as why_slow_at_all
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array
 
 NAME = "fused"
+GATE_STYLES = ("unit", "memory")  # Those of `arithmetic`.
 
 # Products of queries and keys of all pairs of slots of a sequence are in registers.
 # Twice the measured size (8 slots of width 256).
@@ -68,8 +69,8 @@ def unfusable(cell: RelationalMemoryCell) -> str | None:
     for name, (found, needed) in wanted.items():
         if found != needed:
             return f"needs {name}={needed!r}, got {found!r}"
-    if cell.gate_style is None:
-        return "needs gates, got gate_style=None"
+    if reason := why_gates(cell, GATE_STYLES):
+        return reason
     for name in ("mem_slots", "num_heads", "head_size"):
         size = getattr(cell, name)
         if size & (size - 1):

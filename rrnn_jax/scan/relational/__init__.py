@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import gate_width
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_plain
+from rrnn_jax.scan.eligible import why_gates, why_plain
 from rrnn_jax.scan.mesh import (
     has_explicit_axes,
     platform,
@@ -44,6 +44,7 @@ from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 NAME = "hoisted"
+GATE_STYLES = ("unit", "memory", None)  # Those of `step`.
 
 # With at least this many memory rows B*S it is faster than the plain scan on a CPU. Measured
 # forward on two cores of an AMD EPYC: 0.87 times as fast with 4 rows of width 256, 1.05 with 8.
@@ -70,7 +71,8 @@ GPU_TILE = 8
 
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
-    return why_plain(request.cell)
+    cell: Any = request.cell
+    return why_plain(cell) or why_gates(cell, GATE_STYLES)
 
 
 def why_slow(request: Request) -> str | None:
