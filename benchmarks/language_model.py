@@ -37,7 +37,7 @@ from experiments.language_model.data.token_files import Split, Tokens
 from experiments.language_model.data.vocabulary import END, Characters, Vocabulary, Words
 from experiments.language_model.model import make_model
 from experiments.language_model.problem import init_params, make_problem
-from experiments.language_model.writing import Choice, Session, Writer
+from experiments.language_model.sampling import Choice, Session, Writer
 from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 
 SCHEMA = 1

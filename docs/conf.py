@@ -16,7 +16,6 @@ extensions = [
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # The blocks run as tests: tests/test_docs.py.
-suppress_warnings = ["myst.xref_missing"]  # Links to files of the repository.
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -34,7 +34,7 @@ def test_relative_links_exist(page):
 
 
 def test_the_tests_that_a_page_names_exist():
-    rows = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "other_programs.md").read_text())
+    rows = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "compatibility.md").read_text())
     assert rows
     for path, name in rows:
         folder = DOCS.parent / "tests" / ("" if "/" in path else "core")

@@ -14,9 +14,9 @@ from experiments.common.cli import exit_code
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.corpus import read_text
 from experiments.language_model.data.vocabulary import Vocabulary, encode_prompt
+from experiments.language_model.sampling import Choice, Session, Writer
 from experiments.language_model.saved import load
 from experiments.language_model.sessions import load_session, save_session
-from experiments.language_model.writing import Choice, Session, Writer
 
 
 class Decoder:

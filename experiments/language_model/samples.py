@@ -5,7 +5,7 @@ from collections.abc import Callable
 from experiments.common.problem import Params
 from experiments.language_model.data.vocabulary import Vocabulary
 from experiments.language_model.model import LanguageModel
-from experiments.language_model.writing import Choice, Writer
+from experiments.language_model.sampling import Choice, Writer
 
 LENGTHS = {"characters": 200, "bytes": 200, "words": 40, "bpe": 60}
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from experiments.common.refused import RefusedError
+from experiments.language_model.sampling import Session
 from experiments.language_model.saved import Saved
-from experiments.language_model.writing import Session
 
 
 def save_session(path: Path, session: Session, saved: Saved) -> None:

@@ -8,7 +8,7 @@ Restores the newest checkpoint, runs it on fresh sequences, and writes into a di
 - ``attention_share.png``: attention over time to the slot that the reference was written to;
   ``attention_input.png``: attention to the input, when the reference is shown, before and after;
 - ``dynamics.png``, ``similarity.png``, ``paths.png``: slots and gates over time;
-- ``attention.json``: the numbers, see `experiments.nth_farthest.insides.measure`.
+- ``attention.json``: the numbers, see `experiments.nth_farthest.measurements.measure`.
 
 RUN_DIR may also be a folder written by ``--weights FOLDER``, with the run's config and its
 parameters in one NumPy file.
@@ -29,7 +29,7 @@ from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params, write_params
 from experiments.common.run_directory import write_json
 from experiments.nth_farthest.config import PRESETS
-from experiments.nth_farthest.insides import Run, measure, run_model
+from experiments.nth_farthest.measurements import Run, measure, run_model
 from experiments.nth_farthest.train import make_problem
 from rrnn_jax.visualize import (
     attention_animation,

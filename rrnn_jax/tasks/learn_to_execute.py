@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rrnn_jax.checks import check_choice, check_positive
-from rrnn_jax.tasks import characters, curriculum, decimals, programs, writing
+from rrnn_jax.tasks import characters, curriculum, decimals, program_text, programs
 from rrnn_jax.tasks.characters import PAD as PAD
 from rrnn_jax.tasks.characters import START as START
 from rrnn_jax.tasks.characters import VOCABULARY as VOCABULARY
@@ -173,7 +173,7 @@ def sample(
     bits = jax.lax.optimization_barrier(bits)
     length, nesting = curriculum.draw(bits[0], config, level)
     drawn = programs.draw(bits[1:], length, nesting, config)
-    inputs, input_lengths = writing.write(drawn, config, config.input_steps)
+    inputs, input_lengths = program_text.write(drawn, config, config.input_steps)
     digits, target_lengths = programs.answers(drawn, config)
     targets = write_digits(digits, target_lengths, config.output_steps)
     return make_batch(inputs, input_lengths, targets, target_lengths)

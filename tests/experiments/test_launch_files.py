@@ -16,7 +16,7 @@ from experiments.nth_farthest.__main__ import Options, default_dir
 from experiments.nth_farthest.config import PRESETS
 from tests.experiments.test_training import ROOT, TINY
 
-LAUNCH = ROOT / "experiments" / "launch"
+LAUNCH = ROOT / "experiments" / "cluster"
 COMMAND = re.compile(r"python -m experiments\.nth_farthest (.*)")
 
 

@@ -14,7 +14,7 @@ from experiments.common.steps import make_programs
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.config import LSTMConfig, RMCConfig, TaskConfig
 from experiments.nth_farthest.figures import main, make_figures
-from experiments.nth_farthest.insides import Run, measure, run_model
+from experiments.nth_farthest.measurements import Run, measure, run_model
 from experiments.nth_farthest.train import make_problem
 from rrnn_jax.tasks.nth_farthest import Question
 

@@ -11,9 +11,9 @@ import jax
 from experiments.common import loop
 from experiments.common.actor_critic.agent import Agent
 from experiments.common.actor_critic.config import MODELS, TITLES, GameConfig, make_agent
+from experiments.common.actor_critic.episode import save_episode
 from experiments.common.actor_critic.evaluation import Groups, no_groups, play, standard_error
 from experiments.common.actor_critic.problem import actor_critic
-from experiments.common.actor_critic.watch import save_episode
 from experiments.common.cells import recipe
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves

@@ -12,7 +12,7 @@ from experiments.box_world.__main__ import main
 from experiments.box_world.train import make_game
 from experiments.common.actor_critic import rollout, runs
 from experiments.common.actor_critic.config import AgentConfig, make_agent
-from experiments.common.actor_critic.watch import record
+from experiments.common.actor_critic.episode import record
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
 from tests.core.random_variables import random_variables

@@ -15,7 +15,7 @@ from experiments.common.records import write_json
 from experiments.common.restore import PARAMS_FILE
 from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.generate import Decoder, generate, main, make_parser
-from experiments.language_model.writing import Choice, Session, Writer, draw
+from experiments.language_model.sampling import Choice, Session, Writer, draw
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
 
 small = cache(small_saved)

@@ -51,7 +51,7 @@ after the last MLP layer     nothing                                ReLU
 ===========================  =====================================  ============================
 
 For the Differentiable Neural Computer see `dnc_from_reference` and `load_dnc_reference` in
-`rrnn_jax.interop_dnc`.
+`rrnn_jax.interop.dnc`.
 """
 
 import os
@@ -63,10 +63,10 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
 
-from rrnn_jax import interop_arrays
-from rrnn_jax.interop_dnc import dnc_from_reference as dnc_from_reference
-from rrnn_jax.interop_dnc import load_dnc_reference as load_dnc_reference
-from rrnn_jax.interop_names import check_arrays, complete_table, in_scope, refuse_pytorch
+from rrnn_jax.interop.arrays import by_name, read
+from rrnn_jax.interop.dnc import dnc_from_reference as dnc_from_reference
+from rrnn_jax.interop.dnc import load_dnc_reference as load_dnc_reference
+from rrnn_jax.interop.names import check_arrays, complete_table, in_scope, refuse_pytorch
 
 
 def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) ->
         than one; the weights are those of a PyTorch port.
       TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
-    named = interop_arrays.by_name(arrays)
+    named = by_name(arrays)
     refuse_pytorch(named)
     within = in_scope(named, scope)
     dialect = "sonnet" if within is None else "tensorflow"
@@ -180,7 +180,7 @@ def load_sonnet(path: str | os.PathLike[str], *, scope: str | None = None) -> di
       ValueError: not an ``.npz``, and as `from_sonnet`.
       TypeError: as `from_sonnet`.
     """
-    return from_sonnet(interop_arrays.read(path), scope=scope)
+    return from_sonnet(read(path), scope=scope)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run on several machines by ssh, one process on each:
-#   experiments/launch/ssh.sh HOST,HOST experiments.nth_farthest --preset paper --run-dir /shared/runs/paper
+#   experiments/cluster/ssh.sh HOST,HOST experiments.nth_farthest --preset paper --run-dir /shared/runs/paper
 # The clone, and the run directory, have the same path on all. Ctrl-C here saves and stops all.
 # PORT, PYTHON, DIRECTORY (of the clone) and SSH (the command) may be set.
 set -uo pipefail

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rrnn_jax import interop_arrays
 from rrnn_jax.baselines.dnc_memory import Interface, interface_shapes
+from rrnn_jax.interop.arrays import by_name, read
 
 _PARTS = {name: f"interface/{name}" for name in Interface._fields}
 _MODULES = ("controller", *_PARTS.values(), "output")
@@ -70,7 +70,7 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
       ValueError: an array is missing, unknown, given twice or of the wrong shape.
       TypeError: `arrays` is not a mapping, or an array is not floating-point.
     """
-    named = interop_arrays.by_name(arrays)
+    named = by_name(arrays)
     _check_names(named)
     _check_shapes(named)
 
@@ -115,7 +115,7 @@ def load_dnc_reference(path: str | os.PathLike[str]) -> dict[str, Any]:
       ValueError: not an ``.npz``, and as `dnc_from_reference`.
       TypeError: as `dnc_from_reference`.
     """
-    return dnc_from_reference(interop_arrays.read(path))
+    return dnc_from_reference(read(path))
 
 
 def _check_names(named: Mapping[str, np.ndarray]) -> None:
