@@ -1,4 +1,7 @@
-"""The arguments of a call of `RNN`: checked, sharded like the inputs, and reversed in time."""
+"""The arguments of a call of `RNN`: checked, sharded like the inputs, and reversed in time.
+
+`RNN.__post_init__` checks the attributes.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -95,7 +95,7 @@ class RNN(nn.Module):
         carry every sqrt(T) steps (not on the plain scan with a cell that draws random numbers:
         they would differ).
         Use ``"none"`` while it fits into memory, then ``"full"``, which needs a third to a half of
-        the memory and is a tenth slower at most. ``"chunked"`` needs a fifth and is a seventh
+        the memory and is 5 to 12 % slower. ``"chunked"`` needs a fifth and is a seventh
         slower; it is for thousands of steps (measured on the hoisted path of a CPU).
       implementation: ``"auto"`` (default) selects by cell, platform and shape. ``"scan"`` is the
         plain scan.
