@@ -9,12 +9,12 @@ from rrnn_jax.typing import GateStyle
 _ITS_OWN = frozenset({"initialize_carry", "setup", "from_features"})
 
 
-def why_plain(cell: nn.RNNCellBase) -> str | None:
+def why_not_cell(cell: nn.RNNCellBase) -> str | None:
     """Why only the plain scan can run `cell`; None if the fast paths can, too.
 
     >>> from flax import linen as nn
     >>> from rrnn_jax import RelationalMemoryCell
-    >>> why_plain(RelationalMemoryCell()), why_plain(nn.GRUCell(4))
+    >>> why_not_cell(RelationalMemoryCell()), why_not_cell(nn.GRUCell(4))
     (None, 'runs a RelationalMemoryCell only, got GRUCell')
     """
     name = type(cell).__name__
@@ -30,11 +30,11 @@ def why_plain(cell: nn.RNNCellBase) -> str | None:
     return None
 
 
-def why_gates(cell: RelationalMemoryCell, known: tuple[GateStyle, ...]) -> str | None:
+def why_not_gates(cell: RelationalMemoryCell, known: tuple[GateStyle, ...]) -> str | None:
     """Why a backend whose equations are for the `known` gate styles cannot run `cell`; else None.
 
     >>> from rrnn_jax import RelationalMemoryCell
-    >>> why_gates(RelationalMemoryCell(gate_style=None), ("unit", "memory"))
+    >>> why_not_gates(RelationalMemoryCell(gate_style=None), ("unit", "memory"))
     "needs gate_style 'unit' or 'memory', got None"
     """
     if cell.gate_style in known:

@@ -13,7 +13,7 @@ from rrnn_jax.scan import gpu
 from rrnn_jax.scan.cuda import support
 from rrnn_jax.scan.cuda.recurrence import Terms, Weights, backward_pass, forward_pass, run_of
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_plain
+from rrnn_jax.scan.eligible import why_not_cell
 from rrnn_jax.scan.gpu import Arguments, Kernels
 from rrnn_jax.scan.mesh import product_of
 from rrnn_jax.scan.relational.input_terms import InputTerms
@@ -27,7 +27,7 @@ NAME = "cuda"
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
     cell: Any = request.cell
-    reason = why_plain(cell) or gpu.why_not(request)
+    reason = why_not_cell(cell) or gpu.why_not(request)
     if reason is not None:
         return reason
     dtype = jnp.float32 if cell.dtype is None else cell.dtype

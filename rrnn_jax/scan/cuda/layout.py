@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.scan.eligible import why_gates
+from rrnn_jax.scan.eligible import why_not_gates
 
 Shape = jax.ShapeDtypeStruct
 
@@ -279,7 +279,7 @@ def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
     for name, (found, needed) in wanted.items():
         if found != needed:
             return f"needs {name}={needed!r}, got {found!r}"
-    if reason := why_gates(cell, GATE_STYLES):
+    if reason := why_not_gates(cell, GATE_STYLES):
         return reason
     if cell.mem_slots not in SLOTS:
         return f"needs mem_slots 1, 2, 4, 8 or 16, got {cell.mem_slots}"

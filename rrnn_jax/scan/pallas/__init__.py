@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan import gpu
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_gates, why_plain
+from rrnn_jax.scan.eligible import why_not_cell, why_not_gates
 from rrnn_jax.scan.mesh import platform
 from rrnn_jax.scan.relational import why_slow as why_slow_at_all
 from rrnn_jax.scan.sequence import SequenceOutputs
@@ -34,7 +34,7 @@ MOST_PAIRS = 1 << 15
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
     cell: Any = request.cell
-    reason = why_plain(cell) or unfusable(cell)
+    reason = why_not_cell(cell) or unfusable(cell)
     if reason is None and not _has_pallas_triton():
         reason = "needs jax.experimental.pallas.triton, which this JAX does not have"
     if reason is None:
@@ -69,7 +69,7 @@ def unfusable(cell: RelationalMemoryCell) -> str | None:
     for name, (found, needed) in wanted.items():
         if found != needed:
             return f"needs {name}={needed!r}, got {found!r}"
-    if reason := why_gates(cell, GATE_STYLES):
+    if reason := why_not_gates(cell, GATE_STYLES):
         return reason
     for name in ("mem_slots", "num_heads", "head_size"):
         size = getattr(cell, name)

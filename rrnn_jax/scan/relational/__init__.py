@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import gate_width
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_gates, why_plain
+from rrnn_jax.scan.eligible import why_not_cell, why_not_gates
 from rrnn_jax.scan.mesh import (
     has_explicit_axes,
     platform,
@@ -72,7 +72,7 @@ GPU_TILE = 8
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
     cell: Any = request.cell
-    return why_plain(cell) or why_gates(cell, GATE_STYLES)
+    return why_not_cell(cell) or why_not_gates(cell, GATE_STYLES)
 
 
 def why_slow(request: Request) -> str | None:
