@@ -25,6 +25,7 @@ from rrnn_jax.scan.mesh import (
     varying_axes,
     varying_over,
 )
+from rrnn_jax.scan.relational import one_slot
 from rrnn_jax.scan.relational.input_terms import terms_of_inputs
 from rrnn_jax.scan.relational.recurrence import (
     Carried,
@@ -98,11 +99,16 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     # In bfloat16 sums of gradients over many steps or chunks would stop growing.
     params = jax.tree.map(lambda p: p.astype(accumulation_dtype(p.dtype)), params)
     weights = core_weights(cell, params)
+    core = _one_slot(request, settings, carry)
 
     def over(carried: Carried, x: tuple) -> tuple[Carried, Outputs]:
         inputs, present, kept, *flags = x
         terms = terms_of_inputs(cell, settings.cpu, settings.dtypes, params, inputs, present, kept)
-        return recurrence(settings, weights, carried, fresh, Timed(terms, *flags))
+        if core is None:
+            return recurrence(settings, weights, carried, fresh, Timed(terms, *flags))
+        carries = one_slot.recurrence(core, weights, carried.carry, terms)
+        outputs = jnp.moveaxis(carries, 0, settings.time_axis)
+        return Carried(carries[-1], None), Outputs(outputs, {})
 
     first = Carried(carry, None if valid is None else carry)
     xs = (inputs, present, request.kept, resets, mask, valid)
@@ -173,6 +179,21 @@ def _settings(
         unroll=request.lifting.unroll,
     )
     return settings, length
+
+
+def _one_slot(request: Request, settings: Settings, carry: Carry) -> one_slot.Core | None:
+    """The settings of `one_slot`, if it can run the request and a step is bound by its launches."""
+    cell, rows, dtypes = settings.cell, request.sequence.inputs, settings.dtypes
+    of_paper = cell.mem_slots == cell.num_blocks == 1 and cell.gate_style == "unit"
+    of_paper &= cell.qkv_norm and not cell.output_gate and cell.key_size in (None, cell.head_size)
+    of_paper &= not cell.matrix_inputs or rows.shape[-2] == 1
+    flags = *request.sequence[1:], request.kept
+    plain = not request.capture and all(flag is None for flag in flags)
+    wide = accumulation_dtype(dtypes.rows, *(x.dtype for x in jax.tree.leaves(carry)))
+    same = dtypes.rows == dtypes.gates and jax.tree.leaves(carry)[0].dtype == wide
+    if not (platform() == "gpu" and settings.apart and of_paper and plain and same):
+        return None
+    return one_slot.core_of(cell, dtypes.rows, settings.tile, settings.unroll)
 
 
 def _chunk_length(request: Request, rows: int | None, apart: bool) -> int | None:
