@@ -132,6 +132,19 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
+@pytest.mark.parametrize("head_size", mostly_slow([3, 4], keep=[3]))  # 3 is padded, to 4.
+def test_one_slot_with_large_kernels_on_a_gpu(head_size, monkeypatch):
+    config = {"mem_slots": 1, "head_size": head_size, "input_bias": 0.5}
+    expected = plain_gradients(config, {})
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: True)
+    with monkeypatch.context() as alone:
+        alone.setattr(relational, "recurrence", None)  # The general form does not run.
+        assert_close(gradients(config, {}, "hoisted"), expected)
+        with pytest.raises(TypeError):  # But for flags.
+            gradients(config, FLAGS, "hoisted")
+
+
 # By default `test_kernels_in_tiles_of_a_gpu` runs as there.
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, OTHER])
@@ -222,18 +235,22 @@ def test_unroll_reaches_the_loop():
     assert str(jaxpr).count("unroll=2") == 2
 
 
-LARGER = {"no": False, "large-kernels": True}
+# Slots; whether kernels are large; where.
+LARGER = {"no": (2, False, "cpu"), "large-kernels": (2, True, "cpu"), "one-slot": (1, True, "gpu")}
 
 
 @pytest.fixture(params=mostly_slow(LARGER, keep=["no"]))
 def squares(request, monkeypatch):
     """Functions of inputs and of a kernel that sum up squared outputs, for each implementation."""
-    monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: LARGER[request.param])
-    cell = RelationalMemoryCell(mem_slots=2, head_size=3, num_heads=1, attention_mlp_layers=1)
+    slots, large, platform = LARGER[request.param]
+    monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: large)
+    if platform == "gpu":
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    cell = RelationalMemoryCell(mem_slots=slots, head_size=3, num_heads=1, attention_mlp_layers=1)
     x = normal(np.random.default_rng(0), (2, 3, 4))
     variables = random_variables(RNN(cell), x)
     layer = variables["params"]["cell"]["memory"]["mlp"]["layer_0"]
-    resets = jnp.asarray([[False, True, False], [False] * 3])
+    resets = jnp.asarray([[False, True, False], [False] * 3]) if slots > 1 else None
 
     def of(implementation):
         rnn = RNN(cell, implementation=implementation)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.scan import relational
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -50,8 +51,18 @@ def error(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("param_dtype", mostly_slow([jnp.float32, LOW], keep=[jnp.float32]))
-def test_bfloat16_is_no_less_exact_than_in_the_plain_scan(param_dtype):
+@pytest.mark.parametrize(
+    ("param_dtype", "slots"),
+    mostly_slow(
+        [(jnp.float32, 2), (LOW, 2), (jnp.float32, 1)], keep=[(jnp.float32, 2), (jnp.float32, 1)]
+    ),
+)
+def test_bfloat16_is_no_less_exact_than_in_the_plain_scan(param_dtype, slots, monkeypatch):
+    monkeypatch.setitem(SIZES, "mem_slots", slots)
+    if slots == 1:  # `one_slot`
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: True)
+        monkeypatch.setattr(relational, "recurrence", None)
     # In other draws a number before a ReLU changes its sign, in either scan: an error of 1e-2.
     x = normal(np.random.default_rng(1), (4, 6, 5))
     low = low_variables(x)

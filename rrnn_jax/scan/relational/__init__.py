@@ -193,7 +193,7 @@ def _one_slot(request: Request, settings: Settings, carry: Carry) -> one_slot.Co
     same = dtypes.rows == dtypes.gates and jax.tree.leaves(carry)[0].dtype == wide
     if not (platform() == "gpu" and settings.apart and of_paper and plain and same):
         return None
-    return one_slot.core_of(cell, dtypes.rows, settings.tile, settings.unroll)
+    return one_slot.core_of(cell, dtypes.rows, GPU_TILE, settings.unroll)
 
 
 def _chunk_length(request: Request, rows: int | None, apart: bool) -> int | None:

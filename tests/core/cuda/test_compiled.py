@@ -30,13 +30,15 @@ def test_operations_registers_and_spills(setting, operations):
 
 @pytest.mark.slow
 @pytest.mark.skipif(h100.missing() is not None, reason=str(h100.missing()))
-def test_a_language_model_reads_its_kernels_once_a_step():
-    """No kernel is padded within a loop, and no gradient of one is summed up there."""
-    forward, backward = h100.measure("language")["loops"]
-    assert forward["products"] == backward["products"] == 7
+def test_a_step_of_the_language_model():
+    """It reads each kernel once and pads none, and 18 operations each way are enough."""
+    found = h100.measure("language")
+    print(found)
+    forward, backward = found["loops"]
+    assert (forward["products"], backward["products"]) == (7, 6)
     assert forward["pads"] == backward["pads"] == 0
-    assert forward["operations"] <= 46
-    assert backward["operations"] <= 53
+    assert 10 < forward["operations"] <= 18
+    assert 10 < backward["operations"] <= 18
 
 
 @needs_nvrtc

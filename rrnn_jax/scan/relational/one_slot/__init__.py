@@ -71,8 +71,7 @@ def recurrence(core: Core, weights: CoreWeights, first: Array, terms: InputTerms
 
 def _padded(core: Core, weights: CoreWeights) -> Weights:
     def padded(name: str) -> Array:
-        kernel = _spread(core, weights.kernels[name])
-        return jnp.swapaxes(_spread(core, jnp.swapaxes(kernel, 0, 1)), 0, 1)
+        return _spread(core, _spread(core, weights.kernels[name]), axis=-2)
 
     def vector(name: str) -> Array:
         return _spread(core, weights.vectors[name])
@@ -90,13 +89,15 @@ def _padded(core: Core, weights: CoreWeights) -> Weights:
     )
 
 
-def _spread(core: Core, x: Array) -> Array:
-    """Pads the heads in the last axis, of one or more times H D features."""
+def _spread(core: Core, x: Array, axis: int = -1) -> Array:
+    """Pads the heads in an axis of one or more times H D features."""
     if core.padded == core.size:
         return x
-    heads = x.reshape(*x.shape[:-1], -1, core.size)
-    padding = [(0, 0)] * (heads.ndim - 1) + [(0, core.padded - core.size)]
-    return jnp.pad(heads, padding).reshape(*x.shape[:-1], -1)
+    axis += x.ndim
+    heads = x.reshape(*x.shape[:axis], -1, core.size, *x.shape[axis + 1 :])
+    padding = [(0, 0)] * heads.ndim
+    padding[axis + 1] = 0, core.padded - core.size
+    return jnp.pad(heads, padding).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
 def _real(core: Core, x: Array) -> Array:
@@ -121,6 +122,7 @@ def _run_jvp(core: Core, primals: tuple, tangents: tuple) -> tuple[Array, Array]
 @cache
 def _rules(core: Core, tree: Any) -> tuple:
     """Tangent and cotangent of flat arrays; cached, so that JAX's caches hit."""
+
     def plain(*primals: Any) -> Array:
         return forward(core, *primals, save=False)[0]
 

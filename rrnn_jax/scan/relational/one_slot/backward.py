@@ -40,10 +40,12 @@ from rrnn_jax.scan.relational.one_slot.step import (
     normed_qkv,
     parts,
     real,
+    scaled,
     total,
     unpack,
     update,
 )
+from rrnn_jax.scan.relational.operations import as_rows
 from rrnn_jax.typing import Array
 
 _barrier = jax.lax.optimization_barrier
@@ -107,12 +109,12 @@ def coefficients(
     logit = value - input_value
     added, rstd_2 = normal(core, before + joined(input_value + weight * logit))
     result, rstd_3 = normal(core, results.hidden[0].astype(wide) + results.mlp.astype(wide))
-    candidate = jnp.tanh(result * weights.mlp_scale + weights.mlp_shift)
+    candidate = jnp.tanh(scaled(result, weights.mlp_scale, weights.mlp_shift))
     entry, forget = gate_values(core, results.gates, inputs, wide)
 
-    to_result = entry * (1 - jnp.square(candidate)) * weights.mlp_scale
+    to_result = entry * (1 - jnp.square(candidate)) * as_rows(weights.mlp_scale, result)
     slope = weight * (1 - weight) * core.size**-0.5
-    scales = [heads(core, x) for x in parts(core, weights.qkv_scale)]
+    scales = [heads(core, x) for x in parts(core, as_rows(weights.qkv_scale, normals))]
     n = [heads(core, x) for x in parts(core, normals)]
     to_query, to_key = slope * (key - input_key) * scales[0], slope * query * scales[1]
     to_value = weight * scales[2]
@@ -157,9 +159,9 @@ def _loop(
             rows = [jnp.where(result > 0, found, jnp.zeros_like(found)), *rows]
         da = dz + _transposed(core, rows[0], kernels[0], like.dtype)
 
-        scaled = da * weights.attention_scale
-        sums = _barrier((total(scaled), total(scaled * known.normals[3])))
-        dp = _normed(core, stds[1], scaled, known.normals[3], sums)
+        du = da * as_rows(weights.attention_scale, da)
+        sums = _barrier((total(du), total(du * known.normals[3])))
+        dp = _normed(core, stds[1], du, known.normals[3], sums)
         dx = _of_qkv(core, stds[0], known, dp)
         found = jnp.stack([*dx, *(d * gate for gate in known.gates)]).astype(core.low)
         dims = ((2,), (2,)), ((0,), (0,))
@@ -194,20 +196,18 @@ def _of_qkv(core: Core, rstd: Array, known: Coefficients, dp: Array) -> list[Arr
     def per_head(factor: Array) -> Array:
         return joined(logit * heads(core, factor))
 
-    scaled = [per_head(known.query), per_head(known.key), dp * known.value]
+    each = [per_head(known.query), per_head(known.key), dp * known.value]
     count = 3 * core.heads * core.size
     return [
         rstd * (x - both[0] / count - n * (both[1] / count))
-        for x, n in zip(scaled, known.normals[:3], strict=True)
+        for x, n in zip(each, known.normals[:3], strict=True)
     ]
 
 
-def _normed(
-    core: Core, rstd: Array, scaled: Array, normals: Array, sums: tuple[Array, Array]
-) -> Array:
-    """The backward pass of a norm, given the sums of `scaled` and of its product with normals."""
-    mean, projection = (x / real(core, scaled) for x in sums)
-    return rstd * (scaled - mean - normals * projection)
+def _normed(core: Core, rstd: Array, du: Array, normals: Array, sums: tuple[Array, Array]) -> Array:
+    """The backward pass of a norm, given the sums of `du` and of its product with normals."""
+    mean, projection = (x / real(core, du) for x in sums)
+    return rstd * (du - mean - normals * projection)
 
 
 def _transposed(core: Core, rows: Array, kernel: Array, dtype: object = None) -> Array:

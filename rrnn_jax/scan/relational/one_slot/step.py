@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
+from rrnn_jax.scan.relational.operations import as_rows
 from rrnn_jax.typing import Array, Dtype
 
 
@@ -91,20 +92,26 @@ def normal(core: Core, x: Array) -> tuple[Array, Array]:
     count = real(core, x)
     centred = x - total(x) / count
     if core.padded != core.size:
-        centred *= jnp.asarray(np.arange(x.shape[-1]) % core.padded < core.size, x.dtype)
+        is_real = np.arange(x.shape[-1]) % core.padded < core.size
+        centred *= as_rows(jnp.asarray(is_real), x)
     rstd = jax.lax.rsqrt(total(jnp.square(centred)) / count + LAYER_NORM_EPSILON)
     return centred * rstd, rstd
+
+
+def scaled(normals: Array, scale: Array, shift: Array) -> Array:
+    """The last part of a norm."""
+    return normals * as_rows(scale, normals) + as_rows(shift, normals)
 
 
 def product(core: Core, rows: Array, kernel: Array, bias: Array | None = None) -> Array:
     """A product in the low dtype; XLA adds the bias within it."""
     found = jnp.dot(rows, kernel.astype(core.low), precision=core.precision)
-    return found if bias is None else found + bias.astype(core.low)
+    return found if bias is None else found + as_rows(bias, found)
 
 
 def normed_qkv(core: Core, weights: Weights, normals: Array) -> list[Array]:
     """Queries, keys and values from normal rows ``[..., 3P]``, rounded; as ``[..., H, E]``."""
-    qkv = (normals * weights.qkv_scale + weights.qkv_shift).astype(core.low)
+    qkv = scaled(normals, weights.qkv_scale, weights.qkv_shift).astype(core.low)
     return [heads(core, x.astype(normals.dtype)) for x in parts(core, qkv)]
 
 
@@ -126,7 +133,7 @@ def attend(core: Core, weights: Weights, qkv: Array, memory: Array, inputs: Inpu
     weight = memory_weight(core, query, key, input_key)
     added = memory + joined(input_value + weight * (value - input_value))
     normals = normal(core, added)[0]
-    return (normals * weights.attention_scale + weights.attention_shift).astype(core.low)
+    return scaled(normals, weights.attention_scale, weights.attention_shift).astype(core.low)
 
 
 def update(
@@ -135,7 +142,7 @@ def update(
     """The next memory."""
     wide = memory.dtype
     normals = normal(core, a.astype(wide) + mlp.astype(wide))[0]
-    candidate = jnp.tanh(normals * weights.mlp_scale + weights.mlp_shift)
+    candidate = jnp.tanh(scaled(normals, weights.mlp_scale, weights.mlp_shift))
     entry, forget = gate_values(core, gates, inputs, wide)
     return entry * candidate + forget * memory
 
