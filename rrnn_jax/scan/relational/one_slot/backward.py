@@ -46,7 +46,7 @@ from rrnn_jax.scan.relational.one_slot.step import (
     update,
 )
 from rrnn_jax.scan.relational.operations import as_rows
-from rrnn_jax.typing import Array
+from rrnn_jax.typing import Array, Dtype
 
 _barrier = jax.lax.optimization_barrier
 
@@ -60,7 +60,7 @@ class Coefficients(NamedTuple):
     gates: tuple[Array, Array]  # Cotangents of the gates' packed terms / d.
     forget: Array
     slope: Array  # Of the tanh that the gates see, of the next memory.
-    normals: tuple[Array, Array, Array, Array, Array]  # Norm 1 (q, k, v), 2, 3.
+    normals: tuple[Array, ...]  # Norm 1 (q, k, v), 2, 3.
     logit: Array  # v - v'.
     query: Array  # u_1 / (dp (v - v')) of the queries.
     key: Array  # The same of the keys.
@@ -210,7 +210,7 @@ def _normed(core: Core, rstd: Array, du: Array, normals: Array, sums: tuple[Arra
     return rstd * (du - mean - normals * projection)
 
 
-def _transposed(core: Core, rows: Array, kernel: Array, dtype: object = None) -> Array:
+def _transposed(core: Core, rows: Array, kernel: Array, dtype: Dtype | None = None) -> Array:
     dims = ((1,), (1,)), ((), ())
     return jax.lax.dot_general(rows, kernel, dims, core.precision, preferred_element_type=dtype)
 
