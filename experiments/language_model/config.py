@@ -130,11 +130,10 @@ PRESETS: dict[str, Config] = {
             output_dropout=0.4,
             change_penalty=1.0,
         ),
-        lstm=dataclasses.replace(_LSTM, lstm_learning_rate=4e-3),
         train=TrainConfig(
-            steps=4000,
+            steps=1200,
             batch_size=32,
-            learning_rate=4e-3,
+            learning_rate=1.6e-2,
             schedule="cosine",
             warmup_steps=100,
             clip_norm=0.25,

@@ -119,16 +119,40 @@ def test_words_are_quoted():
         assert f"| {title} | {numbers['parameters']:,} | {' | '.join(cells)} |" in text
         losses = [*numbers["by_unroll"].values(), numbers["nats"]]
         assert f"| {title} | {' | '.join(f'{np.exp(x):.1f}' for x in losses)} |" in text
-        (nats,) = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
-        assert nats == pytest.approx(numbers["nats"], abs=1e-2)
+        nats = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
+        assert nats[0] == pytest.approx(numbers["nats"], abs=1e-2)
+        assert f"{', '.join(f'{x:.1f}' for x in np.exp(nats))} for the {NAMES[model]}" in text
         assert numbers["split"] == "test"
         assert numbers["step"] == config["train"]["steps"] == 1200
         assert config["text"]["cutoffs"] == [1000, 5000]
-        rates = config["train"]["learning_rate"], config["lstm"]["lstm_learning_rate"]
-        assert rates == (4e-3, 4e-3)
+        assert _rate(config) == 1.6e-2
         passes = 1200 * config["train"]["batch_size"] * config["text"]["window"] / 731_416
         assert f"({passes:.1f} passes)" in text
     assert f"({numbers['tokens']:,} words)" in text
+    rmc, lstm = (kept[model]["summary"]["test"]["nats"] for model in ("rmc", "lstm"))
+    low, high = paired_interval(rmc, lstm) or (0, 0)
+    behind = f"{np.mean(rmc) - np.mean(lstm):.3f} nats (95 % bootstrap interval {low:.3f} to"
+    assert f"behind by {behind} {high:.3f})" in text
+
+
+def test_rates_on_words_are_quoted():
+    text, rates = README.read_text(), read("austen_rates")
+    for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
+        tried = {_rate(run["config"]): run for name, run in rates.items() if name.startswith(model)}
+        losses = {rate: tried[rate]["summary"]["evaluation"]["nats"][0] for rate in sorted(tried)}
+        assert list(losses) == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
+        assert f"| {title} | {' | '.join(f'{x:.1f}' for x in np.exp([*losses.values()]))} |" in text
+        assert min(losses, key=losses.__getitem__) == 1.6e-2
+    early = [rates[f"{m}_4e-3"]["summary"]["test"]["nats"] for m in ("rmc", "lstm")]
+    assert early[0] < early[1]
+
+
+def _rate(config):
+    """The rate of a run's model."""
+    return (
+        config[config["model"]][f"{config['model']}_learning_rate"]
+        or (config["train"]["learning_rate"])
+    )
 
 
 def test_full_and_adaptive_softmax_are_quoted():
