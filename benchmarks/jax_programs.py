@@ -77,7 +77,8 @@ def ours(problem: Problem, implementation: str, remat: Remat = "none", unroll: i
 
 
 def _relational(problem: Problem, apply: Any, step: Any) -> Model:
-    carry = problem.cell.initialize_carry(jax.random.key(0), problem.inputs[:, 0].shape)
+    initial = jax.jit(problem.cell.initialize_carry, static_argnums=1)
+    carry = initial(jax.random.key(0), problem.inputs[:, 0].shape)
     work = functools.partial(core_work, problem.setting)
     return Model(problem.params, apply, step, carry, problem.cell.output_size, True, work)
 

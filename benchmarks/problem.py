@@ -49,7 +49,7 @@ def make_problem(setting: Setting, seed: int = 0) -> Problem:
         if leaf.ndim > 1:
             return leaf
         noise = rng.standard_normal(leaf.shape, np.float32)
-        return leaf + 0.1 * jnp.asarray(noise, leaf.dtype)
+        return jnp.asarray(np.asarray(leaf) + 0.1 * noise, leaf.dtype)
 
     return Problem(
         setting,

@@ -75,8 +75,9 @@ def closed_over() -> float:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         params, *data = placed(mesh, args)
-        found = jax.jit(lambda params: loss(params, *data))(params)
-    return error(found, on_one_device(FLAGS["all flags"])[0])
+        found = jax.jit(jax.value_and_grad(lambda params: loss(params, *data)))(params)
+    value, (gradient, _) = on_one_device(FLAGS["all flags"])
+    return error(found, (value, gradient))
 
 
 def placed(mesh: Any, args: tuple) -> tuple:
@@ -176,13 +177,15 @@ def two_axes(implementation: Any, **options: Any) -> dict[str, Any]:
 def sharded_params(implementation: str) -> dict[str, Any]:
     """Kernels over the devices that the batch is over, too: an error, and the bytes sent."""
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    names = FLAGS["all flags"]
     found: dict[str, Any] = {"bytes": {}}
     for each in ("scan", implementation):
-        loss, (params, x, _) = problem((), each)
-        params = {name: jax.tree.map(partial(split_columns, mesh), params[name]) for name in params}
-        x = jax.device_put(x, NamedSharding(mesh, P("data")))
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(params, x, {}).compile()
-        found["error"] = error(compiled(params, x, {}), on_one_device(()))
+        loss, args = problem(names, each)
+        _, x, flags = placed(mesh, args)
+        params = jax.tree.map(partial(split_columns, mesh), args[0])
+        gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+        compiled = gradient.lower(params, x, flags).compile()
+        found["error"] = error(compiled(params, x, flags), on_one_device(names))
         sent = find_collectives(compiled.as_text())
         found["bytes"][each] = sum(one.size * (STEPS if one.repeats else 1) for one in sent)
     return found

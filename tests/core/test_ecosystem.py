@@ -148,8 +148,11 @@ def test_a_shared_scope():
 def test_the_layer_as_an_nnx_module():
     from flax import nnx
 
-    model = nnx.bridge.ToNNX(RNN(RMC), rngs=nnx.Rngs(0))
-    nnx.bridge.lazy_init(model, X)
+    @nnx.jit
+    def create(x):
+        return nnx.bridge.lazy_init(nnx.bridge.ToNNX(RNN(RMC), rngs=nnx.Rngs(0)), x)
+
+    model = create(X)
     y = nnx.jit(lambda model, x: model(x, mask=MASK))(model, X)
     state = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     close(y, jax.jit(RNN(RMC).apply)({"params": state}, X, mask=MASK))
@@ -168,8 +171,12 @@ def test_the_cell_within_nnx_rnn():
             key = jax.random.key(0) if rngs is None else rngs()
             return self.to_nnx__module.initialize_carry(key, input_shape)
 
-    cell = Cell(RMC, rngs=nnx.Rngs(0))
-    nnx.bridge.lazy_init(cell, RMC.initialize_carry(jax.random.key(0), (2, 5)), X[:, 0])
+    @nnx.jit
+    def create(x):
+        cell = Cell(RMC, rngs=nnx.Rngs(0))
+        return nnx.bridge.lazy_init(cell, cell.initialize_carry((2, 5)), x)
+
+    cell = create(X[:, 0])
     y = nnx.jit(lambda rnn, x: rnn(x))(nnx.RNN(cell, rngs=nnx.Rngs(1)), X)
     state = nnx.to_pure_dict(nnx.state(cell, nnx.Param))
     close(y, jax.jit(RNN(RMC).apply)({"params": {"cell": state}}, X))

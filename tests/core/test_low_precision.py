@@ -45,7 +45,7 @@ def gradients(variables: Any, x: jax.Array, dtype: Any, **options: Any) -> Any:
 def error(actual: Any, expected: Any) -> float:
     """Of all numbers of a pytree together, relative."""
     a, b = (
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(cast(tree, jnp.float32))])
+        np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in jax.tree.leaves(tree)])
         for tree in (actual, expected)
     )
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
@@ -90,7 +90,6 @@ def test_gradients_of_low_weights_do_not_stand_still_over_many_steps():
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
         ):
-            scale = float(jnp.max(jnp.abs(b)))
-            a = a.astype(jnp.float32)
+            scale, a = np.abs(b).max(), np.asarray(a, np.float32)
             # Rounded once, or (the chunks') a few times.
             np.testing.assert_allclose(a, b, rtol=0, atol=2**-7 * scale, err_msg=str(path))

@@ -152,7 +152,8 @@ def total(*parts: Any) -> Any:
 
 
 def test_packed_with_resets_equals_apart(run):
-    packed = run.whole(initial_carry=run.other, resets=run.flags(0, 2, 3))
+    resets, everywhere = run.flags(0, 2, 3), ~run.flags()
+    packed = run.whole(initial_carry=run.other, resets=resets, mask=everywhere)
     parts = [run.part(0, 2), run.part(2, 3), run.part(3, T, carry_counts=True)]
     lengths = (2, 1, 3)
     y = [run.steps(part.result[1], 0, n) for part, n in zip(parts, lengths, strict=True)]
@@ -216,7 +217,8 @@ def test_masked_output_is_that_of_the_last_valid_step(run):
 
 def test_reset_in_a_masked_step_is_passed_over(run):
     both, without = (
-        run.whole(mask=~run.flags(2), resets=run.flags(*steps)) for steps in ((2, 4), (4,))
+        run.whole(initial_carry=run.other, mask=~run.flags(2), resets=run.flags(*steps))
+        for steps in ((2, 4), (4,))
     )
     assert_close(both, without)
 

@@ -55,9 +55,8 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
     mostly_slow(
         ON_MESHES,
         keep=[
-            *("explicit, auto, all flags", "explicit, closed over"),
+            *("explicit, closed over", "explicit, matrix with dropout, hoisted"),
             *("mapped, carry", "reset by hand"),
-            "explicit, matrix with dropout, hoisted",
         ],
     ),
 )

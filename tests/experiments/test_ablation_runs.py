@@ -86,11 +86,20 @@ def test_a_base_that_failed_is_told_from_one_that_is_missing(tmp_path, monkeypat
     assert "error: the base's loss became NaN in" in capsys.readouterr().err
 
 
-def test_trains_rows_in_processes_of_their_own(tmp_path, capsys):
-    """One real row from the command line, its seeds side by side; then it is done."""
+def test_trains_rows_by_commands_of_their_own(tmp_path, monkeypatch, capsys):
+    """One real row, its seeds side by side; then it is done. The command runs in this process."""
+
+    def run(commands, jobs, progress):
+        assert jobs == 2
+        assert {tuple(command[1:3]) for command in commands.values()} == {
+            ("-m", "experiments.ablations")
+        }
+        return {directory: main(command[3:]) for directory, command in commands.items()}
+
+    monkeypatch.setattr("experiments.ablations.__main__.run_commands", run)
     make_run(tmp_path, "base", [0.92, 0.96])
     arguments = ["--run-dir", str(tmp_path), "--only", "lstm", "--jobs", "2", *TINY]
-    assert main(arguments) == 0, (tmp_path / "lstm" / "log.txt").read_text()
+    assert main(arguments) == 0
     summary = json.loads((tmp_path / "lstm" / "summary.json").read_text())
     assert (summary["steps"], summary["seeds"]) == (4, [0, 1])
     assert (tmp_path / "ablations.png").read_bytes().startswith(b"\x89PNG")

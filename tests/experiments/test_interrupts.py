@@ -150,6 +150,7 @@ def test_children_save_and_end_with_their_parent(tmp_path, number):
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # Programs that have got as far are stopped above.
 def test_ctrl_c_while_an_experiment_starts(tmp_path):
     """The real one: in its imports, then in its compiler."""
     for seconds in (0.6, 4.0):

@@ -20,16 +20,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.experiments.parallel_program"
 SAME = "tests.experiments.same_numbers"
 QUICK = ("language_model",)
-ALL = (
-    *QUICK,
-    "nth_farthest",
-    "program_evaluation",
-    "box_world",
-    "mini_pacman",
-    "ablations",
-    "counting",
-)
 OWN = ("nth_farthest", "program_evaluation", "language_model", "box_world", "mini_pacman")
+ALL = (*OWN, "ablations", "counting")
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -49,22 +41,12 @@ def start(
     processes = []
     for index in range(count):
         connect = ["--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
-        connect = connect if count == 2 else []
+        command = [sys.executable, "-m", program, str(directory), *arguments]
         processes.append(
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    program,
-                    str(directory),
-                    *arguments,
-                    *(connect if count == 2 else []),
-                ],
+                [*command, *connect] if count == 2 else command,
                 env=environment(abs(devices)),
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
             )
         )
     return processes

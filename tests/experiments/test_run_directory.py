@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments.common import cells, checkpoint, loop, run_directory
@@ -26,7 +27,8 @@ from experiments.common.run_directory import (
     write_evaluation,
 )
 from experiments.common.train_config import TrainConfig
-from tests.experiments.test_training import CONFIG, ROOT, Whole, command, regression, run
+from tests.experiments.test_training import CONFIG, ROOT, command, regression, run
+from tests.experiments.toys import Whole
 
 QUICK = dataclasses.replace(CONFIG, steps=10, checkpoint_every=5, eval_every=5)
 
@@ -283,7 +285,18 @@ def test_nan_in_the_first_chunk_says_so_and_does_not_repeat(tmp_path, monkeypatc
     run(tmp_path, QUICK)
 
 
-def test_no_device_leaves_no_directory(tmp_path):
+def test_no_device_is_refused(tmp_path, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'tpu'\nand more")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(RefusedError, match=r"^JAX finds no device: Unable to .* 'tpu'$"):
+        open_run(tmp_path / "run", Whole(QUICK))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_no_device_ends_a_command_in_a_line(tmp_path):
     done = subprocess.run(
         command(tmp_path / "run"),
         cwd=ROOT,

@@ -22,19 +22,12 @@ from experiments.common.run_directory import ConfigMismatchError, RunExistsError
 from experiments.common.steps import make_programs, to_values
 from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
+from tests.experiments import toys
+from tests.experiments.toys import Whole
 
 ROOT = Path(__file__).parents[2]
 
-CONFIG = TrainConfig(
-    steps=40,
-    batch_size=8,
-    learning_rate=0.05,
-    chunk_steps=5,
-    eval_every=10,
-    eval_samples=16,
-    checkpoint_every=10,
-    num_seeds=2,
-)
+CONFIG = dataclasses.replace(toys.CONFIG, num_seeds=2)
 
 
 def regression(config: TrainConfig = CONFIG, poison: int | None = None) -> Problem:
@@ -61,12 +54,6 @@ def regression(config: TrainConfig = CONFIG, poison: int | None = None) -> Probl
         score=accuracy(0.5),
         curriculum=Curriculum(jnp.int32(0), lambda level, metrics: level + 1),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    train: TrainConfig
-    note: str = "a"
 
 
 def run(directory: Path, config: TrainConfig = CONFIG, problem: Problem | None = None):
@@ -318,16 +305,8 @@ TINY = [
 
 
 def command(run_dir: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "experiments.nth_farthest",
-        *("--preset", "small"),
-        "--run-dir",
-        str(run_dir),
-        *TINY,
-        *more,
-    ]
+    where = ["--preset", "small", "--run-dir", str(run_dir)]
+    return [sys.executable, "-m", "experiments.nth_farthest", *where, *TINY, *more]
 
 
 @pytest.mark.slow

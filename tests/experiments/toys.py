@@ -38,6 +38,7 @@ class Whole:
     """A config with a section, as experiments have."""
 
     train: TrainConfig
+    note: str = "a"
 
 
 def write_tokens(path: Path, count: int = 4000) -> np.ndarray:

@@ -24,32 +24,6 @@ SETTINGS = {  # benchmarks/settings.py's, by the names of its fields
     "language": {"batch": 64, "steps": 16, "slots": 1, "heads": 4, "size": 625, "inputs": 512}
     | {"gates": "unit", "learned_inputs": True, "mlp_layers": 5, "implementation": "hoisted"},
 }
-TARGET = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 12 }
-runtime_version { major: 13 minor: 0 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 
 
 def missing() -> str | None:
@@ -135,6 +109,7 @@ def _compile(setting: str) -> tuple[Any, int]:
     import jax.numpy as jnp
     from jax.experimental import topologies
 
+    from benchmarks.collectives import H100
     from rrnn_jax import RNN, RelationalMemoryCell
     from rrnn_jax.scan import relational
     from rrnn_jax.scan.cuda import support
@@ -154,7 +129,7 @@ def _compile(setting: str) -> tuple[Any, int]:
     implementation = s.get("implementation", "cuda")
     rnn = RNN(cell, implementation=implementation)
     topology = topologies.get_topology_desc(
-        "h100", platform="cuda", topology="1x1x1", target_config=TARGET
+        "h100", platform="cuda", topology="1x1x1", target_config=H100
     )
     on_device = jax.sharding.SingleDeviceSharding(topology.devices[0])
 
@@ -188,14 +163,7 @@ def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | N
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(kernel_ptx(kernel, layout, save))
-        command = [
-            str(assembler),
-            "-arch=sm_90",
-            "-v",
-            str(path),
-            "-o",
-            str(path.with_suffix(".o")),
-        ]
+        command = [assembler, "-arch=sm_90", "-v", path, "-o", path.with_suffix(".o")]
         messages = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = {}
     for name, pattern in {
