@@ -34,9 +34,7 @@ def test_step_resets_by_itself(env):
     """An episode's end gives the next one's first state, and the last observation apart."""
     params = env.default_params
     contains = jax.jit(env.observation_space(params).contains)
-    step, step_env, reset_env, reset = (
-        jitted(env, name) for name in ("step", "step_env", "reset_env", "reset")
-    )
+    step, step_env, reset = (jitted(env, name) for name in ("step", "step_env", "reset"))
     obs, state = reset(jax.random.key(0), params)
     ended = 0
     for index in range(200):
@@ -51,7 +49,7 @@ def test_step_resets_by_itself(env):
         assert_trees_equal((reward, done), expected[2:4])
         np.testing.assert_array_equal(info["final_observation"], expected[0])
         assert bool(done) == bool(info["terminated"] | info["truncated"])
-        fresh = reset_env(for_reset, params)
+        fresh = reset(for_reset, params)
         assert_trees_equal((obs, state), fresh if done else expected[:2])
         ended += int(done)
         if ended == 2:

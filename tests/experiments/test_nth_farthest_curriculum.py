@@ -18,6 +18,8 @@ from experiments.nth_farthest.train import make_problem, stage_bands
 from rrnn_jax.tasks import nth_farthest
 
 TASK = nth_farthest.Config(4, 3)
+decode = jax.jit(nth_farthest.decode, static_argnums=1)
+answer = jax.jit(nth_farthest.answer)
 TWO = CurriculumConfig(
     correlation=(1.0, 0.0),
     least_correlation=(1.0, 0.0),
@@ -42,8 +44,9 @@ TINY = Config(
 
 def test_a_batch_is_what_its_stage_says():
     draw = jax.jit(lambda stage: sample(jax.random.key(0), TWO, TASK, stage, 256))
-    first, second = draw(jnp.int32(0)), draw(jnp.int32(1))
-    question = nth_farthest.decode(first.inputs, TASK)
+    first, second = jax.device_get([draw(np.int32(stage)) for stage in (0, 1)])
+    asked = jax.device_get([decode(batch.inputs, TASK) for batch in (first, second)])
+    question = asked[0]
     assert (question.rank == 0).all()
     assert (question.labels[:, 0] == question.reference).all()
     # Two of three coordinates are the reference's up to a sign.
@@ -51,14 +54,12 @@ def test_a_batch_is_what_its_stage_says():
     assert (copies[:, 1:].sum(-1) == 2).all()
     # The reference is first and only the farthest is asked for: every step has an answer.
     np.testing.assert_array_equal(first.weights, np.tile([0.5, 0.5, 0.5, 1.0], (256, 1)))
-    question = nth_farthest.decode(second.inputs, TASK)
-    assert set(np.asarray(question.rank)) == {0, 1, 2, 3}
+    question = asked[1]
+    assert set(question.rank) == {0, 1, 2, 3}
     assert (question.labels[:, 0] == question.reference).mean() < 0.4
     np.testing.assert_array_equal(second.weights, np.tile([0.0, 0.0, 0.0, 1.0], (256, 1)))
-    for batch in (first, second):
-        np.testing.assert_array_equal(
-            batch.targets[:, -1], nth_farthest.answer(nth_farthest.decode(batch.inputs, TASK))
-        )
+    for batch, question in zip((first, second), asked, strict=True):
+        np.testing.assert_array_equal(batch.targets[:, -1], answer(question))
 
 
 def levels(config: CurriculumConfig, accuracies: list[float]) -> list[tuple[int, int]]:
@@ -109,13 +110,14 @@ def test_the_loss_by_hand(programs, first):
 
     metrics = update(state, jax.random.key(2))
     draw = jax.jit(lambda key: sample(key, TWO, TASK, jnp.int32(0), 8))
-    batch = draw(jax.random.key(2))
+    batch = jax.device_get(draw(jax.random.key(2)))
     apply = jax.jit(model.apply, static_argnames="every_step")
-    logits = apply(state.params, batch.inputs, every_step=True)
+    logits = np.asarray(apply(state.params, batch.inputs, every_step=True))
     last = apply(state.params, batch.inputs)
     np.testing.assert_allclose(logits[:, -1], last, rtol=1e-5, atol=1e-6)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    expected = np.mean(losses @ jnp.array([0.5, 0.5, 0.5, 1.0], jnp.float32))
+    cross_entropy = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
+    losses = np.asarray(cross_entropy(logits, batch.targets))
+    expected = np.mean(losses @ np.array([0.5, 0.5, 0.5, 1.0]))
     np.testing.assert_allclose(metrics["loss"].value(), expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["last_loss"].value(), losses[:, -1].mean(), rtol=1e-5)
     right = (logits[:, -1].argmax(-1) == batch.targets[:, -1]).mean()

@@ -116,14 +116,14 @@ def test_convolutional_lstm_is_flaxs():
 
 def test_with_skip_what_follows_the_core_sees_its_inputs():
     agent = make_agent(dataclasses.replace(TINY, agent=AgentConfig(width=8, skip=True)), 4)
-    obs = jax.random.uniform(jax.random.key(0), (3, 2, 5, 5, 6))
-    zeros = jnp.zeros((3, 2))
-    inputs = (obs, zeros.astype(bool), zeros.astype(jnp.int32), zeros)
+    obs = np.random.default_rng(0).random((3, 2, 5, 5, 6), np.float32)
+    inputs = (obs, *(np.zeros((3, 2), dtype) for dtype in (bool, np.int32, np.float32)))
     carry = agent.initial_carry((5, 5, 6), 2)
     variables = jax.jit(agent.init)(jax.random.key(1), carry, *inputs)
-    kernel = variables["params"]["from_core"]["kernel"]
+    kernel = np.array(variables["params"]["from_core"]["kernel"])
     assert len(kernel) == 2 * 8 + 8 + 4 + 1  # Slots, the layer before, last action and reward.
-    variables["params"]["from_core"]["kernel"] = kernel.at[: 2 * 8].set(0)  # Without the memory.
+    kernel[: 2 * 8] = 0  # Without the memory.
+    variables["params"]["from_core"]["kernel"] = kernel
     apply = jax.jit(lambda carry, obs: run(agent, variables, carry, (obs, *inputs[1:]))[2])
     values = apply(carry, obs)
     np.testing.assert_allclose(values, apply(carry + 1, obs), atol=1e-6)
@@ -136,20 +136,21 @@ def test_with_skip_what_follows_the_core_sees_its_inputs():
 def test_resets_begin_anew(model):
     """Two episodes in a row give what two runs give, the second from the initial memory."""
     agent = make_agent(dataclasses.replace(TINY, model=model), 4)
-    keys = jax.random.split(jax.random.key(3), 4)
-    obs = jax.random.uniform(keys[0], (6, 2, 5, 5, 6))
-    actions = jax.random.randint(keys[1], (6, 2), 0, 4, jnp.int32)
-    rewards = jax.random.normal(keys[2], (6, 2))
-    resets = jnp.zeros((6, 2), bool).at[3].set(True)
-    fresh = agent.initial_carry((5, 5, 6), 2)
+    rng = np.random.default_rng(0)
+    obs = rng.random((6, 2, 5, 5, 6), np.float32)
+    actions = rng.integers(0, 4, (6, 2), np.int32)
+    rewards = rng.standard_normal((6, 2), np.float32)
+    resets = np.zeros((6, 2), bool)
+    resets[3] = True
+    fresh = jax.device_get(agent.initial_carry((5, 5, 6), 2))
     other = jax.tree.map(lambda x: x + 0.5, fresh)
     inputs = (obs, resets, actions, rewards)
-    variables = jax.jit(agent.init)(keys[3], fresh, *inputs)
+    variables = jax.jit(agent.init)(jax.random.key(3), fresh, *inputs)
     apply = jax.jit(lambda carry, inputs: run(agent, variables, carry, inputs))
     _, logits, values = apply(other, inputs)
     _, first, _ = apply(other, jax.tree.map(lambda x: x[:3], inputs))
     _, second, v = apply(fresh, jax.tree.map(lambda x: x[3:], inputs))
-    np.testing.assert_allclose(logits, jnp.concatenate([first, second]), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logits, np.concatenate([first, second]), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(values[3:], v, rtol=1e-4, atol=1e-6)
     if model != "none":  # The carry matters, without a reset.
         _, unlike, _ = apply(fresh, jax.tree.map(lambda x: x[:3], inputs))
@@ -209,19 +210,22 @@ def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     env, agent = Count(), Agent(2, width=4)
     begin = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)
     game = begin(jax.random.key(0), env.default_params, 2)
-    inputs = jax.tree.map(lambda x: x[None], (game.obs, game.reset, game.action, game.reward))
+    now = jax.device_get((game.obs, game.reset, game.action, game.reward))
+    inputs = jax.tree.map(lambda x: x[None], now)
     variables = jax.jit(agent.init)(jax.random.key(1), (), *inputs)
     play_on = jax.jit(partial(rollout.rollout, env, agent), static_argnums=4)
-    _, trajectory, metrics = play_on(variables, game, jax.random.key(2), env.default_params, 4)
+    _, *found = play_on(variables, game, jax.random.key(2), env.default_params, 4)
+    trajectory, metrics = jax.device_get(found)
     np.testing.assert_array_equal(trajectory.truncated[:, 0], [False, False, True, False])
     np.testing.assert_array_equal(trajectory.obs[:, 0, 0, 0, 0], [0, 1, 2, 0])  # 3 is not shown,
-    last = jnp.full((1, 2, 2, 2, 1), 3.0)  # but valued.
-    inputs = (last, jnp.zeros((1, 2), bool), trajectory.actions[2:3], trajectory.rewards[2:3])
+    last = np.full((1, 2, 2, 2, 1), 3.0, np.float32)  # but valued.
+    inputs = (last, np.zeros((1, 2), bool), trajectory.actions[2:3], trajectory.rewards[2:3])
     _, _, values = jax.jit(partial(run, agent))(variables, (), inputs)
     np.testing.assert_allclose(trajectory.cut_values[2], values[0], rtol=1e-5)
-    assert not trajectory.cut_values[jnp.array([0, 1, 3])].any()
+    assert not trajectory.cut_values[[0, 1, 3]].any()
     assert metrics["return"].value() == 3.0
-    ended = play(env, agent, variables, jax.random.key(3), env.default_params, 5)
+    play_all = jax.jit(partial(play, env, agent), static_argnums=3)
+    ended = play_all(variables, jax.random.key(3), env.default_params, 5)
     np.testing.assert_array_equal(ended.total, np.full(5, 3.0))
     np.testing.assert_array_equal(ended.length, np.full(5, 3))
 
