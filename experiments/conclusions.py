@@ -102,15 +102,11 @@ def index() -> str:
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
         task = describe_task(_config(name, grid))
-        rows.append(
-            (
-                f"experiments.ablations{option}",
-                f"[ablations](ablations/README.md) on {task}: slots, heads, gates"
-                + ("" if option else " (figure 4)"),
-                "an hour or so" if grid is None else _hours(grid),
-                "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)",
-            )
-        )
+        what = f"[ablations](ablations/README.md) on {task}: slots, heads, gates"
+        what += "" if option else " (figure 4)"
+        time = "an hour or so" if grid is None else _hours(grid)
+        kept = "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)"
+        rows.append((f"experiments.ablations{option}", what, time, kept))
     rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
     lines = ["| `python -m` | what | time | results |", "|---|---|---|---|"]
     lines += [f"| `{command}` | {what} | {time} | {kept} |" for command, what, time, kept in rows]
