@@ -18,15 +18,11 @@ from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskC
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
 from rrnn_jax.tasks import nth_farthest as nth_farthest_task
+from tests.experiments import test_recorded_metrics as recorded
 
 README = Path(nth_farthest.__file__).with_name("README.md")
-FAST = [
-    *("--preset", "small"),
-    *("--steps", "8", "--batch-size", "4", "--micro-batch-size", "2", "--chunk-steps", "4"),
-    *("--mem-slots", "2", "--num-heads", "1", "--head-size", "4", "--lstm-features", "3"),
-    *("--eval-every", "4", "--eval-samples", "8", "--checkpoint-every", "4"),
-    *("--warmup-steps", "2", "--no-progress"),
-]
+RECORDED = "nth_farthest lstm"
+FAST = [*recorded.CASES[RECORDED][1:], *recorded.RMC, *recorded.TRAIN, "--model", "all"]
 
 
 def parameters(config: Config) -> int:
@@ -70,7 +66,7 @@ def test_trains_both_models_and_draws_them_side_by_side(both, capsys, monkeypatc
     summary = json.loads((both / "summary.json").read_text())
     assert set(summary) == {"rmc", "lstm"}
     for name, numbers in summary.items():
-        assert numbers["steps"] == 8
+        assert numbers["steps"] == 6
         assert 0 <= numbers["evaluation"]["accuracy"][0] <= 1
         assert numbers["parameters"] > 1000
         config = json.loads((both / name / "config.json").read_text())
@@ -86,9 +82,14 @@ def test_trains_both_models_and_draws_them_side_by_side(both, capsys, monkeypatc
     assert f"Relational Memory Core: {accuracy:.1%} on fresh sequences" in printed
 
 
+def test_metrics_are_those_that_were_recorded(both):
+    recorded.check(RECORDED, both / "lstm")
+
+
 def test_plots_can_be_rebuilt_from_metrics_alone(both, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes((both / "rmc" / "metrics.jsonl").read_bytes())
-    paths = plot(PRESETS["small"], {"rmc": tmp_path}, tmp_path)
+    config = dataclasses.replace(PRESETS["small"], task=TaskConfig(3, 2))
+    paths = plot(config, {"rmc": tmp_path}, tmp_path)
     # The file's metadata names the versions, not the time.
     original = both / "rmc" / "plots"
     assert [p.read_bytes() for p in paths] == [(original / p.name).read_bytes() for p in paths]
@@ -98,7 +99,7 @@ def test_eval_only(both, capsys, tmp_path):
     assert main(["--run-dir", str(both), "--eval-only", *FAST]) == 0
     evaluation = json.loads((both / "lstm" / "evaluation.json").read_text())
     summary = json.loads((both / "summary.json").read_text())
-    assert evaluation["step"] == 8
+    assert evaluation["step"] == 6
     assert evaluation["evaluation"] == summary["lstm"]["evaluation"]
     assert main(["--run-dir", str(tmp_path / "none"), "--eval-only", *FAST]) == 2
     assert "there is no run" in capsys.readouterr().err

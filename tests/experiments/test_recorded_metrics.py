@@ -16,7 +16,6 @@ import pytest
 
 from experiments.common.environment import describe_environment
 from experiments.common.metrics import read_metrics
-from tests.grids import mostly_slow
 
 RECORD = Path(__file__).with_name("recorded_metrics.json")
 TRAIN = [
@@ -56,18 +55,20 @@ CASES = {
     ],
 }
 """Experiment and options by name."""
-QUICK = ("nth_farthest lstm",)
-"""What compiles quickly enough for every run; `test_nth_farthest.py` trains the memory core."""
 
 
-def metrics_of(case: str, directory: Path) -> list[dict]:
-    """Trains a case and returns its rows."""
+def run(case: str, directory: Path) -> Path:
+    """Trains a case and returns its run directory."""
     experiment, *options = CASES[case]
     main = importlib.import_module(f"experiments.{experiment}.__main__").main
     assert main([*options, *TRAIN, "--run-dir", str(directory)]) == 0
     row = directory / "initial_learned"
-    rows = read_metrics(row if row.exists() else directory)
-    return [row for row in rows if row["split"] != "test"]
+    return row if row.exists() else directory
+
+
+def metrics_of(directory: Path) -> list[dict]:
+    """The rows of a run."""
+    return [row for row in read_metrics(directory) if row["split"] != "test"]
 
 
 def made_with() -> dict:
@@ -87,10 +88,17 @@ def has_memory_core(case: str) -> bool:
     return "rmc" in case or "ablations" in case
 
 
-@pytest.mark.parametrize("case", mostly_slow(CASES, keep=QUICK))
+# By default `test_nth_farthest.py` compares a run of the LSTM.
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_metrics_are_those_that_were_recorded(case, tmp_path):
+    check(case, run(case, tmp_path))
+
+
+def check(case: str, directory: Path) -> None:
+    """Compares a run with the record of a case."""
     record = json.loads(RECORD.read_text())
-    found, expected = metrics_of(case, tmp_path), record["metrics"][case]
+    found, expected = metrics_of(directory), record["metrics"][case]
     assert [CASES[case], TRAIN] == [record["options"][case], record["train_options"]]
     if record["made_with"] == made_with() and not has_memory_core(case):
         assert found == expected
@@ -110,7 +118,7 @@ def main() -> None:
     metrics = {}
     for case in CASES:
         with tempfile.TemporaryDirectory() as directory:
-            metrics[case] = metrics_of(case, Path(directory))
+            metrics[case] = metrics_of(run(case, Path(directory)))
     content = {
         "made_with": made_with(),
         "train_options": TRAIN,
