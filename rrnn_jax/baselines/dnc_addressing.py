@@ -32,7 +32,7 @@ def content_weights(keys: Array, strengths: Array, memory: Array) -> Array:
         \qquad |x| = \sqrt{\textstyle\sum x^2 + \epsilon}
 
     >>> memory = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
-    >>> content_weights(memory[:1], jnp.asarray([100.0]), memory).round(3)
+    >>> jax.jit(content_weights)(memory[:1], jnp.asarray([100.0]), memory).round(3)
     Array([[1., 0.]], dtype=float32)
 
     Args:
@@ -63,7 +63,7 @@ def update_usage(usage: Array, write_weights: Array, read_weights: Array, free: 
     No gradient flows to the write weights, as in the authors' code.
 
     >>> one = jnp.ones((1, 1))
-    >>> update_usage(jnp.zeros(1), 0.5 * one, 0.0 * one, jnp.ones(1))
+    >>> jax.jit(update_usage)(jnp.zeros(1), 0.5 * one, 0.0 * one, jnp.ones(1))
     Array([0.5], dtype=float32)
 
     Args:
@@ -99,7 +99,7 @@ def allocation_weights(usage: Array) -> Array:
     Rows are compared in pairs instead of sorted: the link matrix has the same cost, and a sort
     (with the gathers of its gradient) is slow on accelerators.
 
-    >>> allocation_weights(jnp.asarray([0.75, 0.5, 1.0])).round(3)
+    >>> jax.jit(allocation_weights)(jnp.asarray([0.75, 0.5, 1.0])).round(3)
     Array([0.125, 0.5  , 0.   ], dtype=float32)
 
     Args:
@@ -132,7 +132,7 @@ def write_allocations(usage: Array, allocation_gates: Array, write_gates: Array)
     :math:`u \leftarrow u + (1 - u) \, g_a g_w a`.
 
     >>> gates = jnp.ones(2)
-    >>> write_allocations(jnp.asarray([0.0, 0.0]), gates, gates).round(3)
+    >>> jax.jit(write_allocations)(jnp.asarray([0.0, 0.0]), gates, gates).round(3)
     Array([[1., 0.],
            [0., 1.]], dtype=float32)
 
@@ -159,7 +159,7 @@ def update_link(link: Array, precedence: Array, write_weights: Array) -> Array:
     .. math:: L_{ij} \leftarrow (1 - w_i - w_j) L_{ij} + w_i \, p_j, \qquad L_{ii} = 0
 
     >>> first, second = jnp.asarray([[1.0, 0.0]]), jnp.asarray([[0.0, 1.0]])
-    >>> update_link(jnp.zeros((1, 2, 2)), precedence=first, write_weights=second)
+    >>> jax.jit(update_link)(jnp.zeros((1, 2, 2)), precedence=first, write_weights=second)
     Array([[[0., 0.],
             [1., 0.]]], dtype=float32)
 
