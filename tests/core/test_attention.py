@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrnn_jax import MultiHeadAttention, dot_product_attention
+import rrnn_jax
+from rrnn_jax import MultiHeadAttention
 from tests.core import reference
 from tests.core.random_variables import normal, random_variables
+
+dot_product_attention = jax.jit(rrnn_jax.dot_product_attention)
 
 
 def test_small_case_by_hand():
@@ -63,8 +66,8 @@ def test_large_logits_stay_finite():
 
 def test_any_number_of_batch_axes():
     rng = np.random.default_rng(0)
-    query, key = normal(rng, (2, 3, 4, 2, 5)), normal(rng, (2, 3, 6, 2, 5))
-    attended, weights = dot_product_attention(query, key, key)
+    query, key = (np.asarray(normal(rng, (2, 3, rows, 2, 5))) for rows in (4, 6))
+    attended, weights = jax.device_get(dot_product_attention(query, key, key))
     for i in range(2):
         one, one_weights = dot_product_attention(query[i], key[i], key[i])
         np.testing.assert_allclose(attended[i], one, atol=1e-6)
@@ -132,7 +135,8 @@ def test_module_against_reference(heads, head_size, key_size):
     )
     np.testing.assert_allclose(attended, expected, atol=1e-5)
     np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
-    first, first_weights = module.apply(variables, rows, num_queries=2)
+    some = jax.jit(module.apply, static_argnames="num_queries")
+    first, first_weights = some(variables, rows, num_queries=2)
     np.testing.assert_allclose(first, attended[:, :2], atol=1e-6)
     np.testing.assert_allclose(first_weights, weights[:, :, :2], atol=1e-6)
 
@@ -144,7 +148,7 @@ def test_module_in_bfloat16():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     attended, weights = jax.jit(module.apply)(variables, rows)
     assert (attended.dtype, weights.dtype) == (jnp.bfloat16, jnp.float32)
-    exact, _ = module.clone(dtype=None).apply(variables, rows)
+    exact, _ = jax.jit(module.clone(dtype=None).apply)(variables, rows)
     np.testing.assert_allclose(attended.astype(jnp.float32), exact, atol=2e-2)
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common.actor_critic.returns import generalised_advantages, vtrace
+from experiments.common.actor_critic import returns
 
+vtrace = jax.jit(returns.vtrace)
+generalised_advantages = jax.jit(returns.generalised_advantages)
 GOLDEN = Path(__file__).parents[2] / "golden" / "vtrace.npz"
 
 
@@ -16,7 +18,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "vtrace.npz"
 def test_vtrace_is_as_recorded(case):
     with np.load(GOLDEN) as arrays:
         at = {k.split("/")[1]: arrays[k] for k in arrays if k.startswith(f"case{case}/")}
-    inputs = [jnp.asarray(at[n]) for n in ("v_tm1", "v_t", "r_t", "discount_t", "rho_tm1")]
+    inputs = [at[n] for n in ("v_tm1", "v_t", "r_t", "discount_t", "rho_tm1")]
     result = vtrace(
         *inputs,
         lambda_=float(at["lambda_"]),
@@ -54,22 +56,21 @@ def n_step_returns(rewards, discounts, last_value):
 
 
 def trajectory(steps=7, batch=3):
-    keys = jax.random.split(jax.random.key(0), 4)
-    values = jax.random.normal(keys[0], (steps + 1, batch))
-    rewards = jax.random.normal(keys[1], (steps, batch))
-    ends = jax.random.bernoulli(keys[2], 0.2, (steps, batch))
-    ratios = jnp.exp(jax.random.normal(keys[3], (steps, batch)))
-    return values, rewards, jnp.where(ends, 0.0, 0.9), ratios
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((steps + 1, batch), np.float32)
+    rewards, logs = rng.standard_normal((2, steps, batch), np.float32)
+    discounts = np.where(rng.random((steps, batch)) < 0.2, np.float32(0), np.float32(0.9))
+    return values, rewards, discounts, np.exp(logs)
 
 
 def test_on_policy_targets_are_n_step_returns():
     values, rewards, discounts, _ = trajectory()
-    returns = n_step_returns(np.asarray(rewards), np.asarray(discounts), np.asarray(values[-1]))
-    result = vtrace(values[:-1], values[1:], rewards, discounts, jnp.ones_like(rewards))
-    np.testing.assert_allclose(values[:-1] + result.errors, returns, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(result.advantages, returns - values[:-1], rtol=1e-5, atol=1e-5)
+    expected = n_step_returns(rewards, discounts, values[-1])
+    result = vtrace(values[:-1], values[1:], rewards, discounts, np.ones_like(rewards))
+    np.testing.assert_allclose(values[:-1] + result.errors, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result.advantages, expected - values[:-1], rtol=1e-5, atol=1e-5)
     advantages = generalised_advantages(values[:-1], values[1:], rewards, discounts, 1.0)
-    np.testing.assert_allclose(advantages, returns - values[:-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(advantages, expected - values[:-1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.7])
@@ -77,7 +78,7 @@ def test_advantages_agree_with_vtrace_of_equal_policies(lambda_):
     values, rewards, discounts, _ = trajectory()
     advantages = generalised_advantages(values[:-1], values[1:], rewards, discounts, lambda_)
     same = vtrace(
-        values[:-1], values[1:], rewards, discounts, jnp.ones_like(rewards), lambda_=lambda_
+        values[:-1], values[1:], rewards, discounts, np.ones_like(rewards), lambda_=lambda_
     )
     np.testing.assert_allclose(advantages, same.errors, rtol=1e-5, atol=1e-6)
 
