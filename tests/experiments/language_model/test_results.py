@@ -135,11 +135,27 @@ def test_words_are_quoted():
     assert f"behind by {behind} {high:.3f})" in text
 
 
+def _losses(rates, model):
+    """Loss of the validation text by rate."""
+    tried = {_rate(run["config"]): run for name, run in rates.items() if name.startswith(model)}
+    return {rate: tried[rate]["summary"]["evaluation"]["nats"][0] for rate in sorted(tried)}
+
+
+def test_rates_on_bytes_are_quoted():
+    text, rates = " ".join(README.read_text().split()), read("bytes_rates")
+    tried = {"rmc": (3e-3, 6e-3, 1.2e-2), "lstm": (5e-3, 1e-2, 2e-2, 4e-2)}
+    for model, best in (("rmc", 6e-3), ("lstm", 2e-2)):
+        losses = _losses(rates, model)
+        assert tuple(losses) == tried[model]
+        assert min(losses, key=losses.__getitem__) == best == _rate(read("bytes")[model]["config"])
+        quoted = ", ".join(f"{x:.3f}" for x in losses.values())
+        assert f"{quoted} for the {NAMES[model]}" in text
+
+
 def test_rates_on_words_are_quoted():
     text, rates = README.read_text(), read("austen_rates")
     for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
-        tried = {_rate(run["config"]): run for name, run in rates.items() if name.startswith(model)}
-        losses = {rate: tried[rate]["summary"]["evaluation"]["nats"][0] for rate in sorted(tried)}
+        losses = _losses(rates, model)
         assert list(losses) == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
         assert f"| {title} | {' | '.join(f'{x:.1f}' for x in np.exp([*losses.values()]))} |" in text
         assert min(losses, key=losses.__getitem__) == 1.6e-2
