@@ -173,13 +173,17 @@ def _rate(config):
 
 def test_full_and_adaptive_softmax_are_quoted():
     kept = read("austen_softmax")
-    for name, run in kept.items():
-        summary, config = run["summary"], run["config"]
-        cells = [f"{np.exp(summary[split]['nats'][0]):.1f}" for split in ("evaluation", "test")]
-        row = f"| {name} | {summary['parameters']:,} | {' | '.join(cells)} |"
-        assert row in README.read_text()
-        assert config["text"].pop("cutoffs") == ([1000, 5000] if name == "adaptive" else [])
-    assert kept["full"]["config"] == kept["adaptive"]["config"]  # In all else.
+    for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
+        for kind, cutoffs in (("full", []), ("adaptive", [1000, 5000])):
+            summary, config = (kept[f"{model}_{kind}"][part] for part in ("summary", "config"))
+            cells = [f"{np.exp(summary[split]['nats'][0]):.1f}" for split in ("evaluation", "test")]
+            row = f"| {title}, {kind} | {summary['parameters']:,} | {' | '.join(cells)} |"
+            assert row in README.read_text()
+            assert config["text"].pop("cutoffs") == cutoffs
+            assert _rate(config) == 4e-3
+        assert (
+            kept[f"{model}_full"]["config"] == kept[f"{model}_adaptive"]["config"]
+        )  # In all else.
 
 
 def test_the_first_updates_at_the_papers_size_are_quoted():
