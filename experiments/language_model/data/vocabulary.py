@@ -215,7 +215,15 @@ def encode_prompt(vocabulary: Vocabulary, prompt: str) -> np.ndarray:
     >>> words = Words.of(["a b\n"])
     >>> [encode_prompt(words, text).tolist() for text in ("", "a", "a\n")]
     [[], [1], [1, 0]]
+
+    Raises:
+      RefusedError: it is not text (a command line's bytes that are not UTF-8), or has a character
+        that the vocabulary does not have.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"the prompt must be UTF-8, got {prompt!r}") from error
     tokens = vocabulary.encode(prompt) if prompt else np.zeros(0, np.int32)
     is_open = vocabulary.kind == "words" and not prompt.endswith("\n")
     return tokens[:-1] if is_open else tokens

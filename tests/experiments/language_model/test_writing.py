@@ -189,6 +189,7 @@ def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
         ((folder, "--top-p", "0"), "--top-p must be above 0"),
         ((folder, "--temperature", "-1"), "--temperature must be at least 0"),
         ((folder, "--prompt", "fish é"), "does not have 'é'"),
+        ((folder, "--prompt", "fish \udcff"), r"the prompt must be UTF-8, got 'fish \udcff'"),
         ((folder, "--prompt", "a", "--prompt-file", "b"), "exclude each other"),
         ((folder, "--stop", "a", "--save-carry", "b"), "exclude each other"),
         ((folder, "--load-carry", str(folder / "config.json")), "does not hold a session"),
