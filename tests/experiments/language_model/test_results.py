@@ -74,6 +74,11 @@ def test_shakespeare_is_quoted():
     )
     config = kept["config"]["train"], kept["config"]["text"]
     assert config[0]["steps"] * config[0]["batch_size"] * config[1]["window"] == 40_960_000
+    short = read("shakespeare_short")
+    cells = short["summary"]["evaluation"]["nats"][0], short["summary"]["train_seconds"] / 60
+    assert "| 385,025 | 14 million | {:.3f} | {:.0f} |".format(*cells) in text
+    assert short["environment"]["command"].split("rmc ")[1] in text
+    assert short["config"]["train"]["steps"] * 32 * short["config"]["text"]["window"] == 14_336_000
     unrolls = numbers["by_unroll"]
     assert f"{unrolls['200']:.3f} and {unrolls['500']:.3f}, with the state carried" in text
     assert f"{numbers['nats']:.3f} nats" in (KEPT / "weights" / "README.md").read_text()
