@@ -20,11 +20,11 @@ from experiments.ablations.findings import NEAR_TRIVIAL, points
 from experiments.ablations.problems import describe_task
 from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
+from experiments.common.results import RESULTS, fastest
 from experiments.program_evaluation.config import MEMORIZATION
 from rrnn_jax.visualize import InputShare
 
 README = Path(__file__).with_name("README.md")
-RESULTS = Path(__file__).with_name("results")
 LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
 GRIDS = {"quick": "", "quick_program": " --preset quick_program"}
 """The options of each ablation's command."""
@@ -75,7 +75,7 @@ def index() -> str:
         ("language_model", "[text](language_model/README.md), by character (4.4)",
          "language_model/quick"),
     ):  # fmt: skip
-        spent = [_fastest(run["summary"], "wall_seconds") for run in read(name).values()]
+        spent = [fastest(run["summary"], "wall_seconds") for run in read(name).values()]
         time = f"{sum(spent) / len(spent) / 60:.0f} min of 1 core (mean over models)"
         rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
     rows += [
@@ -128,7 +128,7 @@ def nth_farthest() -> str:
         sizes = " and ".join(f"{run['summary']['parameters']:,}" for run in found.values())
         counts = {name: len(run["summary"]["seeds"]) for name, run in found.items()}
         minutes = " and ".join(
-            f"{_fastest(run['summary'], 'train_seconds') / 60:.0f}" for run in found.values()
+            f"{fastest(run['summary'], 'train_seconds') / 60:.0f}" for run in found.values()
         )
         seeds = " and ".join(_seeds(count) for count in dict.fromkeys(counts.values()))
         rows.append(
@@ -359,12 +359,6 @@ def _percent(share: float) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _fastest(summary: dict[str, Any], name: str) -> float:
-    """Seconds of the fastest run; seeds that ran together have equal shares."""
-    value = summary[name]
-    return min(value) if isinstance(value, list) else value / len(summary["seeds"])
 
 
 def _seeds(count: int) -> str:

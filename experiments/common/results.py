@@ -151,17 +151,18 @@ def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None
         trivial=trivial,
         y_limits=(min(values) - margin, max(values) + margin) if score["goal"] == "min" else None,
         minutes_per_step={
-            TITLES.get(m, m): _seconds_per_update(run) / 60 for m, run in kept.items()
+            TITLES.get(m, m): fastest(run["summary"], "train_seconds")
+            / run["summary"]["steps"]
+            / 60
+            for m, run in kept.items()
         },
     )
 
 
-def _seconds_per_update(run: dict[str, Any]) -> float:
+def fastest(summary: dict[str, Any], name: str) -> float:
     """Seconds of the fastest run; seeds that ran together have equal shares."""
-    summary = run["summary"]
-    spent = summary["train_seconds"]
-    spent = min(spent) if isinstance(spent, list) else spent / len(summary["seeds"])
-    return spent / summary["steps"]
+    value = summary[name]
+    return min(value) if isinstance(value, list) else value / len(summary["seeds"])
 
 
 if __name__ == "__main__":

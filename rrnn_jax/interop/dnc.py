@@ -57,6 +57,14 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     >>> jax.jit(cell.apply)({"params": params}, carry, jnp.ones((1, 3)))[1].shape
     (1, 5)
 
+    The same from a file:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/dnc.npz", **arrays)
+    ...     sorted(load_dnc_reference(f"{folder}/dnc.npz"))
+    ['controller_0', 'interface', 'output']
+
     Within an `RNN` the parameters belong to its cell: ``{"params": {"cell": params}}``.
 
     Args:
@@ -90,19 +98,8 @@ def dnc_from_reference(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
 def load_dnc_reference(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Parameters of a `DNCCell` from an ``.npz`` of the authors' arrays.
 
-    >>> import pathlib, tempfile
-    >>> from rrnn_jax.baselines.dnc_memory import interface_shapes
-    >>> shapes = {"controller": (3 + 8 + 6, 24), "output": (6 + 8, 5)}
-    >>> for name, shape in interface_shapes(word_size=4, num_reads=2, num_writes=1).items():
-    ...     shapes[f"interface/{name}"] = (6, int(np.prod(shape)))
-    >>> arrays = {f"{name}/w": np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    >>> arrays |= {f"{name}/b": np.zeros(shape[1], np.float32) for name, shape in shapes.items()}
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = pathlib.Path(folder, "dnc.npz")
-    ...     np.savez(path, **arrays)
-    ...     params = load_dnc_reference(path)
-    >>> sorted(params)
-    ['controller_0', 'interface', 'output']
+    The arrays of a module are written by ``np.savez("dnc.npz", **arrays)``, see the example of
+    `dnc_from_reference`.
 
     Args:
       path: a file written by `numpy.savez`. If it has a group ``params/``, everything else is
