@@ -14,6 +14,7 @@ from experiments.common.cells import CellConfigs, LSTMConfig, ModelName, RMCConf
 from experiments.common.train_config import TrainConfig
 from experiments.language_model.data.token_files import DataConfig
 from rrnn_jax.checks import check_positive, check_rate
+from rrnn_jax.typing import Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Config(CellConfigs):
     """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of products. Parameters, norms, softmax and memory are always float32."""
-    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
+    implementation: Implementation = "auto"
     """How the memory core runs over a window, see rrnn_jax.RNN."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)

@@ -15,6 +15,7 @@ from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.curriculum import CurriculumConfig
 from rrnn_jax.checks import check_positive
 from rrnn_jax.tasks import nth_farthest
+from rrnn_jax.typing import Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config(CellConfigs):
     """Which model; "all" trains the memory core, then the LSTM, and compares them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of products. Parameters, norms, softmax and memory are always float32."""
-    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
+    implementation: Implementation = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     readout_features: int = 256
     """Width of each of the read-out's four layers."""

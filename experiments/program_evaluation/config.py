@@ -18,6 +18,7 @@ from experiments.common.cells import (
 )
 from experiments.common.train_config import TrainConfig
 from rrnn_jax.checks import check_positive
+from rrnn_jax.typing import Implementation
 
 PROGRAMS = ("addition", "control", "program", "algebra")
 MEMORIZATION = ("copy", "reverse", "double")
@@ -74,7 +75,7 @@ class Config(CellConfigs):
     evaluation "teacher_forced" also uses its own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of products. Parameters, norms, softmax and memory are always float32."""
-    implementation: Literal["auto", "scan", "hoisted", "fused"] = "auto"
+    implementation: Implementation = "auto"
     """How the memory core runs over a sequence, see rrnn_jax.RNN."""
     difficulty: DifficultyConfig = dataclasses.field(default_factory=DifficultyConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -48,11 +48,14 @@ def launch(
 def ptx_call(
     name: str, ptx: str, blocks: int, threads: int, shared_bytes: int, results: Sequence[Shape]
 ) -> Callable[..., list[Array]]:
-    """A function of arrays that runs a PTX kernel on `blocks` blocks of `threads` threads."""
+    """A function of arrays that runs a PTX kernel on `blocks` blocks of `threads` threads.
+
+    `jax.vmap` of it, as for several seeds, runs the kernel once for each.
+    """
     sizes = dict.fromkeys(("grid_y", "grid_z", "block_y", "block_z"), 1)
     sizes |= {"grid_x": blocks, "block_x": threads, "shared_mem_bytes": shared_bytes}
     attributes = {key: np.int32(value) for key, value in sizes.items()}
-    call = jax.ffi.ffi_call(TARGET, list(results))
+    call = jax.ffi.ffi_call(TARGET, list(results), vmap_method="sequential")
 
     def run(*arguments: Array) -> list[Array]:
         found = call(*arguments, name=name, kernel_type="ptx", kernel_data=ptx, **attributes)
