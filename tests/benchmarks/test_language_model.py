@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import language_model
@@ -29,6 +30,23 @@ def test_rows(tmp_path, monkeypatch):
     seconds = row["seconds"]
     assert row["times_as_fast"] == pytest.approx(seconds["full"] / seconds["adaptive"], rel=0.1)
     assert row["environment"]["device"] == jax.devices()[0].device_kind
+
+
+@pytest.mark.slow
+def test_prompts_have_their_own_peak_of_memory(tmp_path, monkeypatch):
+    """The peak is that of the row, not of the process that makes the rows."""
+    monkeypatch.setattr(language_model, "PROMPTS", (300, 30_000))
+    held = np.ones(2**27)  # 1 GiB.
+    assert language_model.peak_memory_mib() > 1024
+    out = tmp_path / "rows.jsonl"
+    assert language_model.main(["prompt", "--out", str(out)]) == 0
+    del held
+    rows = list(read_rows(out))
+    assert [row["tokens"] for row in rows] == [300, 30_000]
+    assert [row["carry_bytes"] for row in rows] == [128 * 4] * 2
+    short, long = (row["peak_memory_mib"] for row in rows)
+    assert 100 < short < 1000
+    assert long < 1.1 * short
 
 
 @pytest.mark.slow
