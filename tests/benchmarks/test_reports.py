@@ -290,6 +290,11 @@ def test_rows_of_other_benchmarks_are_quoted():
             cells += [f"{one['times_as_fast']:.1f}"]
             cells += [f"{one[name]['temporary_mib']:,.0f} MiB" for name in ("full", "adaptive")]
             assert f"| {one['words']:,} | {' | '.join(cells)} |" in text
+        if one["part"] == "prompt":
+            cells = [f"{one['tokens']:,}", f"{one['carry_bytes']} bytes"]
+            cells += [f"{one['peak_memory_mib']} MiB"]
+            cells += [f"{one[f'microseconds_per_token_{x}']:.1f} µs" for x in ("read", "written")]
+            assert f"| {' | '.join(cells)} |" in text
         if one["part"] == "paper":
             said = " ".join(text.split())
             assert f"{one['parameters']:,} parameters with {one['words']:,} words" in said
