@@ -1,5 +1,10 @@
 """Token files: made once, whole, and every token where it belongs."""
 
+import json
+import os
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,6 +16,12 @@ from experiments.language_model.data.token_files import (
     open_tokens,
     prepare,
 )
+from experiments.language_model.problem import per_unit, unigram_losses
+from experiments.language_model.report import by_frequency
+
+COUNTING = json.loads((Path(__file__).parents[2] / "golden" / "wikitext_counting.json").read_text())
+near = partial(pytest.approx, rel=1e-8)
+FILES = os.environ.get("WIKITEXT_2")
 
 
 def make(tmp_path, text="the cat sat on the mat.\n" * 40, **options):
@@ -92,6 +103,67 @@ def test_every_token_is_predicted_once(tmp_path):
 def test_empty_splits_are_refused(tmp_path):
     with pytest.raises(RefusedError, match="the valid split is empty"):
         make(tmp_path, text="ab")
+
+
+def test_counts_and_order_of_wikitexts_words(tmp_path):
+    """A text with the counts of WikiText-2's most common words: lines, most of them blank."""
+    wanted = dict(COUNTING["most_common"])
+    lines = [""] * wanted["<eos>"]
+    for word, count in wanted.items():
+        for i in range(count if word != "<eos>" else 0):
+            lines[i % 997] += f" {word}"
+    (tmp_path / "wiki.train.tokens").write_text("".join(f"{line} \n" for line in lines))
+    config = DataConfig(path=str(tmp_path), vocabulary="words", split_punctuation=False)
+    tokens = prepare(config, tmp_path / "tokens")
+    found = zip(tokens.vocabulary.words, tokens.counts.tolist(), strict=True)
+    assert [list(pair) for pair in found] == COUNTING["most_common"]
+    assert tokens.splits["train"].words == sum(wanted.values())
+
+
+@pytest.mark.skipif(
+    not FILES, reason="WIKITEXT_2 does not name a folder with WikiText-2's valid.txt and test.txt"
+)
+def test_wikitext_is_counted_as_recorded(tmp_path):
+    """The validation file trains, and three models without parameters read the test file."""
+    for split, name in (("train", "valid"), ("test", "test")):
+        (tmp_path / f"{split}.txt").symlink_to(Path(str(FILES)) / f"{name}.txt")
+    config = DataConfig(path=str(tmp_path), vocabulary="words", split_punctuation=False)
+    tokens = prepare(config, tmp_path / "tokens")
+    train, test = (np.asarray(tokens.splits[x].targets).astype(int) for x in ("train", "test"))
+    words, counts = tokens.vocabulary.words, tokens.counts
+    unknown, end = words.index("<unk>"), words.index("<eos>")
+    assert (len(train), len(test)) == (COUNTING["train_tokens"], COUNTING["test_tokens"])
+    assert len(words) == COUNTING["vocabulary"]
+    out_of_vocabulary, in_file = COUNTING["test_out_of_vocabulary"], COUNTING["test_unk_in_file"]
+    assert np.sum(test == unknown) == out_of_vocabulary + in_file
+    assert np.sum(test == end) == COUNTING["eos_test"]
+    assert [[w, n] for w, n in zip(words[:12], counts[:12], strict=True)] == COUNTING["most_common"]
+
+    nats = -np.log(counts / counts.sum())
+    assert np.exp(nats[train].mean()) == near(COUNTING["unigram_train_perplexity"])
+    found = by_frequency(nats[test], test, counts)
+    assert found.pop("all")["perplexity"] == near(COUNTING["unigram_test_perplexity"])
+    assert found == {name: near(row) for name, row in COUNTING["buckets"].items()}
+
+    # Half unigram, half bigram: the order of words, from an end of line on.
+    size = len(words)
+    pairs, times = np.unique(train[:-1] * size + train[1:], return_counts=True)
+    before = np.concatenate([[end], test[:-1]])
+    seen = dict(zip(pairs.tolist(), times.tolist(), strict=True))
+    both = np.array([seen.get(pair, 0) for pair in (before * size + test).tolist()])
+    contexts = np.bincount(train[:-1], minlength=size)
+    mixed = 0.5 * np.exp(-nats[test]) + 0.5 * both / np.maximum(contexts[before], 1)
+    assert np.exp(-np.log(mixed).mean()) == near(
+        COUNTING["bigram_half_half_test_perplexity_start_eos"]
+    )
+
+    wanted = COUNTING["byte_unigram_add_one"]
+    by_byte = prepare(DataConfig(path=str(tmp_path), vocabulary="bytes"), tmp_path / "tokens")
+    split = by_byte.splits["test"]
+    units = per_unit(split, unigram_losses(by_byte.counts)[split.targets].mean())
+    assert split.bytes == wanted["bytes"]
+    assert units["bits_per_byte"] == near(wanted["bits_per_byte"])
+    assert units["word_perplexity"] == near(wanted["word_level_perplexity_by_pg19_rule"])
 
 
 def test_options_are_checked():
