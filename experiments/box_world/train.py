@@ -7,6 +7,7 @@ from experiments.box_world.config import Config, make_env
 from experiments.common.actor_critic import runs
 from experiments.common.actor_critic.evaluation import no_groups
 from experiments.common.problem import Score
+from rrnn_jax.envs import box_world_heuristic
 from rrnn_jax.envs.box_world import BoxWorldState
 from rrnn_jax.typing import Array
 
@@ -44,6 +45,7 @@ def make_game(config: Config) -> runs.Game:
             solution_length=(min(task.solution_length),),
             num_distractors=(min(task.num_distractors),),
         ),
+        heuristic=box_world_heuristic if task.viewport else None,
     )
 
 

@@ -15,7 +15,7 @@ def plot_curves(
     *,
     title: str,
     y_label: str,
-    trivial: float | None = None,
+    trivial: float | Mapping[str, float] | None = None,
     y_limits: tuple[float, float] | None = None,
     x_label: str = "updates",
     bands: Sequence[tuple[str, float, float]] = (),
@@ -28,7 +28,7 @@ def plot_curves(
       curves: for each model, steps and values by seed.
       title: title of the figure.
       y_label: label of the values.
-      trivial: the trivial score, drawn as a line.
+      trivial: the trivial score, or scores of simple policies by label, drawn as lines.
       y_limits: limits of the values' axis.
       x_label: label of the steps.
       bands: parts of training to shade: a label, the first and the last step.

@@ -3,7 +3,8 @@
 Collects the numbers that READMEs quote, of a run or of the runs of several models below it:
 command, config, environment, summary and the curves of the score go into
 ``experiments/results/NAME.json``, the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ only
-in the seed become one record with a curve for each seed.
+in the seed become one record with a curve for each seed. Of ``--policies-only`` the scores are
+kept.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.common.actor_critic.config import TITLES
+from experiments.common.actor_critic.config import POLICIES_FILE, TITLES, policy_lines
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json
@@ -28,12 +29,16 @@ PLOTS = ("accuracy.png", "score.png", "valid.png")
 
 
 def collect(run_dir: Path) -> dict[str, Any]:
-    """The numbers of a run, or of each run in the directories below it.
+    """The numbers of a run, or of each run in the directories below it, or of policies alone.
 
     Raises:
       FileNotFoundError: there is no finished run.
     """
     if not (run_dir / METRICS_FILE).exists():
+        if (run_dir / POLICIES_FILE).exists():
+            found = read_json(run_dir / POLICIES_FILE)
+            found["environment"]["command"] = without_place(found["environment"]["command"])
+            return found
         found = sorted(path.parent for path in run_dir.glob(f"*/{METRICS_FILE}"))
         if not found:
             raise FileNotFoundError(f"no run in {run_dir}")
@@ -113,7 +118,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.common.results")
     parser.add_argument("run_dir", type=Path, help="a finished run's directory")
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
-    parser.add_argument("--trivial", type=float, help="a score to draw as a line")
+    parser.add_argument("--policies", help="a kept result of policies to draw as lines, such as "
+                        "box_world/policies (default: those of the run)")  # fmt: skip
     given = parser.parse_args()
     target = RESULTS / f"{given.name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,18 +129,20 @@ def main() -> None:
     if found := [path for path in plots if path.exists()]:
         shutil.copyfile(found[0], target.with_suffix(".png"))
     elif "config" not in kept:
-        draw(kept, target.with_suffix(".png"), given.trivial)
+        policies = read_json(RESULTS / f"{given.policies}.json") if given.policies else None
+        draw(kept, target.with_suffix(".png"), policies)
     print(f"wrote {target}")
 
 
-def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None:
+def draw(kept: dict[str, Any], path: Path, policies: dict[str, Any] | None = None) -> None:
     """Draws the score of every stored model and seed, over updates and over minutes.
 
+    The scores of `policies` (default: those in the first summary) are drawn as lines.
     Minutes are those of a model's fastest seed, evenly spread over its updates. Losses before the
     first update are above the plot.
     """
-    score = next(run["summary"]["score"] for run in kept.values())
-    name = score["name"]
+    summary = next(run["summary"] for run in kept.values())
+    score, name = summary["score"], summary["score"]["name"]
     curves = {
         TITLES.get(model, model): {
             int(seed): (one["step"], one["value"]) for seed, one in run[name].items()
@@ -148,7 +156,7 @@ def draw(kept: dict[str, Any], path: Path, trivial: float | None = None) -> None
         curves,
         title=f"{path.parent.name}, {path.stem}",
         y_label=name,
-        trivial=trivial,
+        trivial=policy_lines(policies or summary, name),
         y_limits=(min(values) - margin, max(values) + margin) if score["goal"] == "min" else None,
         minutes_per_step={
             TITLES.get(m, m): fastest(run["summary"], "train_seconds")

@@ -49,13 +49,13 @@ _HUES = np.array(
         [524, 350, 700], [630, 350, 700], [700, 350, 665], [700, 350, 559], [700, 350, 455],
     ]
 )  # fmt: skip
-_PALETTE = np.concatenate([[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]).astype(
+PALETTE = np.concatenate([[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HUES, _HUES]).astype(
     np.float32
 ) / np.float32(1000)
 """RGB of the contents of a cell; a distractor looks like any other box."""
 
-_MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
-_WINDOW = 5
+MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
+WINDOW = 5
 
 
 class BoxWorldParams(struct.PyTreeNode):
@@ -157,13 +157,13 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
     @property
     def num_actions(self) -> int:
         """4: up, down, left, right."""
-        return len(_MOVES)
+        return len(MOVES)
 
     def observation_space(self, params: BoxWorldParams | None = None) -> Box:
         """``[5, 5, 6]``, or ``[G+2, G+2, 3]`` without a viewport."""
         params = self._params(params)
         side = params.grid_size + 2
-        return Box(0.0, 1.0, (_WINDOW, _WINDOW, 6) if params.viewport else (side, side, 3))
+        return Box(0.0, 1.0, (WINDOW, WINDOW, 6) if params.viewport else (side, side, 3))
 
     def draw_level(self, key: Array, params: BoxWorldParams) -> Level:
         """See `box_world_levels.draw_level`."""
@@ -179,7 +179,7 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
     ) -> Transition:
         """One step, which is deterministic. ``info["solved"]``: the gem was taken."""
         del key
-        target = state.player + jnp.asarray(_MOVES)[action]
+        target = state.player + jnp.asarray(MOVES)[action]
         side = params.grid_size + 2
         cells, index = state.grid.reshape(-1), target[0] * side + target[1]
         cell = cells.at[index].get(mode="promise_in_bounds").astype(jnp.int32)
@@ -210,17 +210,17 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
 
     def get_obs(self, state: BoxWorldState, params: BoxWorldParams) -> Array:
         """The observation of a state."""
-        palette = jnp.asarray(_PALETTE)
+        palette = jnp.asarray(PALETTE)
         if not params.viewport:
             return palette[self.frame(state)]
-        offset = np.arange(_WINDOW, dtype=np.int32) - _WINDOW // 2
+        offset = np.arange(WINDOW, dtype=np.int32) - WINDOW // 2
         rows, columns = state.player[0] + offset, state.player[1] + offset
         window = state.grid.at[rows[:, None], columns[None, :]].get(
             mode="fill", fill_value=BORDER, wrap_negative_indices=False
         )
-        window = window.at[_WINDOW // 2, _WINDOW // 2].set(PLAYER)
+        window = window.at[WINDOW // 2, WINDOW // 2].set(PLAYER)
         held = palette[jnp.where(state.held < 0, BORDER, KEY + state.held)]
-        extra = jnp.broadcast_to(held, (_WINDOW, _WINDOW, 3))
+        extra = jnp.broadcast_to(held, (WINDOW, WINDOW, 3))
         return jnp.concatenate([palette[window], extra], axis=-1)
 
     def frame(self, state: BoxWorldState) -> Array:
@@ -237,4 +237,4 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
 
     def render(self, state: BoxWorldState) -> Array:
         """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, also with a viewport."""
-        return jnp.round(jnp.asarray(_PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)
+        return jnp.round(jnp.asarray(PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)

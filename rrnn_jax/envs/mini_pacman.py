@@ -74,8 +74,8 @@ RULES: dict[Mode, _Rules] = {
 }
 POWER_STEPS = 20
 
-_MOVES = np.concatenate([np.zeros((1, 2), np.int32), maze.DIRECTIONS])
-_WINDOW = 5
+MOVES = np.concatenate([np.zeros((1, 2), np.int32), maze.DIRECTIONS])
+WINDOW = 5
 
 
 class MiniPacmanParams(struct.PyTreeNode):
@@ -192,11 +192,11 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
     @property
     def num_actions(self) -> int:
         """5: stay, right, up, left, down."""
-        return len(_MOVES)
+        return len(MOVES)
 
     def observation_space(self, params: MiniPacmanParams | None = None) -> Box:
         """``[5, 5, 3]``, or ``[15, 19, 3]`` without a viewport."""
-        size = (_WINDOW, _WINDOW) if self._params(params).viewport else maze.MAZE.shape
+        size = (WINDOW, WINDOW) if self._params(params).viewport else maze.MAZE.shape
         return Box(0.0, 1.0, (*size, 3))
 
     def draw_level(self, key: Array, params: MiniPacmanParams) -> Placement:
@@ -326,7 +326,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         if not params.viewport:
             row, column = (jnp.arange(size, dtype=jnp.int32) for size in maze.MAZE.shape)
             return _picture(state, row, column)
-        offset = np.arange(_WINDOW, dtype=np.int32) - _WINDOW // 2
+        offset = np.arange(WINDOW, dtype=np.int32) - WINDOW // 2
         return _picture(state, state.pacman[0] + offset, state.pacman[1] + offset)
 
     def render(self, state: MiniPacmanState) -> Array:
@@ -337,7 +337,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
 
 def _move(state: MiniPacmanState, action: Array) -> tuple[MiniPacmanState, Array]:
     """Moves Pacman; also returns whether he ate food."""
-    target = state.pacman + jnp.asarray(_MOVES)[action]
+    target = state.pacman + jnp.asarray(MOVES)[action]
     blocked = jnp.asarray(maze.MAZE)[target[0], target[1]]
     pacman = jnp.where(blocked, state.pacman, target)
     row = jax.lax.broadcasted_iota(jnp.int32, maze.MAZE.shape, 0)

@@ -1,5 +1,6 @@
 """Learning curves of several models with all seeds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def learning_curves_figure(
     title: str = "",
     x_label: str = "updates",
     y_label: str = "accuracy",
-    trivial: float | None = None,
+    trivial: float | Mapping[str, float] | None = None,
     y_limits: tuple[float, float] | None = None,
     bands: Sequence[tuple[str, float, float]] = (),
     minutes_per_step: Mapping[str, float] | None = None,
@@ -35,7 +36,7 @@ def learning_curves_figure(
       title: title of the figure.
       x_label: label of the x axis.
       y_label: label of the values, with their unit.
-      trivial: the trivial score, drawn as a labelled line.
+      trivial: the trivial score, or scores of simple policies by label, drawn as labelled lines.
       y_limits: limits of the y axis.
       bands: parts of training to shade, for example the stages of a curriculum: a label, and the
         beginning and end on the x axis.
@@ -68,8 +69,7 @@ def learning_curves_figure(
     ):
         for i, (name, seeds) in enumerate(lines.items()):
             _draw_model(axes, name, seeds, line_look(i))
-        if trivial is not None:
-            _draw_trivial(axes, trivial)
+        _draw_lines(axes, trivial)
         if lines is curves:
             _shade(axes, bands)
             axes.set(ylabel=y_label, title=title)
@@ -104,18 +104,14 @@ def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, A
     axes.plot(steps, mean, linewidth=1.8, label=f"{name} ({len(seeds)} seeds)", **look)
 
 
-def _draw_trivial(axes: Axes, score: float) -> None:
-    axes.axhline(score, color="black", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"trivial score {score:.3g}",
-        xy=(1.0, score),
-        xycoords=("axes fraction", "data"),
-        xytext=(-3, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-    )
+def _draw_lines(axes: Axes, scores: float | Mapping[str, float] | None) -> None:
+    """A horizontal line for each score."""
+    named = scores if isinstance(scores, Mapping) else {"trivial score": scores}
+    looks = itertools.cycle(("--", ":", "-."))
+    for (label, score), style in zip(named.items(), looks, strict=False):
+        if score is not None:
+            text = f"{label} {score:.3g}"
+            axes.axhline(score, color="black", linestyle=style, linewidth=1, label=text)
 
 
 def _shade(axes: Axes, bands: Sequence[tuple[str, float, float]]) -> None:

@@ -41,6 +41,12 @@ def test_collects_one_run_or_several(tmp_path):
     assert both["a"]["environment"]["command"] == "python -m it --seed 3"
 
 
+def test_collects_policies(tmp_path):
+    kept = {"environment": {"command": "python -m it --run-dir x"}, "random": {"return": 9.0}}
+    (tmp_path / "policies.json").write_text(json.dumps(kept))
+    assert collect(tmp_path) == kept | {"environment": {"command": "python -m it"}}
+
+
 def test_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run in"):
         collect(tmp_path)
@@ -62,7 +68,7 @@ def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
     assert found["rmc"]["accuracy"]["5"] == {"step": [0, 10], "value": [0.5, 10.5]}
     commands = [f"python -m it --seed {seed}" for seed in (3, 5)]
     assert found["rmc"]["environment"]["commands"] == commands
-    draw(found, tmp_path / "drawn.png", trivial=0.2)
+    draw(found, tmp_path / "drawn.png", {"random": {"accuracy": 0.2}})
     assert (tmp_path / "drawn.png").stat().st_size > 10_000
     make_run(tmp_path / "rmc-6", 0.5, seed=6, rate=0.2)
     with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):

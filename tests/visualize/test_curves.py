@@ -16,9 +16,21 @@ def test_one_seed_is_one_line():
     curve, trivial = axes.lines
     np.testing.assert_array_equal(curve.get_xydata(), np.array(ONE[0]).T)
     assert set(trivial.get_ydata()) == {0.25}
-    assert axes.texts[0].get_text() == "trivial score 0.25"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["RMC"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "RMC",
+        "trivial score 0.25",
+    ]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("updates", "accuracy", "t")
+
+
+def test_lines_have_their_names_and_scores():
+    axes = learning_curves_figure({"RMC": ONE}, trivial={"random": 0.25, "rule": 2 / 3}).axes[0]
+    drawn = {line.get_label(): line for line in axes.lines[1:]}
+    assert {name: set(line.get_ydata()) for name, line in drawn.items()} == {
+        "random 0.25": {0.25},
+        "rule 0.667": {2 / 3},
+    }
+    assert len({line.get_linestyle() for line in drawn.values()}) == 2
 
 
 def test_several_seeds_have_mean_and_range_where_all_have_values():

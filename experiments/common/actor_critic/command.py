@@ -18,6 +18,14 @@ class Options(RunOptions):
     """Directory of the run: config, metrics, checkpoints, plots; with --model all, of the runs, in
     <model> below it. Unfinished runs in an existing directory resume. Default:
     runs/<experiment>/<preset>/<model>."""
+    policies_only: bool = False
+    """Do not train, but play the test's number of episodes with the random policy and the
+    heuristic; writes policies.json."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.policies_only and (self.resume or self.fresh or self.eval_only):
+            raise ValueError("--policies-only excludes --resume, --fresh and --eval-only")
 
 
 def run(
@@ -41,7 +49,9 @@ def run(
 
     def action() -> None:
         game = make_game(config)
-        if options.eval_only:
+        if options.policies_only:
+            results = runs.measure_policies(config, game, run_dir)
+        elif options.eval_only:
             results = runs.evaluate(config, game, run_dir)
         else:
             results = runs.train(

@@ -1,6 +1,7 @@
 """Shared configs of experiments with an actor-critic: cores, agent, the paper's settings."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from flax import linen as nn
@@ -49,6 +50,9 @@ class AgentConfig:
 
 TITLES = {**cells.TITLES, "conv_lstm": ConvLSTMConfig.TITLE, "none": "no memory"}
 """What the cores are called in plots and tables."""
+POLICIES = {"random": "random policy", "heuristic": "heuristic"}
+"""What the policies that agents are compared with are called there."""
+POLICIES_FILE = "policies.json"
 MODELS = ("rmc", "lstm", "conv_lstm", "none")
 """What "all" stands for."""
 
@@ -130,3 +134,12 @@ def make_agent(config: GameConfig, num_actions: int) -> Agent:
     cell = None if model == "none" else cells.make_cell(config, model, config.dtype)
     products = cells.products(config.dtype)
     return Agent(num_actions, cell, agent.width, agent.last_action, agent.skip, products)
+
+
+def policy_lines(scores: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """The values of a metric of `POLICIES` among `scores`, by title.
+
+    >>> policy_lines({"random": {"return": 9.0}, "frames": 40}, "return")
+    {'random policy': 9.0}
+    """
+    return {title: scores[name][metric] for name, title in POLICIES.items() if name in scores}

@@ -12,6 +12,9 @@ from experiments.common.problem import Mean
 from rrnn_jax.envs import Environment
 from rrnn_jax.typing import Array
 
+Policy = Callable[[Array, Array], Array]
+"""``policy(obs, last_action) -> [A]`` bool: the actions to draw from; -1 is no last action."""
+
 Groups = Callable[[Any], dict[str, Array]]
 """``groups(states) -> {name: [B] bool}``: groups of episodes by their states."""
 
@@ -62,7 +65,7 @@ def standard_error(mean: float, mean_of_squares: float, count: int) -> float:
 
 def play(
     env: Environment,
-    agent: Agent,
+    agent: Agent | Policy,
     variables: Any,
     key: Array,
     params: Any,
@@ -73,8 +76,8 @@ def play(
 
     Args:
       env: the environment.
-      agent: the agent.
-      variables: its parameters; None for a policy that acts uniformly at random.
+      agent: the agent, or a policy without memory.
+      variables: the agent's parameters; ignored for a policy.
       key: a PRNG key.
       params: parameters of the environment, without a pool, so that levels are fresh.
       episodes: B (static).
@@ -84,14 +87,17 @@ def play(
       The episodes.
     """
     for_start, for_steps = jax.random.split(key)
-    begun = rollout.begin(env, agent, for_start, params, episodes)
+    # A policy has no carry, as an agent without a core.
+    player = agent if isinstance(agent, Agent) else Agent(env.num_actions)
+    begun = rollout.begin(env, player, for_start, params, episodes)
 
     def step(index: Array, game: rollout.Play) -> tuple[rollout.Play, Array, dict[str, Array]]:
         for_action, for_env = jax.random.split(jax.random.fold_in(for_steps, index))
-        if variables is None:
-            carry, logits = game.carry, jnp.zeros((episodes, env.num_actions), jnp.float32)
-        else:
+        if isinstance(agent, Agent):
             carry, logits, _ = rollout.act(agent, variables, game)
+        else:
+            allowed = jax.vmap(agent)(game.obs, jnp.where(game.reset, -1, game.action))
+            carry, logits = game.carry, jnp.where(allowed, 0.0, -jnp.inf)
         drawn = jax.random.categorical(for_action, logits)
         actions = (jnp.argmax(logits, -1) if greedy else drawn).astype(jnp.int32)
         obs, states, rewards, done, info = jax.vmap(env.step_env, (0, 0, 0, None))(

@@ -1,28 +1,40 @@
-"""Runs of actor-critics with one core or all of them, compared with a random policy."""
+"""Runs of actor-critics with one core or all of them, compared with policies without learning."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from experiments.common import loop
-from experiments.common.actor_critic.agent import Agent
-from experiments.common.actor_critic.config import MODELS, TITLES, GameConfig, make_agent
+from experiments.common.actor_critic.config import (
+    MODELS,
+    POLICIES,
+    POLICIES_FILE,
+    TITLES,
+    GameConfig,
+    make_agent,
+    policy_lines,
+)
 from experiments.common.actor_critic.episode import save_episode
-from experiments.common.actor_critic.evaluation import Groups, no_groups, play, standard_error
+from experiments.common.actor_critic.evaluation import (
+    Groups,
+    Policy,
+    no_groups,
+    play,
+    standard_error,
+)
 from experiments.common.actor_critic.problem import actor_critic
 from experiments.common.cells import recipe
+from experiments.common.environment import describe_environment
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.problem import Problem, Score
 from experiments.common.records import write_json
-from experiments.common.run_directory import check_run, open_run, write_evaluation
+from experiments.common.run_directory import as_json, check_run, open_run, write_evaluation
 from rrnn_jax.envs import Environment
-
-RANDOM_EPISODES = 1000
 
 
 class Game(NamedTuple):
@@ -35,6 +47,7 @@ class Game(NamedTuple):
       test_episodes: number of episodes of the test.
       groups: groups of episodes in evaluations.
       easy: params of the environment for easy levels (default: its `default_params`).
+      heuristic: a hand-written policy to compare with, or None.
     """
 
     env: Environment
@@ -43,6 +56,7 @@ class Game(NamedTuple):
     test_episodes: int
     groups: Groups = no_groups
     easy: Any = None
+    heuristic: Policy | None = None
 
 
 def make_problem(config: GameConfig, game: Game) -> Problem:
@@ -60,17 +74,24 @@ def make_problem(config: GameConfig, game: Game) -> Problem:
     )
 
 
-def random_scores(game: Game, seed: int = 0) -> dict[str, float]:
-    """The metrics of 1,000 fresh episodes of a random policy."""
-    nobody = Agent(game.env.num_actions)  # Its parameters are not asked for.
-    run = functools.partial(play, game.env, nobody, None, episodes=RANDOM_EPISODES)
+def policy_scores(game: Game, seed: int = 0) -> dict[str, dict[str, float]]:
+    """The metrics of fresh episodes of the random policy and of the heuristic, if there is one.
 
-    @jax.jit
-    def metrics(key: jax.Array) -> dict[str, jax.Array]:
-        found = run(key, params=game.env.default_params).metrics(game.groups)
-        return {name: mean.value() for name, mean in found.items()}
+    Both play `game.test_episodes` episodes on the same levels.
+    """
+    params = game.env.default_params
+    all_actions = jnp.ones((game.env.num_actions,), bool)
 
-    return {name: float(value) for name, value in metrics(jax.random.key(seed)).items()}
+    def metrics(policy: Policy, key: jax.Array) -> dict[str, jax.Array]:
+        played = play(game.env, policy, None, key, params, game.test_episodes)
+        return {name: mean.value() for name, mean in played.metrics(game.groups).items()}
+
+    policies: dict[str, Policy] = {"random": lambda obs, last_action: all_actions}
+    if game.heuristic is not None:
+        policies["heuristic"] = game.heuristic
+    found = {name: jax.jit(metrics, static_argnums=0)(policy, jax.random.key(seed))
+             for name, policy in policies.items()}  # fmt: skip
+    return jax.tree.map(float, found)
 
 
 def train(
@@ -101,14 +122,14 @@ def train(
     directories = _directories(config, run_dir)
     for name, one in configs.items():
         open_run(directories[name], one, resume)
-    by_chance = random_scores(game)
+    policies = policy_scores(game)
     summary: dict[str, Any] = {}
     for name, one in configs.items():
         outcome = loop.train(problems[name], one.train, directories[name], name, progress)
         summary[name] = loop.summarise(outcome, one.train)
         frames = summary[name]["steps"] * one.train.batch_size * one.learner.unroll
-        summary[name] |= {"frames": frames, "random": by_chance}
-        plot(one, game, {name: directories[name]}, directories[name], by_chance)
+        summary[name] |= {"frames": frames, **policies}
+        plot(one, game, {name: directories[name]}, directories[name], policies)
         write_json(directories[name] / "summary.json", summary[name])
         save_episode(
             directories[name] / "plots" / "episode.gif",
@@ -118,7 +139,7 @@ def train(
             title=f"{game.title}: {TITLES[name]}",
         )
     if len(configs) > 1:
-        plot(config, game, directories, run_dir, by_chance)
+        plot(config, game, directories, run_dir, policies)
         write_json(run_dir / "summary.json", summary)
     return summary
 
@@ -136,12 +157,22 @@ def evaluate(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
     return result
 
 
+def measure_policies(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
+    """Plays the policies that agents are compared with; writes ``policies.json``."""
+    result = {"policies": policy_scores(game)}
+    settings = {name: as_json(config)[name] for name in ("preset", "task")}
+    about = {"environment": describe_environment(), "config": settings}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / POLICIES_FILE, about | result["policies"])
+    return result
+
+
 def plot(
     config: GameConfig,
     game: Game,
     directories: Mapping[str, Path],
     run_dir: Path,
-    by_chance: Mapping[str, float],
+    policies: Mapping[str, Mapping[str, float]],
 ) -> list[Path]:
     """Draws score, return and entropy of all models and seeds from their metrics files."""
     rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
@@ -163,25 +194,32 @@ def plot(
     score = game.score
     return [
         draw("score", "valid", score.name, score.label or score.name, y_limits=score.limits,
-             trivial=by_chance[score.name]),
+             trivial=policy_lines(policies, score.name)),
         draw("return", "valid", "return", "mean return of fresh episodes",
-             trivial=by_chance["return"]),
+             trivial=policy_lines(policies, "return")),
         draw("entropy", "train", "entropy", "entropy of the policy (nats)"),
     ]  # fmt: skip
 
 
 def table(results: Mapping[str, Any], game: Game) -> str:
-    """The test of all models as a Markdown table: the return and, if it exists, the solved share.
+    """The test of all models and policies as a Markdown table: return and, if any, solved share.
 
     Errors are standard errors over seeds, or over the episodes of a single seed.
     """
-    found = {name: result.get("test", result.get("evaluation")) for name, result in results.items()}
+    rows: dict[str, dict[str, list[float]]] = {}
+    for name, result in results.items():
+        for policy, title in POLICIES.items():
+            if policy in result:  # The same in all results.
+                rows[title] = {metric: [value] for metric, value in result[policy].items()}
+        if means := result.get("test", result.get("evaluation")):
+            rows[TITLES[name]] = means
     metrics = ("return", "greedy_return", "solved", "greedy_solved")
-    names = [name for name in metrics if name in next(iter(found.values()))]
+    names = [name for name in metrics if any(name in means for means in rows.values())]
     lines = [f"| core | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for name, means in found.items():
-        cells = [_with_error(means, metric, game.test_episodes) for metric in names]
-        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
+    for title, means in rows.items():
+        cells = [_with_error(means, metric, game.test_episodes) if metric in means else ""
+                 for metric in names]  # fmt: skip
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -59,6 +59,8 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert again["evaluation"] == whole["test"]
     table = runs.table({"lstm": whole}, make_game(TINY))
     assert "| LSTM |" in table
+    assert "| random policy |" in table
+    assert f"| heuristic | {whole['heuristic']['return']:.3g} ±" in table
     assert f"{whole['test']['solved'][0]:.3g} ±" in table
 
 
@@ -110,6 +112,7 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
         (["--grid-size", "6"], "--grid-size 6 has room for 2 items at most"),
         (["--entropy-cost", "-1"], "--entropy-cost must not be negative, got -1.0"),
         (["--discount", "2"], r"--discount must lie in"),
+        (["--policies-only", "--resume"], "--policies-only excludes --resume, --fresh"),
     ],
 )
 def test_bad_options_are_refused(arguments, message, tmp_path, capsys):
