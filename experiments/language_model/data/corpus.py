@@ -1,9 +1,11 @@
 """Readers: files on disk as a training, a validation and a test split of text."""
 
+import codecs
 import gzip
 import hashlib
 import html
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +14,8 @@ from experiments.common.refused import RefusedError
 
 Format = Literal["auto", "text", "books", "wikitext", "gigaword"]
 SPLITS = ("train", "valid", "test")
+PIECE = 1 << 20
+"""Bytes of a file that are read at a time."""
 BUNDLED = Path(__file__).with_name("tinyshakespeare.txt.gz")
 # PG-19's folders, and other common names.
 _FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
@@ -33,12 +37,30 @@ class Part(NamedTuple):
     stop: float = 1.0
     clean: Callable[[str], str] | None = None
 
+    def pieces(self) -> Iterator[str]:
+        """The text, with the line ends of the file, in pieces of whole lines.
+
+        Only the last piece may end within a line, so the words of the pieces are those of the text.
+        """
+
+        def read() -> Iterator[str]:
+            whole = read_pieces(self.path)
+            return whole if self.clean is None else iter([self.clean("".join(whole))])
+
+        if (self.start, self.stop) == (0.0, 1.0):
+            yield from read()
+            return
+        length = sum(map(len, read()))
+        first, last = int(length * self.start), int(length * self.stop)
+        for piece in read():
+            share = piece[max(first, 0) : max(last, 0)]
+            if share:
+                yield share
+            first, last = first - len(piece), last - len(piece)
+
     def text(self) -> str:
-        """The text, with the line ends of the file."""
-        text = read_text(self.path)
-        if self.clean is not None:
-            text = self.clean(text)
-        return text[int(len(text) * self.start) : int(len(text) * self.stop)]
+        """All of it."""
+        return "".join(self.pieces())
 
 
 Corpus = dict[str, tuple[Part, ...]]
@@ -49,24 +71,42 @@ def read_text(path: Path) -> str:
     """A file's text.
 
     Raises:
+      RefusedError: see `read_pieces`.
+    """
+    return "".join(read_pieces(path))
+
+
+def read_pieces(path: Path) -> Iterator[str]:
+    """A file's text in pieces of whole lines, so that memory depends on the longest line only.
+
+    Raises:
       RefusedError: the file does not exist, is empty, or is not UTF-8.
     """
     if not path.is_file():
         raise RefusedError(f"there is no file {path}")
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise RefusedError(f"{path} is not a gzip file: {error}") from None
-    if not content:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    held, offset = "", 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        block = b"not yet read"
+        while block:
+            try:
+                block = file.read(PIECE)
+                held += decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # The error's bytes begin with those kept from the block before.
+                first = offset + len(block) - len(error.object) + error.start
+                raise RefusedError(
+                    f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {first}"
+                ) from None
+            except (OSError, EOFError, zlib.error) as error:
+                raise RefusedError(f"{path} is not a gzip file: {error}") from None
+            offset += len(block)
+            end = held.rfind("\n") + 1 if block else len(held)
+            if end:
+                yield held[:end]
+                held = held[end:]
+    if not offset:
         raise RefusedError(f"{path} is empty")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RefusedError(
-            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}"
-        ) from None
 
 
 def read_corpus(

@@ -171,13 +171,14 @@ def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:
     """The vocabulary: words or byte pairs of the training split, or characters of all splits."""
 
     def texts(*splits: str) -> Iterator[str]:
-        return (part.text() for split in splits for part in corpus.get(split, ()))
+        parts = (part for split in splits for part in corpus.get(split, ()))
+        return (piece for part in parts for piece in part.pieces())
 
     if config.vocabulary == "bytes":
         return Bytes()
     if config.vocabulary == "characters":
         # From all splits, as usual, so that no text has an unknown character.
-        return Characters("".join("".join(sorted(set(text))) for text in texts(*SPLITS)))
+        return Characters("".join(character for text in texts(*SPLITS) for character in set(text)))
     if config.vocabulary == "words":
         return Words.of(
             texts("train"), config.min_count, config.max_words, config.split_punctuation
@@ -195,8 +196,7 @@ def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: 
         digest, total = hashlib.sha256(), {"tokens": 0, "bytes": 0, "characters": 0, "words": 0}
         with (folder / f"{name}.bin").open("wb") as file:
             file.write(np.array([vocabulary.start], dtype).tobytes())
-            for part in parts:
-                text = part.text()
+            for text in (piece for part in parts for piece in part.pieces()):
                 tokens = vocabulary.encode(text)
                 if name == "train":
                     counts += np.bincount(tokens, minlength=vocabulary.size)

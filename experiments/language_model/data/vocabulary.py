@@ -7,7 +7,7 @@ end of a line), ``encode(text)``, ``decode(tokens) -> bytes`` and ``state()``, f
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,7 +142,7 @@ class Words:
         """The frequent words of some texts; ``<unk>`` represents all others.
 
         Args:
-          texts: the training split.
+          texts: the training split, in pieces of whole lines.
           min_count: the least count of a word.
           max_size: the most words, including ``<unk>`` and ``<eos>``; None for any number.
           split_punctuation: see the class.
@@ -172,7 +172,7 @@ class Words:
         """One number for each word, and one for each end of a line."""
         unknown = self._index[UNKNOWN]
         words = split_words(text, self.split_punctuation)
-        return np.array([self._index.get(word, unknown) for word in words], np.int32)
+        return np.fromiter((self._index.get(word, unknown) for word in words), np.int32)
 
     def decode(self, tokens: Sequence[int]) -> bytes:
         """The words with a space after each; ``<eos>`` ends the line."""
@@ -188,25 +188,24 @@ class Words:
         }
 
 
-def split_words(text: str, split_punctuation: bool = False) -> list[str]:
+def split_words(text: str, split_punctuation: bool = False) -> Iterator[str]:
     r"""Words, with ``<eos>`` at the end of each line (blank ones too).
 
-    >>> split_words("No, <unk>!\n\nYes", split_punctuation=True)
+    >>> list(split_words("No, <unk>!\n\nYes", split_punctuation=True))
     ['No', ',', '<unk>', '!', '<eos>', '<eos>', 'Yes', '<eos>']
     """
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    words: list[str] = []
-    for line in lines:
-        words += _MARKS.findall(line) if split_punctuation else line.split()
-        words.append(END)
-    return words
+    start = 0
+    while start < len(text):  # Line by line: all words at once take many times the text's memory.
+        end = text.find("\n", start)
+        line = text[start : end if end >= 0 else None]
+        yield from _MARKS.findall(line) if split_punctuation else line.split()
+        yield END
+        start += len(line) + 1
 
 
 def count_words(text: str) -> int:
     """The number of words and line ends, for perplexity per word."""
-    return len(split_words(text))
+    return sum(1 for _ in split_words(text))
 
 
 def encode_prompt(vocabulary: Vocabulary, prompt: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.common.refused import RefusedError
+from experiments.language_model.data import corpus
 from experiments.language_model.data.bpe import BytePairs
-from experiments.language_model.data.corpus import BUNDLED, read_corpus, sources, stories
+from experiments.language_model.data.corpus import (
+    BUNDLED,
+    Part,
+    read_corpus,
+    read_text,
+    sources,
+    stories,
+)
+from experiments.language_model.data.token_files import DataConfig, prepare
 from experiments.language_model.data.vocabulary import (
     Bytes,
     Characters,
@@ -24,8 +35,8 @@ from experiments.language_model.data.vocabulary import (
 BOOKS = {"emma.txt": "Emma sat.\n", "anne.txt": "Anne rose.\n", "mary.txt": "Mary slept.\n"}
 
 
-def texts(corpus):
-    return {name: "".join(part.text() for part in parts) for name, parts in corpus.items()}
+def texts(found):
+    return {name: "".join(part.text() for part in parts) for name, parts in found.items()}
 
 
 @pytest.fixture
@@ -79,7 +90,7 @@ def test_wikitext_is_recognised(tmp_path, pattern):
         (tmp_path / pattern.format(split)).write_text(f" \n = {split} = \n \n")
     found = texts(read_corpus(tmp_path))
     assert found["test"] == " \n = test = \n \n"
-    assert split_words(found["test"]) == ["<eos>", "=", "test", "=", "<eos>", "<eos>"]
+    assert [*split_words(found["test"])] == ["<eos>", "=", "test", "=", "<eos>", "<eos>"]
 
 
 def test_gigaword_keeps_the_text_of_stories(tmp_path):
@@ -208,7 +219,78 @@ def test_unknown_words_of_the_text_count_as_themselves():
 def test_words_are_counted_with_an_end_for_each_line():
     assert count_words("a b\n\n c \n") == 3 + 3
     assert count_words("a b") == 3  # A last line without an end is a line.
-    assert split_words("Mr. O'Neil's 3.5", True) == ["Mr", ".", "O'Neil's", "3", ".", "5", "<eos>"]
+    words = ["Mr", ".", "O'Neil's", "3", ".", "5", "<eos>"]
+    assert [*split_words("Mr. O'Neil's 3.5", True)] == words
+
+
+def plain_words(text, split_punctuation):
+    """All lines at once, then all words at once."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    marks = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|[^\w\s]")
+    words = (marks.findall(line) if split_punctuation else line.split() for line in lines)
+    return [word for line in words for word in [*line, "<eos>"]]
+
+
+TEXTS = st.text(st.sampled_from("ab'\u2019<>_.\n\n\r \t\x0b\x85\u2028é𝄞"), max_size=60)
+
+
+@given(TEXTS, st.booleans())
+def test_words_one_by_one_are_the_words_of_all_lines(text, split_punctuation):
+    wanted = plain_words(text, split_punctuation)
+    assert [*split_words(text, split_punctuation)] == wanted
+    vocabulary = Words.of(["a b a\n"], split_punctuation=split_punctuation)
+    tokens = vocabulary.encode(text)
+    assert tokens.dtype == np.int32
+    assert [vocabulary.words[token] for token in tokens] == [
+        word if word in ("a", "b", "<eos>") else "<unk>" for word in wanted
+    ]
+
+
+@given(TEXTS.filter(bool), st.integers(1, 9), st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_pieces_are_the_text_in_whole_lines(tmp_path_factory, text, size, a, b, packed):
+    path = tmp_path_factory.getbasetemp() / f"pieces.{'gz' if packed else 'txt'}"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    start, stop = sorted((a / 9, b / 9))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE", size)
+        whole, share = (list(Part(path, *x).pieces()) for x in ((), (start, stop)))
+    assert "".join(whole) == text
+    assert "".join(share) == text[int(len(text) * start) : int(len(text) * stop)]
+    for pieces in (whole, share):
+        assert all(piece.endswith("\n") for piece in pieces[:-1])
+        words = [word for piece in pieces for word in split_words(piece)]
+        assert words == plain_words("".join(pieces), False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize(("content", "place"), [(b"a\xc3\xa9\xe2\x82x", 3), (b"ab\n\xe2\x82", 3)])
+def test_bytes_that_are_not_text_are_found_across_pieces(
+    tmp_path, monkeypatch, size, content, place
+):
+    monkeypatch.setattr(corpus, "PIECE", size)
+    path = _write(tmp_path / "bad.txt", content)
+    with pytest.raises(RefusedError, match=f"is not UTF-8: byte 0xe2 at offset {place}"):
+        read_text(path)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text(tmp_path):
+    """20 MB, of which all words at once would take ten times as much."""
+    words = np.random.default_rng(0).integers(0, 5000, (200_000, 18)).tolist()
+    text = "".join(" ".join(f"w{word}" for word in line) + ".\n" for line in words)
+    path = _write(tmp_path / "long.txt", text.encode())
+    del words, text
+    config = DataConfig(str(path), vocabulary="words", fractions=(0.9, 0.05, 0.05))
+    tracemalloc.start()
+    tokens = prepare(config, tmp_path / "tokens")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 1.5
+    # A word, a mark and an end for each line; a cut through a line adds at most two.
+    found = sum(len(split.targets) for split in tokens.splits.values())
+    assert 0 <= found - 200_000 * (18 + 1 + 1) <= 4
 
 
 def test_sizes_are_checked():
