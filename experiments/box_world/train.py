@@ -38,7 +38,7 @@ def make_game(config: Config) -> runs.Game:
             limits=(0.0, 1.02),
             text="{:.1%}",
         ),
-        title=f"BoxWorld {size}: {lengths} boxes, {numbers} distractors",
+        title=f"BoxWorld {size}; boxes: {lengths}, distractors: {numbers}",
         test_episodes=task.test_episodes,
         groups=groups if 1 < len(pairs) <= 9 else no_groups,
         easy=env.default_params.replace(

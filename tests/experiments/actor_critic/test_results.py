@@ -5,9 +5,15 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from experiments import box_world
+from experiments import box_world, mini_pacman
+from experiments.box_world.train import make_game as make_box_world
+from experiments.common.actor_critic.config import POLICIES
+from experiments.common.actor_critic.runs import policy_scores
 from experiments.common.report import paired_interval
+from experiments.common.run_directory import as_json
+from experiments.mini_pacman.train import make_game as make_mini_pacman
 
 README = Path(box_world.__file__).with_name("README.md")
 RESULTS = README.parents[1] / "results"
@@ -32,6 +38,52 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def error_of(means, metric, count=1000):
+    """The standard error of a policy's mean; a share is the mean of its squares."""
+    squares = means.get(f"{metric}_squared", means[metric])
+    return math.sqrt((squares - means[metric] ** 2) / (count - 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["box_world/quick", "box_world/smoke", "mini_pacman/quick"])
+def test_kept_scores_of_policies_are_measured_again(name):
+    game, preset = name.split("/")
+    config = {"box_world": box_world, "mini_pacman": mini_pacman}[game].PRESETS[preset]
+    make_game = {"box_world": make_box_world, "mini_pacman": make_mini_pacman}[game]
+    kept = read(f"{name}_policies")
+    assert kept["config"] == {"preset": preset, "task": as_json(config)["task"]}
+    for policy, means in policy_scores(make_game(config)).items():
+        assert means == pytest.approx(kept[policy], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "text"),
+    [
+        ("box_world/quick", "solved", "(standard errors 0.5 and 1.5 points;"),
+        ("box_world/smoke", "solved", None),
+        ("box_world/paper", "solved", None),
+        ("mini_pacman/quick", "return", "(standard errors 0.2 and 1.4;"),
+    ],
+)
+def test_policies_were_measured_as_the_runs_say(name, metric, text):
+    """The random policy of kept runs had the same levels; the heuristic is better by far."""
+    kept = read(f"{name}_policies")
+    assert kept["environment"]["command"].endswith(" --policies-only")
+    assert kept["config"]["task"]["test_episodes"] == 1000
+    errors = [error_of(kept[policy], metric) for policy in POLICIES]
+    assert kept["heuristic"][metric] > kept["random"][metric] + 10 * max(errors)
+    if text:
+        scale = 100 if metric == "solved" else 1
+        said = " and ".join(f"{scale * error:.1f}" for error in errors)
+        assert text.startswith(f"(standard errors {said}")
+        assert text in (RESULTS.parent / name.split("/")[0] / "README.md").read_text()
+    old = read({"box_world/paper": "box_world/paper_200"}.get(name, name))
+    for run in [old] if "summary" in old else old.values():
+        assert run["summary"]["random"] == pytest.approx(kept["random"], abs=1e-6)
+        task = {"preset": run["config"]["preset"], "task": run["config"]["task"]}
+        assert task == kept["config"]
+
+
 def test_box_world_is_quoted():
     text, runs = README.read_text(), read("box_world/quick")
     for name, kept in runs.items():
@@ -48,8 +100,18 @@ def test_box_world_is_quoted():
         assert kept["config"]["agent"]["skip"]
     rmc, lstm, conv, none = (np.asarray(runs[name]["summary"]["test"]["solved"]) for name in TITLES)
     low, high = paired_interval(list(rmc), list(lstm)) or (0, 0)
-    assert f"**Memory gains {100 * (rmc.mean() - none.mean()):.0f} points**" in text
+    rule = read("box_world/quick_policies")["heuristic"]
+    assert f"| heuristic | {percents(rule[kind] for kind in KINDS)} | | |" in text
     said = " ".join(text.split())
+    gains = [100 * (rmc.mean() - other) for other in (none.mean(), rule["solved"])]
+    assert "**Memory gains {:.0f} points**, most with two boxes; over the heuristic, {:.0f}".format(
+        *gains
+    ) in said  # fmt: skip
+    none_by_kind = runs["none"]["summary"]["test"]
+    assert all(rule[kind] > mean(none_by_kind[kind]) + 0.1 for kind in KINDS[3:])
+    assert rule["solved_L1_F1"] < mean(none_by_kind["solved_L1_F1"]) - 0.2
+    behind = 100 * (rule["solved"] - none.mean())
+    assert f"The heuristic is {behind:.0f} points ahead of the agent without memory" in said
     assert f"by {100 * (rmc - lstm).mean():.1f} points (95 % bootstrap interval" in said
     assert f"paired difference {100 * low:.1f} to {100 * high:.1f})" in said
     low, high = paired_interval(list(rmc), list(conv)) or (0, 0)
@@ -107,6 +169,9 @@ def test_the_first_updates_at_the_papers_size_are_quoted():
     said = f"{summary['frames']:,} frames with {summary['parameters']:,} parameters"
     assert said in " ".join(README.read_text().split())
     assert f"solve {100 * summary['test']['solved'][0]:.1f} % of the levels" in README.read_text()
+    chance, rule = (100 * read("box_world/paper_policies")[name]["solved"] for name in POLICIES)
+    said = " ".join(README.read_text().split())
+    assert f"The random policy solves {chance:.1f} %, the heuristic {rule:.1f} %" in said
 
 
 def test_smoke_is_quoted():
@@ -118,6 +183,12 @@ def test_smoke_is_quoted():
         spread = math.sqrt((test[f"{prefix}return_squared"][0] - mean**2) / 1024)
         row = f"{100 * share:.1f} ± {100 * error:.1f} % | {mean:.1f} ± {spread:.2f} |"
         assert f"| LSTM, {actions} actions | {row}" in text
+    policies = read("box_world/smoke_policies")
+    for name, title in POLICIES.items():
+        means = policies[name]
+        share = f"{100 * means['solved']:.1f} ± {100 * error_of(means, 'solved'):.1f} %"
+        row = f"{share} | {means['return']:.1f} ± {error_of(means, 'return'):.2f} |"
+        assert f"| {title} | {row}" in text
     assert f"in {kept['summary']['train_seconds']:.0f} s of one core" in text
 
 
@@ -143,6 +214,13 @@ def test_mini_pacman_is_quoted():
     said = " ".join(text.split())
     assert f"standard error of a seed is {min(errors):.1f} to {max(errors):.1f}" in said
     low, high = paired_interval(list(runs["rmc"]), list(runs["none"])) or (0, 0)
+    rule = read("mini_pacman/quick_policies")["heuristic"]["return"]
+    assert f"| heuristic | {rule:.0f} |" in text
+    ahead, behind = runs["rmc"].mean() - rule, rule - runs["none"].mean()
+    assert (
+        f"the memory core is {ahead:.0f} points ahead of it, the agent without memory "
+        f"{behind:.0f} behind" in said
+    )
     gain = (runs["rmc"] - runs["none"]).mean()
     assert f"The memory core gains {gain:.0f} points over no memory (95 % bootstrap" in said
     assert f"paired difference {low:.0f} to {high:.0f})" in said
