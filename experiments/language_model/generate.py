@@ -27,13 +27,21 @@ class Decoder:
     Args:
       vocabulary: the vocabulary.
       stops: texts that end the output; they are not part of it.
+      begun: bytes of an incomplete character that come before the tokens.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, stops: Sequence[str] = (), begun: bytes = b""
+    ) -> None:
         self._vocabulary, self._stops = vocabulary, stops
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held = ""
+        self._held = self._bytes.decode(begun)
         self.is_stopped = False
+
+    @property
+    def incomplete(self) -> bytes:
+        """The bytes of an incomplete character that are held back."""
+        return self._bytes.getstate()[0]
 
     def feed(self, tokens: np.ndarray, final: bool = False) -> str:
         """The text that is complete now.
@@ -72,10 +80,9 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
     tokens = encode_prompt(saved.vocabulary, prompt)
     writer = Writer(saved.model, saved.params, choice)
+    session, begun = writer.start(saved.vocabulary.start), [b""]
     if options.load_carry:
-        session = load_session(options.load_carry, saved)
-    else:
-        session = writer.start(saved.vocabulary.start)
+        session, begun = load_session(options.load_carry, saved)
     if len(session.last) > 1 and options.num_samples not in (1, len(session.last)):
         raise RefusedError(
             f"--num-samples must be that of the session, {len(session.last)}, or left out"
@@ -83,12 +90,15 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     started = time.perf_counter()
     session = writer.read(session, tokens)
     if options.num_samples > len(session.last):
-        session = writer.branch(session, options.num_samples)
+        session, begun = writer.branch(session, options.num_samples), begun * options.num_samples
     np.asarray(writer.write(session, 1, options.seed)[1])  # Compiles; the result is discarded.
     ready = time.perf_counter()
     if options.echo:
         out.write(prompt)
-    session, count = _write(writer, session, saved.vocabulary, options, out)
+    if len(tokens):  # A prompt does not complete a character.
+        begun = [b""] * len(begun)
+    decoders = [Decoder(saved.vocabulary, options.stop, one) for one in begun]
+    session, count = _write(writer, session, decoders, options, out)
     seconds = time.perf_counter() - ready
     rows = len(session.last)
     print(
@@ -97,26 +107,27 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
         file=log,
     )
     if options.save_carry:
-        save_session(options.save_carry, session, saved)
+        held = [decoder.incomplete for decoder in decoders]
+        save_session(options.save_carry, session, held, saved)
 
 
 def _write(
     writer: Writer,
     session: Session,
-    vocabulary: Vocabulary,
+    decoders: Sequence[Decoder],
     options: argparse.Namespace,
     out: TextIO,
 ) -> tuple[Session, int]:
     """Writes one sample incrementally, or several in parallel and prints them one by one."""
     rows = len(session.last)
-    decoders = [Decoder(vocabulary, options.stop) for _ in range(rows)]
     texts = [""] * rows
     count = 0
     reached = session
     for new, tokens in writer.stream(session, options.max_tokens, options.seed):
         reached = new
         count += tokens.shape[1]
-        is_last = count == options.max_tokens
+        # A saved session completes the last character.
+        is_last = count == options.max_tokens and not options.save_carry
         for row, decoder in enumerate(decoders):
             text = decoder.feed(tokens[row], is_last)
             if rows == 1:

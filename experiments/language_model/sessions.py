@@ -1,5 +1,6 @@
 """Saves the state of a writer, to continue a text later."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,8 +11,15 @@ from experiments.language_model.sampling import Session
 from experiments.language_model.saved import Saved
 
 
-def save_session(path: Path, session: Session, saved: Saved) -> None:
-    """Writes a session into a NumPy file (without adding an ending to its name)."""
+def save_session(path: Path, session: Session, held: Sequence[bytes], saved: Saved) -> None:
+    """Writes a session into a NumPy file (without adding an ending to its name).
+
+    Args:
+      path: the file.
+      session: the state.
+      held: for each row the bytes of an incomplete character at its end (at most 3, none is zero).
+      saved: the model.
+    """
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(session.carry)]
     with path.open("wb") as file:
         np.savez(
@@ -19,12 +27,13 @@ def save_session(path: Path, session: Session, saved: Saved) -> None:
             *leaves,
             last=session.last,
             written=np.int64(session.written),
+            held=np.array(held, "S3"),
             model=np.array(saved.digest()),
         )
 
 
-def load_session(path: Path, saved: Saved) -> Session:
-    """Reads a session.
+def load_session(path: Path, saved: Saved) -> tuple[Session, list[bytes]]:
+    """Reads a session, and the bytes of an incomplete character at the end of each row.
 
     Raises:
       RefusedError: the file does not exist, is not a session, or belongs to another model.
@@ -32,7 +41,7 @@ def load_session(path: Path, saved: Saved) -> Session:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        last, written, model = (arrays.pop(name) for name in ("last", "written", "model"))
+        last, written, model, held = map(arrays.pop, ("last", "written", "model", "held"))
     except FileNotFoundError:
         raise RefusedError(f"there is no file {path}") from None
     except Exception as error:  # Any error of NumPy for other files.
@@ -41,4 +50,4 @@ def load_session(path: Path, saved: Saved) -> Session:
         raise RefusedError(f"{path} is the session of another model")
     structure = jax.tree.structure(saved.model.initial_carry(1))
     leaves = [arrays[f"arr_{i}"] for i in range(len(arrays))]
-    return Session(jax.tree.unflatten(structure, leaves), last, int(written))
+    return Session(jax.tree.unflatten(structure, leaves), last, int(written)), held.tolist()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from functools import cache
 
 import jax
@@ -17,6 +18,7 @@ from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.generate import Decoder, generate, main, make_parser
 from experiments.language_model.sampling import Choice, Session, Writer, draw
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
+from tests.grids import mostly_slow
 
 small = cache(small_saved)
 
@@ -176,9 +178,30 @@ def test_many_samples_and_stops(folder):
     assert run(folder, "--max-tokens", 5, "--echo", "--prompt", "2 fish").startswith("2 fish")
 
 
-def test_bytes_are_shown_as_text(tmp_path):
-    folder = save_small(tmp_path / "bytes", bytes_saved())
-    assert isinstance(run(folder, "--max-tokens", 200), str)
+@pytest.mark.parametrize("rows", mostly_slow([1, 3], keep=[1]))
+def test_bytes_are_shown_as_text_of_one_session_or_two(tmp_path, rows):
+    """The first session ends within a character."""
+    saved = bytes_saved()
+    saved = saved._replace(params=jax.tree.map(np.array, saved.params))
+    output = saved.params["params"]["output"]
+    output["bias"][[*"é".encode()]] += 1e3  # Writes the two bytes of é, in any order.
+    output["embedding"][[*"é".encode()]] = 0.0
+    writer = make_writer(32, saved)
+    session = writer.branch(writer.start(saved.vocabulary.start), rows)
+    tokens = writer.write(session, 32, 7)[1]
+    decoders = [Decoder(Bytes()) for _ in range(rows)]
+    cut = 0
+    while not any(decoder.incomplete for decoder in decoders):
+        for decoder, row in zip(decoders, tokens, strict=True):
+            decoder.feed(row[cut : cut + 1])
+        cut += 1
+    folder, carry = save_small(tmp_path / "bytes", saved), tmp_path / "carry"
+    options = folder, "--seed", 7, "--temperature", 1, "--num-samples", rows
+    first = run(*options, "--max-tokens", cut, "--save-carry", carry)
+    second = run(*options, "--max-tokens", 32 - cut, "--load-carry", carry)
+    halves = (re.split("--- sample . ---\n", text)[-rows:] for text in (first, second))
+    found = ["".join(part[:-1] for part in parts) for parts in zip(*halves, strict=True)]
+    assert found == [Decoder(Bytes()).feed(row, final=True) for row in tokens]
 
 
 def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
