@@ -113,8 +113,8 @@ class RNN(nn.Module):
         interpreted.
         ``"cuda"`` runs all steps in one CUDA kernel per direction, for ``dtype=jnp.bfloat16`` on
         NVIDIA GPUs of compute capability 8.0 or later, with resets and mask;
-        ``rrnn_jax/scan/cuda/README.md`` lists the supported cells. It has not run on a GPU yet, so
-        ``"auto"`` does not select it.
+        ``rrnn_jax/scan/cuda/README.md`` lists the supported cells. ``"auto"`` prefers it to
+        ``"fused"`` under the same conditions on GPUs of compute capability 9.0.
         ``"auto"`` runs the plain scan if `flax.linen.intercept_methods` or
         ``capture_intermediates`` need calls of the cell. Initialisation and empty sequences (B or
         T 0) always run the plain scan.

@@ -25,7 +25,7 @@ from rrnn_jax.typing import Array, Carry, Implementation, Remat
 REMATS = get_args(Remat)
 IMPLEMENTATIONS = get_args(Implementation)
 # The backends of a `RelationalMemoryCell`, in the order in which ``"auto"`` tries them.
-RELATIONAL = ("rrnn_jax.scan.pallas", "rrnn_jax.scan.relational", "rrnn_jax.scan.cuda")
+RELATIONAL = ("rrnn_jax.scan.cuda", "rrnn_jax.scan.pallas", "rrnn_jax.scan.relational")
 
 
 class Request(NamedTuple):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from rrnn_jax.scan import relational
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.mesh import has_explicit_axes, product_of, varying_axes
+from rrnn_jax.scan.mesh import has_explicit_axes, platform, product_of, varying_axes
 from rrnn_jax.scan.relational import outputs_of, params_of, time_first
 from rrnn_jax.scan.relational.input_terms import InputTerms, terms_of_inputs
 from rrnn_jax.scan.relational.linear import linear
@@ -84,6 +85,27 @@ def why_not(request: Request) -> str | None:
         if carry.dtype != jnp.float32:
             return f"needs memories in float32, got {carry.dtype}"
     return None
+
+
+def why_slow(request: Request) -> str | None:
+    """Why ``"auto"`` would not select kernels for a request; None if it would."""
+    sequence = request.sequence
+    if not on_nvidia_gpus(devices_of(request)):
+        return (
+            "is for NVIDIA GPUs, several of them with the batch on the automatic axis "
+            f"{DATA_AXIS!r} of an ambient mesh"
+        )
+    if sequence.resets is not None or sequence.mask is not None or request.lifting.unroll != 1:
+        return "was measured without resets, mask and unroll only"
+    return relational.why_slow(request)
+
+
+def on_nvidia_gpus(devices: int) -> bool:
+    """Whether the traced program is likely to run on all of these NVIDIA GPUs."""
+    if platform() not in ("gpu", "cuda") or jax.device_count() != devices:
+        return False
+    # AMD's platform is "gpu", too.
+    return platform() == "cuda" or "cuda" in jax.local_devices()[0].client.platform_version.lower()
 
 
 def devices_of(request: Request) -> int:

@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
-from rrnn_jax.scan import pallas
+from rrnn_jax.scan import gpu, pallas
+from rrnn_jax.scan.cuda import support
 from tests.core.choices import chosen
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
@@ -167,12 +168,12 @@ def test_refused(options, message):
 def choose(unroll: int = 1, **options: Any) -> str:
     resets = jnp.zeros((8, T), bool) if options.pop("flags", False) else None
     rnn = RNN(make_cell(**options), unroll=unroll)
-    return chosen(rnn, jnp.zeros((8, T, I)), resets=resets)
+    return chosen(rnn, jnp.zeros((8, T, I), rnn.cell.dtype), resets=resets)
 
 
 def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
     assert choose() == "hoisted"
-    monkeypatch.setattr(pallas, "_on_nvidia_gpus", lambda devices: True)
+    monkeypatch.setattr(gpu, "on_nvidia_gpus", lambda devices: True)
     assert choose() == "fused"
     assert choose(num_blocks=2) == "hoisted"
     assert choose(flags=True) == "hoisted"
@@ -181,6 +182,21 @@ def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
     assert choose() == "hoisted"
     with pytest.raises(ValueError, match=r"'fused' needs jax\.experimental\.pallas\.triton"):
         RNN(make_cell(), implementation="fused").init(jax.random.key(0), jnp.zeros((B, T, I)))
+
+
+def test_auto_prefers_cuda_kernels_where_they_were_measured(monkeypatch):
+    sizes = {"dtype": jnp.bfloat16, "mem_slots": 4, "head_size": 64, "num_heads": 4}
+    assert choose(**sizes) == "hoisted"
+    monkeypatch.setattr(gpu, "on_nvidia_gpus", lambda devices: True)
+    monkeypatch.setattr(support, "why_not_here", lambda: None)
+    for capability, name in (((9, 0), "cuda"), ((8, 0), "fused"), ((10, 0), "fused")):
+        monkeypatch.setattr(support, "capability_here", lambda found=capability: found)
+        assert choose(**sizes) == name
+    monkeypatch.setattr(support, "capability_here", lambda: (9, 0))
+    assert choose(**sizes, flags=True) == "hoisted"
+    assert choose(**sizes | {"dtype": jnp.float32}) == "fused"
+    monkeypatch.setattr(support, "why_not_here", lambda: "needs NVRTC")
+    assert choose(**sizes) == "fused"
 
 
 @pytest.mark.parametrize(
@@ -194,9 +210,9 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "local_devices", lambda: [device] * devices)
-    assert pallas._on_nvidia_gpus(1) is expected
+    assert gpu.on_nvidia_gpus(1) is expected
     with jax.default_device(cpu):
-        assert not pallas._on_nvidia_gpus(1)
+        assert not gpu.on_nvidia_gpus(1)
 
 
 @pytest.mark.slow

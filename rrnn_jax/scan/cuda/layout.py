@@ -14,10 +14,14 @@ from rrnn_jax.scan.eligible import why_not_gates
 
 Shape = jax.ShapeDtypeStruct
 
-# Tiles of 16 features by 8 rows of a warp in one array. With more, the forward pass runs out of
-# registers (255 a thread).
-MOST_TILES = 14
-WARPS = range(1, 13)
+# Tiles of 16 features by 8 rows in one array of a block. With more, the forward pass runs out of
+# registers: a multiprocessor has 65,536, and a thread 255 at most.
+MOST_TILES = 112
+MOST_WARP_TILES = 14
+# A multiprocessor runs one block, so more warps hide more latency. Measured on an H200 at the size
+# of Nth Farthest: a step, forward and backward, takes 8 warps 1.37 times the cycles of 16.
+MOST_WARPS = 16
+WARPS_EXPONENT = 0.45
 SLOTS = (1, 2, 4, 8, 16)
 GATE_STYLES = (None, "memory", "unit")  # In the order of core.h.
 # The cost of reading the weights in one step of a block, in tiles of 8 rows.
@@ -218,11 +222,9 @@ def layout_of(
       ValueError: no block fits on the GPU.
     """
     gpu = Gpu() if gpu is None else gpu
-    warps = warps_of(cell.mem_size, cell.head_size)
-    if warps is None:
-        raise ValueError(f"no layout for head_size={cell.head_size}, num_heads={cell.num_heads}")
+    own = max(cell.mem_slots // 8, 1)
 
-    def candidate(tiles: int) -> Layout:
+    def candidate(warps: int, tiles: int) -> Layout:
         return Layout(
             cell.mem_size,
             cell.num_heads,
@@ -235,37 +237,51 @@ def layout_of(
             warps,
         )
 
-    own = max(cell.mem_slots // 8, 1)
-    most = MOST_TILES // (cell.mem_size // (16 * warps))
-    sizes = range(own, most + 1, own) if tiles is None else [tiles]
-    fitting = [
-        layout
-        for layout in map(candidate, sizes)
-        if max(layout.forward_bytes, layout.backward_bytes) <= gpu.shared_bytes
-    ]
+    def time(layout: Layout) -> float:
+        waves = math.ceil(layout.blocks(batch) / gpu.multiprocessors)
+        return waves * (STEP_COST + layout.tiles) / layout.warps**WARPS_EXPONENT
+
+    fitting = []
+    for warps in warps_of(cell.mem_size, cell.head_size):
+        most = most_warp_tiles(warps) // (cell.mem_size // (16 * warps))
+        sizes = range(own, most + 1, own) if tiles is None else [tiles]
+        fitting += [
+            layout
+            for layout in (candidate(warps, size) for size in sizes)
+            if max(layout.forward_bytes, layout.backward_bytes) <= gpu.shared_bytes
+        ]
     if not fitting:
         raise ValueError(
             f"a block of {8 * own} rows of {cell.mem_size} numbers takes more shared memory or "
             f"registers than the GPU has ({gpu.shared_bytes} bytes)"
         )
-
-    def time(layout: Layout) -> int:
-        waves = math.ceil(layout.blocks(batch) / gpu.multiprocessors)
-        return waves * (STEP_COST + layout.tiles)
-
     return min(fitting, key=time)
 
 
-def warps_of(width: int, head_size: int) -> int | None:
-    """Warps of a block: about 8, with whole heads per warp or whole warps per head."""
-    fitting = [
+def warps_of(width: int, head_size: int) -> list[int]:
+    """Possible numbers of warps of a block, the most first.
+
+    Each warp has the same number of features; it has whole heads, or a head has whole warps.
+
+    >>> warps_of(256, 32)
+    [16, 8, 4, 2]
+    """
+    return [
         n
-        for n in WARPS
+        for n in range(MOST_WARPS, 0, -1)
         if width % (16 * n) == 0
-        and width // (16 * n) <= MOST_TILES
+        and width // (16 * n) <= most_warp_tiles(n)
         and (width // n % head_size == 0 or head_size % (width // n) == 0)
     ]
-    return min(fitting, key=lambda n: (abs(math.log2(n / 8)), -n), default=None)
+
+
+def most_warp_tiles(warps: int) -> int:
+    """Tiles of a warp in one array at most.
+
+    >>> [most_warp_tiles(n) for n in (4, 8, 12, 16)]
+    [14, 14, 9, 7]
+    """
+    return min(MOST_WARP_TILES, MOST_TILES // warps)
 
 
 def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
@@ -290,9 +306,9 @@ def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
     most = max(cell.mem_slots, 8)
     if input_rows * max(8 // cell.mem_slots, 1) > 8:
         return f"needs at most {min(most, cell.mem_slots)} input rows, got {input_rows}"
-    if warps_of(cell.mem_size, cell.head_size) is None:
+    if not warps_of(cell.mem_size, cell.head_size):
         return (
-            "needs a memory that divides among at most 12 warps with whole heads, got "
+            f"needs a memory that divides among at most {MOST_WARPS} warps with whole heads, got "
             f"num_heads={cell.num_heads}, head_size={cell.head_size}"
         )
     return None

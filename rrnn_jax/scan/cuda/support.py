@@ -71,6 +71,12 @@ def default_gpu() -> Gpu:
     return Gpu(int(getattr(device, "core_count", Gpu.multiprocessors)), 1024 * kib)
 
 
+def capability_here() -> tuple[int, int]:
+    """The compute capability of JAX's default device; (0, 0) if it is not an NVIDIA GPU."""
+    device = _default_device()
+    return _capability(device) if hasattr(device, "compute_capability") else (0, 0)
+
+
 def _default_device() -> Any:
     default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None or isinstance(default, str):

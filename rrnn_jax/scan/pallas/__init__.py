@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
@@ -19,7 +18,6 @@ from rrnn_jax.scan import gpu
 from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.eligible import why_not_cell, why_not_gates
 from rrnn_jax.scan.mesh import platform
-from rrnn_jax.scan.relational import why_slow as why_slow_at_all
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array
 
@@ -47,15 +45,7 @@ def why_not(request: Request) -> str | None:
 
 def why_slow(request: Request) -> str | None:
     """See `dispatch.Backend`."""
-    sequence = request.sequence
-    if not _on_nvidia_gpus(gpu.devices_of(request)):
-        return (
-            "is for NVIDIA GPUs, several of them with the batch on the automatic axis "
-            f"{gpu.DATA_AXIS!r} of an ambient mesh"
-        )
-    if sequence.resets is not None or sequence.mask is not None or request.lifting.unroll != 1:
-        return "was measured without resets, mask and unroll only"
-    return why_slow_at_all(request)
+    return gpu.why_slow(request)
 
 
 def unfusable(cell: RelationalMemoryCell) -> str | None:
@@ -92,14 +82,6 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
             stacklevel=2,
         )
     return gpu.run(request, variables, kernels_of)
-
-
-def _on_nvidia_gpus(devices: int) -> bool:
-    """Whether the traced program is likely to run on all of these NVIDIA GPUs."""
-    if platform() not in ("gpu", "cuda") or jax.device_count() != devices:
-        return False
-    # AMD's platform is "gpu", too.
-    return platform() == "cuda" or "cuda" in jax.local_devices()[0].client.platform_version.lower()
 
 
 @cache

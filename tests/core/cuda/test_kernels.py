@@ -265,7 +265,7 @@ def test_it_is_an_implementation_of_rnn(monkeypatch):
     found, expected = (jax.jit(jax.grad(partial(loss, rnn)))(variables) for rnn in (ours, theirs))
     assert emulator.runs == {"forward": 1, "backward": 1}
     assert errors(found, expected).max() < 0.05
-    # Auto does not take what has not been measured; elsewhere than on a GPU there is a reason.
+    # Auto does not take it on a CPU; there is a reason.
     assert chosen(RNN(cell), x) == "hoisted"
     monkeypatch.undo()
     with pytest.raises(ValueError, match="'cuda' needs an NVIDIA GPU, got cpu; use"):

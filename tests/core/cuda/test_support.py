@@ -96,19 +96,20 @@ def test_rows_of_a_block_go_by_batch_and_multiprocessors():
     assert layout_of(rl, 32).blocks(32) == 16
     # 12,800 rows: two rounds of 132 blocks of 56 rows.
     layout = layout_of(nth_farthest, 1600)
-    assert (layout.rows, layout.blocks(1600)) == (56, 229)
-    # Fewer where a block has less shared memory; whole sequences of 16 slots.
+    assert (layout.rows, layout.blocks(1600), layout.warps) == (56, 229, 16)
+    # Fewer where a block has less shared memory; whole sequences of 16 slots. There 8 warps, which
+    # share no logits, have room for more rows.
     small = layout_of(nth_farthest, 1600, gpu=Gpu(132, 99 * 1024))
     assert max(small.forward_bytes, small.backward_bytes) <= 99 * 1024
-    assert small.rows == 40
+    assert (small.rows, small.warps) == (40, 8)
     assert layout_of(make_cell(mem_slots=16), 100).rows % 16 == 0
 
 
 @pytest.mark.parametrize("width", range(64, 1025, 64))
 def test_any_width_that_is_a_multiple_of_64(width):
     warps = warps_of(width, 16)
-    assert warps is not None
-    assert width % (16 * warps) == 0
+    assert warps
+    assert all(width % (16 * n) == 0 for n in warps)
     cell = make_cell(num_heads=width // 16)
     assert support.why_not(cell, BF16) is None
 
