@@ -1,10 +1,10 @@
-"""Stores a finished run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
+"""Stores a run's numbers: ``python -m experiments.common.results RUN_DIR NAME``.
 
 Collects the numbers that READMEs quote, of a run or of the runs of several models below it:
-command, config, environment, summary and the curves of the score go into
+command, config, environment, summary, the curves of the score and their training seconds go into
 ``experiments/results/NAME.json``, the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ only
-in the seed become one record with a curve for each seed. Of ``--policies-only`` the scores are
-kept.
+in the seed become one record with a curve for each seed. A stopped run has its last step in place
+of a summary. Of ``--policies-only`` the scores are kept.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.actor_critic.config import POLICIES_FILE, TITLES, policy_lines
+from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
-from experiments.common.records import read_json, write_json
+from experiments.common.records import read_json, read_rows, write_json
 from experiments.common.run_directory import read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -32,7 +33,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
     """The numbers of a run, or of each run in the directories below it, or of policies alone.
 
     Raises:
-      FileNotFoundError: there is no finished run.
+      FileNotFoundError: there is no run.
     """
     if not (run_dir / METRICS_FILE).exists():
         if (run_dir / POLICIES_FILE).exists():
@@ -45,7 +46,11 @@ def collect(run_dir: Path) -> dict[str, Any]:
         return _seeds_joined({path.name: collect(path) for path in found})
     rows = read_metrics(run_dir)
     found = {"environment": read_environment(run_dir)}
-    found |= {name: read_json(run_dir / f"{name}.json") for name in ("config", "summary")}
+    finished = (run_dir / "summary.json").exists()
+    found["config"] = read_json(run_dir / "config.json")
+    found["summary"] = (
+        read_json(run_dir / "summary.json") if finished else {"stopped_at": rows[-1]["step"]}
+    )
     found["environment"]["command"] = without_place(found["environment"]["command"])
     for metric in CURVES:
         curves = curve(rows, "valid", metric)
@@ -53,6 +58,12 @@ def collect(run_dir: Path) -> dict[str, Any]:
             found[metric] = {
                 str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
                 for seed, (steps, values) in curves.items()
+            }
+            wanted = {step for steps, _ in curves.values() for step in steps}
+            timings = [row for row in read_rows(run_dir / TIMINGS_FILE) if row["step"] in wanted]
+            found["seconds"] = {
+                "step": [row["step"] for row in timings],
+                "value": [row["seconds"] for row in timings],
             }
     return found
 
@@ -85,6 +96,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     if len(runs) > 1:
         commands = [run["environment"]["command"] for run in runs]
         joined["environment"] = first["environment"] | {"commands": commands}
+        joined["seconds"] = [run.get("seconds") for run in runs]
     for metric in set(CURVES) & set(first):
         joined[metric] = {seed: one for run in runs for seed, one in run[metric].items()}
     return joined
@@ -116,7 +128,7 @@ def without_place(command: str) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.common.results")
-    parser.add_argument("run_dir", type=Path, help="a finished run's directory")
+    parser.add_argument("run_dir", type=Path, help="a run's directory, or one with several")
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
     parser.add_argument("--policies", help="a kept result of policies to draw as lines, such as "
                         "box_world/policies (default: those of the run)")  # fmt: skip
@@ -141,10 +153,12 @@ def draw(kept: dict[str, Any], path: Path, policies: dict[str, Any] | None = Non
     Minutes are those of a model's fastest seed, evenly spread over its updates. Losses before the
     first update are above the plot.
     """
-    summary = next(run["summary"] for run in kept.values())
+    summaries = {model: run["summary"] for model, run in kept.items()}
+    finished = {model: one for model, one in summaries.items() if "stopped_at" not in one}
+    summary = next(iter(finished.values()))
     score, name = summary["score"], summary["score"]["name"]
     curves = {
-        TITLES.get(model, model): {
+        _title(model, model not in finished): {
             int(seed): (one["step"], one["value"]) for seed, one in run[name].items()
         }
         for model, run in kept.items()
@@ -159,12 +173,24 @@ def draw(kept: dict[str, Any], path: Path, policies: dict[str, Any] | None = Non
         trivial=policy_lines(policies or summary, name),
         y_limits=(min(values) - margin, max(values) + margin) if score["goal"] == "min" else None,
         minutes_per_step={
-            TITLES.get(m, m): fastest(run["summary"], "train_seconds")
-            / run["summary"]["steps"]
-            / 60
-            for m, run in kept.items()
-        },
+            _title(model, False): fastest(one, "train_seconds") / one["steps"] / 60
+            for model, one in finished.items()
+        }
+        if finished == summaries
+        else None,
     )
+
+
+def _title(name: str, stopped: bool) -> str:
+    """The title of a run in a plot.
+
+    >>> _title("lstm", False), _title("lstm-3", True)
+    ('LSTM', 'LSTM, seed 3, stopped')
+    """
+    if not stopped:
+        return TITLES.get(name, name)
+    model, _, seed = name.rpartition("-")
+    return f"{TITLES.get(model, model)}, seed {seed}, stopped"
 
 
 def fastest(summary: dict[str, Any], name: str) -> float:

@@ -192,7 +192,7 @@ def test_vmapped_seeds_and_bfloat16(tmp_path):
     assert first != second
 
 
-@pytest.mark.parametrize("preset", ["laptop", "small"])
+@pytest.mark.parametrize("preset", ["laptop", "small", "paper"])
 @pytest.mark.parametrize(
     "document", [README, README.parents[2] / "README.md"], ids=["own", "front"]
 )
@@ -201,6 +201,8 @@ def test_documents_quote_what_was_kept(document, preset):
     text = document.read_text()
     for run in json.loads(kept.read_text()).values():
         summary = run["summary"]
+        if "stopped_at" in summary:
+            continue
         scores = summary.get("test", summary["evaluation"])["accuracy"]
         assert ", ".join(f"{100 * score:.1f} %" for score in scores) in text
         assert f"{summary['parameters']:,}" in text
@@ -219,6 +221,30 @@ def test_updates_to_a_score_are_those_of_the_curves(share):
         ]  # fmt: skip
         cells.append(", ".join(reached))
     assert f"| updates to {share} % | {' | '.join(cells)} |" in README.read_text()
+
+
+def test_the_papers_sizes_are_quoted_as_they_were_measured():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "paper.json").read_text())
+    text = " ".join(README.read_text().split())
+    summary = kept["rmc"]["summary"]
+    assert f"| **{summary['steps_to']['91%'][0]:,} updates, " in text
+    whole, wall = (f"{summary[name]:.0f} s" for name in ("train_seconds", "wall_seconds"))
+    assert f"| {whole} of training, {wall} with compilation" in text
+    seconds = dict(zip(*kept["rmc"]["seconds"].values(), strict=True))
+    reached = [seconds[summary["steps_to"][f"{share}%"][0]] for share in (50, 70, 80, 90, 91)]
+    assert "90 % | {:.0f}, {:.0f}, {:.0f}, {:.0f} |".format(*reached[:4]) in text
+    assert f"updates, {reached[4]:.0f} s of training**" in text
+
+    def at(name, step):
+        (curve,) = kept[name]["accuracy"].values()
+        return f"{100 * curve['value'][curve['step'].index(step)]:.1f} %"
+
+    seeds = [at(name, 5500) for name in ("rmc-1", "rmc-2", "rmc")]
+    assert "they have {} and {}, seed 0 has {}".format(*seeds) in text
+    assert f"{at('lstm-0', 8000)} after 8,000 and {at('lstm-0', 11_500)} after 11,500" in text
+    stopped = [kept[name]["summary"]["stopped_at"] for name in ("rmc-1", "rmc-2", "lstm-0")]
+    assert "after {:,} and {:,} of the 8,000".format(*stopped[:2]) in text
+    assert f"after {stopped[2]:,} of 16,000 updates" in text
 
 
 def test_scores_at_equal_time_are_those_of_the_curves():

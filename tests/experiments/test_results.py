@@ -41,6 +41,18 @@ def test_collects_one_run_or_several(tmp_path):
     assert both["a"]["environment"]["command"] == "python -m it --seed 3"
 
 
+def test_a_stopped_run_has_its_last_step_and_its_own_curve(tmp_path):
+    for seed in (3, 5):
+        make_run(tmp_path / f"rmc-{seed}", 0.25, seed=seed)
+    (tmp_path / "rmc-5" / "summary.json").unlink()
+    kept = collect(tmp_path)
+    assert set(kept) == {"rmc", "rmc-5"}
+    assert kept["rmc-5"]["summary"] == {"stopped_at": 10}
+    assert kept["rmc-5"]["accuracy"]["5"]["value"] == [0.25, 10.25]
+    draw(kept, tmp_path / "kept.png")
+    assert (tmp_path / "kept.png").stat().st_size > 1000
+
+
 def test_collects_policies(tmp_path):
     kept = {"environment": {"command": "python -m it --run-dir x"}, "random": {"return": 9.0}}
     (tmp_path / "policies.json").write_text(json.dumps(kept))
