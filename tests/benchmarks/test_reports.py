@@ -239,8 +239,34 @@ def test_kept_numbers_are_of_committed_trees():
     of_changed = {str(path.relative_to(root)) for path in kept if "-dirty" in path.read_text()}
     assert of_changed <= {
         "benchmarks/results/nvidia_h100_80gb_hbm3/throughput.jsonl",
+        "benchmarks/results/nvidia_h200/throughput.jsonl",
         "experiments/results/nth_farthest/accelerator_rmc.json",
+        "experiments/results/nth_farthest/paper.json",
     }
+
+
+def test_the_documents_quote_the_rows_of_the_h200():
+    folder = README.parent / "results" / "nvidia_h200"
+    rows = read_rows(folder / "throughput.jsonl")
+    found = {(row["setting"]["name"], row["variant"]): row for row in rows}
+    sizes = {
+        "rl": "RL: B 32, T 40, S 4, F 256",
+        "nth_farthest": "Nth Farthest: B 1600, T 8, S 8, F 256",
+        "language": "language: B 64, T 100, S 1, F 2500",
+    }
+    for name, title in sizes.items():
+        cells = []
+        for variant in ("plain", "cuda", "fused", "hoisted"):
+            row = found.get((name, variant))
+            cell = "" if row is None else f" {1e3 * row['seconds']['median']:.3g} ms"
+            if row is not None and variant != "plain":
+                cell += f" ({row['speedup']['median']:.2f})"
+            cells.append(cell)
+        assert f"| {title} |{' |'.join(cells)} |" in README.read_text()
+    kernels = README.parents[1] / "rrnn_jax" / "scan" / "cuda" / "README.md"
+    for row in read_rows(folder / "kernels.jsonl"):
+        if row["part"] == "stages":
+            assert f"{sum(row['cycles_a_step'].values()) / 1000:.0f}k" in kernels.read_text()
 
 
 def test_the_front_page_quotes_the_kept_rows():

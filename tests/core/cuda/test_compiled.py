@@ -22,10 +22,10 @@ def test_operations_registers_and_spills(setting, operations):
     print(found)  # Shown by pytest -rP.
     assert found["kernels"] == 2
     assert 30 < found["operations"] <= operations, found["kinds"]
-    assert found["forward"]["spill_stores"] == found["forward"]["spill_loads"] == 0
-    assert found["backward"]["spill_stores"] <= 400
-    for kernel in ("forward", "backward"):
-        assert 100 < found[kernel]["registers"] <= 255
+    spilled = {"rl": (0, 0), "nth_farthest": (100, 250)}[setting]
+    for kernel, most in zip(("forward", "backward"), spilled, strict=True):
+        assert found[kernel]["spill_stores"] <= most
+        assert 90 < found[kernel]["registers"] <= 128
 
 
 @pytest.mark.slow
