@@ -1,12 +1,46 @@
 """Plots of runs, made from their metrics."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.common.records import writes
 from rrnn_jax.visualize import learning_curves_figure
+from rrnn_jax.visualize.style import COLOURS, line_look
 
 Curve = tuple[Sequence[int], Sequence[float]]
+MODELS = {
+    "rmc": "Relational Memory Core",
+    "lstm": "LSTM",
+    "conv_lstm": "ConvLSTM",
+    "none": "no memory",
+    "entnet": "EntNet",
+    "dnc": "DNC",
+}
+"""Names and titles of the models in the order of `COLOURS`; those drawn together differ most."""
+
+
+def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Color and linestyle for each label: a model has one colour in all figures.
+
+    A label belongs to the first model whose name or title begins it, or a part of a path in it.
+    Lines of one model differ in style. Other labels get the colours that are free.
+
+    >>> found = looks(["GRU", "LSTM", "runs/rmc, valid", "runs/rmc, train"])
+    >>> [COLOURS.index(look["color"]) for look in found.values()]
+    [2, 1, 0, 0]
+    """
+    places = {name: i for i, names in enumerate(MODELS.items()) for name in names}
+    model = re.compile(rf"(?:^|/)({'|'.join(places)})(?![a-zA-Z])")
+    found: dict[str, int] = {}
+    # Models first, so that others do not take their colours.
+    for label in sorted(labels := list(labels), key=lambda label: model.search(label) is None):
+        known = model.search(label)
+        wanted = itertools.count(places[known[1]], len(COLOURS)) if known else itertools.count()
+        found[label] = next(place for place in wanted if place not in found.values())
+    return {label: line_look(found[label]) for label in labels}
 
 
 def plot_curves(
@@ -46,6 +80,7 @@ def plot_curves(
         y_limits=y_limits,
         bands=bands,
         minutes_per_step=minutes_per_step,
+        looks=looks(curves),
     )
     if writes():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ import numpy as np
 
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
+from experiments.common.plots import looks
 from experiments.common.records import write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.token_files import Split, Tokens, prepare
@@ -222,7 +223,7 @@ def tables(result: dict[str, Any]) -> str:
 def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:
     """Draws ``frequency.png`` and ``unroll.png``."""
     from rrnn_jax.visualize import bars_figure
-    from rrnn_jax.visualize.style import SMALL, line_look, new_figure
+    from rrnn_jax.visualize.style import SMALL, new_figure
 
     models, unit = result["models"], result["unit"]
     groups = {
@@ -238,12 +239,13 @@ def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:
     )
     unroll = new_figure(height=3.0)
     axes: Any = unroll.subplots()
-    for index, (name, row) in enumerate(models.items()):
+    found = looks(models)
+    for name, row in models.items():
         windows = [int(window) for window in row["by_unroll"]]
         values = [math.exp(nats) for nats in row["by_unroll"].values()]
-        look = line_look(index)
-        axes.plot(windows, values, marker="o", markersize=3, label=name, **look)
-        axes.axhline(math.exp(row["nats"]), linewidth=0.8, color=look["color"], linestyle=":")
+        axes.plot(windows, values, marker="o", markersize=3, label=name, **found[name])
+        carried = {"color": found[name]["color"], "linestyle": ":"}
+        axes.axhline(math.exp(row["nats"]), linewidth=0.8, **carried)
     axes.set_xscale("log")
     unrolls = next(iter(models.values()))["by_unroll"]
     axes.set_xticks([int(window) for window in unrolls], list(unrolls))

@@ -24,6 +24,7 @@ def learning_curves_figure(
     y_limits: tuple[float, float] | None = None,
     bands: Sequence[tuple[str, float, float]] = (),
     minutes_per_step: Mapping[str, float] | None = None,
+    looks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
     """Draws the curve of every seed, and with several seeds their mean and range.
 
@@ -41,13 +42,14 @@ def learning_curves_figure(
       bands: parts of training to shade, for example the stages of a curriculum: a label, and the
         beginning and end on the x axis.
       minutes_per_step: by model; a second panel then has the same curves over minutes.
+      looks: by model, the color and linestyle of its lines (default: by their order).
 
     Returns:
       A figure that has not been shown or saved.
 
     Raises:
       ValueError: there is no curve, the numbers of its values and steps differ, or
-        `minutes_per_step` lacks a model.
+        `minutes_per_step` or `looks` lacks a model.
     """
     if not curves or not all(curves.values()):
         raise ValueError("curves must hold at least one curve for each model")
@@ -58,6 +60,10 @@ def learning_curves_figure(
                     f"curves[{name!r}] must have as many values as steps, got {len(values)} "
                     f"values for {len(steps)} steps"
                 )
+    if looks is None:
+        looks = {name: line_look(i) for i, name in enumerate(curves)}
+    if missing := curves.keys() - looks.keys():
+        raise ValueError(f"looks must have every model, got none of {missing}")
     panels: list[tuple[str, Mapping[str, Sequence[Curve]]]] = [(x_label, curves)]
     if minutes_per_step is not None:
         if missing := curves.keys() - minutes_per_step.keys():
@@ -67,8 +73,8 @@ def learning_curves_figure(
     for axes, (label, lines) in zip(
         figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
     ):
-        for i, (name, seeds) in enumerate(lines.items()):
-            _draw_model(axes, name, seeds, line_look(i))
+        for name, seeds in lines.items():
+            _draw_model(axes, name, seeds, looks[name])
         _draw_lines(axes, trivial)
         if lines is curves:
             _shade(axes, bands)
@@ -92,7 +98,7 @@ def _over_minutes(
     }
 
 
-def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: dict[str, Any]) -> None:
+def _draw_model(axes: Axes, name: str, seeds: Sequence[Curve], look: Mapping[str, Any]) -> None:
     """A line for one seed; for several, thin lines, their mean and their range."""
     if len(seeds) == 1:
         axes.plot(*seeds[0], linewidth=1.8, label=name, **look)

@@ -5,13 +5,18 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
 from tqdm import tqdm
 
 from experiments import plot
-from experiments.common import progress
+from experiments.common import plots, progress
+from experiments.common.actor_critic.config import TITLES
 from experiments.common.steps import Programs
 from experiments.nth_farthest.config import PRESETS
+from rrnn_jax.visualize.style import COLOURS
 from tests.experiments.test_command_lines import read
 from tests.experiments.test_run_directory import QUICK
 from tests.experiments.test_training import ROOT, run
@@ -93,6 +98,25 @@ def test_runs_of_one_name_are_all_plotted(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "plot_curves", lambda path, curves, **_: drawn.append([*curves]))
     plot.plot_runs([tmp_path, tmp_path / "x"], tmp_path)
     assert drawn == [["x/lstm, train", "y/lstm, train"]]
+
+
+def test_a_model_has_one_colour_in_all_figures(tmp_path):
+    assert {name: TITLES[name] for name in plots.MODELS} == plots.MODELS
+    assert plots.MODELS.keys() == TITLES.keys()
+    assert len(plots.MODELS) == len(COLOURS)
+
+    def colours(*labels):
+        return [COLOURS.index(look["color"]) for look in plots.looks(labels).values()]
+
+    assert colours("LSTM", "Relational Memory Core") == [1, 0]
+    assert colours("conv_lstm, valid", "x/lstm, valid", "no memory") == [2, 1, 3]
+    assert colours("LSTM (runs/rmc)", "lstm_1e-2", "lstmish") == [1, 1, 0]
+    many = plots.looks([f"rmc-{seed}" for seed in range(3)]).values()
+    assert len({look["linestyle"] for look in many}) == 3
+    path = plots.plot_curves(tmp_path / "a.png", {"LSTM": {0: ([0, 1], [0.0, 1.0])}}, title="",
+                             y_label="")  # fmt: skip
+    pixels = {to_hex(colour).upper() for colour in np.unique(imread(path).reshape(-1, 4), axis=0)}
+    assert pixels & set(COLOURS) == {COLOURS[1]}
 
 
 def test_a_presets_micro_batch_is_fitted_to_the_batch(capsys):

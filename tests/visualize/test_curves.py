@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax.visualize import learning_curves_figure
+from rrnn_jax.visualize.style import COLOURS, line_look
 from tests.visualize.figures import assert_nothing_cut, assert_same_twice
 
 ONE = [([0, 10, 20], [0.2, 0.5, 0.9])]
@@ -62,6 +63,14 @@ def test_a_second_panel_has_the_same_curves_over_minutes():
 def test_many_models_are_told_apart():
     axes = learning_curves_figure({f"model {i}": ONE for i in range(9)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 9
+
+
+def test_looks_can_be_given():
+    looks = {"LSTM": line_look(1), "RMC": line_look(0)}
+    axes = learning_curves_figure({"LSTM": ONE, "RMC": THREE}, looks=looks).axes[0]
+    assert [line.get_color() for line in axes.lines] == [COLOURS[1], *[COLOURS[0]] * 4]
+    with pytest.raises(ValueError, match=r"looks must have every model, got none of {'RMC'}"):
+        learning_curves_figure({"RMC": ONE}, looks={})
 
 
 def test_nothing_is_cut_and_same_twice():
