@@ -17,6 +17,7 @@ from experiments.common.actor_critic.config import (
     GameConfig,
 )
 from experiments.common.actor_critic.learner import LearnerConfig
+from rrnn_jax.checks import check_positive
 from rrnn_jax.envs import BoxWorld
 
 
@@ -38,11 +39,7 @@ class TaskConfig:
     """Episodes of the test, on fresh levels."""
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.test_episodes < 1:
-            raise ValueError(
-                f"max_steps and test_episodes must be at least 1, got {self.max_steps} and "
-                f"{self.test_episodes}"
-            )
+        check_positive(max_steps=self.max_steps, test_episodes=self.test_episodes)
         make_env(self)
 
 

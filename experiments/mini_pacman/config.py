@@ -16,6 +16,7 @@ from experiments.common.actor_critic.config import (
     GameConfig,
 )
 from experiments.common.actor_critic.learner import LearnerConfig
+from rrnn_jax.checks import check_positive
 from rrnn_jax.envs import MiniPacman
 
 
@@ -35,10 +36,7 @@ class TaskConfig:
     """Episodes of the test."""
 
     def __post_init__(self) -> None:
-        if self.test_episodes < 1:
-            raise ValueError(f"test_episodes must be at least 1, got {self.test_episodes}")
-        if self.first_level < 1:
-            raise ValueError(f"first_level must be at least 1, got {self.first_level}")
+        check_positive(test_episodes=self.test_episodes, first_level=self.first_level)
         make_env(self)
 
 

@@ -86,8 +86,9 @@ class BoxWorldParams(struct.PyTreeNode):
 
     def __post_init__(self) -> None:
         check_positive(grid_size=self.grid_size)
-        if not self.solution_length or not self.num_distractors:
-            raise ValueError("solution_length and num_distractors must each hold a value or more")
+        for name in ("solution_length", "num_distractors"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must hold a value or more")
         for length in self.solution_length:
             check_positive(solution_length=length)
         for number in self.num_distractors:
@@ -102,8 +103,8 @@ class BoxWorldParams(struct.PyTreeNode):
         items, room = 1 + longest + most, most_items(self.grid_size)
         if items > room:
             raise ValueError(
-                f"grid_size {self.grid_size} has room for {room} items at most, but a loose key, "
-                f"solution_length {longest} and num_distractors {most} make {items}"
+                f"grid_size={self.grid_size} has room for {room} items at most, but a loose key, "
+                f"solution_length={longest} and num_distractors={most} make {items}"
             )
 
 

@@ -77,11 +77,11 @@ class LearnerConfig:
         )
         if self.level_pool < 0 or (self.level_pool and self.level_pool % self.fresh_levels):
             raise ValueError(
-                f"level_pool must be 0 or a multiple of fresh_levels {self.fresh_levels}, "
+                f"level_pool must be 0 or a multiple of fresh_levels={self.fresh_levels}, "
                 f"got {self.level_pool}"
             )
         if self.easy_share and not self.level_pool:
-            raise ValueError("easy_share must be 0 without a level_pool")
+            raise ValueError(f"easy_share must be 0 with level_pool=0, got {self.easy_share}")
         for name in ("discount", "trace", "easy_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")

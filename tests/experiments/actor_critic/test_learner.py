@@ -278,8 +278,8 @@ def test_standard_error_by_hand():
         ({"discount": 1.1}, r"discount must lie in \[0, 1\], got 1.1"),
         ({"entropy_cost": -1.0}, "entropy_cost must not be negative, got -1.0"),
         ({"clip_rho": 0.0}, "clip_rho must be positive, got 0.0"),
-        ({"level_pool": 100}, "level_pool must be 0 or a multiple of fresh_levels 128, got 100"),
-        ({"level_pool": 0, "easy_share": 0.5}, "easy_share must be 0 without a level_pool"),
+        ({"level_pool": 100}, "level_pool must be 0 or a multiple of fresh_levels=128, got 100"),
+        ({"level_pool": 0, "easy_share": 0.5}, "easy_share must be 0 with level_pool=0, got 0.5"),
     ],
 )
 def test_bad_options(options, message):
