@@ -72,6 +72,7 @@ def index() -> str:
          "[Nth Farthest](nth_farthest/README.md), the paper's task: RMC and LSTM (4.1, A.1)",
          "nth_farthest/laptop"),
         ("box_world", "[BoxWorld](box_world/README.md), small (4.3, A.3)", "box_world/quick"),
+        ("mini_pacman", "[Mini-Pacman](mini_pacman/README.md), small (4.3)", "mini_pacman/quick"),
         ("language_model", "[text](language_model/README.md), by character (4.4)",
          "language_model/quick"),
     ):  # fmt: skip

@@ -136,7 +136,7 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results):
     results("nth_farthest/laptop", LAPTOP)
     results("nth_farthest/small", QUICK)
     results("program_evaluation/quick", PROGRAMS)
-    for name, seeds in (("box_world", [0]), ("language_model", [0, 1])):
+    for name, seeds in (("box_world", [0]), ("mini_pacman", [0]), ("language_model", [0, 1])):
         results(f"{name}/quick", {"rmc": {"summary": {"wall_seconds": 240, "seeds": seeds}}})
     part = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82])
     for row in part["rows"].values():
