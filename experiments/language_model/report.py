@@ -157,7 +157,7 @@ def report(
                 dataclasses.replace(data, path=data.path if text is None else str(text)), tokens_dir
             )
             split = tokens.splits.get("test", tokens.splits.get("valid", split))
-        check_text(run_dir, tokens)
+        check_text(run_dir, tokens, "name the place of that text with --text")
         numbers = measure(saved, tokens, split, unrolls)
         measured.append((run_dir, TITLES[saved.config.model], numbers))
     assert tokens is not None

@@ -114,8 +114,8 @@ def by_unit(tokens: Tokens, result: dict[str, Any]) -> dict[str, dict[str, list[
     return found
 
 
-def check_text(run_dir: Path, tokens: Tokens) -> None:
-    """Raises unless a run, if there is one, was made on this text."""
+def check_text(run_dir: Path, tokens: Tokens, hint: str = "choose another --run-dir") -> None:
+    """Raises, with a hint, unless a run, if there is one, was made on this text."""
     path = run_dir / TEXT_FILE
     if not path.exists():
         return
@@ -124,7 +124,7 @@ def check_text(run_dir: Path, tokens: Tokens) -> None:
         names = [source["name"] for source in found["sources"]]
         raise RefusedError(
             f"the run in {run_dir} was made on another text ({', '.join(names[:3])}): the sha256 "
-            "of a file, or the vocabulary, is not the same; choose another --run-dir"
+            f"of a file, or the vocabulary, is not the same; {hint}"
         )
 
 

@@ -74,8 +74,10 @@ def test_evaluation_is_that_of_training(done):
 
 def test_report_of_trained_runs(done, capsys):
     base, _, _ = done
-    runs = [str(base / "run" / name) for name in ("rmc", "lstm")]
+    save(base / "run" / "rmc", base / "given")
+    runs = [str(base / "given"), str(base / "run" / "lstm")]
     options = ["--tokens-dir", str(base / "tokens"), "--eval-unroll", "10,50"]
+    options += ["--text", str(base / "text.txt")]
     assert report_main([*runs, *options, "--out-dir", str(base / "report")]) == 0
     found = json.loads((base / "report" / "report.json").read_text())
     assert list(found["models"]) == ["Relational Memory Core", "LSTM"]
@@ -93,7 +95,7 @@ def test_report_of_trained_runs(done, capsys):
     assert report_main([runs[0], "--eval-unroll", "0"]) == 2
 
 
-def test_a_model_can_be_given_away(done, tmp_path):
+def test_a_model_can_be_given_away(done, tmp_path, capsys):
     base, _, _ = done
     save(base / "run" / "rmc", tmp_path / "model")
     found, wanted = load(tmp_path / "model"), load(base / "run" / "rmc")
@@ -106,7 +108,12 @@ def test_a_model_can_be_given_away(done, tmp_path):
     assert (tmp_path / "half" / "params.npz").stat().st_size < 0.8 * (
         (tmp_path / "model" / "params.npz").stat().st_size
     )
+    # It does not know where its text is.
     assert str(base) not in (tmp_path / "model" / "config.json").read_text()
+    assert report_main([str(tmp_path / "model"), "--tokens-dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "made on another text (text.txt)" in error
+    assert error.endswith("name the place of that text with --text\n")
     with pytest.raises(RefusedError, match=r"no run in .*, but in lstm, rmc below it"):
         load(base / "run")
     with pytest.raises(RefusedError, match="there is no seed 7"):
