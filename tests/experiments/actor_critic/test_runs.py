@@ -57,6 +57,11 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
         assert (tmp_path / "whole" / "plots" / plot).stat().st_size > 500
     again = box_world.evaluate(TINY, tmp_path / "whole")["lstm"]
     assert again["evaluation"] == whole["test"]
+    alone = runs.measure_policies(TINY, make_game(TINY), tmp_path / "policies")["policies"]
+    assert alone == {name: whole[name] for name in ("random", "heuristic")}
+    kept = json.loads((tmp_path / "policies" / "policies.json").read_text())
+    assert kept["random"] == whole["random"]
+    assert kept["config"]["task"]["grid_size"] == 5
     table = runs.table({"lstm": whole}, make_game(TINY))
     assert "| LSTM |" in table
     assert "| random policy |" in table
