@@ -6,12 +6,15 @@ others still run, and finished rows stay in ``--out-dir``.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,24 +23,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import stages
 from benchmarks.jax_programs import ours, plain
 from benchmarks.problem import Problem, make_problem
+from benchmarks.profile import profile
 from benchmarks.settings import SETTINGS, Setting
 from benchmarks.timing import interleave
-from rrnn_jax.scan.cuda import nvrtc, recurrence, support
+from rrnn_jax.scan.cuda import launch, nvrtc, recurrence, support
 from rrnn_jax.scan.cuda.launch import ptx_call
-from rrnn_jax.scan.cuda.layout import Shape, layout_of
+from rrnn_jax.scan.cuda.layout import Layout, Shape, layout_of
+from rrnn_jax.scan.relational.input_terms import terms_of_inputs
+from rrnn_jax.scan.relational.weights import Dtypes, core_weights
 
-THROUGHPUT = ("-m", "benchmarks.scan_throughput", "--dtype", "bfloat16", "--mode", "train")
-OTHERS = ("fused", "hoisted", "scan", "torch", "cudnn_lstm_width")
+THROUGHPUT = {
+    "time": "--setting nth_farthest rl --dtype bfloat16 --variants cuda fused hoisted torch",
+    "lstm": "--setting rl --dtype tf32 --variants cudnn_lstm_width",
+    "language": "--setting language --dtype bfloat16 --variants hoisted",
+    "while": "--setting nth_farthest rl --dtype bfloat16 --variants cuda fused hoisted",
+}
+"""Options of `benchmarks.scan_throughput` for the parts that it measures."""
+
 LIMITS = {
     "probe": 60,
-    "check": 150,
-    "time": 200,
-    "tune": 200,
+    "check": 100,
+    "time": 120,
+    "stages": 60,
+    "kernels": 120,
     "l2": 40,
+    "lstm": 60,
+    "language": 90,
     "while": 120,
-    "language": 150,
 }
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
@@ -116,22 +131,21 @@ def _run(command: list[str], environment: dict[str, str], seconds: float, log: A
 
 def _command(part: str, given: argparse.Namespace) -> tuple[list[str], str]:
     """A part's command, and flags for XLA."""
-    if part not in ("time", "while", "language"):
+    # To choose among Triton's products takes most of the time of compiling.
+    flags = "" if given.toy else "--xla_gpu_enable_triton_gemm=false"
+    if part == "while" and not given.toy:  # XLA may not know it on a CPU.
+        flags += " --xla_gpu_enable_command_buffer=+WHILE"
+    if part not in THROUGHPUT:
         toy = ["--toy"] if given.toy else []
-        return [sys.executable, "-m", "benchmarks.cuda", "--here", part, *toy], ""
-    rounds = ["--rounds", "1" if given.toy else "5", "--minutes", str(LIMITS[part] / 60 - 0.2)]
-    settings = ["toy"] if given.toy else ["nth_farthest", "rl"]
-    variants, flags = ["cuda", *OTHERS], ""
-    if part == "while":
-        variants, flags = ["cuda", "fused", "hoisted"], "--xla_gpu_enable_command_buffer=+WHILE"
-    if part == "language":
-        settings = ["toy"] if given.toy else ["language"]
-        variants = ["hoisted", "scan", "cudnn_lstm_width"]
-    out = ["--out", str(given.out_dir / f"{part}.jsonl")]
-    if given.toy and part == "while":
-        flags = ""  # XLA may not know them on a CPU.
-    options = ["--setting", *settings, "--variants", *variants, *rounds, *out]
-    return [sys.executable, *THROUGHPUT, *options], flags
+        return [sys.executable, "-m", "benchmarks.cuda", "--here", part, *toy], flags
+    options = THROUGHPUT[part].split()
+    if given.toy:
+        dtype = options.index("--dtype")
+        options = ["--setting", "toy", "--dtype", "bfloat16", *options[dtype + 2 :]]
+    options += ["--mode", "train", "--rounds", "1" if given.toy else "5"]
+    options += ["--minutes", str(LIMITS[part] / 60 - 0.2)]
+    options += ["--out", str(given.out_dir / f"{part}.jsonl")]
+    return [sys.executable, "-m", "benchmarks.scan_throughput", *options], flags
 
 
 def _probe(toy: bool) -> list[dict[str, Any]]:
@@ -152,11 +166,17 @@ def _settings(toy: bool) -> list[Setting]:
 
 
 def _gradients(model: Any, problem: Problem) -> Any:
-    def loss(params: Any) -> Any:
-        outputs = model.apply(params, problem.inputs)
-        return jnp.mean(outputs.astype(jnp.float32) * problem.loss_weights)
+    """A compiled function of params and inputs."""
+    weights = np.random.default_rng(0).standard_normal(problem.loss_weights.shape[-1], np.float32)
+
+    def loss(params: Any, inputs: Any) -> Any:
+        return jnp.mean(model.apply(params, inputs).astype(jnp.float32) * weights)
 
     return jax.jit(jax.value_and_grad(loss))
+
+
+def _finish(function: Callable, *args: Any) -> Any:
+    return jax.block_until_ready(function(*args))
 
 
 def _check(toy: bool) -> list[dict[str, Any]]:
@@ -165,8 +185,11 @@ def _check(toy: bool) -> list[dict[str, Any]]:
     for setting in _settings(toy):
         small = setting.replace(batch=min(setting.batch, 40), steps=min(setting.steps, 6))
         low, wide = make_problem(small), make_problem(small.replace(dtype="float32"))
+        if reason := _why_not(low):
+            rows.append({"setting": setting.name, "skipped": reason})
+            continue
         with jax.default_matmul_precision("highest"):
-            exact = _gradients(plain(wide), wide)(wide.params)
+            exact = _gradients(plain(wide), wide)(wide.params, wide.inputs)
 
         def errors(found: Any, exact: Any = exact) -> list[float]:
             pairs = zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
@@ -177,14 +200,10 @@ def _check(toy: bool) -> list[dict[str, Any]]:
 
         row: dict[str, Any] = {
             "setting": setting.name,
-            "plain": max(errors(_gradients(plain(low), low)(low.params))),
+            "plain": max(errors(_gradients(plain(low), low)(low.params, low.inputs))),
         }
-        reason = support.why_not(low.cell, jnp.bfloat16, small.batch) or support.why_not_here()
-        if reason is not None:
-            rows.append(row | {"skipped": reason})
-            continue
         step = _gradients(ours(low, "cuda"), low)
-        found = [step(low.params) for _ in range(3)]
+        found = [step(low.params, low.inputs) for _ in range(3)]
         row["kernels"] = max(errors(found[0]))
         row["same_bits"] = all(
             np.array_equal(a, b) for other in found[1:]
@@ -195,49 +214,88 @@ def _check(toy: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _tune(toy: bool) -> list[dict[str, Any]]:
-    """Milliseconds of a training step with other layouts, interleaved."""
-    rows = []
+def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
+    """With several layouts: seconds of a training step, and of both kernels alone."""
     for setting in _settings(toy):
         problem = make_problem(setting)
-        reason = (
-            support.why_not(problem.cell, jnp.bfloat16, setting.batch) or support.why_not_here()
-        )
-        if reason is not None:
-            rows.append({"setting": setting.name, "skipped": reason})
+        if reason := _why_not(problem):
+            yield {"setting": setting.name, "skipped": reason}
             continue
-        programs = {}
-        for choice in _choices(setting.name):
-            step = _compiled_with(choice, problem)
-            name = " ".join(f"{key}={value}" for key, value in choice.items())
-            programs[name] = lambda step=step, params=problem.params: jax.block_until_ready(
-                step(params)
-            )
-        timed = interleave(programs, rounds=1 if toy else 5, min_seconds=0.05).summaries()
-        for name, t in sorted(timed.items(), key=lambda item: item[1].median):
-            times = {"median": t.median, "q1": t.q1, "q3": t.q3}
-            row = {"setting": setting.name, "variant": name}
-            rows.append(row | {key: round(1e3 * x, 4) for key, x in times.items()})
-    return rows
+        choices = _choices(setting.name)
+        gpu = support.default_gpu()
+        base = layout_of(problem.cell, setting.batch, gpu=gpu)
+        layouts = [dataclasses.replace(base, **choice) for choice in choices]
+        with ThreadPoolExecutor(8) as pool:  # NVRTC and XLA compile side by side.
+            kernels = itertools.product(("forward", "backward"), layouts)
+            list(pool.map(lambda each: nvrtc.kernel_ptx(*each, True), kernels))
+            lowered = [_lowered_with(layout, problem) for layout in layouts]
+            steps = list(pool.map(lambda each: each.compile(), lowered))
+        names = [" ".join(f"{key}={value}" for key, value in choice.items()) for choice in choices]
+        runs = {
+            name: partial(_finish, step, problem.params, problem.inputs)
+            for name, step in zip(names, steps, strict=True)
+        }
+        timed = interleave(runs, rounds=1 if toy else 5, min_seconds=0.05).summaries()
+        for name, run in runs.items():
+            found = {op["name"]: op["seconds_per_call"] for op in profile(run)["operations"]}
+            alone = {kernel: found.get(f"rrnn_{kernel}") for kernel in ("forward", "backward")}
+            row = {"setting": setting.name, "layout": name, "step": timed[name].median}
+            yield row | alone | {"quartiles": (timed[name].q1, timed[name].q3)}
 
 
-def _compiled_with(choice: dict[str, Any], problem: Problem) -> Any:
-    def layout(*args: Any, **kwargs: Any) -> Any:
-        return dataclasses.replace(layout_of(*args, **kwargs), **choice)
-
-    with mock.patch.object(recurrence, "layout_of", layout):
-        return _gradients(ours(problem, "cuda"), problem).lower(problem.params).compile()
+def _lowered_with(layout: Layout, problem: Problem) -> Any:
+    with mock.patch.object(recurrence, "layout_of", return_value=layout):
+        return _gradients(ours(problem, "cuda"), problem).lower(problem.params, problem.inputs)
 
 
 def _choices(setting: str) -> list[dict[str, Any]]:
     """Layouts to try."""
     if setting == "nth_farthest":
-        tiles = [{"tiles": n} for n in (7, 6, 5, 4)]
-        return [*tiles, {"tiles": 7, "ahead": 2}, {"tiles": 7, "early": True}]
-    early = [
-        {"tiles": 1, "early": early, "ahead": ahead} for early in (True, False) for ahead in (4, 8)
-    ]
-    return [*early, {"tiles": 2}]
+        return [{"warps": w, "tiles": n} for w, n in ((16, 7), (16, 6), (16, 4), (8, 7), (8, 5))]
+    return [{"warps": w, "ahead": ahead} for w in (16, 8) for ahead in (4, 8)]
+
+
+def _stages(toy: bool) -> Iterator[dict[str, Any]]:
+    """Cycles of the stages of a step, by the clock of the first block's first thread."""
+    for setting in _settings(toy):
+        problem = make_problem(setting)
+        if reason := _why_not(problem):
+            yield {"setting": setting.name, "skipped": reason}
+            continue
+        with mock.patch.object(launch, "kernel_ptx", _marked_ptx):
+            forward, backward = jax.jit(partial(_both_kernels, problem))(
+                problem.params["cell"], problem.inputs
+            )
+        for kernel, found in (("forward", forward), ("backward", backward)):
+            cycles = np.asarray(found).view(np.uint32).ravel() / setting.steps
+            names = [name for _, name in stages.MARKS[kernel]]
+            row = {"setting": setting.name, "kernel": kernel}
+            yield row | {"cycles_a_step": dict(zip(names, map(round, cycles), strict=False))}
+
+
+def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
+    macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
+    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros)
+
+
+def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:
+    """The outputs of both kernels in which `stages.marked` leaves the cycles."""
+    cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
+    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x[:, :, None])
+    terms = recurrence.Terms(terms.qkv[0], terms.gates)
+    weights = recurrence.Weights(*core_weights(cell, params))
+    carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
+    run = recurrence.run_of(cell, terms, time_axis=1, gpu=support.default_gpu())
+    results, kept = recurrence.forward_pass(run, weights, carry, None, terms, save=True)
+    cotangents = jax.tree.map(jnp.ones_like, results)
+    found = recurrence.backward_pass(run, weights, carry, None, terms, kept, cotangents)
+    return kept[-1], found[1]
+
+
+def _why_not(problem: Problem) -> str | None:
+    return (
+        support.why_not(problem.cell, jnp.bfloat16, problem.setting.batch) or support.why_not_here()
+    )
 
 
 def _l2(toy: bool) -> list[dict[str, Any]]:

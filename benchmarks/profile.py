@@ -10,7 +10,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax
 
 from benchmarks import variants
 from benchmarks.problem import make_problem
-from benchmarks.program import Program, UnavailableError
+from benchmarks.program import UnavailableError
 from benchmarks.settings import DTYPES, SETTINGS
 from benchmarks.table import human_seconds, markdown
 from benchmarks.timing import positive_minutes, time_limit
@@ -72,24 +72,24 @@ def make_profiles(
         wanted = {"setting": setting, "dtype": dtype, "variant": name, "device": device}
         if (row := rows.get(_key(wanted))) is None:
             problem = make_problem(SETTINGS[setting].replace(dtype=dtype))
-            row = wanted | profile(variants.build(name, problem, "train"))
+            row = wanted | profile(variants.build(name, problem, "train").run)
             append_rows(out, [row | {"environment": describe_environment()}])
         print(describe(row), flush=True)
 
 
-def profile(program: Program) -> dict[str, Any]:
-    """Runs a program under the profiler.
+def profile(run: Callable[[], Any]) -> dict[str, Any]:
+    """Runs a program, given as a function that waits for its end, under the profiler.
 
     Returns:
       ``seconds_per_call`` wall time, ``busy_seconds_per_call`` within operations of the device,
       ``events_per_call``, and ``operations``: the longest, by name.
     """
-    program.run()
+    run()
     with tempfile.TemporaryDirectory() as directory:
         started = time.perf_counter()
         with jax.profiler.trace(directory):
             for _ in range(_CALLS):
-                program.run()
+                run()
             wall = time.perf_counter() - started
         files = sorted(Path(directory).rglob("*.xplane.pb"))
         events = [event for file in files for event in _events(file)]

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ jax.config.update("jax_disable_most_optimizations", True)
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 # The older emitters of fused operations take a fifth of the time.
 _OLDER_EMITTERS = "xla_cpu_use_fusion_emitters"
-_HAS_OLDER_EMITTERS = jax.__version_info__ < (0, 12)  # XLA ends a process for an unknown flag.
+# XLA ends a process for an unknown flag, and the XLA of JAX 0.11's plugins does not know this one.
+_PLUGINS = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if find_spec(name)]
+_HAS_OLDER_EMITTERS = jax.__version_info__ < (0, 12) and not _PLUGINS
 if _HAS_OLDER_EMITTERS:
     _FLAGS.append(f"--{_OLDER_EMITTERS}=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])

@@ -43,11 +43,8 @@ def ptxas() -> Path | None:
 
 
 def measure(setting: str) -> dict[str, Any]:
-    """`compiled_step` in a process of its own: XLA reads its flags once.
-
-    Without those of the tests, which the CUDA plugin of JAX 0.11 does not know.
-    """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    """`compiled_step` in a process of its own: XLA reads its flags once."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", __spec__.name, setting]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,51 @@
+"""The measurements of the CUDA kernels, without a GPU."""
+
+import json
+
+import pytest
+
+from benchmarks import cuda, stages
+from benchmarks.scan_throughput import parser as throughput_parser
+from rrnn_jax.scan.cuda import nvrtc
+from rrnn_jax.scan.cuda.layout import Layout
+
+
+def test_every_stage_has_its_mark():
+    for kernel, marks in stages.MARKS.items():
+        source = stages.marked(kernel)
+        assert all(source.count(f" STAGE({i})") == 1 for i in range(len(marks)))
+        # In the order of the step.
+        places = [source.index(f" STAGE({i})") for i in range(len(marks))]
+        if kernel == "backward":
+            assert places == sorted(places)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(stages.MARKS, kernel, [("no such code;", "nothing")])
+            with pytest.raises(ValueError, match=rf"{kernel}\.cu must have this once, got 0"):
+                stages.marked(kernel)
+
+
+@pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
+@pytest.mark.parametrize("kernel", stages.MARKS)
+def test_marked_kernels_compile(kernel):
+    layout = Layout(64, 4, 4, 2, 1, "memory", flags=False, tiles=1, warps=4)
+    macros = [f"-D{name}={value}" for name, value in layout.macros(True).items()]
+    ptx = nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros)
+    assert ptx.count("%clock") == len(stages.MARKS[kernel]) + 1
+
+
+@pytest.mark.parametrize("part", ["probe", "check", "stages", "kernels", "l2"])
+def test_parts_say_why_there_is_nothing_to_measure(part, capsys):
+    assert cuda.main(["--here", part, "--toy"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["part"] == part
+    assert "needs an NVIDIA GPU, got cpu" in (row.get("skipped"), row.get("why_not"))
+
+
+@pytest.mark.parametrize("part", cuda.THROUGHPUT)
+def test_other_parts_are_commands_of_another_benchmark(part, tmp_path):
+    for options in ([], ["--toy"]):
+        given = cuda.parser().parse_args(["--out-dir", str(tmp_path), *options])
+        (_, _, module, *rest), flags = cuda._command(part, given)
+        assert module == "benchmarks.scan_throughput"
+        throughput_parser().parse_args(rest)
+        assert ("triton" in flags) == (not options)
