@@ -1,7 +1,9 @@
 """The documents quote what was kept."""
 
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 
 from experiments import language_model
 from experiments.common.report import paired_interval, text_of
+from experiments.language_model.data.corpus import BUNDLED, read_corpus
 from experiments.language_model.data.token_files import DataConfig, prepare
 from experiments.language_model.report import carried_nats
 
@@ -53,6 +56,27 @@ def test_rates_are_the_best_that_were_tried():
         assert row["valid"] == min(tried)
         assert not set(row["seeds"]) & set(map(int, read("quick")[model]["nats"]))
         assert f"rate {next(iter(row['setting'].values()))} |" in README.read_text()
+
+
+@pytest.mark.slow
+def test_a_five_gram_is_quoted():
+    """p(c | context) = (count + kinds * p(c | shorter context)) / (total + kinds)."""
+    corpus = read_corpus(BUNDLED)
+    train, valid = (corpus[split][0].text() for split in ("train", "valid"))
+    counts = Counter(train[i : i + n] for n in range(1, 6) for i in range(len(train) - n + 1))
+    totals, kinds = Counter(), Counter()
+    for gram, count in counts.items():
+        totals[gram[:-1]] += count
+        kinds[gram[:-1]] += 1
+    text, nats = train[-4:] + valid, 0.0
+    for i in range(4, len(text)):
+        chance = 1 / 65
+        for n in range(5):
+            context = text[i - n : i]
+            times = counts[context + text[i]] + kinds[context] * chance
+            chance = times / (totals[context] + kinds[context]) if context in kinds else chance
+        nats -= math.log(chance)
+    assert f"has {nats / len(valid):.3f} nats" in README.read_text()
 
 
 def test_windows_without_a_state_are_quoted():
