@@ -23,10 +23,10 @@ _LONGEST = box_world.WINDOW**2 // 2
 def box_world_heuristic(obs: Array, last_action: Array) -> Array:
     """A policy for `BoxWorld` with a viewport.
 
-    With a key, it wants a cell of the key's colour: its lock. Without one, it wants a loose key or
-    the gem: a cell with none beside it, neither a lock on its right nor what a lock belongs to.
-    At the edge of the window what is beside a cell is not seen, so the next steps decide. It
-    cannot tell a distractor's lock from one of the solution.
+    With a key, it wants the cells of the key's colour, which are locks, and the gem if it is loose.
+    Without one, it wants all that is loose: what has neither a lock on its right nor a content on
+    its left. At the edge of the window a neighbour may be hidden; the next steps decide. It cannot
+    tell a distractor's lock from one of the solution.
 
     >>> import jax
     >>> from rrnn_jax.envs import BoxWorld
