@@ -159,6 +159,8 @@ def _check(options: argparse.Namespace) -> Choice:
     if options.stop and options.save_carry:
         raise RefusedError("--save-carry and --stop exclude each other: the carry has read beyond "
                            "the point where --stop cuts the text off")  # fmt: skip
+    if options.save_carry and not options.save_carry.parent.is_dir():
+        raise RefusedError(f"--save-carry: there is no folder {options.save_carry.parent}")
     try:
         return Choice(options.temperature, options.top_k, options.top_p)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Language modelling as a training problem: windows of a text with a carried state."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,7 @@ def make_problem(
       The problem, whose score ``nats`` is the mean loss per token of the validation text.
 
     Raises:
-      RefusedError: a split is missing or too short, or the vocabulary does not support cut-offs.
+      RefusedError: a split is missing or too short, or the cut-offs are not for the vocabulary.
     """
     text, train = config.text, recipe(config, config.model, config.train)
     if "valid" not in tokens.splits:
@@ -42,8 +43,14 @@ def make_problem(
             "cutoffs are for vocabularies sorted by frequency (words), got "
             f"{tokens.vocabulary.kind}"
         )
+    size = tokens.vocabulary.size
+    if any(low >= high for low, high in itertools.pairwise((0, *text.cutoffs, size))):
+        raise RefusedError(
+            f"cutoffs must rise from at least 1 to below the vocabulary's size, {size}, got "
+            f"{text.cutoffs}"
+        )
     check_rows(tokens.splits["train"], train.batch_size, text.window)
-    model = make_model(config, tokens.vocabulary.size)
+    model = make_model(config, size)
     evaluations = {}
     for name in tokens.splits.keys() - {"train"}:
         check_rows(tokens.splits[name], text.eval_rows, 1)

@@ -71,7 +71,7 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
       The model with its best parameters on the validation text.
 
     Raises:
-      RefusedError: the run or the seed does not exist.
+      RefusedError: the run or the seed does not exist; a saved model has no seeds.
       FileNotFoundError: nothing was saved yet.
     """
     if not (run_dir / "config.json").exists():
@@ -82,6 +82,8 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
     vocabulary = vocabulary_from(read_json(run_dir / VOCABULARY_FILE))
     model = make_model(config, vocabulary.size)
     if (run_dir / PARAMS_FILE).exists():
+        if seed is not None:
+            raise RefusedError(f"{run_dir} holds a saved model, which has no seeds, got {seed}")
         wanted = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
         step, params = read_params(run_dir, wanted)
         return Saved(config, vocabulary, model, params, step)

@@ -116,8 +116,10 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
       The memory-mapped tokens: uint16 for vocabularies of up to 65,536, else uint32.
 
     Raises:
-      RefusedError: see `corpus` and `vocabulary`.
+      RefusedError: a format of folders without a path; see `corpus` and `vocabulary`, too.
     """
+    if config.path is None and config.format not in ("auto", "text"):
+        raise RefusedError(f"the format {config.format!r} needs --path, a folder")
     corpus = read_corpus(
         BUNDLED if config.path is None else Path(config.path),
         config.format,

@@ -171,6 +171,13 @@ def test_what_does_not_fit_is_refused():
     config = small_config(text={"cutoffs": (5,)})
     with pytest.raises(RefusedError, match=r"cutoffs .* sorted by frequency .* got characters"):
         make_problem(config, tokens)
+    words = Words.of([TEXT])
+    of_words = tokens.__class__(words, splits, np.ones(words.size, np.int64), {})
+    for cutoffs in ((5, words.size), (0,), (5, 5)):
+        with pytest.raises(
+            RefusedError, match=rf"cutoffs must rise .*, {words.size}, got \({cutoffs[0]}"
+        ):
+            make_problem(small_config(text={"cutoffs": cutoffs}), of_words)
     with pytest.raises(RefusedError, match="less than a window of 5000 in each of 4 rows"):
         make_problem(small_config(text={"window": 5000}), tokens)
     with pytest.raises(RefusedError, match="no text to validate on"):

@@ -166,6 +166,8 @@ def test_wikitext_is_counted_as_recorded(tmp_path):
     assert units["word_perplexity"] == near(wanted["word_level_perplexity_by_pg19_rule"])
 
 
-def test_options_are_checked():
+def test_options_are_checked(tmp_path):
+    with pytest.raises(RefusedError, match="the format 'books' needs --path, a folder"):
+        prepare(DataConfig(format="books"), tmp_path)
     with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
         DataConfig(min_count=0)

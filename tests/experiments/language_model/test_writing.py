@@ -215,6 +215,8 @@ def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
         ((folder, "--prompt", "fish \udcff"), r"the prompt must be UTF-8, got 'fish \udcff'"),
         ((folder, "--prompt", "a", "--prompt-file", "b"), "exclude each other"),
         ((folder, "--stop", "a", "--save-carry", "b"), "exclude each other"),
+        ((folder, "--save-carry", "none/b"), "--save-carry: there is no folder none"),
+        ((folder, "--run-seed", "1"), "holds a saved model, which has no seeds, got 1"),
         ((folder, "--load-carry", str(folder / "config.json")), "does not hold a session"),
         ((folder, "--load-carry", "nowhere"), "there is no file nowhere"),
     ]:
