@@ -208,6 +208,15 @@ def test_documents_quote_what_was_kept(document, preset):
         assert f"{summary['parameters']:,}" in text
 
 
+def test_the_quick_runs_are_quoted():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "quick.json").read_text())
+    rmc, lstm = (100 * kept[model]["summary"]["test"]["accuracy"][0] for model in ("rmc", "lstm"))
+    text = " ".join(README.read_text().split())
+    assert f"**RMC {rmc:.1f} %, LSTM {lstm:.1f} %**" in text
+    reached = [kept["rmc"]["summary"]["steps_to"][f"{share}%"][0] for share in (30, 70)]
+    assert "30 % after {:,} updates and 70 % after {:,}".format(*reached) in text
+
+
 @pytest.mark.parametrize("share", [30, 50, 70, 80, 90, 91])
 def test_updates_to_a_score_are_those_of_the_curves(share):
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
