@@ -174,6 +174,21 @@ def test_the_first_updates_at_the_papers_size_are_quoted():
     assert f"The random policy solves {chance:.1f} %, the heuristic {rule:.1f} %" in said
 
 
+def test_the_first_updates_of_mini_pacman_at_the_papers_size_are_quoted():
+    kept = read("mini_pacman/paper_200")
+    summary = kept["summary"]
+    returns = summary["test"]["return"][0], *(summary[name]["return"] for name in POLICIES)
+    said = " ".join((RESULTS.parent / "mini_pacman" / "README.md").read_text().split())
+    assert f"{summary['frames']:,} frames with {summary['parameters']:,} parameters" in said
+    assert (
+        "return of 96 fresh episodes is {:.1f}, of the random policy {:.1f}, of the heuristic "
+        "{:.0f}".format(*returns)
+        in said
+    )
+    assert f"`{kept['environment']['command']}`" in said
+    assert kept["config"]["task"]["test_episodes"] == 96
+
+
 def test_smoke_is_quoted():
     text, kept = README.read_text(), read("box_world/smoke")
     test = kept["summary"]["test"]
