@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from experiments.common import parallel
 from experiments.common.checkpoint import StorageError
-from experiments.common.interrupts import EXIT_INTERRUPTED, end_command
-from experiments.common.loop import Interrupted, NonFiniteError
+from experiments.common.interrupts import EXIT_INTERRUPTED, Interrupted, end_command
+from experiments.common.loop import NonFiniteError
 from experiments.common.options import checked, is_given, name_options, option_of, without_checks
 from experiments.common.refused import RefusedError
 from experiments.common.run_directory import RunFailedError

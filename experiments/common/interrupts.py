@@ -12,8 +12,13 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_INTERRUPTED = 130
 _is_command = False
+_is_kept = False
 PARENT = "RRNN_JAX_PARENT"
 """Environment variable with the parent process; this process ends when it does."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Training stopped on request, after saving."""
 
 
 class StopRequest:
@@ -48,6 +53,19 @@ class StopRequest:
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
         self.requested = True
+
+
+def keep_request(requested: bool) -> None:
+    """Keeps a request that came when a run was done, so that the next run does not begin."""
+    global _is_kept
+    _is_kept = _is_kept or requested
+
+
+def kept_request() -> bool:
+    """Whether a request was kept; the answer is given once."""
+    global _is_kept
+    found, _is_kept = _is_kept, False
+    return found
 
 
 def exit_at_once() -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.common.interrupts import PARENT, StopRequest
-from experiments.common.loop import Interrupted
+from experiments.common.interrupts import PARENT, Interrupted, StopRequest
 
 LOG_FILE = "log.txt"
 

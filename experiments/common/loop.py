@@ -11,7 +11,7 @@ import jax
 
 from experiments.common import parallel
 from experiments.common.checkpoint import Reader, Writer
-from experiments.common.interrupts import StopRequest
+from experiments.common.interrupts import Interrupted, StopRequest, keep_request, kept_request
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem, Score
 from experiments.common.progress import Progress
@@ -34,10 +34,6 @@ BEST = "best"
 
 class NonFiniteError(FloatingPointError):
     """The loss, a metric or the gradient became NaN or infinite."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    """Training stopped on request, after saving."""
 
 
 class Begins(NamedTuple):
@@ -95,6 +91,8 @@ def train(
       Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
+    if parallel.agree(kept_request())[0]:
+        raise Interrupted(f"stopped before {name or 'it began'}; run the same command to resume")
     programs = make_programs(problem, config)
     with contextlib.ExitStack() as stack:
         checkpoints = best = restored = None
@@ -208,6 +206,7 @@ class _Session:
                     raise Interrupted(
                         f"stopped at step {self.step}; run the same command to resume"
                     )
+            keep_request(stop.requested)
         final = parallel.to_host(state)
         return Outcome(
             final,

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from experiments.common.interrupts import Interrupted
 from experiments.common.launch import run_commands
-from experiments.common.loop import Interrupted
 
 
 def python(code: str) -> list[str]:

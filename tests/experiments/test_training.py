@@ -179,6 +179,25 @@ def test_one_signal_saves_and_stops(tmp_path, uninterrupted, monkeypatch):
     assert_same(tmp_path, run(tmp_path), uninterrupted)
 
 
+def test_a_signal_when_a_run_is_done_keeps_the_next_from_beginning(
+    tmp_path, uninterrupted, monkeypatch
+):
+    check = loop._check_finite
+
+    def press(metrics, config, step, saved):
+        if step == CONFIG.steps:
+            signal.raise_signal(signal.SIGTERM)
+        check(metrics, config, step, saved)
+
+    monkeypatch.setattr(loop, "_check_finite", press)
+    assert_same(tmp_path / "first", run(tmp_path / "first"), uninterrupted)
+    with pytest.raises(loop.Interrupted, match=r"stopped before .*; run the same command"):
+        run(tmp_path / "second")
+    assert not (tmp_path / "second" / "metrics.jsonl").exists()
+    monkeypatch.setattr(loop, "_check_finite", check)
+    assert_same(tmp_path / "second", run(tmp_path / "second"), uninterrupted)
+
+
 def test_damaged_checkpoints_are_skipped_with_a_message(tmp_path, uninterrupted, capsys):
     run(tmp_path, dataclasses.replace(CONFIG, steps=40))
     newest = tmp_path / "checkpoints" / "40"

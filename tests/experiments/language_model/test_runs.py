@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common.loop import Interrupted
+from experiments.common.interrupts import Interrupted
 from experiments.common.refused import RefusedError
 from experiments.language_model.__main__ import main
 from experiments.language_model.report import main as report_main
