@@ -217,6 +217,17 @@ def test_the_quick_runs_are_quoted():
     assert "30 % after {:,} updates and 70 % after {:,}".format(*reached) in text
 
 
+def test_the_ablation_is_quoted():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "rows.json").read_text())
+    section = README.read_text().split("### Ablation")[1].split("###")[0]
+    rows = re.findall(r"^\| (.+) \| ([\d.]+) % \| ([\d,]+) \|$", section, re.M)
+    found = {(score, parameters) for _, score, parameters in rows}
+    for run in kept.values():
+        score = 100 * run["summary"]["test"]["accuracy"][0]
+        assert (f"{score:.1f}", f"{run['summary']['parameters']:,}") in found
+    assert len(rows) == len(kept) >= 5
+
+
 @pytest.mark.parametrize("share", [30, 50, 70, 80, 90, 91])
 def test_updates_to_a_score_are_those_of_the_curves(share):
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
