@@ -1,5 +1,6 @@
 """The base class of environments: resets, pools of levels, spaces; and gymnax's base class."""
 
+import importlib.metadata
 from functools import cache, partial
 
 import jax
@@ -119,7 +120,7 @@ def test_bad_options_of_mini_pacman(options, error, message):
 
 
 def test_is_shaped_as_gymnaxs(env):
-    """These environments have what gymnax's base class has, and its own `reset` runs on them."""
+    """They have what gymnax's base class has; its `reset` and its wrapper run on them."""
     gymnax = pytest.importorskip("gymnax.environments.environment")
     theirs, params = gymnax.Environment, env.default_params
     names = [name for name in vars(theirs) if not name.startswith("_")]
@@ -130,3 +131,10 @@ def test_is_shaped_as_gymnaxs(env):
     key = jax.random.key(5)
     found = jax.jit(partial(theirs.reset.__wrapped__, env))(key, params)
     assert_trees_equal(found, jitted(env, "reset")(key, params))
+    if importlib.metadata.version("gymnax") < "1":  # Since then `step` returns six values.
+        logged = pytest.importorskip("gymnax.wrappers.purerl").LogWrapper(env)
+        _, state = jax.jit(logged.reset)(key, params)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            obs, state, reward, _, _ = jax.jit(logged.step)(key, state, jnp.int32(0), params)
+        assert obs.shape == env.observation_space(params).shape
+        assert float(state.episode_returns) == float(reward)
