@@ -91,8 +91,6 @@ def train(
       Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
-    if parallel.agree(kept_request())[0]:
-        raise Interrupted(f"stopped before {name or 'it began'}; run the same command to resume")
     programs = make_programs(problem, config)
     with contextlib.ExitStack() as stack:
         checkpoints = best = restored = None
@@ -106,6 +104,8 @@ def train(
             with contextlib.suppress(FileNotFoundError):
                 restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
         check_shared(run_dir, -1 if restored is None else restored.step)
+        if parallel.agree(kept_request())[0]:
+            raise Interrupted(f"stopped before {name or 'a run'}; run the same command to resume")
         begins = Begins(-1, None)
         if restored is None:
             state = programs.init()
