@@ -69,7 +69,8 @@ class Emulator:
             function(array, blocks, ctypes.c_uint64(self.order))
             return found
 
-        return list(jax.pure_callback(run, list(results), *arguments))
+        # As `launch.ptx_call`: under `jax.vmap` one run for each.
+        return list(jax.pure_callback(run, list(results), *arguments, vmap_method="sequential"))
 
     def use(self, monkeypatch: Any) -> "Emulator":
         """Has all runs of the kernels emulated."""

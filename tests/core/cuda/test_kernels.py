@@ -246,6 +246,27 @@ def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     np.testing.assert_array_equal(padded[:, 1:3], jnp.repeat(padded[:, :1], 2, axis=1))
 
 
+def test_vmap_runs_the_kernels_once_for_each(monkeypatch):
+    emulator = Emulator().use(monkeypatch)
+    monkeypatch.setattr(support, "why_not_here", lambda: None)
+    # A core and a batch whose kernels are compiled already.
+    cell = RelationalMemoryCell(**QUICK["gates_of_units"].cell, dtype=jnp.bfloat16)
+    rnn = RNN(cell, implementation="cuda")
+    x = normal(np.random.default_rng(0), (2, 3, 5))
+    flags = {"resets": jnp.zeros((2, 3), bool).at[1, 1].set(True), "mask": jnp.ones((2, 3), bool)}
+    variables = random_variables(RNN(cell), x)
+    pair = jax.tree.map(lambda a: jnp.stack([a, 0.5 * a]), variables)
+
+    def loss(variables: Any) -> Any:
+        return jnp.sum(jnp.sin(rnn.apply(variables, x, **flags).astype(jnp.float32)))
+
+    found = jax.jit(jax.vmap(jax.grad(loss)))(pair)
+    assert emulator.runs == {"forward": 2, "backward": 2}
+    for i in range(2):
+        expected = jax.jit(jax.grad(loss))(jax.tree.map(lambda a, i=i: a[i], pair))
+        assert errors(jax.tree.map(lambda a, i=i: a[i], found), expected).max() < 1e-5
+
+
 def test_it_is_an_implementation_of_rnn(monkeypatch):
     emulator = Emulator().use(monkeypatch)
     monkeypatch.setattr(support, "why_not_here", lambda: None)
