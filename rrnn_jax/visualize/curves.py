@@ -51,15 +51,7 @@ def learning_curves_figure(
       ValueError: there is no curve, the numbers of its values and steps differ, or
         `minutes_per_step` or `looks` lacks a model.
     """
-    if not curves or not all(curves.values()):
-        raise ValueError("curves must hold at least one curve for each model")
-    for name, seeds in curves.items():
-        for steps, values in seeds:
-            if len(steps) != len(values):
-                raise ValueError(
-                    f"curves[{name!r}] must have as many values as steps, got {len(values)} "
-                    f"values for {len(steps)} steps"
-                )
+    _check(curves)
     if looks is None:
         looks = {name: line_look(i) for i, name in enumerate(curves)}
     if missing := curves.keys() - looks.keys():
@@ -86,6 +78,18 @@ def learning_curves_figure(
         axes.grid(alpha=0.25)
     figure.axes[0].legend(loc="best", fontsize=8, framealpha=0.9)
     return figure
+
+
+def _check(curves: Mapping[str, Sequence[Curve]]) -> None:
+    if not curves or not all(curves.values()):
+        raise ValueError("curves must hold at least one curve for each model")
+    for name, seeds in curves.items():
+        for steps, values in seeds:
+            if len(steps) != len(values):
+                raise ValueError(
+                    f"curves[{name!r}] must have as many values as steps, got {len(values)} "
+                    f"values for {len(steps)} steps"
+                )
 
 
 def _over_minutes(
