@@ -215,6 +215,10 @@ def test_the_quick_runs_are_quoted():
     assert f"**RMC {rmc:.1f} %, LSTM {lstm:.1f} %**" in text
     reached = [kept["rmc"]["summary"]["steps_to"][f"{share}%"][0] for share in (30, 70)]
     assert "30 % after {:,} updates and 70 % after {:,}".format(*reached) in text
+    pace = json.loads((README.parents[1] / "results/nth_farthest/quick_pace.json").read_text())
+    runs = [pace[model] for model in ("rmc", "lstm")]
+    assert "first {updates} updates".format(**runs[0]) in text
+    assert "at {:.1f} and {:.1f} a second".format(*(r["updates_per_second"] for r in runs)) in text
 
 
 def test_the_ablation_is_quoted():
