@@ -134,14 +134,14 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
         params = params.replace(levels=jax.jit(env.draw_levels, static_argnums=1)(_key(0), POOL))
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        params, state, total = carry
+        params, state, *_ = carry
         for_actions, for_steps = jax.random.split(key)
         actions = jax.random.bits(for_actions, (envs,), jnp.uint32) % env.num_actions
         obs, state, reward, *_ = jax.vmap(env.step, (0, 0, 0, None))(
             jax.random.split(for_steps, envs), state, actions.astype(jnp.int32), params
         )
-        # All results of a step are used, so that the compiler does not remove them.
-        return (params, state, total + reward.sum() + obs.sum()), None
+        # All results of a step are returned, so that the compiler does not remove them.
+        return (params, state, obs, reward), None
 
     @jax.jit
     def play(params: Any, state: Any, key: jax.Array) -> tuple:
@@ -150,10 +150,10 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
             new = env.draw_levels(for_levels, min(fresh, POOL), params.replace(levels=None))
             levels = jax.tree.map(lambda x, y: x.at[: len(y)].set(y), params.levels, new)
             params = params.replace(levels=levels)
-        start = (params, state, jnp.float32(0))
+        start = (params, state, obs, jnp.zeros((envs,)))
         return jax.lax.scan(step, start, jax.random.split(for_steps, STEPS))[0]
 
-    state = jax.jit(jax.vmap(env.reset, (0, None)))(jax.random.split(_key(1), envs), params)[1]
+    obs, state = jax.jit(jax.vmap(env.reset, (0, None)))(jax.random.split(_key(1), envs), params)
     return Program(_repeat(lambda key: play(params, state, key)), envs, envs * STEPS)
 
 

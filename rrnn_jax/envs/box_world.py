@@ -183,8 +183,8 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         target = state.player + jnp.asarray(MOVES)[action]
         side = params.grid_size + 2
         cells, index = state.grid.reshape(-1), target[0] * side + target[1]
-        cell = cells.at[index].get(mode="promise_in_bounds").astype(jnp.int32)
-        right = cells.at[index + 1].get(mode="promise_in_bounds").astype(jnp.int32)
+        cell = _at(cells, index).astype(jnp.int32)
+        right = _at(cells, index + 1).astype(jnp.int32)
         is_lock = cell >= LOCK
         is_distractor = cell >= DISTRACTOR
         is_key = (cell >= KEY) & (cell < LOCK)
@@ -213,16 +213,15 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         """The observation of a state."""
         palette = jnp.asarray(PALETTE)
         if not params.viewport:
-            return palette[self.frame(state)]
+            return _at(palette, self.frame(state))
         offset = np.arange(WINDOW, dtype=np.int32) - WINDOW // 2
-        rows, columns = state.player[0] + offset, state.player[1] + offset
-        window = state.grid.at[rows[:, None], columns[None, :]].get(
-            mode="fill", fill_value=BORDER, wrap_negative_indices=False
-        )
-        window = window.at[WINDOW // 2, WINDOW // 2].set(PLAYER)
-        held = palette[jnp.where(state.held < 0, BORDER, KEY + state.held)]
+        # Outside the grid is black like its border, so positions are clipped to the border.
+        rows, columns = jnp.clip(state.player[:, None] + offset[None], 0, params.grid_size + 1)
+        window = _at(state.grid, (rows[:, None], columns[None, :]))
+        is_centre = (offset[:, None] == 0) & (offset[None, :] == 0)
+        held = _at(palette, jnp.where(state.held < 0, BORDER, KEY + state.held))
         extra = jnp.broadcast_to(held, (WINDOW, WINDOW, 3))
-        return jnp.concatenate([palette[window], extra], axis=-1)
+        return jnp.concatenate([_at(palette, jnp.where(is_centre, PLAYER, window)), extra], axis=-1)
 
     def frame(self, state: BoxWorldState) -> Array:
         """The whole grid as in the authors' code.
@@ -231,11 +230,19 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
           ``[G+2, G+2]`` uint8: 0 background, 1 border, 2 player, 3 gem, 4 + c a key and 24 + c a
           lock of colour c. The key held is at (0, 0).
         """
+        row = jax.lax.broadcasted_iota(jnp.int32, state.grid.shape, 0)
+        column = jax.lax.broadcasted_iota(jnp.int32, state.grid.shape, 1)
         frame = jnp.where(state.grid >= DISTRACTOR, state.grid - NUM_COLOURS, state.grid)
-        frame = frame.at[state.player[0], state.player[1]].set(PLAYER)
+        is_player = (row == state.player[0]) & (column == state.player[1])
+        frame = jnp.where(is_player, jnp.uint8(PLAYER), frame)
         corner = jnp.where(state.held < 0, BORDER, KEY + state.held)
-        return frame.at[0, 0].set(corner.astype(jnp.uint8))
+        return jnp.where((row == 0) & (column == 0), corner.astype(jnp.uint8), frame)
 
     def render(self, state: BoxWorldState) -> Array:
         """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, also with a viewport."""
         return jnp.round(jnp.asarray(PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)
+
+
+def _at(array: Array, index: Array | tuple[Array, ...]) -> Array:
+    """``array[index]`` for indices in range: checks would take most of the time of a step."""
+    return array.at[index].get(mode="promise_in_bounds")

@@ -360,18 +360,19 @@ def _eat_pill(state: MiniPacmanState) -> tuple[MiniPacmanState, Array]:
 def _picture(state: MiniPacmanState, rows: Array, columns: Array) -> Array:
     """The cells of given rows and columns in RGB; cells off the map are walls."""
     row, column = rows[:, None], columns[None, :]
+    # The map ends in walls, so positions are clipped to it: fewer checks than with a fill value.
+    height, width = maze.MAZE.shape
+    inside = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
 
-    def look(grid: Array, outside: bool) -> Array:
-        return grid.at[row, column].get(
-            mode="fill", fill_value=outside, wrap_negative_indices=False
-        )
+    def look(grid: Array) -> Array:
+        return grid.at[inside].get(mode="promise_in_bounds")
 
     def show(positions: Array, exists: Array) -> Array:
         at_row = rows[:, None] == positions[None, :, 0]  # [height, count]
         at_column = columns[:, None] == positions[None, :, 1]
         return jnp.any((at_row & exists[None])[:, None] & at_column[None], axis=-1)
 
-    wall, food = look(jnp.asarray(maze.MAZE), True), look(state.food, False)
+    wall, food = look(jnp.asarray(maze.MAZE)), look(state.food)
     pacman = (row == state.pacman[0]) & (column == state.pacman[1])
     ghost = show(state.ghosts.positions, state.ghosts.alive) & ~pacman
     pill = show(state.pills, state.has_pill) & ~pacman & ~ghost
