@@ -1,5 +1,9 @@
 """Sphinx configuration: `python -m sphinx -W -b html docs docs/_build`, offline."""
 
+import os
+import re
+from pathlib import Path
+
 import rrnn_jax
 
 project = "rrnn_jax"
@@ -26,3 +30,29 @@ html_theme = "furo"
 html_title = "rrnn_jax"
 html_show_copyright = False
 exclude_patterns = ["_build"]
+
+
+def convert_links(app, page, source):
+    """Converts relative links of READMEs, which are symbolic links here, to those of the site."""
+    here = Path(app.env.doc2path(page))
+    folder = here.resolve().parent
+    pages = {Path(app.env.doc2path(other)).resolve(): other for other in app.env.found_docs}
+
+    def convert(match):
+        mark, text, path = match.groups()
+        target = (folder / path).resolve()
+        if target in pages:
+            return f"{{doc}}`{text} </{pages[target]}>`"
+        if not target.is_file():
+            return text  # A folder.
+        kind = "" if mark else "path:"
+        return f"{mark}[{text}]({kind}{os.path.relpath(target, here.parent)})"
+
+    if here.is_symlink():
+        pattern = r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(?:#[^)]*)?\)"
+        source[0] = re.sub(pattern, convert, source[0])
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("source-read", convert_links)
