@@ -59,9 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
         "ablations",
         DESCRIPTION,
         args,
-        lambda config: Path(config.preset),
         GridOptions(),
         check,
+        lambda config: Path(config.preset),
     )
     run_dir = options.run_dir
     assert run_dir is not None

@@ -43,6 +43,10 @@ class DirectoryOptions:
 class RunOptions(DirectoryOptions):
     """Where and how to run; the numbers do not depend on it."""
 
+    run_dir: Path | None = None
+    """Directory of the run: config, metrics, checkpoints, plots; with --model all, of the runs, in
+    <model> below it. Unfinished runs in an existing directory resume. Default:
+    runs/<experiment>/<preset>, or <model> in it if one is named."""
     resume: bool = False
     """Fail unless there is a run to resume."""
     fresh: bool = False
@@ -74,14 +78,20 @@ class RunOptions(DirectoryOptions):
         return True if self.resume else False if self.fresh else None
 
 
+def model_dir(config: Any) -> Path:
+    """The default run directory of one model: where a run of all would put it."""
+    directory = Path(config.preset)
+    return directory if config.model == "all" else directory / config.model
+
+
 def parse(
     presets: Mapping[str, ConfigT],
     experiment: str,
     description: str,
     args: Sequence[str] | None,
-    default_dir: Callable[[ConfigT], Path],
     run_options: OptionsT = RunOptions(),
     check: Callable[[ConfigT], object] = lambda config: None,
+    default_dir: Callable[[ConfigT], Path] = model_dir,
 ) -> tuple[ConfigT, OptionsT]:
     """Parses the command line: options override the defaults of the preset.
 
@@ -90,10 +100,10 @@ def parse(
       experiment: the name of the experiment's package, and optionally of its command.
       description: the description in the help.
       args: the arguments; None means those of the process.
-      default_dir: the default run directory below runs/<experiment>.
       run_options: the defaults of the options that are not in the config.
       check: ``check(config)`` raises ValueError for a config without a valid task or model, in
         addition to the config's own checks.
+      default_dir: the default run directory below runs/<experiment>.
 
     Returns:
       The config, and the run options including the run directory.
@@ -187,6 +197,40 @@ def _fit_micro_batch(config: Any, args: Sequence[str]) -> Any:
     print(f"{option} {rows} of the preset is {fitting}, for {batch} sequences", file=sys.stderr)
     train = dataclasses.replace(config.train, micro_batch_size=fitting)
     return dataclasses.replace(config, train=train)
+
+
+def run_command(
+    config: Any,
+    options: RunOptions,
+    train: Callable[..., Any],
+    evaluate: Callable[[Any, Path], Any],
+    describe: Callable[[Any], str],
+) -> int:
+    """Trains, or evaluates with ``--eval-only``, and prints the results.
+
+    Args:
+      config: the config.
+      options: the run options, see `parse`.
+      train: ``train(config, run_dir, resume=..., progress=...)`` returns results.
+      evaluate: ``evaluate(config, run_dir)`` does, too.
+      describe: the text of results.
+
+    Returns:
+      The exit code.
+    """
+    run_dir = options.run_dir
+    assert run_dir is not None
+
+    def action() -> None:
+        if options.eval_only:
+            results = evaluate(config, run_dir)
+        else:
+            resume, progress = options.must_resume, options.progress
+            results = train(config, run_dir, resume=resume, progress=progress)
+            print(f"Plots: {run_dir / 'plots'}")
+        print(describe(results))
+
+    return exit_code(action)
 
 
 def exit_code(action: Callable[[], Any]) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.cells import TITLES
+from experiments.common.metrics import curve, read_metrics
 from experiments.common.records import writes
 from rrnn_jax.visualize import learning_curves_figure
 from rrnn_jax.visualize.style import COLOURS, line_look
@@ -41,6 +43,35 @@ def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
         wanted = itertools.count(places[known[1]], len(COLOURS)) if known else itertools.count()
         found[label] = next(place for place in wanted if place not in found.values())
     return {label: line_look(found[label]) for label in labels}
+
+
+def plot_metric(
+    path: Path,
+    directories: Mapping[str, Path],
+    split: str,
+    metric: str,
+    per_step: int = 1,
+    **options: Any,
+) -> Path:
+    """Draws a metric of runs from their metrics files, see `plot_curves`.
+
+    Args:
+      path: the file.
+      directories: the run's directory of each model.
+      split: "train" or an evaluation.
+      metric: the metric.
+      per_step: factor of the steps, if the axis has another unit.
+      options: those of `plot_curves`.
+    """
+    titles = MODELS | TITLES
+    curves = {
+        titles.get(name, name): {
+            seed: ([per_step * step for step in steps], values)
+            for seed, (steps, values) in curve(read_metrics(directory), split, metric).items()
+        }
+        for name, directory in directories.items()
+    }
+    return plot_curves(path, curves, **options)
 
 
 def plot_curves(

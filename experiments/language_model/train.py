@@ -1,18 +1,16 @@
 """Training of one model, or of both, on one text."""
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
-from experiments.common.metrics import curve, read_metrics
-from experiments.common.plots import plot_curves
+from experiments.common.plots import plot_metric
 from experiments.common.problem import Problem
 from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import check_run, open_run, write_evaluation
+from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
 from experiments.language_model.model import make_model
@@ -33,69 +31,38 @@ def train(
     resume: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains the models of `config.model`, draws the plots, and returns the summary.
-
-    One model is trained in `run_dir`, both in subdirectories with their names.
-
-    Args:
-      config: the run's config.
-      run_dir: the run's directory, with the vocabulary; an unfinished run resumes.
-      tokens_dir: the directory of token files, for all runs on the same text.
-      resume: see `experiments.common.run_directory.open_run`.
-      progress: whether to draw a progress bar.
-
-    Returns:
-      For each model: steps, parameters, loss by seed in all units, training time; also written to
-      ``summary.json``.
+    """Trains the models of `config.model`, see `experiments.common.runs.train_runs`.
 
     Raises:
       RefusedError: the text cannot be read or used, or the run was made on another text.
     """
     tokens = prepare(config.data, tokens_dir)
-    runs = list_runs(config, run_dir)
-    # Errors come before a directory is created.
-    problems = {name: with_samples(one, tokens) for name, (_, one) in runs.items()}
-    for directory, one in runs.values():
+    runs = list_runs(config, MODELS, run_dir)
+    for directory, _ in runs.values():
         check_text(directory, tokens)
-        open_run(directory, one, resume)
-        keep_text(directory, tokens)
-    summary: dict[str, Any] = {}
-    for name, (directory, one) in runs.items():
-        outcome = loop.train(problems[name], one.train, directory, name, progress)
-        summary[name] = loop.summarise(outcome, one.train)
-        summary[name]["by_unit"] = by_unit(tokens, summary[name])
-        plot(tokens, {name: directory}, directory)
-        write_json(directory / "summary.json", summary[name])
-    if len(runs) > 1:
-        plot(tokens, {name: directory for name, (directory, _) in runs.items()}, run_dir)
-        write_json(run_dir / "summary.json", summary)
-    return summary
+    return train_runs(
+        runs,
+        run_dir,
+        lambda one: with_samples(one, tokens),
+        lambda summary, *_: {"by_unit": by_unit(tokens, summary)},
+        lambda directories, to: plot(tokens, directories, to),
+        begin=lambda directory: keep_text(directory, tokens),
+        resume=resume,
+        progress=progress,
+    )
 
 
 def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> dict[str, Any]:
     """Evaluates the newest checkpoints of a run; writes ``evaluation.json``."""
     tokens = prepare(config.data, tokens_dir)
-    results: dict[str, Any] = {}
-    for name, (directory, one) in list_runs(config, run_dir).items():
+    runs = list_runs(config, MODELS, run_dir)
+    for directory, _ in runs.values():
         check_text(directory, tokens)
-        check_run(directory, one)
-        problem = make_problem(one, tokens)
-        result: dict[str, Any] = {"seeds": list(one.train.seeds)}
-        for key, split in (("evaluation", "valid"), ("test", "test")):
-            if split in problem.evaluations:
-                step, result[key] = loop.evaluate_run(problem, one.train, directory, split)
-                result["step"] = step
-        result["by_unit"] = by_unit(tokens, result)
-        write_evaluation(directory, result)
-        results[name] = result
-    return results
-
-
-def list_runs(config: Config, run_dir: Path) -> dict[str, tuple[Path, Config]]:
-    """The run's directory and the config of each model of a config."""
-    if config.model != "all":
-        return {config.model: (run_dir, config)}
-    return {name: (run_dir / name, dataclasses.replace(config, model=name)) for name in MODELS}
+    return evaluate_runs(
+        runs,
+        lambda one: make_problem(one, tokens),
+        finish=lambda result: {"by_unit": by_unit(tokens, result)},
+    )
 
 
 def with_samples(config: Config, tokens: Tokens) -> Problem:
@@ -134,22 +101,19 @@ def keep_text(run_dir: Path, tokens: Tokens) -> None:
     write_json(run_dir / VOCABULARY_FILE, tokens.vocabulary.state())
 
 
-def plot(tokens: Tokens, directories: dict[str, Path], run_dir: Path) -> list[Path]:
+def plot(tokens: Tokens, directories: Mapping[str, Path], run_dir: Path) -> list[Path]:
     """Draws the losses of all models and seeds from their metrics files."""
-    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
-    source = tokens.manifest["sources"][0]["name"].split(".")[0]
+    title = f"Language modelling: {tokens.manifest['sources'][0]['name'].split('.')[0]}"
     return [
-        plot_curves(
-            run_dir / "plots" / "valid.png",
-            {name: curve(r, "valid", "nats") for name, r in rows.items()},
-            title=f"Language modelling: {source}",
+        plot_metric(
+            *(run_dir / "plots" / "valid.png", directories, "valid", "nats"),
+            title=title,
             y_label=f"nats per {unit_of(tokens)} of the validation text",
             trivial=unigram_nats(tokens),
         ),
-        plot_curves(
-            run_dir / "plots" / "loss.png",
-            {name: curve(r, "train", "nats") for name, r in rows.items()},
-            title=f"Language modelling: {source}",
+        plot_metric(
+            *(run_dir / "plots" / "loss.png", directories, "train", "nats"),
+            title=title,
             y_label=f"training loss (nats per {unit_of(tokens)})",
         ),
     ]

@@ -1,8 +1,6 @@
 """Training of one or all cores on Mini-Pacman."""
 
 import functools
-from pathlib import Path
-from typing import Any
 
 from experiments.common.actor_critic import runs
 from experiments.common.problem import Score
@@ -23,13 +21,7 @@ def make_game(config: Config) -> runs.Game:
     )
 
 
-def train(
-    config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
-) -> dict[str, Any]:
-    """Trains the models of `config.model`; see `experiments.common.actor_critic.runs.train`."""
-    return runs.train(config, make_game(config), run_dir, resume=resume, progress=progress)
-
-
-def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
-    return runs.evaluate(config, make_game(config), run_dir)
+train = functools.partial(runs.train, make_game)
+"""Trains the models of a config: ``train(config, run_dir)``, see `runs.train`."""
+evaluate = functools.partial(runs.evaluate, make_game)
+"""Plays the test's episodes with the newest checkpoints: ``evaluate(config, run_dir)``."""

@@ -1,17 +1,15 @@
 """Training of one or all models."""
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
 from experiments.common.metrics import curve, first_step_at, read_metrics
-from experiments.common.plots import plot_curves
+from experiments.common.plots import plot_metric
 from experiments.common.problem import Problem
-from experiments.common.records import write_json
-from experiments.common.run_directory import check_run, open_run, write_evaluation
+from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.config import Config
 from experiments.nth_farthest.model import make_model
@@ -31,88 +29,47 @@ def make_problem(config: Config) -> Problem:
 def train(
     config: Config, run_dir: Path, *, resume: bool | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """Trains the models of `config.model`, draws the plots, and returns the summary.
-
-    One model is trained in `run_dir`, several in subdirectories with their names.
-
-    Args:
-      config: the run's config.
-      run_dir: the run's directory; an unfinished run resumes.
-      resume: see `experiments.common.run_directory.open_run`.
-      progress: whether to draw a progress bar.
-
-    Returns:
-      For each model: steps, parameters, accuracy by seed, training time; also written to
-      ``summary.json``.
-    """
-    names = MODELS if config.model == "all" else (config.model,)
-    configs = {name: dataclasses.replace(config, model=name) for name in names}
-    directories = {name: run_dir if len(names) == 1 else run_dir / name for name in names}
-    # Errors come before a directory is created.
-    problems = {name: make_problem(configs[name]) for name in names}
-    for name in names:
-        open_run(directories[name], configs[name], resume)
-    summary: dict[str, Any] = {}
-    for name in names:
-        outcome = loop.train(problems[name], config.train, directories[name], name, progress)
-        summary[name] = loop.summarise(outcome, config.train)
-        summary[name]["steps_to"] = steps_to_thresholds(directories[name])
-        plot(config, {name: directories[name]}, directories[name])
-        write_json(directories[name] / "summary.json", summary[name])
-    if len(names) > 1:
-        plot(config, directories, run_dir)
-        write_json(run_dir / "summary.json", summary)
-    return summary
+    """Trains the models of `config.model`, see `experiments.common.runs.train_runs`."""
+    return train_runs(
+        list_runs(config, MODELS, run_dir),
+        run_dir,
+        make_problem,
+        lambda summary, directory, *_: {"steps_to": steps_to_thresholds(directory)},
+        lambda directories, to: plot(config, directories, to),
+        resume=resume,
+        progress=progress,
+    )
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
-    names = MODELS if config.model == "all" else (config.model,)
-    result: dict[str, Any] = {}
-    for name in names:
-        directory = run_dir if len(names) == 1 else run_dir / name
-        one = dataclasses.replace(config, model=name)
-        check_run(directory, one)
-        of_one = make_problem(one)
-        step, means = loop.evaluate_run(of_one, config.train, directory)
-        _, test = loop.evaluate_run(of_one, config.train, directory, "test")
-        result[name] = {"step": step, "seeds": list(config.train.seeds), "evaluation": means}
-        result[name]["test"] = test
-        write_evaluation(directory, result[name])
-    return result
+    return evaluate_runs(list_runs(config, MODELS, run_dir), make_problem)
 
 
-def plot(config: Config, directories: dict[str, Path], run_dir: Path) -> list[Path]:
+def plot(config: Config, directories: Mapping[str, Path], run_dir: Path) -> list[Path]:
     """Draws accuracy and loss of all models and seeds from their metrics files.
 
     The shaded stages are those of the first model and seed.
     """
-    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
-    bands = stage_bands(next(iter(rows.values())))
-    title = (
-        f"Nth Farthest, {config.task.num_objects} objects of {config.task.num_features} features"
-    )
+    task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
+    first, directory = next(iter(directories.items()))
+    bands = stage_bands(read_metrics(directory))
+    title = f"Nth Farthest, {task.num_objects} objects of {task.num_features} features"
     if bands and len(directories) > 1:
-        title += f"\nnumbers: stages of the {next(iter(rows))}, seed {config.train.seed}"
-    trivial = nth_farthest.Config(
-        config.task.num_objects, config.task.num_features
-    ).trivial_accuracy
+        title += f"\nnumbers: stages of the {TITLES[first]}, seed {config.train.seed}"
+    shared: dict[str, Any] = {"title": title, "bands": bands}
     return [
-        plot_curves(
-            run_dir / "plots" / "accuracy.png",
-            {name: curve(r, "valid", "accuracy") for name, r in rows.items()},
-            title=title,
+        plot_metric(
+            *(run_dir / "plots" / "accuracy.png", directories, "valid", "accuracy"),
             y_label="accuracy on fresh sequences",
-            trivial=trivial,
+            trivial=task.trivial_accuracy,
             y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
-            bands=bands,
+            **shared,
         ),
-        plot_curves(
-            run_dir / "plots" / "loss.png",
-            {name: curve(r, "train", "loss") for name, r in rows.items()},
-            title=title,
+        plot_metric(
+            *(run_dir / "plots" / "loss.png", directories, "train", "loss"),
             y_label="training loss (nats)",
-            bands=bands,
+            **shared,
         ),
     ]
 

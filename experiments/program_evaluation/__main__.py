@@ -2,10 +2,11 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.common.cli import RunOptions, exit_code, parse
+from experiments.common.cli import RunOptions, parse, run_command
 from experiments.program_evaluation import table
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.train import TITLES, check, evaluate, train
@@ -32,25 +33,20 @@ def main(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if args[:1] == ["table"]:
         return table.main(args[1:])
-    config, run = parse(
-        *(PRESETS, "program_evaluation", DESCRIPTION, args, default_dir), Options(), check
+    config, options = parse(
+        *(PRESETS, "program_evaluation", DESCRIPTION, args, Options(), check, default_dir)
     )
-    run_dir = run.run_dir
-    assert run_dir is not None
+    return run_command(config, options, train, evaluate, describe)
 
-    def action() -> None:
-        if run.eval_only:
-            results = evaluate(config, run_dir)
-        else:
-            results = train(config, run_dir, resume=run.must_resume, progress=run.progress)
-            print(f"Plots: {run_dir / 'plots'}")
-        for task, models in results.items():
-            for name, result in models.items():
-                accuracies = result["evaluation"]["accuracy"]
-                values = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
-                print(f"{task}, {TITLES[name]}: {values} of characters at full difficulty")
 
-    return exit_code(action)
+def describe(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The accuracy of each model on each task, by seed."""
+    lines = []
+    for task, models in results.items():
+        for name, result in models.items():
+            values = ", ".join(f"{accuracy:.1%}" for accuracy in result["evaluation"]["accuracy"])
+            lines.append(f"{task}, {TITLES[name]}: {values} of characters at full difficulty")
+    return "\n".join(lines)
 
 
 def default_dir(config: Config) -> Path:

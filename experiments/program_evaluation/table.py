@@ -61,9 +61,9 @@ def main(args: Sequence[str]) -> int:
         "program_evaluation table",
         DESCRIPTION,
         args,
-        lambda config: Path(config.preset),
         TableOptions(),
         check,
+        lambda config: Path(config.preset),
     )
     run_dir = options.run_dir
     assert run_dir is not None

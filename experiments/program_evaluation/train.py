@@ -12,10 +12,11 @@ from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
 from experiments.common.metrics import curve, read_metrics
-from experiments.common.plots import plot_curves
+from experiments.common.plots import plot_metric
 from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.records import write_json
-from experiments.common.run_directory import check_run, open_run, write_evaluation
+from experiments.common.run_directory import open_run
+from experiments.common.runs import evaluate_runs
 from experiments.common.supervised import Curriculum, supervised
 from experiments.program_evaluation.config import Config
 from experiments.program_evaluation.data import Task, make_task
@@ -144,16 +145,8 @@ def check(config: Config) -> None:
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     """Evaluates a run's newest checkpoints on both streams; writes ``evaluation.json``."""
-    results: dict[str, Any] = {task: {} for task in config.tasks}
-    for (task, model), (directory, one) in list_runs(config, run_dir).items():
-        check_run(directory, one)
-        problem = make_problem(one)
-        step, means = loop.evaluate_run(problem, one.train, directory)
-        _, test = loop.evaluate_run(problem, one.train, directory, "test")
-        result = {"step": step, "seeds": list(one.train.seeds), "evaluation": means, "test": test}
-        write_evaluation(directory, result)
-        results[task][model] = result
-    return results
+    found = evaluate_runs(list_runs(config, run_dir), make_problem)
+    return {task: {model: found[task, model] for model in config.models} for task in config.tasks}
 
 
 def list_runs(config: Config, run_dir: Path) -> Runs:
@@ -190,20 +183,18 @@ def plot(
     task: str, directories: dict[str, Path], run_dir: Path, trivial: float, prefix: str = ""
 ) -> list[Path]:
     """Draws accuracy and loss of all models and seeds from their metrics files."""
-    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
+    start, title = run_dir / "plots", f"Program evaluation: {task}"
     return [
-        plot_curves(
-            run_dir / "plots" / f"{prefix}accuracy.png",
-            {name: curve(r, "valid", "accuracy") for name, r in rows.items()},
-            title=f"Program evaluation: {task}",
+        plot_metric(
+            *(start / f"{prefix}accuracy.png", directories, "valid", "accuracy"),
+            title=title,
             y_label="characters right, at full difficulty",
             trivial=trivial,
             y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
         ),
-        plot_curves(
-            run_dir / "plots" / f"{prefix}loss.png",
-            {name: curve(r, "train", "loss") for name, r in rows.items()},
-            title=f"Program evaluation: {task}",
+        plot_metric(
+            *(start / f"{prefix}loss.png", directories, "train", "loss"),
+            title=title,
             y_label="training loss (nats per character)",
         ),
     ]

@@ -68,11 +68,11 @@ def main() -> None:
     given = parse_process(parser)
     gc.disable()  # It would walk through all programs, again and again.
     register("own", OwnConfig)
-    from experiments.nth_farthest.__main__ import DESCRIPTION, PRESETS, default_dir
+    from experiments.nth_farthest.__main__ import DESCRIPTION, PRESETS
 
     options = ["--model", "own", "--own-features", "3"]
     config: Any
-    config, _ = parse(PRESETS, "nth_farthest", DESCRIPTION, options, default_dir)
+    config, _ = parse(PRESETS, "nth_farthest", DESCRIPTION, options)
     found: dict[str, Any] = {"option": config.own.own_features}
     for name in (
         "nth_farthest",

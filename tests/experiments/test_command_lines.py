@@ -93,7 +93,7 @@ def test_what_cannot_be_made_leaves_no_directory(name, tmp_path, monkeypatch):
 
 
 def read(name, *args):
-    return parse(PRESETS[name], name, "", args, lambda config: "")[0]
+    return parse(PRESETS[name], name, "", args, default_dir=lambda config: "")[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)

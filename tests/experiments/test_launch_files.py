@@ -12,7 +12,6 @@ import pytest
 
 from experiments.common import parallel
 from experiments.common.cli import parse
-from experiments.nth_farthest.__main__ import Options, default_dir
 from experiments.nth_farthest.config import PRESETS
 from tests.experiments.test_training import ROOT, TINY
 
@@ -44,7 +43,7 @@ def test_commands_are_understood(name, connected, monkeypatch):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     asked = []
     monkeypatch.setattr(parallel, "connect", lambda *how: asked.append(how))
-    config, run = parse(PRESETS, "nth_farthest", "", command_of(name), default_dir, Options())
+    config, run = parse(PRESETS, "nth_farthest", "", command_of(name))
     assert config.preset == "paper"
     assert str(run.run_dir) in ("/runs/a", "/runs/paper")
     assert asked == [connected]

@@ -13,7 +13,7 @@ import pytest
 from experiments import nth_farthest
 from experiments.common.cli import parse
 from experiments.nth_farthest import PRESETS, train
-from experiments.nth_farthest.__main__ import default_dir, main
+from experiments.nth_farthest.__main__ import main
 from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskConfig
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
@@ -139,9 +139,9 @@ def test_help_is_grouped_and_shows_defaults(capsys):
 
 
 def test_default_directories():
-    _, run = parse(PRESETS, "nth_farthest", "", [], default_dir)
+    _, run = parse(PRESETS, "nth_farthest", "", [])
     assert run.run_dir.as_posix() == "runs/nth_farthest/quick"
-    _, run = parse(PRESETS, "nth_farthest", "", ["--preset=paper", "--model=rmc"], default_dir)
+    _, run = parse(PRESETS, "nth_farthest", "", ["--preset=paper", "--model=rmc"])
     assert run.run_dir.as_posix() == "runs/nth_farthest/paper/rmc"
 
 
@@ -154,9 +154,9 @@ def test_commands_of_the_readme_are_understood():
     assert len(commands) >= 10
     for command in commands:
         if "$options" not in command:
-            parse(PRESETS, "nth_farthest", "", shlex.split(command), default_dir)
+            parse(PRESETS, "nth_farthest", "", shlex.split(command))
     for options in shlex.split(rows[1]):
-        config, _ = parse(PRESETS, "nth_farthest", "", options.split(), default_dir)
+        config, _ = parse(PRESETS, "nth_farthest", "", options.split())
         assert config != PRESETS["quick"]
         make_problem(dataclasses.replace(config, model="rmc"))
 

@@ -107,14 +107,14 @@ def test_help_is_grouped_and_shows_the_presets_defaults(capsys, command):
 
 
 def test_directories():
-    config, run = parse(PRESETS, "program_evaluation", "", [], default_dir)
+    config, run = parse(PRESETS, "program_evaluation", "", [], default_dir=default_dir)
     assert run.run_dir.as_posix() == "runs/program_evaluation/quick"
     runs = list_runs(config, run.run_dir)
     assert len(runs) == 24
     directory, one = runs["reverse", "dnc"]
     assert (one.task, one.model) == ("reverse", "dnc")
     arguments = ["--task=reverse", "--model=dnc"]
-    alone, run = parse(PRESETS, "program_evaluation", "", arguments, default_dir)
+    alone, run = parse(PRESETS, "program_evaluation", "", arguments, default_dir=default_dir)
     assert (run.run_dir, alone) == (directory, one)
 
 

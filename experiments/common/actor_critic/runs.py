@@ -1,14 +1,13 @@
 """Runs of actor-critics with one core or all of them, compared with policies without learning."""
 
-import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.common import loop
 from experiments.common.actor_critic.config import (
     MODELS,
     POLICIES,
@@ -29,11 +28,11 @@ from experiments.common.actor_critic.evaluation import (
 from experiments.common.actor_critic.problem import actor_critic
 from experiments.common.cells import recipe
 from experiments.common.environment import describe_environment
-from experiments.common.metrics import curve, read_metrics
-from experiments.common.plots import plot_curves
+from experiments.common.plots import plot_metric
 from experiments.common.problem import Problem, Score
 from experiments.common.records import write_json
-from experiments.common.run_directory import as_json, check_run, open_run, write_evaluation
+from experiments.common.run_directory import as_json
+from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from rrnn_jax.envs import Environment
 
 
@@ -95,66 +94,43 @@ def policy_scores(game: Game, seed: int = 0) -> dict[str, dict[str, float]]:
 
 
 def train(
+    make_game: Callable[[Any], Game],
     config: GameConfig,
-    game: Game,
     run_dir: Path,
     *,
     resume: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains the models of `config.model`, draws the plots, and returns the summary.
+    """Trains the models of `config.model`, see `experiments.common.runs.train_runs`."""
+    game = make_game(config)
+    policies = functools.cache(lambda: policy_scores(game))
 
-    One model is trained in `run_dir`, several in subdirectories with their names.
-
-    Args:
-      config: the run's config.
-      game: the game.
-      run_dir: the run's directory; an unfinished run resumes.
-      resume: see `experiments.common.run_directory.open_run`.
-      progress: whether to draw a progress bar.
-
-    Returns:
-      For each model: steps, parameters, metrics of the evaluations by seed, training time; also
-      written to ``summary.json``.
-    """
-    configs = _configs(config)
-    problems = {name: make_problem(one, game) for name, one in configs.items()}
-    directories = _directories(config, run_dir)
-    for name, one in configs.items():
-        open_run(directories[name], one, resume)
-    policies = policy_scores(game)
-    summary: dict[str, Any] = {}
-    for name, one in configs.items():
-        outcome = loop.train(problems[name], one.train, directories[name], name, progress)
-        summary[name] = loop.summarise(outcome, one.train)
-        frames = summary[name]["steps"] * one.train.batch_size * one.learner.unroll
-        summary[name] |= {"frames": frames, **policies}
-        plot(one, game, {name: directories[name]}, directories[name], policies)
-        write_json(directories[name] / "summary.json", summary[name])
+    def finish(summary: Any, directory: Path, one: GameConfig, outcome: Any) -> dict[str, Any]:
         save_episode(
-            directories[name] / "plots" / "episode.gif",
+            directory / "plots" / "episode.gif",
             game.env,
             make_agent(one, game.env.num_actions),
             jax.tree.map(lambda x: x[0], outcome.state.params),
-            title=f"{game.title}: {TITLES[name]}",
+            title=f"{game.title}: {TITLES[one.model]}",
         )
-    if len(configs) > 1:
-        plot(config, game, directories, run_dir, policies)
-        write_json(run_dir / "summary.json", summary)
-    return summary
+        frames = summary["steps"] * one.train.batch_size * one.learner.unroll
+        return {"frames": frames, **policies()}
+
+    return train_runs(
+        list_runs(config, MODELS, run_dir),
+        run_dir,
+        lambda one: make_problem(one, game),
+        finish,
+        lambda directories, to: plot(config, game, directories, to, policies()),
+        resume=resume,
+        progress=progress,
+    )
 
 
-def evaluate(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
+def evaluate(make_game: Callable[[Any], Game], config: GameConfig, run_dir: Path) -> dict[str, Any]:
     """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
-    result: dict[str, Any] = {}
-    directories = _directories(config, run_dir)
-    for name, one in _configs(config).items():
-        check_run(directories[name], one)
-        problem = make_problem(one, game)
-        step, means = loop.evaluate_run(problem, one.train, directories[name], "test")
-        result[name] = {"step": step, "seeds": list(one.train.seeds), "evaluation": means}
-        write_evaluation(directories[name], result[name])
-    return result
+    game, runs = make_game(config), list_runs(config, MODELS, run_dir)
+    return evaluate_runs(runs, lambda one: make_problem(one, game), {"evaluation": "test"})
 
 
 def measure_policies(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
@@ -175,21 +151,12 @@ def plot(
     policies: Mapping[str, Mapping[str, float]],
 ) -> list[Path]:
     """Draws score, return and entropy of all models and seeds from their metrics files."""
-    rows = {TITLES[name]: read_metrics(directory) for name, directory in directories.items()}
     frames = config.train.batch_size * config.learner.unroll
 
     def draw(name: str, split: str, metric: str, label: str, **options: Any) -> Path:
-        curves = {
-            title: {
-                seed: ([step * frames for step in steps], values)
-                for seed, (steps, values) in curve(read, split, metric).items()
-            }
-            for title, read in rows.items()
-        }
+        options |= {"title": game.title, "x_label": "frames", "y_label": label}
         path = run_dir / "plots" / f"{name}.png"
-        return plot_curves(
-            path, curves, title=game.title, y_label=label, x_label="frames", **options
-        )
+        return plot_metric(path, directories, split, metric, frames, **options)
 
     score = game.score
     return [
@@ -234,13 +201,3 @@ def _with_error(means: Mapping[str, Any], metric: str, episodes: int) -> str:
     else:  # A share: its square's mean is itself.
         error = standard_error(mean, mean, episodes)
     return f"{mean:.3g} ± {error:.2g}"
-
-
-def _configs(config: GameConfig) -> dict[str, GameConfig]:
-    names = MODELS if config.model == "all" else (config.model,)
-    return {name: dataclasses.replace(config, model=name) for name in names}
-
-
-def _directories(config: GameConfig, run_dir: Path) -> dict[str, Path]:
-    names = list(_configs(config))
-    return {name: run_dir if len(names) == 1 else run_dir / name for name in names}
