@@ -19,7 +19,6 @@ import dataclasses
 import json
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import interleave
 from experiments.common.environment import count_cores, describe_environment, limit_threads
 from experiments.common.records import append_rows
 from experiments.common.streaming import Window
@@ -56,15 +56,11 @@ Rows = Iterator[dict[str, Any]]
 
 def in_turns(programs: Programs, rounds: int) -> dict[str, float]:
     """Median processor seconds of each program; each runs once before."""
-    samples: dict[str, list[float]] = {name: [] for name in programs}
-    for program in programs.values():
-        jax.block_until_ready(program())
-    for _ in range(rounds):
-        for name, program in programs.items():
-            started = time.process_time()
-            jax.block_until_ready(program())
-            samples[name].append(time.process_time() - started)
-    return {name: statistics.median(times) for name, times in samples.items()}
+    runs = {n: lambda run=run: jax.block_until_ready(run()) for n, run in programs.items()}
+    result = interleave(runs, rounds=rounds, warmup=1, min_seconds=0, clock=time.process_time)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return {name: timing.median for name, timing in result.summaries().items()}
 
 
 def train(rounds: int) -> Rows:

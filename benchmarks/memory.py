@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import jax_programs
 from benchmarks.problem import make_problem
 from benchmarks.settings import SETTINGS, Setting
+from benchmarks.table import markdown
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows
 from rrnn_jax.scan.dispatch import REMATS
@@ -79,13 +80,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     found = {(row["variant"], row["steps"]): row["temporary_bytes"] for row in rows}
     found |= {("the outputs", row["steps"]): row["outputs_bytes"] for row in rows}
     lines = [
-        "| MB | " + " | ".join(f"T {length:,}" for length in lengths) + " |",
-        "|---|" + "---|" * len(lengths),
+        [name, *(f"{found[name, length] / 1e6:,.1f}" for length in lengths)]
+        for name in dict.fromkeys(name for name, _ in found)
     ]
-    for name in dict.fromkeys(name for name, _ in found):
-        sizes = " | ".join(f"{found[name, length] / 1e6:,.1f}" for length in lengths)
-        lines.append(f"| {name} | {sizes} |")
-    return "\n".join(lines)
+    return markdown(["MB", *(f"T {length:,}" for length in lengths)], lines)
 
 
 if __name__ == "__main__":

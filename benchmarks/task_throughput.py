@@ -18,10 +18,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from benchmarks import python_programs, task_share
+from benchmarks import python_programs
 from benchmarks.timing import Rounds, Run, interleave
 from experiments.common.environment import count_cores, describe_environment, limit_threads
 from experiments.common.records import append_rows
+from experiments.common.steps import make_programs
+from experiments.program_evaluation.config import PRESETS, Config
+from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.train import make_problem
+from rrnn_jax.tasks import curriculum
 from rrnn_jax.tasks import learn_to_execute as lte
 
 SCHEMA = 1
@@ -29,6 +34,8 @@ SCHEMA = 1
 
 SETTINGS = ((5, 2), (6, 3))
 """Length and nesting: table 1 of the paper, and its harder curves (figure 8)."""
+MODELS = ("rmc", "lstm")
+"""The trained models: the two that the paper compares most."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,8 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
     }
     generators = ((describe, measure(config, batch, given)) for config, batch in configs)
     steps = (
-        (task_share.describe, task_share.measure_share(config, given.rounds, given.min_seconds))
-        for config in task_share.configs(given)
+        (describe_share, measure_share(config, given.rounds, given.min_seconds))
+        for config in training_configs(given)
     )
     for line, (rows, interrupted) in itertools.chain(generators, steps):
         for row in rows:
@@ -148,6 +155,78 @@ def describe(row: dict[str, Any]) -> str:
         f"{row['variant']}: {speed['median']:,.0f} programs/s "
         f"({speed['q1']:,.0f} to {speed['q3']:,.0f})"
         + (f", compiled in {compiling:.1f} s" if compiling is not None else "")
+    )
+
+
+def measure_share(
+    config: Config, rounds: int, min_seconds: float
+) -> tuple[list[dict[str, Any]], bool]:
+    """Times a training step of one task and model, and separately the drawing of its batch.
+
+    Args:
+      config: of a single run of program evaluation.
+      rounds: samples of both.
+      min_seconds: shortest time that a sample may span.
+
+    Returns:
+      The row (none if nothing was timed), and whether Ctrl-C ended it early.
+    """
+    programs = make_programs(make_problem(config), config.train)
+    task = make_task(config)
+    level = curriculum.initial_state(task.config)
+    kept = {"state": programs.init()}
+    programs.compile(kept["state"], 1, None)
+    draw = jax.jit(lambda key: task.sample(key, level, config.train.batch_size))
+    compiled = draw.lower(jax.random.key(0)).compile()
+    keys = iter(_keys())
+
+    def run_step() -> None:
+        kept["state"], metrics = programs.train_chunk(kept["state"], 1)
+        jax.block_until_ready(metrics)
+
+    result = interleave(
+        {"step": run_step, "draw": lambda: jax.block_until_ready(compiled(next(keys)))},
+        rounds=rounds,
+        warmup=1,
+        min_seconds=min_seconds,
+    )
+    timings = result.summaries()
+    if set(timings) != {"step", "draw"}:
+        return [], result.interrupted
+    row = {
+        "task": config.task,
+        "length": config.difficulty.length,
+        "nesting": config.difficulty.nesting,
+        "curriculum": config.difficulty.curriculum,
+        "batch": config.train.batch_size,
+        "variant": "training_step",
+        "preset": config.preset,
+        "model": config.model,
+        "seconds": dataclasses.asdict(timings["step"]),
+        "draw_seconds": dataclasses.asdict(timings["draw"]),
+        "share": timings["draw"].median / timings["step"].median,
+    }
+    return [row], result.interrupted
+
+
+def training_configs(given: argparse.Namespace) -> list[Config]:
+    """The configs of the preset's tasks and models."""
+    if given.training is None:
+        return []
+    preset = PRESETS[given.training]
+    return [
+        dataclasses.replace(preset, task=task, model=model)
+        for task in given.task
+        for model in MODELS
+    ]
+
+
+def describe_share(row: dict[str, Any]) -> str:
+    """A row of a training step in one line."""
+    return (
+        f"{row['task']}, {row['model']} of preset {row['preset']}, B {row['batch']}: a training "
+        f"step takes {row['seconds']['median'] * 1e3:,.1f} ms, drawing its batch "
+        f"{row['draw_seconds']['median'] * 1e3:,.3f} ms: {row['share']:.2%}"
     )
 
 

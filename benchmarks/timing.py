@@ -33,11 +33,6 @@ class Timing:
     min: float
     n: int
 
-    @property
-    def iqr(self) -> float:
-        """The interquartile range."""
-        return self.q3 - self.q1
-
 
 def summarise(samples: Sequence[float]) -> Timing:
     """Median, quartiles (linearly interpolated), minimum and number of samples.

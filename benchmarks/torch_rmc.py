@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from flax.traverse_util import flatten_dict
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
@@ -52,7 +53,7 @@ class TorchRMC(nn.Module):
     def load_flax(self, params: Mapping[str, Any]) -> None:
         """Copies the weights of a Flax cell (the tree under ``params``; without ``cell``)."""
         self.weights = nn.ParameterDict()
-        for name, array in flatten(params).items():
+        for name, array in flatten_dict(params, sep="/").items():
             value = np.array(array, np.float32)
             if name.endswith("kernel"):  # `functional.linear` needs [out, in].
                 value = np.ascontiguousarray(value.T)
@@ -144,18 +145,3 @@ def _layer_norm(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return functional.layer_norm(
         x.float(), x.shape[-1:], w[f"{name}-scale"], w[f"{name}-bias"], LAYER_NORM_EPSILON
     )
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level with ``/`` between the names.
-
-    >>> flatten({"a": {"b": 1}, "c": 2})
-    {'a/b': 1, 'c': 2}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

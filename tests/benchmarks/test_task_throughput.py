@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks import python_programs, task_share, task_throughput
+from benchmarks import python_programs, task_throughput
 from experiments.program_evaluation import PRESETS
 from rrnn_jax.tasks import learn_to_execute as lte
 from tests.tasks import program_oracle as oracle
@@ -59,21 +59,17 @@ def test_share_of_a_training_step():
         lstm=dataclasses.replace(PRESETS["quick"].lstm, lstm_features=2, lstm_layers=1),
         train=dataclasses.replace(PRESETS["quick"].train, batch_size=2),
     )
-    (row,), interrupted = task_share.measure_share(config, rounds=2, min_seconds=0.001)
+    (row,), interrupted = task_throughput.measure_share(config, rounds=2, min_seconds=0.001)
     assert not interrupted
-    assert (row["task"], row["model"], row["batch"], row["seconds"]["n"]) == (
-        "addition",
-        "lstm",
-        2,
-        2,
-    )
+    sizes = [row[name] for name in ("task", "model", "batch")]
+    assert (sizes, row["seconds"]["n"]) == (["addition", "lstm", 2], 2)
     assert row["share"] == row["draw_seconds"]["median"] / row["seconds"]["median"]
     # The step draws a batch as well, so drawing alone is the quicker of the two.
     assert 0 < row["share"] < 1
-    assert f"{row['share']:.2%}" in task_share.describe(row)
+    assert f"{row['share']:.2%}" in task_throughput.describe_share(row)
     given = task_throughput.parser().parse_args(["--training", "paper", "--task", "addition"])
-    assert [c.model for c in task_share.configs(given)] == ["rmc", "lstm"]
-    assert {c.preset for c in task_share.configs(given)} == {"paper"}
+    configs = task_throughput.training_configs(given)
+    assert [(c.model, c.preset) for c in configs] == [("rmc", "paper"), ("lstm", "paper")]
 
 
 def test_bad_options(capsys):
