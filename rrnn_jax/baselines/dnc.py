@@ -12,7 +12,7 @@ from rrnn_jax.baselines.dnc_memory import (
     interface_size,
     unpack_interface,
 )
-from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
+from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
 from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
@@ -20,7 +20,7 @@ from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 CONTROLLERS = ("lstm", "feedforward")
 
 
-class DNCCell(nn.RNNCellBase):
+class DNCCell(VectorCell):
     r"""The Differentiable Neural Computer (Graves et al. 2016, "Hybrid computing using ...").
 
     A controller reads from and writes to a memory of S rows of width W. With the input x and the
@@ -111,11 +111,6 @@ class DNCCell(nn.RNNCellBase):
             raise ValueError(f"clip_value must be at least 0, got {self.clip_value}")
         super().__post_init__()
 
-    @property
-    def num_feature_axes(self) -> int:
-        """Feature axes of the input."""
-        return 1
-
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> DNCState:
         """The initial carry, zeros.
@@ -178,12 +173,12 @@ class DNCCell(nn.RNNCellBase):
         layers, hidden = self._control(state.controller, seen, stream)
 
         heads = (self.word_size, self.num_reads, self.num_writes)
-        packed = self._dense(interface_size(*heads), "interface", dtype)(hidden).astype(stream)
+        packed = dense(self, interface_size(*heads), "interface", dtype)(hidden).astype(stream)
         state = access_memory(unpack_interface(packed, *heads), state)
         state = state._replace(controller=layers)
 
         read_words = state.read_words.reshape(*batch, -1).astype(dtype)
-        outputs = self._dense(self.output_size, "output", dtype)(
+        outputs = dense(self, self.output_size, "output", dtype)(
             jnp.concatenate([hidden, read_words], axis=-1)
         )
         new_carry = jax.tree.map(lambda new, old: new.astype(old.dtype), state, carry)
@@ -197,13 +192,13 @@ class DNCCell(nn.RNNCellBase):
         if self.controller == "feedforward":
             hidden = seen
             for layer in range(self.controller_layers):
-                dense = self._dense(self.controller_size, f"controller_{layer}", dtype)
-                hidden = jax.nn.relu(dense(hidden))
+                layer_of = dense(self, self.controller_size, f"controller_{layer}", dtype)
+                hidden = jax.nn.relu(layer_of(hidden))
             return (), self._clip(hidden)
         new_layers, below = [], []
         for layer, (c, h) in enumerate(layers):
-            dense = self._dense(4 * self.controller_size, f"controller_{layer}", dtype)
-            packed = dense(jnp.concatenate([seen, *below[-1:], h.astype(dtype)], axis=-1))
+            layer_of = dense(self, 4 * self.controller_size, f"controller_{layer}", dtype)
+            packed = layer_of(jnp.concatenate([seen, *below[-1:], h.astype(dtype)], axis=-1))
             c, h = map(self._clip, lstm_update(packed.astype(stream), c, self.forget_bias))
             new_layers.append((c, h))
             below.append(h.astype(dtype))
@@ -211,16 +206,6 @@ class DNCCell(nn.RNNCellBase):
 
     def _clip(self, x: Array) -> Array:
         return jnp.clip(x, -self.clip_value, self.clip_value) if self.clip_value else x
-
-    def _dense(self, features: int, name: str, dtype: Dtype) -> nn.Dense:
-        return nn.Dense(
-            features,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name=name,
-        )
 
     @nn.nowrap
     def _check_step(self, carry: DNCState, input_shape: tuple[int, ...]) -> None:

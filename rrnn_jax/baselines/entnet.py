@@ -1,12 +1,13 @@
 """The Recurrent Entity Network of Henaff et al. 2017 as a cell."""
 
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.baselines.lstm_update import compute_dtype
+from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense
 from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, Memory, accumulation_dtype
@@ -16,7 +17,7 @@ EPSILON = 1e-12
 """Added to a memory's squared norm before the root."""
 
 
-class EntNetCell(nn.RNNCellBase):
+class EntNetCell(VectorCell):
     r"""The dynamic memory of a Recurrent Entity Network (Henaff et al. 2017, eq. 2-5).
 
     S memories with shared weights, distinguished by learned keys :math:`w_j`, each with a gate:
@@ -92,11 +93,6 @@ class EntNetCell(nn.RNNCellBase):
         """The width of the output."""
         return self.features * (self.num_cells if self.output == "concatenate" else 1)
 
-    @property
-    def num_feature_axes(self) -> int:
-        """Feature axes of the input."""
-        return 1
-
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Memory:
         """The initial carry: zeros, which stand for the keys.
@@ -135,7 +131,7 @@ class EntNetCell(nn.RNNCellBase):
         slope = self.param("slope", self.slope_init, (self.features,), self.param_dtype)
         shown = inputs.astype(dtype)
         if self.project_inputs:
-            shown = self._dense("input_projection", dtype, use_bias=True)(shown)
+            shown = dense(self, self.features, "input_projection", dtype)(shown)
 
         memory = carry.astype(stream)
         key_rows = keys.astype(stream).reshape((1,) * len(batch) + key_shape)
@@ -145,10 +141,11 @@ class EntNetCell(nn.RNNCellBase):
 
         query = shown[..., None, :].astype(stream)
         gate = jax.nn.sigmoid(jnp.sum(query * (memory + key_rows), axis=-1, keepdims=True))
-        from_keys = self._dense("key", dtype)(keys.astype(dtype)).astype(stream)
-        candidate = self._dense("hidden", dtype)(memory.astype(dtype)).astype(stream)
+        linear = partial(dense, self, self.features, dtype=dtype, use_bias=False)
+        from_keys = linear("key")(keys.astype(dtype)).astype(stream)
+        candidate = linear("hidden")(memory.astype(dtype)).astype(stream)
         candidate = candidate + from_keys.reshape((1,) * len(batch) + key_shape)
-        candidate = candidate + self._dense("input", dtype)(shown)[..., None, :].astype(stream)
+        candidate = candidate + linear("input")(shown)[..., None, :].astype(stream)
         memory = memory + gate * _prelu(candidate, slope)
         squared = jnp.sum(jnp.square(memory), axis=-1, keepdims=True)
         memory = memory * jax.lax.rsqrt(squared + EPSILON)
@@ -163,19 +160,8 @@ class EntNetCell(nn.RNNCellBase):
             return memory.reshape(*memory.shape[:-2], self.output_size)
         weights = jax.nn.softmax(jnp.sum(query * memory, axis=-1, keepdims=True), axis=-2)
         found = jnp.sum(weights * memory, axis=-2).astype(dtype)
-        found = self._dense("found", dtype)(found).astype(memory.dtype)
-        return _prelu(query[..., 0, :] + found, slope)
-
-    def _dense(self, name: str, dtype: Dtype, use_bias: bool = False) -> nn.Dense:
-        return nn.Dense(
-            self.features,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name=name,
-        )
+        found = dense(self, self.features, "found", dtype, use_bias=False)(found)
+        return _prelu(query[..., 0, :] + found.astype(memory.dtype), slope)
 
 
 def _prelu(x: Array, slope: Array) -> Array:

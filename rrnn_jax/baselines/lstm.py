@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
+from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
 from rrnn_jax.checks import check_positive, check_shape
 from rrnn_jax.initializers import lecun_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
@@ -35,7 +35,7 @@ def orthogonal_gates(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float3
     return jnp.concatenate([init(k, gate, dtype) for k in jax.random.split(key, 4)], axis=-1)
 
 
-class StackedLSTMCell(nn.RNNCellBase):
+class StackedLSTMCell(VectorCell):
     r"""A stack of LSTM cells with skip connections, as one cell.
 
     With :math:`h^0_t` empty, L layers, and the forget gate's constant :math:`b_f`,
@@ -116,11 +116,6 @@ class StackedLSTMCell(nn.RNNCellBase):
         """The width of the output."""
         return sum(self.widths) if self.skip_connections else self.widths[-1]
 
-    @property
-    def num_feature_axes(self) -> int:
-        """Feature axes of the input."""
-        return 1
-
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> LSTMCarry:
         """The initial carry, zeros.
@@ -169,10 +164,11 @@ class StackedLSTMCell(nn.RNNCellBase):
             name, shape = f"layer_{layer}", (*inputs.shape[:-1], width)
             for part, array in (("c", c), ("h", h)):
                 check_shape(f"carry[{layer}] ({part})", array, shape, "[*B, features]")
-            from_input = self._dense(f"{name}_input", width, dtype, self.kernel_init)(below)
-            from_hidden = self._dense(
-                f"{name}_hidden", width, dtype, self.recurrent_kernel_init, use_bias=False
-            )(h.astype(dtype))
+            from_input = dense(self, 4 * width, f"{name}_input", dtype)(below)
+            recurrent = {"kernel_init": self.recurrent_kernel_init, "use_bias": False}
+            from_hidden = dense(self, 4 * width, f"{name}_hidden", dtype, **recurrent)(
+                h.astype(dtype)
+            )
             stream = accumulation_dtype(dtype, c.dtype)
             packed = from_input.astype(stream) + from_hidden.astype(stream)
             new_c, new_h = lstm_update(packed, c, self.forget_bias)
@@ -181,17 +177,3 @@ class StackedLSTMCell(nn.RNNCellBase):
             if self.skip_connections:
                 below = jnp.concatenate([shown, below], axis=-1)
         return tuple(new_carry), self.output_from_carry(tuple(new_carry))
-
-    def _dense(
-        self, name: str, width: int, dtype: Dtype, init: Initializer, use_bias: bool = True
-    ) -> nn.Dense:
-        """The linear layer of one layer's four gates."""
-        return nn.Dense(
-            4 * width,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=init,
-            bias_init=self.bias_init,
-            name=name,
-        )

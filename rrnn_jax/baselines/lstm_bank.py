@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.baselines.lstm_update import compute_dtype, lstm_update
+from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
 from rrnn_jax.checks import check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
@@ -13,7 +13,7 @@ BankCarry = tuple[Array, Array]
 """(c, h), ``[*B, S, F]`` each."""
 
 
-class LSTMBankCell(nn.RNNCellBase):
+class LSTMBankCell(VectorCell):
     r"""S LSTM cells with shared weights, distinguished by learned keys, each with its own gate.
 
     With the key :math:`w_j` of cell j,
@@ -80,11 +80,6 @@ class LSTMBankCell(nn.RNNCellBase):
         """The width of the output."""
         return self.features
 
-    @property
-    def num_feature_axes(self) -> int:
-        """Feature axes of the input."""
-        return 1
-
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> BankCarry:
         """The initial carry, zeros.
@@ -130,27 +125,16 @@ class LSTMBankCell(nn.RNNCellBase):
             "keys", self.key_init, (self.num_cells, self.features), self.param_dtype
         ).astype(dtype)
 
-        from_input = self._dense(width, "input", dtype)(inputs)[..., None, :].astype(stream)
-        from_keys = self._dense(width, "key", dtype, use_bias=False)(keys).astype(stream)
+        from_input = dense(self, width, "input", dtype)(inputs)[..., None, :].astype(stream)
+        from_keys = dense(self, width, "key", dtype, use_bias=False)(keys).astype(stream)
         from_keys = from_keys.reshape((1,) * len(batch) + from_keys.shape)
-        hidden = self._dense(width, "hidden", dtype, use_bias=False)(h.astype(dtype))
+        hidden = dense(self, width, "hidden", dtype, use_bias=False)(h.astype(dtype))
         packed = hidden.astype(stream) + from_input + from_keys
         new_c, new_h = lstm_update(packed, c, self.forget_bias)
         if self.gated:
-            shown = self._dense(self.features, "gate_input", dtype)(inputs).astype(stream)
+            shown = dense(self, self.features, "gate_input", dtype)(inputs).astype(stream)
             met = h + keys.astype(stream).reshape((1,) * len(batch) + keys.shape)
             gate = jax.nn.sigmoid(jnp.sum(shown[..., None, :] * met, axis=-1, keepdims=True))
             new_c, new_h = c + gate * (new_c - c), h + gate * (new_h - h)
         new_carry = new_c.astype(carry[0].dtype), new_h.astype(carry[1].dtype)
         return new_carry, self.output_from_carry(new_carry)
-
-    def _dense(self, features: int, name: str, dtype: Dtype, use_bias: bool = True) -> nn.Dense:
-        return nn.Dense(
-            features,
-            use_bias=use_bias,
-            dtype=dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=self.kernel_init,
-            bias_init=self.bias_init,
-            name=name,
-        )

@@ -30,13 +30,15 @@ their code one combined sample in five is drawn as in ``mix``. Difference from t
 its ``mix`` draws the nesting from 1..L as well, which is treated as a mistake here.
 """
 
+import dataclasses
 import math
-from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 
 from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.tasks.characters import VOCABULARY
 from rrnn_jax.typing import Array
 
 Curriculum: TypeAlias = Literal["mix", "fixed", "naive", "combined"]
@@ -46,33 +48,32 @@ LEVELLED = ("naive", "combined")
 """The curricula with levels."""
 
 
-class Difficulty(Protocol):
-    """The difficulty settings of a config."""
+class Difficulty:
+    """The base of the configs of the character-level tasks, which are frozen dataclasses.
+
+    Attributes:
+      length: L, the largest length.
+      nesting: N, the largest nesting.
+      curriculum: how difficulty is drawn.
+      curriculum_window: w, the number of losses used for a decision.
+      curriculum_threshold: θ, the relative change of the loss below which the level increases.
+    """
+
+    length: int
+    nesting: int
+    curriculum: Curriculum
+    curriculum_window: int
+    curriculum_threshold: float
 
     @property
-    def length(self) -> int:
-        """L, the largest length."""
-        ...
+    def vocab_size(self) -> int:
+        """V, the number of tokens."""
+        return len(VOCABULARY)
 
     @property
-    def nesting(self) -> int:
-        """N, the largest nesting."""
-        ...
-
-    @property
-    def curriculum(self) -> Curriculum:
-        """How difficulty is drawn."""
-        ...
-
-    @property
-    def curriculum_window(self) -> int:
-        """w, the number of losses used for a decision."""
-        ...
-
-    @property
-    def curriculum_threshold(self) -> float:
-        """θ, the relative change of the loss below which the level increases."""
-        ...
+    def hardest(self) -> Self:
+        """The same task at full length and nesting, for evaluation."""
+        return dataclasses.replace(self, curriculum="fixed")  # type: ignore[type-var]
 
 
 class CurriculumState(NamedTuple):

@@ -66,7 +66,7 @@ MAX_LENGTH = decimals.MAX_LIMBS * decimals.DIGITS - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(curriculum.Difficulty):
     """The form of programs; the defaults are those of the paper's table 1.
 
     >>> config = Config("control")
@@ -129,16 +129,6 @@ class Config:
     def output_steps(self) -> int:
         """T_out, the characters of a target, including padding."""
         return 2 * self.length
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of tokens."""
-        return len(VOCABULARY)
-
-    @property
-    def hardest(self) -> "Config":
-        """The same task at full length and nesting, for evaluation."""
-        return dataclasses.replace(self, curriculum="fixed")
 
 
 def sample(

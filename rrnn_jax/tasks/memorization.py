@@ -45,7 +45,7 @@ Task: TypeAlias = Literal["copy", "reverse", "double"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(curriculum.Difficulty):
     """The operation on numbers, and their length.
 
     >>> config = Config("double", length=5)
@@ -77,7 +77,7 @@ class Config:
         curriculum.check_curriculum(self)
 
     @property
-    def nesting(self) -> int:
+    def nesting(self) -> int:  # type: ignore[override]
         """Always 1: numbers do not nest."""
         return 1
 
@@ -90,16 +90,6 @@ class Config:
     def output_steps(self) -> int:
         """T_out, the characters of a target, including padding."""
         return (2 if self.task == "double" else 1) * self.length + 1
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of tokens."""
-        return len(VOCABULARY)
-
-    @property
-    def hardest(self) -> "Config":
-        """The same task at full length, for evaluation."""
-        return dataclasses.replace(self, curriculum="fixed")
 
 
 def sample(

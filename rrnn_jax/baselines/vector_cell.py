@@ -1,9 +1,28 @@
-"""The LSTM's state update, and the compute dtype of baselines."""
+"""What the baselines share: their base class, linear layers, and the LSTM's state update."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+
+
+class VectorCell(nn.RNNCellBase):
+    """The base of cells whose input is a vector, ``[*B, I]``."""
+
+    @property
+    def num_feature_axes(self) -> int:
+        """Feature axes of the input."""
+        return 1
+
+
+def dense(cell: Any, features: int, name: str, dtype: Dtype, **options: Any) -> nn.Dense:
+    """A `flax.linen.Dense` with the initialisers of a cell, unless `options` has others."""
+    inits = {"kernel_init": cell.kernel_init, "bias_init": cell.bias_init}
+    options = inits | {"param_dtype": cell.param_dtype} | options
+    return nn.Dense(features, dtype=dtype, name=name, **options)
 
 
 def lstm_update(packed: Array, cell: Array, forget_bias: float) -> tuple[Array, Array]:
