@@ -80,7 +80,7 @@ def measure(
     if not programs:
         return list(rows.values())
     limits_of(setting.dtype)
-    other = _other_length(setting)
+    other = setting.replace(steps=setting.steps // 2 if setting.steps > 1 else 2)
     lengths = _build_other_length(other, mode, programs) if options.slope else {}
     rounds = interleave(
         {name: program.run for name, program in programs.items()}
@@ -160,10 +160,6 @@ def _build_all(
                 "costs": dataclasses.asdict(program.costs),
             }
     return programs
-
-
-def _other_length(setting: Setting) -> Setting:
-    return setting.replace(steps=setting.steps // 2 if setting.steps > 1 else 2)
 
 
 def _build_other_length(

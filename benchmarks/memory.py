@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import jax_programs
 from benchmarks.problem import make_problem
 from benchmarks.settings import SETTINGS, Setting
-from benchmarks.table import markdown
+from experiments.common import markdown
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows
 from rrnn_jax.scan.dispatch import REMATS
@@ -83,7 +83,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         [name, *(f"{found[name, length] / 1e6:,.1f}" for length in lengths)]
         for name in dict.fromkeys(name for name, _ in found)
     ]
-    return markdown(["MB", *(f"T {length:,}" for length in lengths)], lines)
+    return markdown.table(["MB", *(f"T {length:,}" for length in lengths)], lines)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from benchmarks import variants
 from benchmarks.problem import make_problem
 from benchmarks.program import UnavailableError
 from benchmarks.settings import DTYPES, SETTINGS
-from benchmarks.table import human_seconds, markdown
+from benchmarks.table import human_seconds
 from benchmarks.timing import positive_minutes, time_limit
+from experiments.common import markdown
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
 
@@ -128,7 +129,7 @@ def describe(row: dict[str, Any], listed: int = 12) -> str:
         f"{human_seconds(row['seconds_per_call'])} a call, {human_seconds(busy)} in "
         f"{row['events_per_call']:.0f} operations"
     )
-    return f"{title}\n\n{markdown(head, lines)}\n"
+    return f"{title}\n\n{markdown.table(head, lines)}\n"
 
 
 def _events(file: Path) -> list[tuple[str, float]]:

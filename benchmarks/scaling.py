@@ -27,7 +27,8 @@ from benchmarks.collectives import (
     find_collectives,
 )
 from benchmarks.program import UnavailableError
-from benchmarks.table import human_bytes, human_seconds, markdown
+from benchmarks.table import human_bytes, human_seconds
+from experiments.common import markdown
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows
 from experiments.common.steps import make_programs
@@ -194,7 +195,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
             for row in measured
         ]
         head = ["Devices", "Processes", "Updates / s (fastest chunk)", "As a share of the first"]
-        parts.append(markdown(head, lines))
+        parts.append(markdown.table(head, lines))
     for row in rows:
         if row["kind"] == "compiled":
             parts.append(_describe_compiled(row))
@@ -215,7 +216,7 @@ def _describe_compiled(row: dict[str, Any]) -> str:
     return (
         f"Compiled for {row['gpus']} H100s, one update has: {found}. Expected of "
         f"{human_bytes(row['bytes'])} in one all-reduce after an update of {human_seconds(step)} "
-        "without it:\n\n" + markdown(["GPUs", "All-reduce", "Efficiency"], lines)
+        "without it:\n\n" + markdown.table(["GPUs", "All-reduce", "Efficiency"], lines)
     )
 
 

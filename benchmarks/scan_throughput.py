@@ -82,7 +82,10 @@ def main(args: Sequence[str] | None = None) -> int:
         names = variant_names(given.variants, given.remat)
         if given.threads is not None:
             limit_threads(given.threads)
-        _prepare_jax(names)
+        # Before JAX creates its backends. Compile time is measured; PyTorch needs some memory too.
+        jax.config.update("jax_enable_compilation_cache", False)
+        if any(name.startswith("torch") for name in names):
+            os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         for dtype in given.dtype:
             matmul_precision(dtype)
         points = list(plan(given))
@@ -111,13 +114,6 @@ def main(args: Sequence[str] | None = None) -> int:
         print("Interrupted; run the same command to resume.", file=sys.stderr)
         return 130
     return 0 if complete else 1
-
-
-def _prepare_jax(names: Sequence[str]) -> None:
-    """Sets options before JAX creates its backends."""
-    jax.config.update("jax_enable_compilation_cache", False)  # Compile time is measured.
-    if any(name.startswith("torch") for name in names):
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some too.
 
 
 def plan(given: argparse.Namespace) -> Iterator[tuple[Setting, str]]:

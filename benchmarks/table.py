@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import Row, flags, is_base, read_measurements
+from experiments.common import markdown
 
 TITLES = {
     "plain": "`flax.linen.RNN`",
@@ -67,7 +68,7 @@ def table(rows: Sequence[Row], variants: Sequence[str] | None = None) -> str:
         [*point, *(_cell(by_variant.get(name)) for name in names)]
         for point, by_variant in points.items()
     ]
-    return markdown(head, lines)
+    return markdown.table(head, lines)
 
 
 def details(rows: Iterable[Row]) -> str:
@@ -97,7 +98,7 @@ def details(rows: Iterable[Row]) -> str:
             f"{roofline['share']:.0%}",
             f"{roofline['share_of_bound']:.0%}",
         ])  # fmt: skip
-    return markdown(head, lines)
+    return markdown.table(head, lines)
 
 
 def _short(commit: str) -> str:
@@ -132,20 +133,6 @@ def caption(rows: Sequence[Row]) -> str:
         "```",
     ]
     return "\n".join(lines)
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    >>> print(markdown(["a", "b"], [["1", "2"]]))
-    | a | b |
-    |---|---|
-    | 1 | 2 |
-    """
-    rows = [head, *lines]
-    text = ["| " + " | ".join(row) + " |" for row in rows]
-    text.insert(1, "|" + "---|" * len(head))
-    return "\n".join(text)
 
 
 def human_seconds(seconds: float) -> str:

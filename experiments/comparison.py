@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.common import markdown
 from experiments.common.actor_critic.config import TITLES
 from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE
@@ -183,12 +184,13 @@ def _reached(name: str, run: Run, score: float) -> dict[str, Any]:
 def _markdown_of(reached: Sequence[Mapping[str, Any]]) -> list[str]:
     if not reached:
         return []
-    lines = ["| to | model | updates | seconds of a seed | seeds |", "|---" * 5 + "|"]
+    lines = []
     for row in reached:
-        arrived = sum(x is not None for x in row["updates_to"])
-        cells = [row["at"], row["model"], *(_mean(row[f"{x}_to"]) for x in ("updates", "seconds"))]
-        lines.append(f"| {' | '.join(cells)} | {arrived} of {len(row['seeds'])} |")
-    return ["\n".join(lines) + "\n"]
+        arrived = f"{sum(x is not None for x in row['updates_to'])} of {len(row['seeds'])}"
+        means = (_mean(row[f"{name}_to"]) for name in ("updates", "seconds"))
+        lines.append([row["at"], row["model"], *means, arrived])
+    head = ["to", "model", "updates", "seconds of a seed", "seeds"]
+    return [markdown.table(head, lines) + "\n"]
 
 
 def _mean(values: Sequence[float | None]) -> str:

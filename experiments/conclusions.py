@@ -18,6 +18,7 @@ import numpy as np
 from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.findings import NEAR_TRIVIAL, points
 from experiments.ablations.problems import describe_task
+from experiments.common import markdown
 from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
@@ -109,10 +110,9 @@ def index() -> str:
         kept = "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)"
         rows.append((f"experiments.ablations{option}", what, time, kept))
     rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
-    lines = ["| `python -m` | what | time | results |", "|---|---|---|---|"]
-    lines += [f"| `{command}` | {what} | {time} | {kept} |" for command, what, time, kept in rows]
+    lines = ([f"`{command}`", *cells] for command, *cells in rows)
     environment = quick["rmc"]["environment"]
-    return "\n".join(lines) + (
+    return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
         f"\n\nTimes are those of {environment['cpu_cores']} cores of an {environment['processor']}."
     )
 
@@ -182,20 +182,20 @@ def programs() -> str:
         }
         for task, models in quick["runs"].items()
     }
-    lines = ["| characters right | " + " | ".join(scores) + " |", "|---" * (len(scores) + 1) + "|"]
+    lines = []
     for model, label in LABELS.items():
-        cells = []
+        cells = [label]
         for task, found in scores.items():
             here = _percent(found[model]) if model in found else "not run"
             cells.append(f"{here} ({quick['paper'][task][model]})")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(cells)
     first, level, behind = [], [], []
     for task, found in scores.items():
         gap = _points(found["rmc"]) - max(_points(found[m]) for m in found if m != "rmc")
         (first if gap > 0 else level if gap == 0 else behind).append(task)
     difficulty, train = config["difficulty"], config["train"]
     return (
-        "\n".join(lines)
+        markdown.table(["characters right", *scores], lines)
         + f"""
 
 In parentheses: the paper's Table 1, in percent. **RMC first in: {_names(first)}; level with the \
@@ -212,29 +212,26 @@ def attention() -> str:
     numbers = read("nth_farthest/figures/attention")
     written, memory, inputs = (numbers[name] for name in ("written", "memory_share", "input"))
     heads = [name for name in memory if name.startswith("head")]
-    lines = [
-        "| share of the attention to memory: slot that m changes most | before m is seen | after "
-        "| same slot, other sequences, after | evenly spread |",
-        "|---|---|---|---|---|",
-    ]
+    to_memory, to_input = [], []
     for name in ("all", *heads):
         label = "mean of heads" if name == "all" else name
-        cells = [memory[name][key] for key in ("before", "after", "others_after", "uniform")]
-        lines.append(f"| {label} | " + " | ".join(map(_percent, cells)) + " |")
-    lines += [
-        "",
-        "| share of all attention: input, mean over the steps with all three cases "
-        "| m comes later | m is shown | m was seen before | evenly spread |",
-        "|---|---|---|---|---|",
-    ]
+        shares = [memory[name][key] for key in ("before", "after", "others_after", "uniform")]
+        to_memory.append([label, *map(_percent, shares)])
     for name in heads:
         by_step = (np.array(inputs[name][k], float) for k in ("before", "shown", "after"))
         share = InputShare(*by_step, uniform=inputs[name]["uniform"])
-        cells = [*share.in_common(), share.uniform]
-        lines.append(f"| {name} | " + " | ".join(map(_percent, cells)) + " |")
+        to_input.append([name, *map(_percent, (*share.in_common(), share.uniform))])
+    of_memory = "share of the attention to memory: slot that m changes most"
+    of_all = "share of all attention: input, mean over the steps with all three cases"
+    tables = (
+        markdown.table([of_memory, "before m is seen", "after", "same slot, other sequences, after",
+                        "evenly spread"], to_memory),
+        markdown.table([of_all, "m comes later", "m is shown", "m was seen before",
+                        "evenly spread"], to_input),
+    )  # fmt: skip
     ratio = written["change_by_reference"] / written["change_by_other_object"]
     return (
-        "\n".join(lines)
+        "\n\n".join(tables)
         + f"""
 
 Over {numbers["sequences"]:,} fresh sequences, {_percent(numbers["accuracy"])} of them answered \

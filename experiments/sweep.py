@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common import markdown
 from experiments.common.cli import EXIT_NON_FINITE, exit_code
 from experiments.common.launch import run_commands
 from experiments.common.plots import plot_curves
@@ -168,25 +169,20 @@ def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The best setting of each model with its test score, and all settings."""
     name = rows[0]["score"]
-    lines = [
-        f"| model | best setting | valid {name} | test {name} | parameters | settings tried |",
-        "|---" * 6 + "|",
+    every = {id(r): [r["model"], name_of(r["setting"]), text_of(r["valid"])] for r in rows}
+    best = [
+        [
+            *every[id(row)],
+            text_of(row["test"]) if row["test"] else "-",
+            f"{row['parameters']:,}",
+            str(sum(other["model"] == row["model"] for other in rows)),
+        ]
+        for row in rows
+        if row.get("best")
     ]
-    for row in rows:
-        if row.get("best"):
-            tried = sum(other["model"] == row["model"] for other in rows)
-            cells = [
-                row["model"],
-                name_of(row["setting"]),
-                text_of(row["valid"]),
-                text_of(row["test"]) if row["test"] else "-",
-            ]
-            lines.append("| " + " | ".join([*cells, f"{row['parameters']:,}", str(tried)]) + " |")
-    lines += ["", f"| model | setting | valid {name} |", "|---" * 3 + "|"]
-    lines += [
-        f"| {row['model']} | {name_of(row['setting'])} | {text_of(row['valid'])} |" for row in rows
-    ]
-    return "\n".join(lines) + "\n"
+    valid, more = f"valid {name}", (f"test {name}", "parameters", "settings tried")
+    first = markdown.table(["model", "best setting", valid, *more], best)
+    return f"{first}\n\n{markdown.table(['model', 'setting', valid], every.values())}\n"
 
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:

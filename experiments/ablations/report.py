@@ -14,6 +14,7 @@ from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.findings import describe, describe_base, points
 from experiments.ablations.grid import BASE, RowConfig, base_values
 from experiments.ablations.problems import describe_task
+from experiments.common import markdown
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
 from experiments.common.records import write_json, write_text
@@ -106,19 +107,15 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
     base = numbers[BASE]
     threshold = threshold_of(float(base.trivial_accuracy or 0))
     head = [
-        *(
-            "factor",
-            "value",
-            "accuracy (%), mean (lowest to highest seed)",
-            "against base (points), 95% interval",
-        ),
-        *(f"updates to {threshold:.0%}, mean", "parameters", "updates/s", "seconds"),
+        *("factor", "value", "accuracy (%), mean (lowest to highest seed)"),
+        *("against base (points), 95% interval", f"updates to {threshold:.0%}, mean"),
+        *("parameters", "updates/s", "seconds"),
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in numbers.values():
         cells = [row.row.factor or "base", "" if row.row.row == BASE else row.row.label]
         if not row.accuracy:
-            cells += ["NaN", MISSING, MISSING, MISSING, MISSING, MISSING]
+            cells += ["NaN", *[MISSING] * 5]
         else:
             low, high = 100 * min(row.accuracy), 100 * max(row.accuracy)
             cells += [
@@ -129,19 +126,18 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
                 f"{row.updates_per_second:.1f}",
                 f"{row.seconds:.0f}",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown.table(head, lines) + "\n"
 
 
 def to_csv(numbers: Mapping[str, RowNumbers]) -> str:
     """The table with a line for each row and seed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    row_names, run_names = (
-        ["row", "factor", "value"],
-        ["parameters", "updates_per_second", "seconds"],
+    names = (
+        "row,factor,value,seed,accuracy,updates_to_threshold,parameters,updates_per_second,seconds"
     )
-    writer.writerow([*row_names, "seed", "accuracy", "updates_to_threshold", *run_names])
+    writer.writerow(names.split(","))
     for name, row in numbers.items():
         seeds = row.row.config.train.seeds
         start = [name, row.row.factor, row.row.label]

@@ -198,8 +198,9 @@ class _Session:
                 if is_due:
                     self._evaluate(state)
                 is_done = is_due and self._is_done()
-                if is_done:
-                    self._evaluate_test(state)
+                if is_done and "test" in programs.problem.evaluations:
+                    self.test = programs.evaluate(state, "test")
+                    self.writer.write(self.step, "test", config.seeds, self.test)
                 stops = self._save(state, num_steps, stop.requested, is_done)
                 bar.update(self.step, self._describe(values), is_due)
                 if stops and not is_done:
@@ -208,13 +209,9 @@ class _Session:
                     )
             keep_request(stop.requested)
         final = parallel.to_host(state)
+        clock = self.clock
         return Outcome(
-            final,
-            self.evaluation,
-            self.test,
-            self.clock.seconds,
-            self.clock.wall_seconds,
-            self.score,
+            final, self.evaluation, self.test, clock.seconds, clock.wall_seconds, self.score
         )
 
     def close(self) -> None:
@@ -275,11 +272,6 @@ class _Session:
                 self.best_score = value
                 self.best.save(self.step, whole, {"score": value})
             parallel.wait()
-
-    def _evaluate_test(self, state: TrainState) -> None:
-        if "test" in self.programs.problem.evaluations:
-            self.test = self.programs.evaluate(state, "test")
-            self.writer.write(self.step, "test", self.config.seeds, self.test)
 
     def _is_done(self) -> bool:
         """Whether the last update is done or the target is reached."""

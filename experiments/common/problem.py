@@ -94,11 +94,6 @@ class Score(NamedTuple):
     limits: tuple[float, float] | None = None
     text: str = "{:.4g}"
 
-    @property
-    def best(self) -> Callable[..., Any]:
-        """`max` or `min`."""
-        return max if self.goal == "max" else min
-
     def write(self, values: Sequence[float | None]) -> str:
         """The mean of the seeds that have a value, formatted.
 

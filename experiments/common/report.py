@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from experiments.common import markdown
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import curve, first_step_at, read_metrics
 from experiments.common.problem import Score
@@ -258,9 +259,8 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             *(f"difference from {first['model']}, 95 %", "verdict"),
             *("parameters (core)", "ms/update"),
         ]
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += ["| " + " | ".join(_cells(row)) + " |" for row in some]
-        blocks.append(f"At equal {at}, {when}:\n\n" + "\n".join(lines) + "\n")
+        text = markdown.table(head, map(_cells, some))
+        blocks.append(f"At equal {at}, {when}:\n\n{text}\n")
     return "\n".join(blocks)
 
 

@@ -87,38 +87,30 @@ class Config(CellConfigs):
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
+_TRAIN = TrainConfig(
+    steps=3000,
+    batch_size=32,
+    learning_rate=6e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    clip_norm=1.0,
+    chunk_steps=50,
+    eval_every=500,
+    checkpoint_every=500,
+)
+
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
         lstm=dataclasses.replace(_LSTM, lstm_learning_rate=1e-2),
-        train=TrainConfig(
-            steps=3000,
-            batch_size=32,
-            learning_rate=6e-3,
-            schedule="cosine",
-            warmup_steps=50,
-            clip_norm=1.0,
-            chunk_steps=50,
-            eval_every=500,
-            checkpoint_every=500,
-        ),
+        train=_TRAIN,
     ),
     "shakespeare": Config(
         preset="shakespeare",
         text=TextConfig(window=128, embedding_size=192, input_dropout=0.2, output_dropout=0.3),
         rmc=dataclasses.replace(_RMC, head_size=48),
         lstm=LSTMConfig(lstm_features=207, lstm_learning_rate=1e-2),
-        train=TrainConfig(
-            steps=10_000,
-            batch_size=32,
-            learning_rate=6e-3,
-            schedule="cosine",
-            warmup_steps=100,
-            clip_norm=1.0,
-            chunk_steps=50,
-            eval_every=500,
-            checkpoint_every=500,
-        ),
+        train=dataclasses.replace(_TRAIN, steps=10_000, warmup_steps=100),
     ),
     "books": Config(
         preset="books",
@@ -131,11 +123,10 @@ PRESETS: dict[str, Config] = {
             output_dropout=0.4,
             change_penalty=1.0,
         ),
-        train=TrainConfig(
+        train=dataclasses.replace(
+            _TRAIN,
             steps=1200,
-            batch_size=32,
             learning_rate=1.6e-2,
-            schedule="cosine",
             warmup_steps=100,
             clip_norm=0.25,
             chunk_steps=25,

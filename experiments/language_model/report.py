@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.common import markdown
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
 from experiments.common.plots import looks
@@ -183,41 +184,35 @@ def tables(result: dict[str, Any]) -> str:
     first = next(iter(models.values()))
     groups = list(first["by_frequency"])
     unrolls = list(first["by_unroll"])
-    lines = [
-        f"State carried over the whole {first['split']} text ({first['tokens']:,} {unit}s):",
-        "",
-        f"| model | parameters | nats per {unit} | bits per byte | perplexity per word |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {name} | {row['parameters']:,} | {row['nats']:.4f} | {row['bits_per_byte']:.4f} | "
-            f"{row['word_perplexity']:.2f} |"
-            for name, row in models.items()
-        ),
-        "",
-        f"Perplexity by how often a {unit} occurs in the training text:",
-        "",
-        f"| model | {' | '.join(groups)} |",
-        f"|---|{'---|' * len(groups)}",
-        *(
-            f"| {name} | " + " | ".join(f"{row[g]['perplexity']:,.2f}" for g in groups) + " |"
-            for name, row in (
-                ("frequencies alone", result["frequencies_alone"]),
-                *((name, row["by_frequency"]) for name, row in models.items()),
-            )
-        ),
-        "",
-        f"Nats per {unit} in windows that begin without a state:",
-        "",
-        f"| model | {' | '.join(unrolls)} | carried |",
-        f"|---|{'---|' * len(unrolls)}---|",
-        *(
-            f"| {name} | "
-            + " | ".join(f"{row['by_unroll'][u]:.4f}" for u in unrolls)
-            + f" | {row['nats']:.4f} |"
-            for name, row in models.items()
-        ),
+    frequencies = {"frequencies alone": result["frequencies_alone"]}
+    frequencies |= {name: row["by_frequency"] for name, row in models.items()}
+    carried = [
+        [name, f"{row['parameters']:,}", f"{row['nats']:.4f}", f"{row['bits_per_byte']:.4f}",
+         f"{row['word_perplexity']:.2f}"]
+        for name, row in models.items()
+    ]  # fmt: skip
+    by_group = [
+        [name, *(f"{row[group]['perplexity']:,.2f}" for group in groups)]
+        for name, row in frequencies.items()
     ]
-    return "\n".join(lines) + "\n"
+    by_unroll = [
+        [name, *(f"{row['by_unroll'][u]:.4f}" for u in unrolls), f"{row['nats']:.4f}"]
+        for name, row in models.items()
+    ]
+    units = ("parameters", f"nats per {unit}", "bits per byte", "perplexity per word")
+    return f"""\
+State carried over the whole {first["split"]} text ({first["tokens"]:,} {unit}s):
+
+{markdown.table(["model", *units], carried)}
+
+Perplexity by how often a {unit} occurs in the training text:
+
+{markdown.table(["model", *groups], by_group)}
+
+Nats per {unit} in windows that begin without a state:
+
+{markdown.table(["model", *unrolls, "carried"], by_unroll)}
+"""
 
 
 def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:

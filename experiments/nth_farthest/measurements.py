@@ -14,7 +14,6 @@ from rrnn_jax import RNN
 from rrnn_jax.tasks import nth_farthest
 from rrnn_jax.visualize import (
     InputShare,
-    ShareByLag,
     attention_of,
     attention_share,
     captured_array,
@@ -177,8 +176,13 @@ def measure(run: Run) -> dict[str, Any]:
         "share": _by_case_and_head(views, slots, steps),
         "more_than_others": _number((memory.after > memory.others_after)[seen].mean()),
         "by_lag": {
-            name: _lags(share_by_lag(memory_attention(view), slots, steps))
+            name: {
+                "lag": lags.lags.tolist(),
+                "share": _list(lags.share),
+                "others": _list(lags.others),
+            }
             for name, view in views.items()
+            for lags in [share_by_lag(memory_attention(view), slots, steps)]
         },
         "input": {name: _inputs(input_share(view, steps)) for name, view in views.items()},
     }
@@ -203,10 +207,6 @@ def _means(share: Any, where: np.ndarray) -> dict[str, float | None]:
         values = values[np.isfinite(values)]
         means[name] = _number(values.mean()) if len(values) else None
     return {**means, "uniform": _number(share.uniform)}
-
-
-def _lags(lags: ShareByLag) -> dict[str, Any]:
-    return {"lag": lags.lags.tolist(), "share": _list(lags.share), "others": _list(lags.others)}
 
 
 def _inputs(share: InputShare) -> dict[str, Any]:

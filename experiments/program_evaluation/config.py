@@ -20,7 +20,6 @@ from experiments.common.train_config import TrainConfig
 from rrnn_jax.checks import check_positive
 from rrnn_jax.typing import Implementation
 
-PROGRAMS = ("addition", "control", "program", "algebra")
 MEMORIZATION = ("copy", "reverse", "double")
 TASKS = ("addition", "control", "program", "copy", "reverse", "double")
 """The columns of the paper's Table 1; the meaning of "all"."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common import markdown
 from experiments.common.cli import DirectoryOptions, exit_code, parse
 from experiments.common.environment import describe_environment
 from experiments.common.launch import run_commands
@@ -183,7 +184,8 @@ def to_markdown(config: Config, runs: Runs, trivial: Mapping[str, float]) -> str
         return lambda run: _percent(run["summary"]["evaluation"][name])
 
     paper = [
-        (f"{TITLES[m]}, paper", [_paper(task, m) for task in config.tasks]) for m in config.models
+        (f"{TITLES[m]}, paper", [str(PAPER.get(t, {}).get(m, MISSING)) for t in config.tasks])
+        for m in config.models
     ]
     floor = ("Trivial", [f"{100 * trivial[task]:.1f}" for task in config.tasks])
     best = rows(lambda run: _percent(run["summary"]["best_accuracy"]))
@@ -196,14 +198,11 @@ def to_markdown(config: Config, runs: Runs, trivial: Mapping[str, float]) -> str
         ),
         "Minutes per run": rows(lambda run: f"{run['summary']['wall_seconds'] / 60:.1f}"),
     }
-    blocks = [_block(title, config.tasks, lines) for title, lines in parts.items()]
+    blocks = [
+        markdown.table([title, *config.tasks], ([name, *cells] for name, cells in lines))
+        for title, lines in parts.items()
+    ]
     return "\n\n".join([*blocks, _describe(config, runs)]) + "\n"
-
-
-def _block(title: str, tasks: Sequence[str], rows: Any) -> str:
-    head = f"| {title} | " + " | ".join(tasks) + " |"
-    lines = [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows]
-    return "\n".join([head, "|---" * (len(tasks) + 1) + "|", *lines])
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -213,11 +212,6 @@ def _percent(values: Sequence[float]) -> str:
     if len(percents) == 1:
         return mean
     return f"{mean} ({min(percents):.1f} to {max(percents):.1f})"
-
-
-def _paper(task: str, model: str) -> str:
-    value = PAPER.get(task, {}).get(model)
-    return MISSING if value is None else f"{value:.1f}"
 
 
 def _describe(config: Config, runs: Runs) -> str:

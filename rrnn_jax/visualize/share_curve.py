@@ -107,16 +107,10 @@ def _figure(
     x_label: str,
     y_label: str,
 ) -> Figure:
-    """A panel for each head, drawn by ``draw(axes, share)``, with one legend below."""
-    figure, panels = _panels(shares, title)
-    for axes, share in zip(panels, shares.values(), strict=True):
-        draw(axes, share)
-    _finish(figure, panels, x_label, y_label)
-    return figure
+    """A panel for each head, drawn by ``draw(axes, share)``, two in a line, and one legend below.
 
-
-def _panels(shares: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
-    """Panels with a common vertical axis, two in a line."""
+    The vertical axis is common to all. The legend covers no curve.
+    """
     if not shares:
         raise ValueError("shares must hold at least one panel, got none")
     across = min(2, len(shares))
@@ -126,10 +120,20 @@ def _panels(shares: Mapping[str, Any], title: str) -> tuple[Figure, list[Axes]]:
     panels = list(grid.flat)
     for axes in panels[len(shares) :]:
         axes.remove()
-    for axes, name in zip(panels, shares, strict=False):
+    for axes, (name, share) in zip(panels, shares.items(), strict=False):
         axes.set_title(name, fontsize=SMALL + 1)
+        draw(axes, share)
+        axes.grid(alpha=0.25)
+        small_ticks(axes)
+        axes.set_xlabel(x_label, fontsize=SMALL + 1)
+    top = max(axes.dataLim.ymax for axes in panels[: len(shares)])
+    panels[0].set_ylim(0, 1.08 * top)
     figure.suptitle(title, fontsize=SMALL + 2)
-    return figure, panels[: len(shares)]
+    figure.supylabel(y_label, fontsize=SMALL + 1)
+    handles, labels = panels[0].get_legend_handles_labels()
+    options: dict[str, Any] = {"ncols": len(labels), "fontsize": SMALL, "frameon": False}
+    figure.legend(handles, labels, loc="outside lower center", **options)
+    return figure
 
 
 _MARKERS, _STYLES = "os^", ("-", "--", "-.")
@@ -142,22 +146,3 @@ def _line(axes: Axes, x: np.ndarray, shares: np.ndarray, index: int, label: str)
 
 def _chance(axes: Axes, uniform: float) -> None:
     axes.axhline(100 * uniform, color="black", linestyle=":", linewidth=1, label="evenly spread")
-
-
-def _finish(figure: Figure, panels: list[Axes], x_label: str, y_label: str) -> None:
-    """Labels, grids, and one legend below that covers no curve."""
-    panels[0].set_ylim(0, 1.08 * max(axes.dataLim.ymax for axes in panels))  # It is shared.
-    for axes in panels:
-        axes.grid(alpha=0.25)
-        small_ticks(axes)
-        axes.set_xlabel(x_label, fontsize=SMALL + 1)
-    figure.supylabel(y_label, fontsize=SMALL + 1)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=len(labels),
-        fontsize=SMALL,
-        frameon=False,
-    )

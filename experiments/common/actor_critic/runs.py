@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.common import markdown
 from experiments.common.actor_critic.config import (
     MODELS,
     POLICIES,
@@ -182,12 +183,12 @@ def table(results: Mapping[str, Any], game: Game) -> str:
             rows[TITLES[name]] = means
     metrics = ("return", "greedy_return", "solved", "greedy_solved")
     names = [name for name in metrics if any(name in means for means in rows.values())]
-    lines = [f"| core | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for title, means in rows.items():
-        cells = [_with_error(means, metric, game.test_episodes) if metric in means else ""
-                 for metric in names]  # fmt: skip
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [
+        [title, *(_with_error(means, name, game.test_episodes) if name in means else ""
+                  for name in names)]
+        for title, means in rows.items()
+    ]  # fmt: skip
+    return markdown.table(["core", *names], cells)
 
 
 def _with_error(means: Mapping[str, Any], metric: str, episodes: int) -> str:

@@ -138,13 +138,11 @@ def read_corpus(
     """
     if not path.exists():
         raise RefusedError(f"there is no file or folder {path}")
-    if form == "auto":
-        form = _recognise(path)
-    if form == "text":
+    if form == "text" or (form == "auto" and path.is_file()):
         return _one_file(path, valid, test, fractions)
     if not path.is_dir():
         raise RefusedError(f"a corpus of the format {form!r} is a folder, but {path} is a file")
-    if form == "wikitext":
+    if form == "wikitext" or (form == "auto" and any(_wikitext_files(path))):
         return _wikitext(path)
     return _folder(path, valid, test, stories if form == "gigaword" else None)
 
@@ -170,22 +168,14 @@ def stories(sgml: str) -> str:
 
 def describe_source(path: Path) -> dict[str, str | int]:
     """Name, size and sha256 of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def sources(corpus: Corpus) -> list[Path]:
     """The files of a corpus, each once."""
     return list(dict.fromkeys(part.path for split in SPLITS for part in corpus.get(split, ())))
-
-
-def _recognise(path: Path) -> Format:
-    if path.is_file():
-        return "text"
-    return "wikitext" if any(_wikitext_files(path)) else "books"
 
 
 def _one_file(
