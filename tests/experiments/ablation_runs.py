@@ -1,10 +1,10 @@
 """A small grid for tests, and fake runs of it."""
 
 import dataclasses
-import json
 
 from experiments.ablations import PRESETS, make_rows
 from experiments.common.run_directory import note_failure, note_session, open_run
+from tests.experiments.toys import write_run
 
 CONFIG = dataclasses.replace(
     PRESETS["quick"],
@@ -36,13 +36,12 @@ def make_run(run_dir, name, accuracy, *, curves=None, rows=ROWS, seconds=8.0):
         for seed, values in zip(row.config.train.seeds, evaluations, strict=True)
         for i, value in enumerate(values)
     ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {
         **{"steps": 4, "seeds": list(row.config.train.seeds), "parameters": 1000},
         **{"train_seconds": seconds / 2, "wall_seconds": seconds, "trivial_accuracy": 2 / 3},
         "evaluation": {"accuracy": accuracy},
     }
-    (directory / "summary.json").write_text(json.dumps(summary))
+    write_run(directory, lines, summary=summary)
 
 
 def make_grid(run_dir):

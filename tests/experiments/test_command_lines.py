@@ -126,6 +126,35 @@ def test_options_make_the_config_that_they_were_made_of():
 
 
 @pytest.mark.parametrize("name", PRESETS)
+def test_a_typo_is_answered_with_a_suggestion(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(name, "--learning-rat", "1")
+    assert stop.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "groups", "default"),
+    [
+        ("nth_farthest", "task rmc curriculum train", 1600),
+        ("program_evaluation", "difficulty rmc lstm dnc entnet train", 200_000),
+        ("program_evaluation table", "difficulty rmc lstm dnc entnet train", 200_000),
+    ],
+)
+def test_help_is_grouped_and_shows_the_presets_defaults(command, groups, default, capsys):
+    experiment, *start = command.split()
+    main = importlib.import_module(f"experiments.{experiment}.__main__").main
+    with pytest.raises(SystemExit) as stop:
+        main([*start, "--preset", "paper", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"{group} options" in printed for group in groups.split())
+    assert f"(default: {default})" in printed
+    assert ("--jobs" in printed) == ("table" in command)
+    assert ("--eval-only" in printed) != ("table" in command)
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_configs_that_are_read_are_of_the_experiments_own_types(name):
     for preset, config in PRESETS[name].items():
         found = read(name, "--preset", preset)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from experiments.comparison import collect, find_runs, main, tables
+from tests.experiments.toys import write_run
 
 ENVIRONMENT = {
     "command": "python -m experiments.nth_farthest --model rmc",
@@ -34,18 +35,14 @@ def make_run(directory, model="rmc", accuracies=None, seconds_per_step=0.5, **ch
         **{"steps": steps[-1], "seeds": sorted(accuracies), "parameters": 1234},
         **{"train_seconds": seconds, "score": {"name": "accuracy", "goal": "max"}},
     }
-    directory.mkdir(parents=True)
-    for name, content in (("config", config), ("summary", summary), ("environment", ENVIRONMENT)):
-        (directory / f"{name}.json").write_text(json.dumps(content))
     rows = [
         {"step": step, "split": "valid", "seed": seed, "accuracy": value}
         for seed, values in accuracies.items()
         for step, value in zip(steps, values, strict=True)
     ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     timings = [{"step": s, "seconds": seconds_per_step * s} for s in steps[1:]]
-    (directory / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timings))
-    return directory
+    about = {"config": config, "summary": summary, "environment": ENVIRONMENT}
+    return write_run(directory, rows, timings, **about)
 
 
 def rows_of(*directories, **options):

@@ -15,18 +15,12 @@ from experiments.common.metrics import curve, read_metrics
 from experiments.common.modules import Linear
 from experiments.common.optimizers import averaged, decaying, make_optimizer, make_schedule
 from experiments.common.problem import Evaluation, Mean, Problem, Score
-from experiments.common.run_directory import open_run
 from experiments.common.steps import make_programs, to_values
 from experiments.common.streaming import Windows
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
-from tests.experiments.toys import CONFIG, Whole, regression, stream, write_tokens
+from tests.experiments.toys import CONFIG, regression, run, stream, write_tokens
 from tests.grids import mostly_slow
-
-
-def run(directory, problem, config=CONFIG):
-    open_run(directory, Whole(config))
-    return loop.train(problem, config, directory, progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import launch
+from tests.experiments.toys import wait_for
 from tests.grids import mostly_slow
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +51,6 @@ CONTROL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR))\n"
 def code(where: str, ready: Path, before: str = "") -> str:
     given = f"import sys, pathlib; sys.argv_given = ({where!r}, pathlib.Path({str(ready)!r}))"
     return f"{DEFAULT}{before}{given}\n{COMMAND}"
-
-
-def wait_for(path: Path, seconds: float = 60) -> None:
-    end = time.time() + seconds
-    while not path.exists():
-        assert time.time() < end, path
-        time.sleep(0.01)
 
 
 def start(where: str, ready: Path, before: str = "") -> subprocess.Popen:

@@ -122,22 +122,6 @@ def test_nan_exits_with_3(tmp_path, capsys):
     assert "became" in capsys.readouterr().err
 
 
-def test_a_typo_is_answered_with_a_suggestion(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--learning-rat", "1"])
-    assert stop.value.code == 2
-    assert "--learning-rate" in capsys.readouterr().err
-
-
-def test_help_is_grouped_and_shows_defaults(capsys):
-    with pytest.raises(SystemExit):
-        main(["--preset", "paper", "--help"])
-    printed = capsys.readouterr().out
-    for group in ("task options", "rmc options", "curriculum options", "train options"):
-        assert group in printed
-    assert "(default: 1600)" in printed
-
-
 def test_default_directories():
     _, run = parse(PRESETS, "nth_farthest", "", [])
     assert run.run_dir.as_posix() == "runs/nth_farthest/quick"

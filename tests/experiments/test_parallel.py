@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.common import cells
+from tests.experiments.toys import wait_for
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "tests.experiments.parallel_program"
@@ -123,12 +124,8 @@ def test_every_experiment_trains_alike_on_all_devices_and_processes(numbers):
     check_same(both, numbers(-2, ALL), ALL)
 
 
-def wait_for(path: Path, processes: list[subprocess.Popen]) -> None:
-    deadline = time.time() + 200
-    while not path.exists():
-        assert all(process.poll() is None for process in processes), end(processes)
-        assert time.time() < deadline
-        time.sleep(0.01)
+def wait(path: Path, processes: list[subprocess.Popen]) -> None:
+    wait_for(path, 200, *processes, log=functools.partial(end, processes))
 
 
 def check_a_death_ends_both(processes: list[subprocess.Popen]) -> None:
@@ -153,7 +150,7 @@ def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
     broken = tmp_path / "broken"
 
     processes = start(broken, -1, *LONG, "--slow")
-    wait_for(broken / "run" / "checkpoints" / "10", processes)
+    wait(broken / "run" / "checkpoints" / "10", processes)
     processes[1].send_signal(signal.SIGTERM)
     ends = end(processes, 60)
     assert [code for code, _ in ends] == [130, 130], ends
@@ -161,7 +158,7 @@ def test_one_process_stops_or_dies_and_the_run_goes_on(tmp_path):
     assert all(f"stopped at step {step}" in text for _, text in ends)
 
     processes = start(broken, -1, *LONG, "--slow")
-    wait_for(broken / "run" / "checkpoints" / str(step + 20 - step % 10), processes)
+    wait(broken / "run" / "checkpoints" / str(step + 20 - step % 10), processes)
     check_a_death_ends_both(processes)
 
     assert [code for code, _ in end(start(broken, -1, *LONG))] == [0, 0]
@@ -178,7 +175,7 @@ def test_a_process_may_compile_for_longer_than_collectives_wait(tmp_path):
 
     dies = tmp_path / "dies"
     processes = start(dies, -2, "--late", "400")
-    wait_for(dies / "late", processes)
+    wait(dies / "late", processes)
     check_a_death_ends_both(processes)
 
 

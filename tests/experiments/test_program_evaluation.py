@@ -86,26 +86,6 @@ def test_another_config_in_the_directory_exits_with_2(run_dir, capsys):
     assert "difficulty.curriculum: 'mix' there, 'fixed' asked" in capsys.readouterr().err
 
 
-def test_a_typo_is_answered_with_a_suggestion(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--curiculum", "mix"])
-    assert stop.value.code == 2
-    assert "--curriculum" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [[], ["table"]])
-def test_help_is_grouped_and_shows_the_presets_defaults(capsys, command):
-    with pytest.raises(SystemExit) as stop:
-        main([*command, "--preset", "paper", "--help"])
-    assert stop.value.code == 0
-    printed = capsys.readouterr().out
-    for group in ("difficulty", "rmc", "lstm", "dnc", "entnet", "train"):
-        assert f"{group} options" in printed
-    assert "(default: 200000)" in printed
-    assert ("--jobs" in printed) == (command == ["table"])
-    assert ("--eval-only" in printed) != (command == ["table"])
-
-
 def test_directories():
     config, run = parse(PRESETS, "program_evaluation", "", [], default_dir=default_dir)
     assert run.run_dir.as_posix() == "runs/program_evaluation/quick"

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 
 import pytest
 
@@ -14,25 +13,23 @@ from experiments.common.report import (
     to_markdown,
     verdict,
 )
+from tests.experiments.toys import write_run
 
 
 def make_run(directory, values, tests, seconds, seeds=(7, 8, 9, 10, 11)):
     """Evaluations at updates 0, 10 and 20, by seed."""
-    directory.mkdir()
     rows = [
         {"step": 10 * i, "split": "valid", "seed": seed, "nats": value}
         for seed, curve in zip(seeds, values, strict=True)
         for i, value in enumerate(curve)
     ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     walls = [{"step": 10 * i, "seconds": i * seconds, "wall_seconds": 0} for i in (1, 2)]
-    (directory / "timings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in walls))
     summary = {
-        **{"seeds": seeds, "parameters": 100, "train_seconds": seconds, "steps": 20},
+        **{"seeds": seeds, "parameters": 100, "core_parameters": 60},
+        **{"train_seconds": seconds, "steps": 20},
         **{"score": {"name": "nats", "goal": "min"}, "test": {"nats": tests}},
     }
-    (directory / "summary.json").write_text(json.dumps({"core_parameters": 60} | summary))
-    return read_run(directory)
+    return read_run(write_run(directory, rows, walls, summary=summary))
 
 
 def test_the_interval_of_paired_differences_by_hand():

@@ -5,29 +5,23 @@ import json
 import pytest
 
 from experiments.common.results import collect, draw
+from tests.experiments.toys import write_run
 
 
 def make_run(directory, accuracy, seed=3, rate=0.1):
-    directory.mkdir(parents=True)
     config = {"model": "rmc", "train": {"seed": seed, "rate": rate}}
     summary = {
-        "seeds": [seed],
-        "parameters": 9,
-        "steps": 10,
-        "train_seconds": 2.5,
-        "test": {"loss": [accuracy]},
+        **{"seeds": [seed], "parameters": 9, "steps": 10, "train_seconds": 2.5},
+        **{"test": {"loss": [accuracy]}, "score": {"name": "accuracy", "goal": "max"}},
     }
-    summary["score"] = {"name": "accuracy", "goal": "max"}
-    (directory / "config.json").write_text(json.dumps(config))
-    (directory / "summary.json").write_text(json.dumps(summary))
     command = f"python -m it --run-dir {directory} --no-progress --seed {seed}"
-    (directory / "environment.json").write_text(json.dumps({"command": command, "git_commit": "a"}))
+    environment = {"command": command, "git_commit": "a"}
     rows = [
         {"step": step, "split": split, "seed": seed, "accuracy": accuracy + step}
         for step in (0, 10)
         for split in ("train", "valid")
     ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_run(directory, rows, config=config, summary=summary, environment=environment)
 
 
 def test_collects_one_run_or_several(tmp_path):

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.experiments.test_training import ROOT, command
+from tests.experiments.toys import wait_for
 
 pytestmark = pytest.mark.slow  # Two and three processes that compile.
 
@@ -41,11 +41,7 @@ def test_evaluating_a_run_in_training_does_not_disturb_it(tmp_path):
     trainer = subprocess.Popen(
         command(run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    end = time.time() + 120
-    while not (run_dir / "checkpoints" / "25").exists():
-        assert trainer.poll() is None
-        assert time.time() < end
-        time.sleep(0.01)
+    wait_for(run_dir / "checkpoints" / "25", 120, trainer)
     trainer.send_signal(signal.SIGSTOP)  # At any point of its work.
     reader = subprocess.run(
         [*command(run_dir), "--eval-only"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -16,7 +16,6 @@ def fake(scores, calls):
             model = command[command.index("--model") + 1]
             rate = command[command.index("--learning-rate") + 1]
             if "1000" in command:  # Fresh seeds.
-                run_dir.parent.mkdir(parents=True, exist_ok=True)
                 curve = [3.0, 2.0, 1.0 if model == "rmc" else 0.5]
                 make_run(run_dir, [curve] * 5, curve[-1:] * 5, 50, tuple(range(1000, 1005)))
                 continue

@@ -57,8 +57,7 @@ def regression(config: TrainConfig = CONFIG, poison: int | None = None) -> Probl
 
 
 def run(directory: Path, config: TrainConfig = CONFIG, problem: Problem | None = None):
-    open_run(directory, Whole(config))
-    return loop.train(problem or regression(config), config, directory, progress=False)
+    return toys.run(directory, problem or regression(config), config)
 
 
 @pytest.fixture(scope="module")
@@ -334,11 +333,8 @@ def test_killed_command_resumes_bit_exactly(tmp_path, number, killed_reference):
     run_dir = tmp_path / "killed"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command(run_dir), cwd=ROOT, stdout=log, stderr=log)
-        deadline = time.time() + 240
-        while not (run_dir / "checkpoints" / "50").exists():
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.time() < deadline
-            time.sleep(0.01)
+        shown = (tmp_path / "log").read_text
+        toys.wait_for(run_dir / "checkpoints" / "50", 240, process, log=shown)
         os.kill(process.pid, number)
         code = process.wait(timeout=120)
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)

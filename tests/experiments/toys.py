@@ -2,7 +2,12 @@
 
 import argparse
 import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +15,13 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from experiments.common import parallel
+from experiments.common import loop, parallel
 from experiments.common.actor_critic.agent import Agent
 from experiments.common.actor_critic.learner import LearnerConfig
 from experiments.common.actor_critic.problem import actor_critic
 from experiments.common.problem import Mean, Problem, Score
+from experiments.common.records import append_rows
+from experiments.common.run_directory import open_run
 from experiments.common.streaming import Windows, streaming
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
@@ -39,6 +46,32 @@ class Whole:
 
     train: TrainConfig
     note: str = "a"
+
+
+def run(directory: Path, problem: Problem, config: TrainConfig = CONFIG) -> loop.Outcome:
+    """Trains without a bar, from the newest checkpoint."""
+    open_run(directory, Whole(config))
+    return loop.train(problem, config, directory, progress=False)
+
+
+def write_run(directory: Path, metrics: list, timings: list = (), **files: Any) -> Path:
+    """What a run leaves: rows of metrics and timings, and JSON files by name."""
+    append_rows(directory / "metrics.jsonl", metrics)
+    append_rows(directory / "timings.jsonl", timings)
+    for name, content in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+def wait_for(
+    path: Path, seconds: float = 60, *processes: subprocess.Popen, log: Callable[[], Any] = str
+) -> None:
+    """Until a file exists; all processes must run until then, or the log is shown."""
+    end = time.time() + seconds
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), log()
+        assert time.time() < end, path
+        time.sleep(0.01)
 
 
 def write_tokens(path: Path, count: int = 4000) -> np.ndarray:
