@@ -1,6 +1,7 @@
 """A program for four devices: batches over meshes of every kind, against one device."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -8,19 +9,42 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.collectives import find_collectives
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
 from tests.core.random_variables import random_variables
-from tests.core.sharded import collectives
 
 BATCH, STEPS, FEATURES = 8, 5, 3
 CELL = RelationalMemoryCell(mem_slots=4, head_size=4, num_heads=2, attention_mlp_layers=1)
-FLAGS = {"nothing": (), "all flags": ("resets", "mask", "seq_lengths")}
+FLAGS = {
+    "nothing": (),
+    "no mask": ("resets", "seq_lengths"),
+    "all flags": ("resets", "mask", "seq_lengths"),
+}
 # Of each kind of mesh: what runs, and the flags.
 CASES = [("auto", "nothing"), ("auto", "all flags"), ("scan", "all flags")]
+LAYERS: dict[str, dict[str, Any]] = {
+    "scan": {"implementation": "scan"},
+    "hoisted": {"implementation": "hoisted"},
+    "time-major": {"implementation": "hoisted", "time_major": True},
+    "chunked": {"implementation": "hoisted", "remat": "chunked"},
+}
+
+
+def collectives(program: str) -> dict[str, int]:
+    """How many numbers at most each kind of collective operation of a compiled program gives."""
+    largest: dict[str, int] = {}
+    operation = r"= (.*?) (all-\w[\w-]*?|collective-permute|reduce-scatter)(?:-start)?\("
+    for shapes, kind in re.findall(operation, program):
+        sizes = [
+            int(np.prod([int(n) for n in shape.split(",") if n]))
+            for shape in re.findall(r"\[([\d,]*)\]", shapes)
+        ]
+        largest[kind] = max(largest.get(kind, 0), *sizes)
+    return largest
 
 
 def problem(names: tuple[str, ...], implementation: Any, **options: Any) -> tuple[Any, tuple]:
@@ -32,9 +56,15 @@ def problem(names: tuple[str, ...], implementation: Any, **options: Any) -> tupl
     rnn = RNN(CELL, implementation=implementation, return_carry=True, **options)
 
     def loss(params: Any, x: Any, flags: Any, **more: Any) -> Any:
+        if rnn.time_major:
+            last = x.ndim - 2
+            x = jnp.moveaxis(x, last, 0)
+            flags = {
+                n: f if f.ndim < last + 1 else jnp.moveaxis(f, last, 0) for n, f in flags.items()
+            }
         carry, y = rnn.apply(params, x, **flags, **more)  # type: ignore[misc]
         if "seq_lengths" in flags:  # Nothing past the end means anything.
-            y = y[..., :1, :]
+            y = y[:1] if rnn.time_major else y[..., :1, :]
         return jnp.mean(jnp.sin(3 * y)) + jnp.mean(carry**2)
 
     return loss, (shared_params(), x, {name: flags[name] for name in names})
@@ -112,6 +142,34 @@ def mapped(
     return error(jax.jit(function)(*args), on_one_device(names))
 
 
+def unchecked(**options: Any) -> dict[str, Any]:
+    """`jax.shard_map` without that check, and with sums of the gradients by hand."""
+    names = FLAGS["all flags"]
+    loss, args = problem(names, **options)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def of_a_shard(*args: Any) -> Any:
+        value, (weights, inputs) = jax.value_and_grad(loss, argnums=(0, 1))(*args)
+        value, weights = jax.lax.pmean((value, weights), "data")
+        return value, (weights, inputs / 4)
+
+    specs = (P(), P("data"), P("data"))
+    function = jax.shard_map(
+        of_a_shard, mesh=mesh, in_specs=specs, out_specs=(P(), (P(), P("data"))), check_vma=False
+    )
+    return sent(function, placed(mesh, args), on_one_device(names))
+
+
+def sent(function: Any, args: tuple, expected: Any, undo: Callable = lambda x: x) -> dict[str, Any]:
+    """The error of a function of sharded arguments, and what its program sends."""
+    compiled = jax.jit(function).lower(*args).compile()
+    return {
+        "error": error(undo(compiled(*args)), expected),
+        "collectives": collectives(compiled.as_text()),
+        "largest_weight": max(leaf.size for leaf in jax.tree.leaves(args[0])),
+    }
+
+
 def reset_by_hand() -> float:
     """A hand-written loop on a mesh with explicit axes; arrays whose last axes have no sharding."""
     carry = CELL.initialize_carry(jax.random.key(0), (BATCH, FEATURES)) + 1
@@ -150,10 +208,10 @@ def options_of(kind: str, implementation: Any) -> float:
         return error(gradient(*placed(mesh, (params, x, more))), expected)
 
 
-def two_axes(implementation: Any, **options: Any) -> dict[str, Any]:
-    """Two batch axes, both sharded: nothing is gathered."""
-    names = FLAGS["all flags"]
-    loss, args = problem(names, implementation, **options)
+def two_axes(**options: Any) -> dict[str, Any]:
+    """Two batch axes, both sharded: nothing is gathered, but outputs by the scan with a mask."""
+    names = FLAGS["no mask" if options == LAYERS["scan"] else "all flags"]
+    loss, args = problem(names, **options)
     split = BATCH // 2, 2
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     params = jax.device_put(args[0], NamedSharding(mesh, P()))
@@ -163,15 +221,13 @@ def two_axes(implementation: Any, **options: Any) -> dict[str, Any]:
         ),
         args[1:],
     )
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-    compiled = gradient.lower(params, x, flags).compile()
-    value, (d_params, d_x) = compiled(params, x, flags)
-    found = value, (d_params, d_x.reshape(args[1].shape))
-    return {
-        "error": error(found, on_one_device(names)),
-        "collectives": collectives(compiled.as_text()),
-        "largest_weight": max(leaf.size for leaf in jax.tree.leaves(params)),
-    }
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+
+    def undo(found: Any) -> Any:
+        value, (d_params, d_x) = found
+        return value, (d_params, d_x.reshape(args[1].shape))
+
+    return sent(gradient, (params, x, flags), on_one_device(names), undo)
 
 
 def sharded_params(implementation: str) -> dict[str, Any]:
@@ -186,8 +242,8 @@ def sharded_params(implementation: str) -> dict[str, Any]:
         gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
         compiled = gradient.lower(params, x, flags).compile()
         found["error"] = error(compiled(params, x, flags), on_one_device(names))
-        sent = find_collectives(compiled.as_text())
-        found["bytes"][each] = sum(one.size * (STEPS if one.repeats else 1) for one in sent)
+        all_sent = find_collectives(compiled.as_text())
+        found["bytes"][each] = sum(one.size * (STEPS if one.repeats else 1) for one in all_sent)
     return found
 
 
@@ -215,14 +271,7 @@ def kernels() -> dict[str, Any]:
     expected = gradient("scan")(params, x, resets)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        args = placed(mesh, (params, x, resets))
-        compiled = gradient("fused").lower(*args).compile()
-        found = compiled(*args)
-    return {
-        "error": error(found, expected),
-        "collectives": collectives(compiled.as_text()),
-        "largest_weight": max(leaf.size for leaf in jax.tree.leaves(params)),
-    }
+        return sent(gradient("fused"), placed(mesh, (params, x, resets)), expected)
 
 
 PROGRAMS: dict[str, Callable[[], Any]] = {
@@ -240,8 +289,8 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
         for implementation in ("scan", "hoisted")
     },
     "reset by hand": reset_by_hand,
-    "two axes": partial(two_axes, "auto"),
-    "two axes, chunked": partial(two_axes, "hoisted", remat="chunked"),
+    **{f"two axes, {name}": partial(two_axes, **LAYERS[name]) for name in LAYERS},
+    **{f"unchecked, {name}": partial(unchecked, **LAYERS[name]) for name in LAYERS},
     "sharded params": partial(sharded_params, "hoisted"),
     "kernels": kernels,
 }

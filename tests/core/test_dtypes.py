@@ -111,23 +111,32 @@ def test_inputs_of_integers_are_numbers(implementation):
     np.testing.assert_array_equal(found, expected)
 
 
+SHORT = (jnp.float32, jnp.bfloat16)
+
+
 @pytest.mark.parametrize(
-    ("param_dtype", "input_dtype"),
+    ("param_dtype", "input_dtype", "carry_dtype", "batch"),
     mostly_slow(
-        itertools.product((jnp.float32, jnp.bfloat16), (jnp.float32, jnp.bfloat16)),
-        keep=[(jnp.float32, jnp.bfloat16), (jnp.bfloat16, jnp.float32)],
+        [
+            *itertools.product(SHORT, SHORT, SHORT, (3,)),
+            (jnp.bfloat16, jnp.bfloat16, *SHORT[1:], 1),
+        ],
+        keep=[(*SHORT, jnp.float32, 3), (*SHORT[::-1], jnp.float32, 3)],
     ),
 )
-def test_every_path_rounds_alike(param_dtype, input_dtype):
+def test_every_path_rounds_alike(param_dtype, input_dtype, carry_dtype, batch):
     """Without a dtype of its own the cell multiplies in what inputs, memory and weights have."""
-    x = jnp.asarray(X, input_dtype)
+    x = jnp.asarray(X[:batch], input_dtype)
     plain = RNN(CELL, implementation="scan")
     variables = random_variables(plain, x)
-    exact = jax.jit(plain.apply)(variables, x.astype(jnp.float32))
+    start = CELL.initialize_carry(jax.random.key(0), x[:, 0].shape)
+    exact = jax.jit(plain.apply)(variables, x.astype(jnp.float32), initial_carry=start)
     variables = jax.tree.map(lambda p: p.astype(param_dtype), variables)
-    errors = []
+    start, found = start.astype(carry_dtype), []
     for implementation in ("scan", "hoisted"):
-        run = jax.jit(partial(plain.clone(implementation=implementation).apply))
-        errors.append(float(jnp.abs(run(variables, x).astype(jnp.float32) - exact).max()))
+        run = jax.jit(plain.clone(implementation=implementation).apply)
+        found.append(run(variables, x, initial_carry=start))
+    assert found[0].dtype == found[1].dtype
+    errors = [float(jnp.abs(y.astype(jnp.float32) - exact).max()) for y in found]
     assert errors[1] < 1.5 * errors[0] + 1e-5
     assert errors[0] < 0.1

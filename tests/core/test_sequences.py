@@ -305,24 +305,6 @@ def test_remat_changes_no_number(implementation, remat):
     assert_close(of_flagged_run(implementation, remat), of_flagged_run(implementation, "none"))
 
 
-# By default `test_flax_contract.py` has it.
-@pytest.mark.slow
-@pytest.mark.parametrize("time_major", [False, True])
-def test_capture_keeps_the_time_axis_in_place(time_major):
-    run = Run(Case(RMC.clone(num_blocks=2), "auto", (2,)))
-    x = jnp.moveaxis(run.x, 1, 0) if time_major else run.x
-    apply = partial(run.rnn.apply, time_major=time_major)
-    captured_too = jax.jit(partial(apply, mutable=["intermediates"]))
-    (_, y), captured = captured_too(run.variables, x)
-    sown = captured["intermediates"]["cell"]
-    lead = (T, 2) if time_major else (2, T)
-    assert sown["attention_weights"][0].shape == (*lead, 2, 2, 3, 4)
-    assert sown["input_gate"][0].shape == sown["forget_gate"][0].shape == (*lead, 3, 8)
-    np.testing.assert_allclose(sown["attention_weights"][0].sum(-1), 1.0, rtol=1e-5)
-    _, plain = jax.jit(apply)(run.variables, x)
-    np.testing.assert_allclose(y, plain, atol=1e-5)
-
-
 BAD = {
     "resets shape": (
         {"resets": jnp.zeros((2, 5), bool)},

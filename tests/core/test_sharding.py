@@ -1,4 +1,4 @@
-"""A batch over two devices: the same gradients, and nothing sent but those of the weights."""
+"""A batch over devices: the same gradients, and nothing sent but those of the weights."""
 
 import json
 import os
@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.core import meshes
-from tests.core.sharded import CASES, WAYS, collectives
+from tests.core.meshes import collectives
 from tests.grids import mostly_slow
 
 
-def run_program(name: str, devices: int, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What a program finds of all that the tests that run ask for."""
+@pytest.fixture(scope="module")
+def on_meshes(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the program finds of all that the tests that run ask for."""
     asked = [
         item.callspec.params["name"]
         for item in request.session.items
@@ -22,31 +23,17 @@ def run_program(name: str, devices: int, request: pytest.FixtureRequest) -> dict
     ]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
         "PYTHONWARNINGS": "ignore",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", name, *asked],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.core.meshes", *asked]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def found(request: pytest.FixtureRequest) -> dict[str, dict]:
-    return run_program("tests.core.sharded", 2, request)
-
-
-@pytest.fixture(scope="module")
-def on_meshes(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return run_program("tests.core.meshes", 4, request)
-
-
-COLLECTIVES = ("two axes", "two axes, chunked", "kernels")
+SENDING = ("two axes", "unchecked", "kernels")
+COLLECTIVES = [name for name in meshes.PROGRAMS if name.startswith(SENDING)]
 ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sharded params")]
 
 
@@ -77,26 +64,6 @@ def test_parameters_over_devices(on_meshes, name):
     numbers = on_meshes[name]
     assert numbers["error"] < 1e-4
     assert 0 < numbers["bytes"]["hoisted"] <= numbers["bytes"]["scan"], numbers
-
-
-SHARDED = [f"{way}, {case}" for way in WAYS for case in CASES]
-
-
-# On two devices; the meshes above have one case of each kind.
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHARDED)
-def test_a_sharded_batch(found, name):
-    numbers = found[name]
-    assert numbers["error"] < 1e-5
-    # Inputs, memories and all that is made of them stay where they are.
-    assert set(numbers["collectives"]) == {"all-reduce"}, numbers
-    assert numbers["collectives"]["all-reduce"] <= numbers["largest_weight"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["explicit"])
-def test_a_mesh_of_explicit_axes(found, name):
-    assert found[name]["error"] < 1e-5
 
 
 def test_collectives_of_a_program():

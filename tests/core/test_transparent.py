@@ -1,7 +1,6 @@
 """The fast path within JAX's and Flax's transformations, or the plain scan in its place."""
 
 import gc
-import itertools
 import weakref
 from functools import partial
 from typing import Any
@@ -228,36 +227,6 @@ def test_subclasses():
         assert_close(fast, plain)
     with pytest.raises(ValueError, match=r"got _OwnStep, which defines __call__ anew"):
         RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
-
-
-# By default `test_dtypes.py` has such a case.
-@pytest.mark.slow
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    ("batch", "carry_dtype"), [*itertools.product((1, B), (jnp.float32, jnp.bfloat16))]
-)
-def test_bfloat16_params_without_a_dtype_compute_as_the_plain_scan_does(batch, carry_dtype):
-    cell = CELL.clone(param_dtype=jnp.bfloat16)
-    x = X[:batch].astype(jnp.bfloat16)
-    variables = variables_of(cell, x)
-    carry = jax.tree.map(
-        lambda m: m.astype(carry_dtype), cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    )
-
-    def outputs(implementation: str, precise: bool = False) -> Any:
-        def cast(tree: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) if precise else tree
-
-        rnn = RNN(CELL if precise else cell, implementation=implementation)
-        y = jax.jit(rnn.apply)(cast(variables), cast(x), initial_carry=cast(carry))
-        return np.asarray(y, np.float32), y.dtype
-
-    (plain, plain_dtype), (fast, fast_dtype) = outputs("scan"), outputs("hoisted")
-    exact, _ = outputs("scan", precise=True)
-    assert plain_dtype == fast_dtype
-    error = np.linalg.norm(fast - exact) / np.linalg.norm(exact)
-    assert error <= 1.2 * np.linalg.norm(plain - exact) / np.linalg.norm(exact)
-    np.testing.assert_allclose(fast, plain, atol=2e-2)
 
 
 class _Dropping(nn.RNNCellBase):
