@@ -38,7 +38,7 @@ UNROLLS = (25, 50, 100, 200, 500)
 BOUNDS = (1000, 100)
 CARRIED_WINDOW = 1000
 TOKENS_PER_CALL = 1 << 15
-"""Number of windows that are read in parallel."""
+"""About how many tokens of windows are read in parallel."""
 
 
 def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np.ndarray:
@@ -46,37 +46,36 @@ def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np
 
     The results do not depend on `window`, except for rounding.
     """
-    read = _reader(saved)
-    carry = saved.model.initial_carry(1)
-    count = len(split.targets)
-    found = []
-    for first in range(0, count, window):
-        inputs, targets = (
-            _filled(array[first : first + window], window)[None]
-            for array in (split.tokens[:count], split.targets)
-        )
-        # The last window is padded; the padding comes after all tokens that count.
-        carry, nats = read(saved.params, inputs, targets, carry)
-        found.append(np.asarray(nats)[0])
-    return np.concatenate(found)[:count]
+    return _nats(saved, split, window, rows=1, carried=True)
 
 
 def windowed_nats(saved: Saved, split: Split, window: int) -> np.ndarray:
     """The loss of each token, ``[n]``, each window of the text read without a state before it."""
-    read = _reader(saved)
-    count = len(split.targets)
-    rows = -(-count // window)
-    together = min(rows, max(1, TOKENS_PER_CALL // window))
-    carry = saved.model.initial_carry(together)
-    found = []
-    for first in range(0, rows, together):
-        places = slice(first * window, (first + together) * window)
+    rows = min(-(-len(split.targets) // window), max(1, TOKENS_PER_CALL // window))
+    return _nats(saved, split, window, rows, carried=False)
+
+
+def _nats(saved: Saved, split: Split, window: int, rows: int, carried: bool) -> np.ndarray:
+    """The loss of each token; `rows` windows are read at once."""
+
+    @jax.jit
+    def read(params: Any, inputs: Array, targets: Array, carry: Carry) -> tuple[Carry, Array]:
+        found: Any = saved.model.apply(params, inputs, targets, carry)
+        return found.carry, -found.likelihood
+
+    carry = saved.model.initial_carry(rows)
+    count, together = len(split.targets), rows * window
+    losses = []
+    for first in range(0, count, together):
+        # The last windows are padded; the padding comes after all tokens that count.
         inputs, targets = (
-            _filled(array[places], together * window).reshape(together, window)
+            _filled(array[first : first + together], together).reshape(rows, window)
             for array in (split.tokens[:count], split.targets)
         )
-        found.append(np.asarray(read(saved.params, inputs, targets, carry)[1]).ravel())
-    return np.concatenate(found)[:count]
+        end, nats = read(saved.params, inputs, targets, carry)
+        carry = end if carried else carry
+        losses.append(np.asarray(nats).ravel())
+    return np.concatenate(losses)[:count]
 
 
 def by_frequency(
@@ -253,14 +252,6 @@ def draw(result: dict[str, Any], out_dir: Path) -> list[Path]:
     for figure, path in zip((frequency, unroll), paths, strict=True):
         figure.savefig(path, dpi=150)
     return paths
-
-
-def _reader(saved: Saved) -> Any:
-    def read(params: Any, inputs: Array, targets: Array, carry: Carry) -> tuple[Carry, Array]:
-        found: Any = saved.model.apply(params, inputs, targets, carry)
-        return found.carry, -found.likelihood
-
-    return jax.jit(read)
 
 
 def _filled(array: np.ndarray, length: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from experiments.language_model.report import carried_nats
 README = Path(language_model.__file__).with_name("README.md")
 NAMES = {"rmc": "memory core", "lstm": "LSTM"}
 KEPT = README.parents[1] / "results" / "language_model"
+TEXT = README.read_text()
+PROSE = " ".join(TEXT.split())
 
 
 def read(name):
@@ -26,24 +28,23 @@ def read(name):
 
 
 def test_the_comparison_of_quick_is_quoted():
-    text = " ".join(README.read_text().split())
     rows = {(row["at"], row["model"]): row for row in read("quick_report")}
     for model in ("rmc", "lstm"):
         updates, time = rows["updates", model], rows["time", model]
         cells = [f"{updates['parameters']:,}", text_of(updates["values"]), text_of(time["values"])]
         cells.append(f"{1000 * updates['seconds_per_update']:.1f}")
-        assert f"| {' | '.join(cells)} |" in text
+        assert f"| {' | '.join(cells)} |" in PROSE
         kept = read("quick")[model]
         assert list(kept["nats"]) == [str(seed) for seed in updates["seeds"]]
         assert [curve["value"][-1] for curve in kept["nats"].values()] == [
             round(value, 5) for value in updates["values"]
         ]
         minutes = kept["summary"]["train_seconds"] / 60 / len(updates["seeds"])
-        assert f"{minutes:.1f}" in text.split("6.1 million characters in ")[1][:20]
+        assert f"{minutes:.1f}" in PROSE.split("6.1 million characters in ")[1][:20]
     for at in ("updates", "time"):
         low, high = rows[at, "lstm"]["interval"]
-        assert f"by {-rows[at, 'lstm']['difference']:.3f} " in text
-        assert f"{low:.3f} to {high:+.3f}" in text or f"{low:.3f} to {high:.3f};" in text
+        assert f"by {-rows[at, 'lstm']['difference']:.3f} " in PROSE
+        assert f"{low:.3f} to {high:+.3f}" in PROSE or f"{low:.3f} to {high:.3f};" in PROSE
     assert rows["updates", "lstm"]["verdict"] == "not told apart"
 
 
@@ -55,7 +56,7 @@ def test_rates_are_the_best_that_were_tried():
         assert len(tried) == 3
         assert row["valid"] == min(tried)
         assert not set(row["seeds"]) & set(map(int, read("quick")[model]["nats"]))
-        assert f"rate {next(iter(row['setting'].values()))} |" in README.read_text()
+        assert f"rate {next(iter(row['setting'].values()))} |" in TEXT
 
 
 @pytest.mark.slow
@@ -76,43 +77,39 @@ def test_a_five_gram_is_quoted():
             times = counts[context + text[i]] + kinds[context] * chance
             chance = times / (totals[context] + kinds[context]) if context in kinds else chance
         nats -= math.log(chance)
-    assert f"has {nats / len(valid):.3f} nats" in README.read_text()
+    assert f"has {nats / len(valid):.3f} nats" in TEXT
 
 
 def test_windows_without_a_state_are_quoted():
-    text = README.read_text()
     for name, numbers in read("quick_windows")["models"].items():
         losses = [*numbers["by_unroll"].values(), numbers["nats"]]
-        assert f"| {name} | {' | '.join(f'{loss:.3f}' for loss in losses)} |" in text
-        assert f"{numbers['by_unroll']['25'] - numbers['nats']:.3f}" in text
+        assert f"| {name} | {' | '.join(f'{loss:.3f}' for loss in losses)} |" in TEXT
+        assert f"{numbers['by_unroll']['25'] - numbers['nats']:.3f}" in TEXT
 
 
 def test_shakespeare_is_quoted():
-    text = " ".join(README.read_text().split())
     kept, windows = read("shakespeare"), read("shakespeare_windows")
     (numbers,) = windows["models"].values()
     (nats,) = kept["summary"]["evaluation"]["nats"]
     minutes = kept["summary"]["train_seconds"] / 60
-    assert (
-        f"| {kept['summary']['parameters']:,} | 41 million | {nats:.3f} | {minutes:.0f} |" in text
-    )
+    row = f"| {kept['summary']['parameters']:,} | 41 million | {nats:.3f} | {minutes:.0f} |"
+    assert row in PROSE
     config = kept["config"]["train"], kept["config"]["text"]
     assert config[0]["steps"] * config[0]["batch_size"] * config[1]["window"] == 40_960_000
     short = read("shakespeare_short")
     cells = short["summary"]["evaluation"]["nats"][0], short["summary"]["train_seconds"] / 60
-    assert "| 385,025 | 14 million | {:.3f} | {:.0f} |".format(*cells) in text
-    assert short["environment"]["command"].split("rmc ")[1] in text
+    assert "| 385,025 | 14 million | {:.3f} | {:.0f} |".format(*cells) in PROSE
+    assert short["environment"]["command"].split("rmc ")[1] in PROSE
     assert short["config"]["train"]["steps"] * 32 * short["config"]["text"]["window"] == 14_336_000
     unrolls = numbers["by_unroll"]
-    assert f"{unrolls['200']:.3f} and {unrolls['500']:.3f}, with the state carried" in text
+    assert f"{unrolls['200']:.3f} and {unrolls['500']:.3f}, with the state carried" in PROSE
     assert f"{numbers['nats']:.3f} nats" in (KEPT / "weights" / "README.md").read_text()
 
 
 def test_bytes_are_quoted():
-    text = " ".join(README.read_text().split())
     kept, windows = read("bytes"), read("bytes_windows")
     (source,) = windows["text"]
-    assert f"({source['bytes']:,} bytes)" in text
+    assert f"({source['bytes']:,} bytes)" in PROSE
     for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
         numbers, config = windows["models"][title], kept[model]["config"]
         rates = {"rmc": config["train"]["learning_rate"]}
@@ -120,48 +117,47 @@ def test_bytes_are_quoted():
         quoted = f"rate {rates[model]:.0e}".replace("e-0", "e-")
         losses = [numbers["nats"], *numbers["by_unroll"].values()]
         cells = [f"{title}, {quoted}", f"{numbers['parameters']:,}", *(f"{x:.3f}" for x in losses)]
-        assert f"| {' | '.join(cells)} |" in text
+        assert f"| {' | '.join(cells)} |" in PROSE
         nats = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
         assert nats[0] == pytest.approx(numbers["nats"], abs=2e-3)
-        assert f"{', '.join(f'{one:.3f}' for one in nats)} for the {NAMES[model]}" in text
+        assert f"{', '.join(f'{one:.3f}' for one in nats)} for the {NAMES[model]}" in PROSE
         assert numbers["split"] == "test"
         assert numbers["step"] == config["train"]["steps"] == 3000
         assert config["data"]["fractions"] == [0.8, 0.1, 0.1]
         count = 3000 * config["train"]["batch_size"] * config["text"]["window"]
         passes = count / (0.8 * source["bytes"])
-        assert f"{count / 1e6:.1f} million bytes read, {passes:.1f} passes" in text
+        assert f"{count / 1e6:.1f} million bytes read, {passes:.1f} passes" in PROSE
     rmc, lstm = (kept[model]["summary"]["test"]["nats"] for model in ("rmc", "lstm"))
     low, high = paired_interval(lstm, rmc) or (0, 0)
     behind = f"{np.mean(lstm) - np.mean(rmc):.3f} (95 % bootstrap interval {low:.3f} to {high:.3f})"
-    assert f"which is behind by {behind}" in text
+    assert f"which is behind by {behind}" in PROSE
 
 
 def test_words_are_quoted():
-    text = " ".join(README.read_text().split())
     kept, windows = read("austen"), read("austen_windows")
     alone = windows["frequencies_alone"]
     cells = [f"{row['perplexity']:,.1f}" for row in alone.values()]
-    assert f"| frequencies alone | | {' | '.join(cells)} |" in text
+    assert f"| frequencies alone | | {' | '.join(cells)} |" in PROSE
     for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
         numbers, config = windows["models"][title], kept[model]["config"]
         cells = [f"{row['perplexity']:,.1f}" for row in numbers["by_frequency"].values()]
-        assert f"| {title} | {numbers['parameters']:,} | {' | '.join(cells)} |" in text
+        assert f"| {title} | {numbers['parameters']:,} | {' | '.join(cells)} |" in PROSE
         losses = [*numbers["by_unroll"].values(), numbers["nats"]]
-        assert f"| {title} | {' | '.join(f'{np.exp(x):.1f}' for x in losses)} |" in text
+        assert f"| {title} | {' | '.join(f'{np.exp(x):.1f}' for x in losses)} |" in PROSE
         nats = kept[model]["summary"]["test"]["nats"]  # In 16 parts, each from a fresh state.
         assert nats[0] == pytest.approx(numbers["nats"], abs=1e-2)
-        assert f"{', '.join(f'{x:.1f}' for x in np.exp(nats))} for the {NAMES[model]}" in text
+        assert f"{', '.join(f'{x:.1f}' for x in np.exp(nats))} for the {NAMES[model]}" in PROSE
         assert numbers["split"] == "test"
         assert numbers["step"] == config["train"]["steps"] == 1200
         assert config["text"]["cutoffs"] == [1000, 5000]
         assert _rate(config) == 1.6e-2
         passes = 1200 * config["train"]["batch_size"] * config["text"]["window"] / 731_416
-        assert f"({passes:.1f} passes)" in text
-    assert f"({numbers['tokens']:,} words)" in text
+        assert f"({passes:.1f} passes)" in PROSE
+    assert f"({numbers['tokens']:,} words)" in PROSE
     rmc, lstm = (kept[model]["summary"]["test"]["nats"] for model in ("rmc", "lstm"))
     low, high = paired_interval(rmc, lstm) or (0, 0)
     behind = f"{np.mean(rmc) - np.mean(lstm):.3f} nats (95 % bootstrap interval {low:.3f} to"
-    assert f"behind by {behind} {high:.3f})" in text
+    assert f"behind by {behind} {high:.3f})" in PROSE
 
 
 def _losses(rates, model):
@@ -171,22 +167,22 @@ def _losses(rates, model):
 
 
 def test_rates_on_bytes_are_quoted():
-    text, rates = " ".join(README.read_text().split()), read("bytes_rates")
+    rates = read("bytes_rates")
     tried = {"rmc": (3e-3, 6e-3, 1.2e-2), "lstm": (5e-3, 1e-2, 2e-2, 4e-2)}
     for model, best in (("rmc", 6e-3), ("lstm", 2e-2)):
         losses = _losses(rates, model)
         assert tuple(losses) == tried[model]
         assert min(losses, key=losses.__getitem__) == best == _rate(read("bytes")[model]["config"])
         quoted = ", ".join(f"{x:.3f}" for x in losses.values())
-        assert f"{quoted} for the {NAMES[model]}" in text
+        assert f"{quoted} for the {NAMES[model]}" in PROSE
 
 
 def test_rates_on_words_are_quoted():
-    text, rates = README.read_text(), read("austen_rates")
+    rates = read("austen_rates")
     for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
         losses = _losses(rates, model)
         assert list(losses) == [2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
-        assert f"| {title} | {' | '.join(f'{x:.1f}' for x in np.exp([*losses.values()]))} |" in text
+        assert f"| {title} | {' | '.join(f'{x:.1f}' for x in np.exp([*losses.values()]))} |" in TEXT
         assert min(losses, key=losses.__getitem__) == 1.6e-2
     early = [rates[f"{m}_4e-3"]["summary"]["test"]["nats"] for m in ("rmc", "lstm")]
     assert early[0] < early[1]
@@ -207,7 +203,7 @@ def test_full_and_adaptive_softmax_are_quoted():
             summary, config = (kept[f"{model}_{kind}"][part] for part in ("summary", "config"))
             cells = [f"{np.exp(summary[split]['nats'][0]):.1f}" for split in ("evaluation", "test")]
             row = f"| {title}, {kind} | {summary['parameters']:,} | {' | '.join(cells)} |"
-            assert row in README.read_text()
+            assert row in TEXT
             assert config["text"].pop("cutoffs") == cutoffs
             assert _rate(config) == 4e-3
         assert (
@@ -216,12 +212,12 @@ def test_full_and_adaptive_softmax_are_quoted():
 
 
 def test_the_first_updates_at_the_papers_size_are_quoted():
-    kept, text = read("paper_10"), " ".join(README.read_text().split())
+    kept = read("paper_10")
     (curve,) = kept["nats"].values()
     assert curve["step"] == [0, 10]
-    assert f"({kept['summary']['parameters']:,} parameters)" in text
-    assert "from {:.1f} to {:.1f} ([numbers]".format(*curve["value"]) in text
-    assert f"`{kept['environment']['command']}`" in text
+    assert f"({kept['summary']['parameters']:,} parameters)" in PROSE
+    assert "from {:.1f} to {:.1f} ([numbers]".format(*curve["value"]) in PROSE
+    assert f"`{kept['environment']['command']}`" in PROSE
 
 
 @pytest.mark.usefixtures("all_optimisations")
