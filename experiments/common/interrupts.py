@@ -117,7 +117,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
     del number, frame
     try:
         os.write(
-            2, b"\nstopped immediately; run the same command to resume from the last checkpoint\n"
+            2, b"\nstopped immediately; the same command resumes a run from its last checkpoint\n"
         )
     finally:
         os._exit(EXIT_INTERRUPTED)

@@ -3,9 +3,10 @@
 ``python -m experiments.language_model.attention RUN --text TEXT`` writes ``attention.html``, a
 self-contained page, and ``attention.png``. For each token they show, from 0 to 1:
 
-- for each head the share of its attention to the current token instead of the memory, a mean over
-  the slots;
-- the input gate (how much is written) and the forget gate (how much is kept), means over units.
+- for each head, and with several slots each slot, the share of its attention to the current token
+  instead of the memory;
+- the input gate (how much is written) and the forget gate (how much is kept) of each slot, means
+  over units.
 """
 
 import argparse
@@ -36,7 +37,7 @@ class Insides(NamedTuple):
 
     Attributes:
       tokens: their texts.
-      rows: values ``[T]`` from 0 to 1, by name (a head or a gate).
+      rows: values ``[T]`` from 0 to 1, by name (a head or a gate, and a slot if there are several).
       nats: ``[T]``, the loss of each token.
     """
 
@@ -57,7 +58,10 @@ def look_inside(saved: Saved, text: str) -> Insides:
         raise RefusedError(
             f"only the memory core has attention; this model is {saved.config.model}"
         )
-    tokens = saved.vocabulary.encode(text)
+    try:
+        tokens = saved.vocabulary.encode(text)
+    except RefusedError as error:
+        raise RefusedError(f"--text, for which there is an English example: {error}") from None
     if not 0 < len(tokens) <= MOST:
         raise RefusedError(f"--text must have 1 to {MOST} tokens, got {len(tokens)}")
     before = np.concatenate([[saved.vocabulary.start], tokens[:-1]]).astype(np.int32)
@@ -69,13 +73,19 @@ def look_inside(saved: Saved, text: str) -> Insides:
     )
     weights = captured_array(captured["intermediates"], "attention_weights")[0]
     slots = weights.shape[-2]
+    names = [f"slot {s + 1}, " if slots > 1 else "" for s in range(slots)]
     # [T, blocks, H, S, S + 1]: the slots' attention to the input in the last block.
-    to_input = weights[:, -1, :, :, slots:].sum(-1).mean(-1)
-    rows = {f"head {h + 1} to the input": to_input[:, h] for h in range(to_input.shape[1])}
+    to_input = weights[:, -1, :, :, slots:].sum(-1)
+    rows = {
+        f"{name}head {h + 1} to the input": to_input[:, h, s]
+        for s, name in enumerate(names)
+        for h in range(to_input.shape[1])
+    }
     if saved.config.rmc.gate_style != "none":
-        for name, title in (("input_gate", "written"), ("forget_gate", "kept")):
-            gate = captured_array(captured["intermediates"], name)[0]
-            rows[title] = gate.reshape(len(tokens), -1).mean(-1)
+        for gate, title in (("input_gate", "written"), ("forget_gate", "kept")):
+            found_gate = captured_array(captured["intermediates"], gate)[0]
+            means = found_gate.reshape(len(tokens), slots, -1).mean(-1)
+            rows |= {f"{name}{title}": means[:, s] for s, name in enumerate(names)}
     shown = [saved.vocabulary.decode([token]).decode(errors="replace") for token in tokens]
     return Insides(shown, rows, -np.asarray(found.likelihood)[0])
 
@@ -157,7 +167,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, of one model")
     parser.add_argument("--text", default=TEXT, help="what is read")
     parser.add_argument("--text-file", type=Path, help="file that holds it")
-    parser.add_argument("--out-dir", type=Path, default=Path("runs/language_model/attention"))
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=Path("runs/language_model/attention"),
+        help="where the page and the figure go (default: %(default)s)",
+    )
     parser.add_argument("--run-seed", type=int, help="which seed (default: the first)")
     options = parser.parse_args(args)
 

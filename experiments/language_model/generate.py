@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TextIO
 import numpy as np
 
 from experiments.common.cli import exit_code
+from experiments.common.interrupts import Interrupted, StopRequest
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.corpus import read_text
 from experiments.language_model.data.vocabulary import Vocabulary, encode_prompt
@@ -72,13 +74,17 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
 
     Raises:
       RefusedError: see `_check` and the functions that read files.
+      Interrupted: Ctrl-C, after the text so far is written (and saved).
     """
     choice = _check(options)
     saved = load(options.run_dir, options.run_seed)
     if options.top_k is not None and options.top_k > saved.vocabulary.size:
         raise RefusedError(f"--top-k must be at most {saved.vocabulary.size}, the vocabulary")
     prompt = read_text(options.prompt_file) if options.prompt_file else options.prompt
-    tokens = encode_prompt(saved.vocabulary, prompt)
+    try:
+        tokens = encode_prompt(saved.vocabulary, prompt)
+    except RefusedError as error:
+        raise RefusedError(f"--prompt: {error}") from None
     writer = Writer(saved.model, saved.params, choice)
     session, begun = writer.start(saved.vocabulary.start), [b""]
     if options.load_carry:
@@ -98,7 +104,8 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     if len(tokens):  # A prompt does not complete a character.
         begun = [b""] * len(begun)
     decoders = [Decoder(saved.vocabulary, options.stop, one) for one in begun]
-    session, count = _write(writer, session, decoders, options, out)
+    with StopRequest() as stop:
+        session, count = _write(writer, session, decoders, options, out, stop)
     seconds = time.perf_counter() - ready
     rows = len(session.last)
     print(
@@ -109,6 +116,8 @@ def generate(options: argparse.Namespace, out: TextIO, log: TextIO) -> None:
     if options.save_carry:
         held = [decoder.incomplete for decoder in decoders]
         save_session(options.save_carry, session, held, saved)
+    if stop.requested:
+        raise Interrupted(f"stopped after {count} of {options.max_tokens} tokens")
 
 
 def _write(
@@ -117,6 +126,7 @@ def _write(
     decoders: Sequence[Decoder],
     options: argparse.Namespace,
     out: TextIO,
+    stop: StopRequest,
 ) -> tuple[Session, int]:
     """Writes one sample incrementally, or several in parallel and prints them one by one."""
     rows = len(session.last)
@@ -127,14 +137,14 @@ def _write(
         reached = new
         count += tokens.shape[1]
         # A saved session completes the last character.
-        is_last = count == options.max_tokens and not options.save_carry
+        is_last = (count == options.max_tokens or stop.requested) and not options.save_carry
         for row, decoder in enumerate(decoders):
             text = decoder.feed(tokens[row], is_last)
             if rows == 1:
                 out.write(text)
                 out.flush()
             texts[row] += text
-        if all(decoder.is_stopped for decoder in decoders):
+        if stop.requested or all(decoder.is_stopped for decoder in decoders):
             break
     if rows == 1:
         out.write("\n")
@@ -161,6 +171,8 @@ def _check(options: argparse.Namespace) -> Choice:
                            "the point where --stop cuts the text off")  # fmt: skip
     if options.save_carry and not options.save_carry.parent.is_dir():
         raise RefusedError(f"--save-carry: there is no folder {options.save_carry.parent}")
+    if options.save_carry and options.save_carry.is_dir():
+        raise RefusedError(f"--save-carry must be a file, got the folder {options.save_carry}")
     try:
         return Choice(options.temperature, options.top_k, options.top_p)
     except ValueError as error:
@@ -186,7 +198,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], help="text to end before; may be given repeatedly")
     add("--seed", type=int, default=0, help="seed of the sampling")
     add("--run-seed", type=int, help="which seed of the run; None: its first")
-    add("--load-carry", type=Path, help="continue a saved session")
+    add(
+        "--load-carry",
+        type=Path,
+        help="continue a saved session (one row as any "
+        "number of samples, several as the same number)",
+    )
     add("--save-carry", type=Path, help="save the session at the end")
     add("--echo", action="store_true", help="write the prompt, too")
     return parser
@@ -197,9 +214,9 @@ def main(args: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(args)
     try:
         return exit_code(lambda: generate(options, sys.stdout, sys.stderr))
-    except KeyboardInterrupt:
-        print(file=sys.stdout, flush=True)
-        return 130
+    except BrokenPipeError:  # As with `generate ... | head`; Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -37,16 +37,18 @@ def make_problem(
     """
     text, train = config.text, recipe(config, config.model, config.train)
     if "valid" not in tokens.splits:
-        raise RefusedError("there is no text to validate on: see --valid and --fractions")
+        raise RefusedError(
+            "there is no text to validate on: see --valid, or for one file --fractions"
+        )
     if text.cutoffs and not tokens.vocabulary.by_frequency:
         raise RefusedError(
-            "cutoffs are for vocabularies sorted by frequency (words), got "
+            "--cutoffs are for vocabularies sorted by frequency (words), got "
             f"{tokens.vocabulary.kind}"
         )
     size = tokens.vocabulary.size
     if any(low >= high for low, high in itertools.pairwise((0, *text.cutoffs, size))):
         raise RefusedError(
-            f"cutoffs must rise from at least 1 to below the vocabulary's size, {size}, got "
+            f"--cutoffs must rise from at least 1 to below the vocabulary's size, {size}, got "
             f"{text.cutoffs}"
         )
     check_rows(tokens.splits["train"], train.batch_size, text.window)

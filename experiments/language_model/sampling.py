@@ -21,9 +21,12 @@ class Choice:
     """How the next token is sampled.
 
     Attributes:
-      temperature: divisor of the log-probabilities; 0 selects the most likely token.
-      top_k: sample from the k most likely tokens only; None for all.
-      top_p: sample from the fewest most likely tokens whose probabilities sum to p; 1 for all.
+      temperature: divisor of the log-probabilities; 0 (or less than 1e-6) selects the most likely
+        token.
+      top_k: sample from the k most likely tokens, and those as likely as the last of them; None for
+        all.
+      top_p: sample from the fewest most likely tokens whose probabilities sum to p, and those as
+        likely as the last of them; 1 for all.
     """
 
     temperature: float = 1.0
@@ -56,7 +59,7 @@ def draw(key: jax.Array, log_probs: jax.Array, choice: Choice) -> jax.Array:
     Returns:
       ``[B]`` int32.
     """
-    if choice.temperature == 0:
+    if choice.temperature < 1e-6:  # Divided by less, the log-probabilities may become infinite.
         return jnp.argmax(log_probs, axis=-1).astype(jnp.int32)
     log_probs = log_probs / choice.temperature
     vocab_size = log_probs.shape[-1]

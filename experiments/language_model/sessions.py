@@ -42,6 +42,8 @@ def load_session(path: Path, saved: Saved) -> tuple[Session, list[bytes]]:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         last, written, model, held = map(arrays.pop, ("last", "written", "model", "held"))
+    except KeyError as error:
+        raise RefusedError(f"{path} does not hold a session: it has no array {error}") from None
     except FileNotFoundError:
         raise RefusedError(f"there is no file {path}") from None
     except Exception as error:  # Any error of NumPy for other files.

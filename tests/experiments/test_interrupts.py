@@ -71,7 +71,7 @@ def test_before_training_a_signal_ends_it_with_one_line(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert err == "\nstopped immediately; run the same command to resume from the last checkpoint\n"
+    assert err == "\nstopped immediately; the same command resumes a run from its last checkpoint\n"
 
 
 @pytest.mark.parametrize("number", mostly_slow(SIGNALS, keep=[signal.SIGTERM]))

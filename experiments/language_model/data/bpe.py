@@ -37,7 +37,7 @@ class BytePairs:
           RefusedError: a size of 256 or less, or `tokenizers` is not installed.
         """
         if size <= 256:
-            raise RefusedError(f"max_words must be above 256 for byte pairs, got {size}")
+            raise RefusedError(f"--max-words must be above 256 for byte pairs, got {size}")
         tokenizers = _library()
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -20,6 +20,7 @@ BUNDLED = Path(__file__).with_name("tinyshakespeare.txt.gz")
 # PG-19's folders, and other common names.
 _FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
 _WIKITEXT = ("wiki.{}.tokens", "wiki.{}.raw", "{}.txt")
+FRACTIONS = (0.9, 0.1, 0.0)
 
 
 class Part(NamedTuple):
@@ -114,37 +115,54 @@ def read_corpus(
     form: Format = "auto",
     valid: Sequence[str] = (),
     test: Sequence[str] = (),
-    fractions: Sequence[float] = (0.9, 0.1, 0.0),
+    fractions: Sequence[float] = FRACTIONS,
 ) -> Corpus:
     """Finds the files of a corpus and their splits, without reading them.
 
     Args:
       path: a text file, or a folder.
       form: "text": one file, of which the first characters train, the next validate, the last test,
-        by `fractions`. "books": a folder of text files, one book each: in the folders ``train``,
-        ``validation`` and ``test`` as in PG-19, or split by `valid` and `test`. "wikitext": a
-        folder of ``wiki.{train,valid,test}.tokens`` (or ``.raw``, or ``{train,valid,test}.txt``).
-        "gigaword": as "books", with SGML files, of which the text of stories is used. "auto"
-        (default): detected from the files.
-      valid: names of the validation files, in the folder or beside a file.
+        by `fractions`. "books": a folder of text files (``.txt``, ``.txt.gz``), one book each, also
+        in folders below it: in the folders ``train``, ``validation`` and ``test`` as in PG-19, or
+        split by `valid` and `test`. "wikitext": a folder of ``wiki.{train,valid,test}.tokens`` (or
+        ``.raw``, or ``{train,valid,test}.txt``). "gigaword": as "books", with SGML files of any
+        name, of which the text of stories is used. "auto" (default): detected from the files.
+      valid: names of the validation files, relative to the folder or beside a file.
       test: names of the test files.
-      fractions: shares of one file, if no other files are given.
+      fractions: shares of one file, if no other files are given (default: 0.9, 0.1, 0).
 
     Returns:
       The parts of each split, without empty splits.
 
     Raises:
-      RefusedError: missing files, no training part, or fractions that do not sum to 1.
+      RefusedError: missing files, no training part, a file in two splits, fractions that do not sum
+        to 1, or an option that does not apply to the format.
     """
     if not path.exists():
         raise RefusedError(f"there is no file or folder {path}")
-    if form == "text" or (form == "auto" and path.is_file()):
-        return _one_file(path, valid, test, fractions)
-    if not path.is_dir():
-        raise RefusedError(f"a corpus of the format {form!r} is a folder, but {path} is a file")
-    if form == "wikitext" or (form == "auto" and any(_wikitext_files(path))):
-        return _wikitext(path)
-    return _folder(path, valid, test, stories if form == "gigaword" else None)
+    if form == "auto" and path.is_file():
+        form = "text"
+    elif form == "auto":
+        form = "wikitext" if any(_wikitext_files(path)) else "books"
+    if path.is_dir() == (form == "text"):
+        wanted, found = ("a file", "a folder") if form == "text" else ("a folder", "a file")
+        raise RefusedError(f"a corpus of the format {form!r} is {wanted}, but {path} is {found}")
+    has_splits = form == "wikitext" or (form != "text" and any(_split_folders(path)))
+    if has_splits and (valid or test):
+        raise RefusedError(f"--valid and --test do not apply: {path} has splits of its own")
+    if (form != "text" or valid or test) and tuple(fractions) != FRACTIONS:
+        raise RefusedError("--fractions applies to one file without --valid and --test only")
+    if form == "text":
+        corpus = _one_file(path, valid, test, fractions)
+    elif form == "wikitext":
+        corpus = _wikitext(path)
+    else:
+        corpus = _folder(path, valid, test, stories if form == "gigaword" else None)
+    places = [(part.path, part.start) for split in corpus.values() for part in split]
+    for place in places:
+        if places.count(place) > 1:
+            raise RefusedError(f"{place[0]} is in two splits: see --valid and --test")
+    return corpus
 
 
 def stories(sgml: str) -> str:
@@ -187,10 +205,11 @@ def _one_file(
             "train": (Part(path),),
             **{k: tuple(Part(_named(path.parent, n)) for n in v) for k, v in parts.items() if v},
         }
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+    are_shares = len(fractions) == 3 and min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-9
+    if not are_shares or fractions[0] == 0:
         raise RefusedError(
-            "fractions must be three shares (training, validation, test) that add up to 1, got "
-            f"{tuple(fractions)}"
+            "--fractions must be three shares (training, validation, test) that add up to 1, the "
+            f"first above 0, got {tuple(fractions)}"
         )
     bounds = [0.0, fractions[0], 1.0 - fractions[2], 1.0]
     return {
@@ -216,6 +235,11 @@ def _wikitext(path: Path) -> Corpus:
     return {name: (Part(file),) for name, file in files.items()}
 
 
+def _split_folders(path: Path) -> Iterator[tuple[str, Path]]:
+    for name, folders in _FOLDERS.items():
+        yield from ((name, path / each) for each in folders if (path / each).is_dir())
+
+
 def _folder(
     path: Path,
     valid: Sequence[str],
@@ -223,14 +247,11 @@ def _folder(
     clean: Callable[[str], str] | None,
 ) -> Corpus:
     def parts(folder: Path) -> tuple[Part, ...]:
-        files = sorted(file for file in folder.iterdir() if file.is_file())
-        return tuple(Part(file, clean=clean) for file in files if clean or ".txt" in file.suffixes)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        texts = (f for f in files if clean or f.name.lower().endswith((".txt", ".txt.gz")))
+        return tuple(Part(file, clean=clean) for file in texts)
 
-    corpus: Corpus = {}
-    for name, folders in _FOLDERS.items():
-        for folder in folders:
-            if (path / folder).is_dir():
-                corpus[name] = parts(path / folder)
+    corpus = {name: parts(folder) for name, folder in _split_folders(path)}
     if not corpus:
         held = {
             name: tuple(Part(_named(path, file), clean=clean) for file in files)

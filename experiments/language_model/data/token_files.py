@@ -53,7 +53,7 @@ class DataConfig:
     min_count: int = 1
     """Words that occur less often in training become <unk>."""
     max_words: int | None = None
-    """Size of the vocabulary at most (words; None: any), or exactly (bpe; None: 4,096)."""
+    """Size of the vocabulary at most (words: None for any; bpe: None for 4,096)."""
     split_punctuation: bool = True
     """Whether punctuation marks are separate words. Disable it for tokenized texts (WikiText)."""
 
@@ -209,7 +209,8 @@ def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: 
                 sizes = (len(tokens), len(text.encode()), len(text), words)
                 total = {key: total[key] + n for key, n in zip(total, sizes, strict=True)}
         if total["tokens"] == 0:
-            raise RefusedError(f"the {name} split is empty")
+            why = " (no document of the type story)" if config.format == "gigaword" else ""
+            raise RefusedError(f"the {name} split is empty{why}: {parts[0].path}")
         entries[name] = {**total, "dtype": dtype.name, "sha256": digest.hexdigest()}
     np.save(folder / COUNTS_FILE, counts)
     write_json(folder / VOCABULARY_FILE, vocabulary.state())

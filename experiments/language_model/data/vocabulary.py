@@ -251,7 +251,7 @@ def vocabulary_from(state: Mapping[str, Any]) -> Vocabulary:
 def _cut(order: list[str], counts: Mapping[str, int], max_size: int) -> list[str]:
     """The first words including ``<unk>`` and ``<eos>``, with ``<unk>`` at its new rank."""
     if max_size < 3:
-        raise RefusedError(f"max_words must be at least 3, got {max_size}")
+        raise RefusedError(f"--max-words must be at least 3, got {max_size}")
     plain = [word for word in order if word not in (UNKNOWN, END)]
     kept, dropped = plain[: max_size - 2], plain[max_size - 2 :]
     new = {word: counts[word] for word in [*kept, END]}

@@ -25,11 +25,10 @@ def small_config(path: Path | None = None, **options) -> Config:
         model=options.pop("model", "rmc"),
         data=DataConfig(
             path=None if path is None else str(path),
-            fractions=(0.8, 0.1, 0.1),
-            **options.pop("data", {}),
+            **({"fractions": (0.8, 0.1, 0.1)} | options.pop("data", {})),
         ),
         text=TextConfig(**(text | options.pop("text", {}))),
-        rmc=RMCConfig(mem_slots=1, num_heads=2, head_size=4),
+        rmc=options.pop("rmc", RMCConfig(mem_slots=1, num_heads=2, head_size=4)),
         lstm=LSTMConfig(lstm_features=8),
         train=TrainConfig(
             **{

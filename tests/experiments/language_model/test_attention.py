@@ -8,6 +8,9 @@ import pytest
 
 from experiments.common.refused import RefusedError
 from experiments.language_model.attention import figure, look_inside, page
+from experiments.language_model.config import RMCConfig
+from experiments.language_model.data.vocabulary import Characters
+from rrnn_jax.visualize import captured_array
 from tests.experiments.language_model.small import TEXT, small_saved
 
 READ = "1 fish, <&>\n"
@@ -15,8 +18,6 @@ READ = "1 fish, <&>\n"
 
 @pytest.fixture(scope="module")
 def insides():
-    from experiments.language_model.data.vocabulary import Characters
-
     return look_inside(small_saved(Characters(TEXT + READ)), READ)
 
 
@@ -33,6 +34,25 @@ def test_shares_are_those_of_the_core(insides):
     # Heads differ, and so do tokens.
     assert np.ptp(insides.rows["head 1 to the input"]) > 1e-3
     assert np.abs(insides.rows["head 1 to the input"] - insides.rows["head 2 to the input"]).max()
+
+
+def test_each_slot_has_its_rows():
+    """With the memory's rows given, so that what differs between slots is known."""
+    saved = small_saved(Characters(TEXT), rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4))
+    rows = look_inside(saved, "1 fish").rows
+    parts = ("head 1 to the input", "head 2 to the input", "written", "kept")
+    heads = [f"slot {s}, {part}" for s in (1, 2) for part in parts[:2]]
+    assert list(rows) == heads + [f"slot {s}, {part}" for part in parts[2:] for s in (1, 2)]
+    inputs = saved.vocabulary.encode("1 fish")[None]
+    carry = saved.model.initial_carry(1)
+    _, captured = saved.model.apply(saved.params, inputs, inputs, carry, mutable=["intermediates"])
+    weights = captured_array(captured["intermediates"], "attention_weights")[0, :, 0]
+    gate = captured_array(captured["intermediates"], "forget_gate")[0]
+    for s in (0, 1):
+        np.testing.assert_array_equal(
+            rows[f"slot {s + 1}, head 2 to the input"], weights[:, 1, s, 2]
+        )
+        np.testing.assert_allclose(rows[f"slot {s + 1}, kept"], gate[:, s].mean(-1), rtol=1e-6)
 
 
 def test_page_is_whole_and_stands_alone(insides):
@@ -69,3 +89,5 @@ def test_what_has_no_attention_is_refused():
         look_inside(small_saved(model="lstm"), "1 fish")
     with pytest.raises(RefusedError, match="--text must have 1 to 5000 tokens, got 0"):
         look_inside(small_saved(), "")
+    with pytest.raises(RefusedError, match=r"--text, for which .* does not have 'é'"):
+        look_inside(small_saved(), "é")

@@ -119,11 +119,12 @@ No paragraphs.
 </TEXT>
 </DOC>
 """
-    (tmp_path / "a.gz").write_bytes(gzip.compress(sgml.encode()))
-    (tmp_path / "b.gz").write_bytes(gzip.compress(sgml.replace("Out", "In").encode()))
+    (tmp_path / "afp_eng").mkdir()  # As the corpus is delivered.
+    (tmp_path / "afp_eng" / "a.gz").write_bytes(gzip.compress(sgml.encode()))
+    (tmp_path / "afp_eng" / "b.gz").write_bytes(gzip.compress(sgml.replace("Out", "In").encode()))
     wanted = "Fish & chips sold.\nOut.\n\nNo paragraphs.\n\n"
     assert stories(sgml) == wanted
-    found = texts(read_corpus(tmp_path, "gigaword", valid=("b.gz",)))
+    found = texts(read_corpus(tmp_path, "gigaword", valid=("afp_eng/b.gz",)))
     assert found == {"train": wanted, "valid": wanted.replace("Out", "In")}
 
 
@@ -145,12 +146,33 @@ def test_bad_files_are_refused(tmp_path, make, message):
 def test_bad_splits_are_refused(books):
     with pytest.raises(RefusedError, match=r"there is no file jane\.txt in"):
         read_corpus(books, valid=("jane.txt",))
-    with pytest.raises(RefusedError, match=r"three shares .* got"):
-        read_corpus(books / "emma.txt", fractions=(0.5, 0.1, 0.1))
+    for shares in ((0.5, 0.1, 0.1), (0.0, 0.5, 0.5), (float("nan"), 0.5, 0.5), (1.5, -0.5, 0.0)):
+        with pytest.raises(RefusedError, match=r"--fractions must be three shares .* got"):
+            read_corpus(books / "emma.txt", fractions=shares)
     with pytest.raises(RefusedError, match=r"there is no wiki\.train\.tokens"):
         read_corpus(books, "wikitext")
     with pytest.raises(RefusedError, match="is a folder, but"):
         read_corpus(books / "emma.txt", "books")
+    with pytest.raises(RefusedError, match=r"the format 'text' is a file, but .* is a folder"):
+        read_corpus(books, "text")
+    for options in ({"valid": ("emma.txt",), "test": ("emma.txt",)}, {"valid": ("emma.txt",) * 2}):
+        with pytest.raises(RefusedError, match=r"emma\.txt is in two splits"):
+            read_corpus(books, **options)
+    with pytest.raises(RefusedError, match=r"emma\.txt is in two splits"):
+        read_corpus(books / "emma.txt", valid=("emma.txt",))
+
+
+def test_options_that_do_not_apply_are_refused(books):
+    halves = (0.5, 0.5, 0.0)
+    for path, options in ((books, {}), (books / "emma.txt", {"valid": ("anne.txt",)})):
+        with pytest.raises(RefusedError, match="--fractions applies to one file without"):
+            read_corpus(path, fractions=halves, **options)
+    for split in ("train", "validation"):
+        (books / split).mkdir()
+        (books / split / f"{split}.TXT").write_text(split)
+    assert texts(read_corpus(books)) == {"train": "train", "valid": "validation"}
+    with pytest.raises(RefusedError, match=r"--valid and --test do not apply: .* of its own"):
+        read_corpus(books, valid=("emma.txt",))
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -294,9 +316,9 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 
 
 def test_sizes_are_checked():
-    with pytest.raises(RefusedError, match="max_words must be above 256 for byte pairs, got 256"):
+    with pytest.raises(RefusedError, match="--max-words must be above 256 for byte pairs, got 256"):
         BytePairs.of([SAMPLE], 256)
-    with pytest.raises(RefusedError, match="max_words must be at least 3, got 2"):
+    with pytest.raises(RefusedError, match="--max-words must be at least 3, got 2"):
         Words.of([SAMPLE], max_size=2)
     with pytest.raises(RefusedError, match="not a vocabulary: kind 'runes'"):
         vocabulary_from({"kind": "runes"})

@@ -101,8 +101,14 @@ def test_every_token_is_predicted_once(tmp_path):
 
 
 def test_empty_splits_are_refused(tmp_path):
-    with pytest.raises(RefusedError, match="the valid split is empty"):
+    with pytest.raises(RefusedError, match=r"the valid split is empty: .*\.txt"):
         make(tmp_path, text="ab")
+    (tmp_path / "giga").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "giga" / name).write_text('<DOC type="advis"><TEXT>No.</TEXT></DOC>')
+    config = DataConfig(str(tmp_path / "giga"), "gigaword", valid=("b",), vocabulary="bytes")
+    with pytest.raises(RefusedError, match=r"train split is empty \(no document of the type story"):
+        prepare(config, tmp_path / "tokens")
 
 
 def test_counts_and_order_of_wikitexts_words(tmp_path):

@@ -1,8 +1,10 @@
 """Writing: the same text for the same seed, however it is cut; whole characters; stops."""
 
+import errno
 import io
 import json
 import re
+import signal
 from functools import cache
 
 import jax
@@ -14,9 +16,12 @@ from hypothesis import strategies as st
 
 from experiments.common.records import write_json
 from experiments.common.restore import PARAMS_FILE
+from experiments.language_model import generate as generate_module
 from experiments.language_model.data.vocabulary import Bytes, Characters
 from experiments.language_model.generate import Decoder, generate, main, make_parser
-from experiments.language_model.sampling import Choice, Session, Writer, draw
+from experiments.language_model.sampling import CHUNK, Choice, Session, Writer, draw
+from experiments.language_model.saved import load
+from experiments.language_model.sessions import load_session
 from tests.experiments.language_model.small import TEXT, bytes_saved, small_saved
 from tests.grids import mostly_slow
 
@@ -204,6 +209,36 @@ def test_bytes_are_shown_as_text_of_one_session_or_two(tmp_path, rows):
     assert found == [Decoder(Bytes()).feed(row, final=True) for row in tokens]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_ctrl_c_writes_the_text_so_far(folder, tmp_path, monkeypatch, capsys, rows):
+    stream = Writer.stream
+
+    def interrupted(self, session, count, seed):
+        for part in stream(self, session, count, seed):
+            if count > 1:  # Not the call that compiles.
+                signal.raise_signal(signal.SIGINT)
+            yield part
+
+    monkeypatch.setattr(Writer, "stream", interrupted)
+    carry = tmp_path / "carry"
+    options = ["--max-tokens", "100", "--num-samples", str(rows), "--save-carry", str(carry)]
+    assert main([str(folder), *options]) == 130
+    found = capsys.readouterr()
+    assert f"stopped after {CHUNK} of 100 tokens" in found.err
+    texts = re.split("--- sample . ---\n", found.out)[-rows:]
+    assert [len(text) for text in texts] == [CHUNK + 1] * rows
+    assert load_session(carry, load(folder))[0].written == CHUNK
+
+
+def test_a_closed_pipe_ends_quietly(folder, monkeypatch, capfd):
+    def closed(*args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(generate_module, "generate", closed)
+    assert main([str(folder)]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
     for args, message in [
         ((tmp_path / "none",), "there is no run in"),
@@ -211,11 +246,12 @@ def test_what_cannot_be_done_is_said(folder, tmp_path, capsys):
         ((folder, "--top-k", "999"), "--top-k must be at most"),
         ((folder, "--top-p", "0"), "--top-p must be above 0"),
         ((folder, "--temperature", "-1"), "--temperature must be at least 0"),
-        ((folder, "--prompt", "fish é"), "does not have 'é'"),
+        ((folder, "--prompt", "fish é"), "--prompt: the vocabulary of"),
         ((folder, "--prompt", "fish \udcff"), r"the prompt must be UTF-8, got 'fish \udcff'"),
         ((folder, "--prompt", "a", "--prompt-file", "b"), "exclude each other"),
         ((folder, "--stop", "a", "--save-carry", "b"), "exclude each other"),
         ((folder, "--save-carry", "none/b"), "--save-carry: there is no folder none"),
+        ((folder, "--save-carry", tmp_path), "--save-carry must be a file, got the folder"),
         ((folder, "--run-seed", "1"), "holds a saved model, which has no seeds, got 1"),
         ((folder, "--load-carry", str(folder / "config.json")), "does not hold a session"),
         ((folder, "--load-carry", "nowhere"), "there is no file nowhere"),
