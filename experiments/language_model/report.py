@@ -1,6 +1,7 @@
 """The paper's tables of trained runs: ``python -m experiments.language_model.report RUN ...``.
 
-For each run, on the test text (or the validation text if there is none):
+For each run, on the test text (or the validation text if there is none, or a file of your own with
+``--read``):
 
 - the loss with the state carried from the first token to the last, in all units;
 - by frequency (the paper's Table 3): perplexity of the tokens that occur more than 1,000 times in
@@ -28,7 +29,8 @@ from experiments.common.environment import describe_environment
 from experiments.common.plots import looks
 from experiments.common.records import write_json, write_text
 from experiments.common.refused import RefusedError
-from experiments.language_model.data.token_files import Split, Tokens, prepare
+from experiments.language_model.data.corpus import describe_source
+from experiments.language_model.data.token_files import Split, Tokens, prepare, read_split
 from experiments.language_model.problem import per_unit, unigram_losses, unit_of
 from experiments.language_model.saved import Saved, load
 from experiments.language_model.train import TITLES, TOKENS_DIR, check_text
@@ -138,11 +140,22 @@ def report(
     tokens_dir: Path = TOKENS_DIR,
     text: Path | None = None,
     run_seed: int | None = None,
+    read: Path | None = None,
 ) -> dict[str, Any]:
     """Measures runs on one text, and writes tables and figures; see the module.
 
+    Args:
+      run_dirs: directories of runs, of one model each.
+      out_dir: where tables and figures go.
+      unrolls: windows without a state.
+      tokens_dir: directory of token files.
+      text: where the training text is; None: where it was in training.
+      run_seed: a seed of the runs; None: the first.
+      read: a text to measure on; None: the test text.
+
     Raises:
-      RefusedError: a run does not exist, or its text is not that of the first one.
+      RefusedError: a run does not exist, its text is not that of the first one, or `read` has
+        characters that the vocabulary does not have.
     """
     if min(unrolls, default=0) < 1:
         raise RefusedError(f"--eval-unroll must be windows of at least 1, got {tuple(unrolls)}")
@@ -157,14 +170,15 @@ def report(
                 dataclasses.replace(data, path=data.path if text is None else str(text)), tokens_dir
             )
             split = tokens.splits.get("test", tokens.splits.get("valid", split))
-        check_text(run_dir, tokens, "name the place of that text with --text")
+            split = split if read is None else read_split(read, tokens.vocabulary)
+        check_text(run_dir, tokens, "--text must name that text; --read measures on another")
         numbers = measure(saved, tokens, split, unrolls)
         measured.append((run_dir, TITLES[saved.config.model], numbers))
     assert tokens is not None
     targets = np.asarray(split.targets)
     frequencies = by_frequency(unigram_losses(tokens.counts)[targets], targets, tokens.counts)
     result = {
-        "text": tokens.manifest["sources"],
+        "text": tokens.manifest["sources"] if read is None else [describe_source(read)],
         "unit": unit_of(tokens),
         "environment": describe_environment(),
         "frequencies_alone": frequencies,
@@ -288,8 +302,13 @@ def main(args: Sequence[str] | None = None) -> int:
         help="windows, separated by commas (default: %(default)s)",
     )
     parser.add_argument("--out-dir", type=Path, help="default: `report` in the first run")
-    parser.add_argument("--text", type=Path, help="where the text lies (default: as in training)")
-    parser.add_argument("--tokens-dir", type=Path, default=TOKENS_DIR)
+    parser.add_argument(
+        "--text", type=Path, help="where the training text is (default: as in training)"
+    )
+    parser.add_argument("--read", type=Path, help="file to measure on (default: the test text)")
+    parser.add_argument(
+        "--tokens-dir", type=Path, default=TOKENS_DIR, help="token files (default: %(default)s)"
+    )
     parser.add_argument("--run-seed", type=int, help="which seed (default: the first)")
     options = parser.parse_args(args)
     out_dir = options.out_dir or options.run_dirs[0] / "report"
@@ -302,7 +321,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"--eval-unroll must be numbers separated by commas, got {options.eval_unroll}"
             ) from None
         result = report(
-            options.run_dirs, out_dir, unrolls, options.tokens_dir, options.text, options.run_seed
+            options.run_dirs,
+            out_dir,
+            unrolls,
+            options.tokens_dir,
+            options.text,
+            options.run_seed,
+            options.read,
         )
         print(tables(result), end="")
 

@@ -20,6 +20,7 @@ from experiments.language_model.data.corpus import (
     Format,
     describe_source,
     read_corpus,
+    read_text,
     sources,
 )
 from experiments.language_model.data.vocabulary import (
@@ -167,6 +168,22 @@ def open_tokens(folder: Path) -> Tokens:
         splits[name] = Split(name, tokens, entry["bytes"], entry["words"])
     vocabulary = vocabulary_from(json.loads((folder / VOCABULARY_FILE).read_text()))
     return Tokens(vocabulary, splits, np.load(folder / COUNTS_FILE), manifest)
+
+
+def read_split(path: Path, vocabulary: Vocabulary) -> Split:
+    """A file as a split of its own, in the tokens of an existing vocabulary.
+
+    Raises:
+      RefusedError: it cannot be read, or has a character that the vocabulary does not have.
+    """
+    text = read_text(path)
+    try:
+        tokens = vocabulary.encode(text)
+    except RefusedError as error:
+        raise RefusedError(f"{path}: {error}") from None
+    words = len(tokens) if vocabulary.kind == "words" else count_words(text)
+    whole = np.concatenate([[vocabulary.start], tokens]).astype(np.int32)
+    return Split(path.name, whole, len(text.encode()), words)
 
 
 def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:

@@ -9,6 +9,7 @@ import pytest
 from experiments.common.interrupts import Interrupted
 from experiments.common.refused import RefusedError
 from experiments.language_model.__main__ import main
+from experiments.language_model.data.token_files import prepare
 from experiments.language_model.report import main as report_main
 from experiments.language_model.saved import load, save
 from experiments.language_model.train import evaluate, train
@@ -73,7 +74,7 @@ def test_evaluation_is_that_of_training(done):
 
 
 def test_report_of_trained_runs(done, capsys):
-    base, _, _ = done
+    base, config, _ = done
     save(base / "run" / "rmc", base / "given")
     runs = [str(base / "given"), str(base / "run" / "lstm")]
     options = ["--tokens-dir", str(base / "tokens"), "--eval-unroll", "10,50"]
@@ -91,6 +92,17 @@ def test_report_of_trained_runs(done, capsys):
     shown = capsys.readouterr().out
     assert "| LSTM |" in shown
     assert "| frequencies alone |" in shown
+    # A text of one's own: here the same one, as a file.
+    splits = prepare(config.data, base / "tokens").splits
+    own = base / "own.txt"
+    own.write_bytes(load(base / "given").vocabulary.decode(splits["test"].targets))
+    assert report_main([*runs, *options, "--read", str(own), "--out-dir", str(base / "own")]) == 0
+    again = json.loads((base / "own" / "report.json").read_text())
+    assert again["text"][0]["name"] == "own.txt"
+    assert again["models"]["LSTM"] == {**row, "split": "own.txt"}
+    own.write_text("é")
+    assert report_main([runs[0], *options, "--read", str(own)]) == 2
+    assert "own.txt: the vocabulary of" in capsys.readouterr().err
     assert report_main([runs[0], "--eval-unroll", "x"]) == 2
     assert report_main([runs[0], "--eval-unroll", "0"]) == 2
 
@@ -113,7 +125,7 @@ def test_a_model_can_be_given_away(done, tmp_path, capsys):
     assert report_main([str(tmp_path / "model"), "--tokens-dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "made on another text (text.txt)" in error
-    assert error.endswith("name the place of that text with --text\n")
+    assert error.endswith("--text must name that text; --read measures on another\n")
     with pytest.raises(RefusedError, match=r"no run in .*, but in lstm, rmc below it"):
         load(base / "run")
     with pytest.raises(RefusedError, match="there is no seed 7"):
