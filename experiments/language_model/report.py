@@ -39,8 +39,8 @@ from rrnn_jax.typing import Array, Carry
 UNROLLS = (25, 50, 100, 200, 500)
 BOUNDS = (1000, 100)
 CARRIED_WINDOW = 1000
-TOKENS_PER_CALL = 1 << 15
-"""About how many tokens of windows are read in parallel."""
+TOKENS_PER_CALL, LOGITS_PER_CALL = 1 << 15, 1 << 27
+"""About how many tokens of windows are read in parallel; logits of 512 MB at most."""
 
 
 def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np.ndarray:
@@ -53,7 +53,8 @@ def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np
 
 def windowed_nats(saved: Saved, split: Split, window: int) -> np.ndarray:
     """The loss of each token, ``[n]``, each window of the text read without a state before it."""
-    rows = min(-(-len(split.targets) // window), max(1, TOKENS_PER_CALL // window))
+    together = min(TOKENS_PER_CALL, LOGITS_PER_CALL // saved.vocabulary.size)
+    rows = min(-(-len(split.targets) // window), max(1, together // window))
     return _nats(saved, split, window, rows, carried=False)
 
 
