@@ -47,6 +47,7 @@ LIMITS = {
     "probe": 60,
     "check": 100,
     "time": 120,
+    "cluster": 150,
     "stages": 60,
     "kernels": 120,
     "l2": 40,
@@ -54,6 +55,7 @@ LIMITS = {
     "language": 90,
     "while": 120,
 }
+CLUSTER = 4  # Multiprocessors, which hold the weights of RL's size together.
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
 
@@ -162,7 +164,7 @@ def _probe(toy: bool) -> list[dict[str, Any]]:
 def _settings(toy: bool) -> list[Setting]:
     if not toy:
         return [SETTINGS[name].replace(dtype="bfloat16") for name in ("nth_farthest", "rl")]
-    return [Setting("toy", 2, 3, 4, 1, 64, 5, dtype="bfloat16")]
+    return [Setting("toy", 2, 3, 4, 4, 16, 5, dtype="bfloat16")]
 
 
 def _gradients(model: Any, problem: Problem) -> Any:
@@ -179,14 +181,13 @@ def _finish(function: Callable, *args: Any) -> Any:
     return jax.block_until_ready(function(*args))
 
 
-def _check(toy: bool) -> list[dict[str, Any]]:
+def _check(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
     """Checks gradients against the plain scan in float32, and that they are bit-reproducible."""
-    rows = []
     for setting in _settings(toy):
         small = setting.replace(batch=min(setting.batch, 40), steps=min(setting.steps, 6))
         low, wide = make_problem(small), make_problem(small.replace(dtype="float32"))
-        if reason := _why_not(low):
-            rows.append({"setting": setting.name, "skipped": reason})
+        if reason := _why_not(low, cluster):
+            yield {"setting": setting.name, "skipped": reason}
             continue
         with jax.default_matmul_precision("highest"):
             exact = _gradients(plain(wide), wide)(wide.params, wide.inputs)
@@ -202,7 +203,9 @@ def _check(toy: bool) -> list[dict[str, Any]]:
             "setting": setting.name,
             "plain": max(errors(_gradients(plain(low), low)(low.params, low.inputs))),
         }
-        step = _gradients(ours(low, "cuda"), low)
+        gpu = support.default_gpu()
+        layout = layout_of(low.cell, small.batch, gpu=gpu, cluster=cluster)
+        step = _lowered_with(layout, low).compile()
         found = [step(low.params, low.inputs) for _ in range(3)]
         row["kernels"] = max(errors(found[0]))
         row["same_bits"] = all(
@@ -210,18 +213,28 @@ def _check(toy: bool) -> list[dict[str, Any]]:
             for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True)
         )  # fmt: skip
         row["ok"] = bool(row["kernels"] < 2 * row["plain"] and row["same_bits"])
-        rows.append(row)
-    return rows
+        yield row
 
 
-def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
+def _cluster(toy: bool) -> Iterator[dict[str, Any]]:
+    """The same for clusters; then, if they are right, their times beside those without."""
+    right = True
+    for row in _check(toy, CLUSTER):
+        right &= row.get("ok", True)
+        yield row
+    if right:
+        yield from _kernels(toy, CLUSTER)
+        yield from _stages(toy, CLUSTER)
+
+
+def _kernels(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
     """With several layouts: seconds of a training step, and of both kernels alone."""
     for setting in _settings(toy):
         problem = make_problem(setting)
-        if reason := _why_not(problem):
+        if reason := _why_not(problem, cluster):
             yield {"setting": setting.name, "skipped": reason}
             continue
-        choices = _choices(setting.name)
+        choices = _choices(setting.name, cluster)
         gpu = support.default_gpu()
         base = layout_of(problem.cell, setting.batch, gpu=gpu)
         layouts = [dataclasses.replace(base, **choice) for choice in choices]
@@ -248,54 +261,62 @@ def _lowered_with(layout: Layout, problem: Problem) -> Any:
         return _gradients(ours(problem, "cuda"), problem).lower(problem.params, problem.inputs)
 
 
-def _choices(setting: str) -> list[dict[str, Any]]:
-    """Layouts to try."""
+def _choices(setting: str, cluster: int) -> list[dict[str, Any]]:
+    """Layouts to try; with clusters, the first is the usual one."""
+    if cluster > 1:
+        tried = [(16, 4), (16, 8), (16, 16), (8, 4)] if setting != "toy" else [(4, 4)]
+        clusters = [{"warps": w, "ahead": ahead, "cluster": cluster} for w, ahead in tried]
+        return [{"cluster": 1}, *clusters]
+    if setting == "toy":
+        return [{"ahead": 2}, {"ahead": 4}]
     if setting == "nth_farthest":
         return [{"warps": w, "tiles": n} for w, n in ((16, 7), (16, 6), (16, 4), (8, 7), (8, 5))]
     return [{"warps": w, "ahead": ahead} for w in (16, 8) for ahead in (4, 8)]
 
 
-def _stages(toy: bool) -> Iterator[dict[str, Any]]:
+def _stages(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
     """Cycles of the stages of a step, by the clock of the first block's first thread."""
     for setting in _settings(toy):
         problem = make_problem(setting)
-        if reason := _why_not(problem):
+        if reason := _why_not(problem, cluster):
             yield {"setting": setting.name, "skipped": reason}
             continue
         with mock.patch.object(launch, "kernel_ptx", _marked_ptx):
-            forward, backward = jax.jit(partial(_both_kernels, problem))(
+            forward, backward = jax.jit(partial(_both_kernels, problem, cluster))(
                 problem.params["cell"], problem.inputs
             )
         for kernel, found in (("forward", forward), ("backward", backward)):
             cycles = np.asarray(found).view(np.uint32).ravel() / setting.steps
             names = [name for _, name in stages.MARKS[kernel]]
-            row = {"setting": setting.name, "kernel": kernel}
+            row = {"setting": setting.name, "kernel": kernel, "cluster": cluster}
             yield row | {"cycles_a_step": dict(zip(names, map(round, cycles), strict=False))}
 
 
 def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
     macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
-    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros)
+    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros, layout.cluster > 1)
 
 
-def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:
+def _both_kernels(problem: Problem, cluster: int, params: Any, x: jax.Array) -> tuple[Any, Any]:
     """The outputs of both kernels in which `stages.marked` leaves the cycles."""
     cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
     terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x[:, :, None])
     terms = recurrence.Terms(terms.qkv[0], terms.gates)
     weights = recurrence.Weights(*core_weights(cell, params))
     carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    run = recurrence.run_of(cell, terms, time_axis=1, gpu=support.default_gpu())
+    gpu = support.default_gpu()
+    run = recurrence.run_of(cell, terms, time_axis=1, gpu=gpu, cluster=cluster)
     results, kept = recurrence.forward_pass(run, weights, carry, None, terms, save=True)
     cotangents = jax.tree.map(jnp.ones_like, results)
     found = recurrence.backward_pass(run, weights, carry, None, terms, kept, cotangents)
     return kept[-1], found[1]
 
 
-def _why_not(problem: Problem) -> str | None:
-    return (
-        support.why_not(problem.cell, jnp.bfloat16, problem.setting.batch) or support.why_not_here()
-    )
+def _why_not(problem: Problem, cluster: int = 1) -> str | None:
+    batch = problem.setting.batch
+    return support.why_not(
+        problem.cell, jnp.bfloat16, batch, cluster=cluster
+    ) or support.why_not_here(cluster)
 
 
 def _l2(toy: bool) -> list[dict[str, Any]]:

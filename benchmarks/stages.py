@@ -11,10 +11,11 @@ from rrnn_jax.scan.cuda.nvrtc import SOURCES
 MARKS = {
     "forward": [
         ("      publish();", "memory as operands"),
-        ("keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);\n    }",
+        ("keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);\n"
+         "      }\n    }",
          "products: queries, keys, values"),
         ("      project(qkv);", "their norm"),
-        ("      attend_all(qkv, x);", "attention"),
+        ("      attention(qkv, x);", "attention"),
         ("      normalise(x, NORM1, KEPT_NORM1, NORM1_RSTD);", "first norm"),
         ("      feed_forward(x);", "MLP"),
         ("      normalise(x, NORM2, KEPT_NORM2, NORM2_RSTD);", "second norm"),

@@ -25,20 +25,21 @@ def test_every_stage_has_its_mark():
 
 
 @pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
+@pytest.mark.parametrize("cluster", [1, 4])
 @pytest.mark.parametrize("kernel", stages.MARKS)
-def test_marked_kernels_compile(kernel):
-    layout = Layout(64, 4, 4, 2, 1, "memory", flags=False, tiles=1, warps=4)
-    macros = [f"-D{name}={value}" for name, value in layout.macros(True).items()]
-    ptx = nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros)
+def test_marked_kernels_compile(kernel, cluster):
+    layout = Layout(64, 4, 4, 2, 1, "memory", flags=False, tiles=1, warps=4, cluster=cluster)
+    ptx = cuda._marked_ptx(kernel, layout, True)
     assert ptx.count("%clock") == len(stages.MARKS[kernel]) + 1
 
 
-@pytest.mark.parametrize("part", ["probe", "check", "stages", "kernels", "l2"])
+@pytest.mark.parametrize("part", ["probe", "check", "cluster", "stages", "kernels", "l2"])
 def test_parts_say_why_there_is_nothing_to_measure(part, capsys):
     assert cuda.main(["--here", part, "--toy"]) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert row["part"] == part
-    assert "needs an NVIDIA GPU, got cpu" in (row.get("skipped"), row.get("why_not"))
+    for line in capsys.readouterr().out.splitlines():
+        row = json.loads(line)
+        assert row["part"] == part
+        assert "needs an NVIDIA GPU, got cpu" in (row.get("skipped"), row.get("why_not"))
 
 
 @pytest.mark.parametrize("part", cuda.THROUGHPUT)

@@ -222,3 +222,74 @@ DEV void attend_backward(const InputRows& in, u32 (&P)[OWN][2 * KEY_PAIRS], u32 
     }
   }
 }
+
+// Both for all rows of a block, with shared memory for heads wider than a warp's features.
+// x += the attention output.
+DEV void attend_all(const Thread& me, const Place& at, const u16* kv, int t, float* shared,
+                    const Low (&qkv)[3], Wide& x) {
+  if (WARPS_A_HEAD > 1) {
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      Scores s;
+      clear(s);
+      scores(input_rows(me, at, kv, t, n), s, qkv[1], 0, qkv[0], n, 0);
+      give_scores(me, shared, s, n, 0);
+    }
+    sync();
+  }
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const InputRows in = input_rows(me, at, kv, t, n);
+#pragma unroll
+    for (int head = 0; head < HEADS_A_WARP; head++) {
+      Scores s;
+      clear(s);
+      if (WARPS_A_HEAD > 1) sum_scores(me, shared, s, n, 0);
+      else scores(in, s, qkv[1], 0, qkv[0], n, head);
+      softmax(me, s);
+      attend(in, x, s, qkv[2], n, head);
+    }
+  }
+}
+// Logits, and cotangents of weights: keys with queries, values with cotangents.
+DEV void scores_of(const InputRows& in, Scores (&s)[2], const Low (&qkv)[3], const Low& d, int n, int head) {
+  clear(s[0]), clear(s[1]);
+  scores(in, s[0], qkv[1], 0, qkv[0], n, head);
+  scores(in, s[1], qkv[2], 1, d, n, head);
+}
+// From the cotangents d of the attention's output to those of queries, keys and values, in qkv.
+DEV void attend_all_backward(const Thread& me, const Place& at, const u16* kv, int t, float* shared,
+                             Low (&qkv)[3], const Low& d, u16* d_kv) {
+  if (WARPS_A_HEAD > 1) {
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      const InputRows in = input_rows(me, at, kv, t, n);
+      Scores s[2];
+      scores_of(in, s, qkv, d, n, 0);
+      give_scores(me, shared, s[0], n, 0), give_scores(me, shared, s[1], n, 1);
+    }
+    sync();
+  }
+#pragma unroll
+  for (int n0 = 0; n0 < NT; n0 += OWN) {
+    const InputRows in = input_rows(me, at, kv, t, n0);
+#pragma unroll
+    for (int head = 0; head < HEADS_A_WARP; head++) {
+      u32 P[OWN][2 * KEY_PAIRS], dS[OWN][2 * KEY_PAIRS];
+#pragma unroll
+      for (int o = 0; o < OWN; o++) {
+        Scores s[2];
+        if (WARPS_A_HEAD > 1) {
+          sum_scores(me, shared, s[0], n0 + o, 0), sum_scores(me, shared, s[1], n0 + o, 1);
+        } else {
+          scores_of(in, s, qkv, d, n0 + o, head);
+        }
+        softmax(me, s[0]);
+        softmax_backward(s[0], s[1]);
+#pragma unroll
+        for (int k = 0; k < 2 * KEY_PAIRS; k++) P[o][k] = both_queries(s[0], k), dS[o][k] = both_queries(s[1], k);
+      }
+      attend_backward(in, P, dS, qkv, d, d_kv, n0, head);
+    }
+  }
+}

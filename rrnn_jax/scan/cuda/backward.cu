@@ -21,10 +21,11 @@ struct BackwardArgs {
   float* d_vectors;                   // [blocks, VECTORS]
 };
 
-struct BackwardShared {
-  u16 X[ROWS * STRIDE];
-  float d_memory[4 * MT * NT * THREADS];
-  Sums sums;
+constexpr int OPERANDS = CLUSTER > 1 ? 3 : 1;
+struct BackwardShared : ClusterShared<(CLUSTER > 1)> {
+  u16 X[OPERANDS][ROWS * STRIDE];
+  float d_memory[4 * MT * NT * LOCAL_THREADS];
+  Sums sums[BUFFERS];
   float mean[ROWS], projection[ROWS], gate[2][ROWS], statistics[STATISTICS][ROWS];
   float vectors[VECTORS];
   float scores[2 * SHARED_SCORES];
@@ -36,14 +37,18 @@ struct BackwardPass {
   BackwardShared& sh;
   Thread me;
   Place at;
+  Exchange exchange;
+  const V4* weights;
   int t;
   u32 resets, skips;
   DEV BackwardPass(const BackwardArgs& args, BackwardShared& shared)
-      : p(args), sh(shared), me(), at(args.sizes), t(0), resets(0), skips(0) {}
+      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.both()), weights(sh.own(me, p.weights)),
+        t(0), resets(0), skips(0) {}
 
   DEV float& d_memory(int a, int n, int h, int q) {
-    return sh.d_memory[((a * NT + n) * 4 + 2 * h + q) * THREADS + thread_index()];
+    return sh.d_memory[((a * NT + n) * 4 + 2 * h + q) * LOCAL_THREADS + local_index()];
   }
+  DEV Sums& sums() { return sh.sums[exchange.buffer()]; }
   DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
   // Adds a thread's contribution of a feature to the gradient of a vector; no other thread adds to it.
   DEV void add(int to, int a, int h, float x) {
@@ -70,9 +75,9 @@ struct BackwardPass {
     return t > 0 ? p.memories[(size_t)at.row(r, t - 1) * F + f] : p.first[row * F + f];
   }
   DEV void means(float size) {
-    sync();
-    const int r = thread_index();
-    if (r < ROWS) sh.mean[r] = sh.sums.total(0, r) / size, sh.projection[r] = sh.sums.total(1, r) / size;
+    exchange.wait();
+    const int r = local_index();
+    if (r < ROWS) sh.mean[r] = sums().total(0, r) / size, sh.projection[r] = sums().total(1, r) / size;
     sync();
   }
   DEV float norm_backward(float d, float normal, int n, int q, int rstd) const {
@@ -101,20 +106,31 @@ struct BackwardPass {
           }
         add(vectors, a, h, d_scale), add(vectors + F, a, h, d_shift);
       }
-    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, projection);
+    put_sums(me, exchange, sh.sums, sum, projection);
     means(F);
     each_number([&](int a, int n, int h, int q) {
       float& d = y[a][n][2 * h + q];
       d = norm_backward(d, half_of(normal[a][n][h], q), n, q, rstd);
     });
   }
-  // x as the operand X and into an array of all steps; then y += X W^T.
-  DEV void product(Wide& y, const Low& x, int matrix, u16* to, int stride) {
-    sync();
-    put(me, sh.X, x);
-    wait_late();
-    multiply(me, y, p.weights, matrix, sh.X, true);
-    copy_out(at, sh.X, to, stride, t);
+  // Each of N arrays as an operand X and into an array of all steps; then y += X W^T. In a cluster
+  // they are put at once, into other buffers than those of the products before.
+  template <int N> DEV void products(Wide& y, const Low (&x)[N], int matrix, u16* to, int buffer) {
+    constexpr int AT_ONCE = CLUSTER > 1 ? N : 1;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+      auto X = [&](int j) { return sh.X[(buffer + j) % OPERANDS]; };
+      const bool first = k % AT_ONCE == 0;
+      if (first) {
+        if (CLUSTER == 1) sync();
+        exchange.begin();
+#pragma unroll
+        for (int j = k; j < k + AT_ONCE; j++) put(me, exchange, X(j), x[j]);
+        wait_late(exchange);
+      }
+      multiply(me, y, weights, matrix + k, X(k), exchange, first);
+      copy_out(at, X(k), to + k * F, N * F, t);
+    }
   }
 
   // Through gates and candidate: the cotangent y of the norm's result, and those of both gates, per
@@ -162,14 +178,14 @@ struct BackwardPass {
     if (GATES == SLOT_GATES) slot_gates(d_slot);
   }
   DEV void slot_gates(float (&d)[2][COLUMNS]) {
-    sh.sums.put(me, 0, d[0]), sh.sums.put(me, 1, d[1]);
-    sync();
-    const int r = thread_index();
+    put_sums(me, exchange, sh.sums, d[0], d[1]);
+    exchange.wait();
+    const int r = local_index();
     if (r < ROWS)
 #pragma unroll
       for (int k = 0; k < 2; k++) {
-        sh.gate[k][r] = sh.sums.total(k, r);
-        if (at.has(r)) p.d_slot_gates[(size_t)at.row(r, t) * 2 + k] = sh.gate[k][r];
+        sh.gate[k][r] = sums().total(k, r);
+        if (at.has(r) && rank() == 0) p.d_slot_gates[(size_t)at.row(r, t) * 2 + k] = sh.gate[k][r];
       }
     sync();
   }
@@ -178,8 +194,7 @@ struct BackwardPass {
     Wide y;
     if (GATES == UNIT_GATES) {
       clear(y);
-#pragma unroll
-      for (int k = 0; k < 2; k++) product(y, d_gate[k], 3 + LAYERS + k, p.d_gates + k * F, 2 * F);
+      products<2>(y, d_gate, 3 + LAYERS, p.d_gates, 0);
     }
 #pragma unroll
     for (int a = 0; a < MT; a++)
@@ -210,9 +225,9 @@ struct BackwardPass {
     const size_t size = (size_t)at.sequences * at.steps * S * F;
 #pragma unroll
     for (int layer = LAYERS - 1; layer >= 0; layer--) {
-      Low d;
+      Low d[1];
       if (layer == LAYERS - 1) {
-        each_pair([&](int a, int n, int h) { d[a][n][h] = last[a][n][h]; });
+        each_pair([&](int a, int n, int h) { d[0][a][n][h] = last[a][n][h]; });
       } else {
         u32 signs[SIGN_WORDS];
         fetch<SIGN_WORDS>(signs, record(p.records, t) + (KEPT_SIGNS + layer * SIGNS) * THREADS);
@@ -221,10 +236,10 @@ struct BackwardPass {
           if (!(signs[bit / 32] >> bit % 32 & 1)) y[a][n][2 * h + q] = 0.f;
         });
         add_rows(MLP_BIAS + layer * F, y);
-        round_all(d, y);
+        round_all(d[0], y);
       }
       clear(y);
-      product(y, d, 3 + layer, p.d_layers + layer * size, F);
+      products<1>(y, d, 3 + layer, p.d_layers + layer * size, LAYERS + 1 - layer);
     }
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] += half_of(last[a][n][h], q); });
   }
@@ -235,12 +250,6 @@ struct BackwardPass {
     return (half_of(z, q) - sh.statistics[QKV_MEAN][r]) * sh.statistics[QKV_RSTD][r];
   }
   DEV const V4* kept_qkv(int kind) const { return record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS; }
-  // Logits, and cotangents of weights: keys with queries, values with cotangents.
-  DEV static void scores_of(const InputRows& in, Scores (&s)[2], const Low (&qkv)[3], const Low& d, int n, int head) {
-    clear(s[0]), clear(s[1]);
-    scores(in, s[0], qkv[1], 0, qkv[0], n, head);
-    scores(in, s[1], qkv[2], 1, d, n, head);
-  }
   // From the cotangents d of the attention's output to those of queries, keys and values, in qkv.
   DEV void attention_backward(Low (&qkv)[3], const Low& d) {
 #pragma unroll
@@ -252,38 +261,7 @@ struct BackwardPass {
         qkv[kind][a][n][h] = pack(normal_qkv(z, n, 0) * scale + shift, normal_qkv(z, n, 1) * scale + shift);
       });
     }
-    if (WARPS_A_HEAD > 1) {
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        const InputRows in = input_rows(me, at, p.kv, t, n);
-        Scores s[2];
-        scores_of(in, s, qkv, d, n, 0);
-        give_scores(me, sh.scores, s[0], n, 0), give_scores(me, sh.scores, s[1], n, 1);
-      }
-      sync();
-    }
-#pragma unroll
-    for (int n0 = 0; n0 < NT; n0 += OWN) {
-      const InputRows in = input_rows(me, at, p.kv, t, n0);
-#pragma unroll
-      for (int head = 0; head < HEADS_A_WARP; head++) {
-        u32 P[OWN][2 * KEY_PAIRS], dS[OWN][2 * KEY_PAIRS];
-#pragma unroll
-        for (int o = 0; o < OWN; o++) {
-          Scores s[2];
-          if (WARPS_A_HEAD > 1) {
-            sum_scores(me, sh.scores, s[0], n0 + o, 0), sum_scores(me, sh.scores, s[1], n0 + o, 1);
-          } else {
-            scores_of(in, s, qkv, d, n0 + o, head);
-          }
-          softmax(me, s[0]);
-          softmax_backward(s[0], s[1]);
-#pragma unroll
-          for (int k = 0; k < 2 * KEY_PAIRS; k++) P[o][k] = both_queries(s[0], k), dS[o][k] = both_queries(s[1], k);
-        }
-        attend_backward(in, P, dS, qkv, d, p.d_kv, n0, head);
-      }
-    }
+    attend_all_backward(me, at, p.kv, t, sh.scores, qkv, d, p.d_kv);
   }
   // The norm of queries, keys and values: converts the cotangents of its output in qkv to those of
   // the products.
@@ -321,7 +299,7 @@ struct BackwardPass {
           }
       }
       if (pass == 0) {
-        sh.sums.put(me, 0, sum), sh.sums.put(me, 1, projection);
+        put_sums(me, exchange, sh.sums, sum, projection);
         means(3.f * F);
       }
     }
@@ -329,7 +307,7 @@ struct BackwardPass {
 
   DEV void begin_step() {
     if (FLAGS) resets = at.flagged(p.flags, me, t, RESET), skips = at.flagged(p.flags, me, t, SKIP);
-    const int r = thread_index();
+    const int r = local_index();
     if (r < ROWS)
 #pragma unroll
       for (int k = 0; k < STATISTICS; k++) sh.statistics[k][r] = *statistic(p.statistics, k, r, t);
@@ -367,14 +345,13 @@ struct BackwardPass {
     at = Place(p.sizes);
     qkv_norm_backward(qkv);
     clear(y);
-#pragma unroll
-    for (int kind = 0; kind < 3; kind++) product(y, qkv[kind], kind, p.d_qkv + kind * F, 3 * F);
+    products<3>(y, qkv, 0, p.d_qkv, 0);
     each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });
     end_step();
   }
 
   DEV void run() {
-    for (int i = thread_index(); i < VECTORS; i += THREADS) sh.vectors[i] = 0.f;
+    for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS) sh.vectors[i] = 0.f;
     each_number_in_turn([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
       const size_t place = (size_t)(at.first + r) * F + me.feature(a, h);
@@ -388,12 +365,15 @@ struct BackwardPass {
       const int r = me.row(n, q);
       if (at.has(r)) p.d_first[(size_t)(at.first + r) * F + me.feature(a, h)] = d_memory(a, n, h, q);
     });
-    for (int i = thread_index(); i < VECTORS; i += THREADS) p.d_vectors[(size_t)block_index() * VECTORS + i] = sh.vectors[i];
+    for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS)
+      if (CLUSTER == 1 || i % F / (F / CLUSTER) == rank())  // Of its features.
+        p.d_vectors[(size_t)block_index() * VECTORS + i] = sh.vectors[i];
+    exchange.end();
   }
 };
 
 #ifndef EMULATED
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTER __launch_bounds__(LOCAL_THREADS, 1)
     rrnn_backward(const int* sizes, const V4* weights, const float* vectors, const u16* kv,
                   const float* first, const float* fresh, const u8* flags, const float* memories,
                   const V4* records, const float* statistics, const float* d_memories,

@@ -7,6 +7,8 @@ enum { NO_GATES, SLOT_GATES, UNIT_GATES };
 
 constexpr int D = F / HEADS;
 constexpr int THREADS = 32 * WARPS;
+// In a cluster these are divided among its blocks, and each of them has all rows.
+constexpr int LOCAL_WARPS = WARPS / CLUSTER, LOCAL_THREADS = 32 * LOCAL_WARPS;
 constexpr int ROWS = 8 * NT;         // Memory rows of a block, whole sequences.
 constexpr int WIDTH = F / WARPS;     // Features of a warp, in every product.
 constexpr int MT = WIDTH / 16;       // WIDTH in tiles of 16.
@@ -25,7 +27,8 @@ static_assert(SLICES % AHEAD == 0, "whole rounds of slices");
 static_assert(F % 64 == 0 && WIDTH % 16 == 0 && D % 16 == 0, "tiles of 16 features");
 static_assert(MT % HEAD_TILES == 0 && (WARPS_A_HEAD == 1 || D % WIDTH == 0), "whole heads");
 static_assert((8 % S == 0 || S % 8 == 0) && NT % OWN == 0, "whole sequences");
-static_assert(INPUTS <= 8 && ROWS <= THREADS, "one tile of input rows, a thread for each row");
+static_assert(INPUTS <= 8 && ROWS <= LOCAL_THREADS, "one tile of input rows, a thread for each row");
+static_assert(WARPS % CLUSTER == 0 && HEADS % CLUSTER == 0, "whole warps and heads in a block");
 
 // Vectors, and in the backward pass their gradients.
 constexpr int QKV_BIAS = 0, QKV_SCALE = 3 * F, QKV_SHIFT = 6 * F, NORM1 = 9 * F, MLP_BIAS = 11 * F;
@@ -60,6 +63,7 @@ struct Thread {
   }
   DEV int feature(int a, int h) const { return warp * WIDTH + 16 * a + 8 * h + g; }
   DEV int row(int n, int q) const { return 8 * n + 2 * t + q; }
+  DEV int local_warp() const { return CLUSTER > 1 ? local_index() >> 5 : warp; }
 };
 
 template <class Fn> DEV void each_tile(Fn fn) {
@@ -115,22 +119,79 @@ struct Place {
   }
 };
 
+// Operands and partial sums, which every warp puts for all warps: `begin`, puts, `wait`, reads. A
+// block has a barrier between. In a cluster each block gets a copy, in one of two buffers, which take
+// turns. Then nothing else has to be waited for: whoever puts into a buffer has waited for the turn
+// before, which all warps began after they had read this buffer.
+constexpr int BUFFERS = CLUSTER > 1 ? 2 : 1;
+struct Exchange {
+  Barrier* barriers;  // [2], one for each buffer.
+  u32 turn = ~0u;
+  int bytes = 0;
+  DEV explicit Exchange(Barrier* both) : barriers(both) {
+    if (CLUSTER == 1) return;
+    if (local_index() == 0) init(barriers), init(barriers + 1);
+    cluster_sync();
+  }
+  DEV int buffer() const { return CLUSTER > 1 ? turn % 2 : 0; }
+  DEV void begin() { turn++, bytes = 0; }
+  DEV void put(float* to, float x) const {
+    if (CLUSTER == 1) *to = x;
+    else send((u32*)to, bits(x), barriers + turn % 2);
+  }
+  DEV void put(u32* to, u32 x, u32 y) const { send(to, x, y, barriers + turn % 2); }
+  DEV void wait() const {
+    if (CLUSTER == 1) return sync();
+    if (local_index() == 0) expect(barriers + turn % 2, bytes);
+    wait_for(barriers + turn % 2, turn / 2 % 2);
+  }
+  // The shared memory of a block has to be there while others write into it.
+  DEV void end() const {
+    if (CLUSTER > 1) cluster_sync();
+  }
+};
+
+// What only blocks of a cluster have in shared memory: the weights of their features, for all steps.
+constexpr int MATRICES = 3 + LAYERS + (GATES == UNIT_GATES ? 2 : 0);
+constexpr int TILES = SLICES / CLUSTER;  // Of a matrix, 16 features each.
+template <bool> struct ClusterShared {
+  DEV Barrier* both() { return nullptr; }
+  DEV const V4* own(const Thread& me, const V4* weights) { return weights; }
+};
+template <> struct ClusterShared<true> {
+  V4 weights[MATRICES * TILES * SLICES * 32];
+  Barrier barriers[2];
+  DEV Barrier* both() { return barriers; }
+  // A thread copies what it reads itself.
+  DEV const V4* own(const Thread& me, const V4* from) {
+    constexpr int OF_WARP = MT * SLICES;
+#pragma unroll 8
+    for (int i = 0; i < MATRICES * OF_WARP; i++) {
+      const int matrix = i / OF_WARP, k = i % OF_WARP;
+      V4& to = weights[((matrix * LOCAL_WARPS + me.local_warp()) * OF_WARP + k) * 32 + me.lane];
+      to = from[((matrix * WARPS + me.warp) * OF_WARP + k) * 32 + me.lane];
+    }
+    return weights;
+  }
+};
+
 // y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights are read from
-// L2 into registers in the order of the tensor cores, each by one warp of the block. With `wait`
-// other warps still have to write X. There are two possible barriers: `wait_late`, before all work
-// of the caller, if registers are scarce; the other after the first weights are fetched.
-DEV void wait_late() {
-  if (!EARLY) sync();
+// L2, or in a cluster from shared memory, into registers in the order of the tensor cores, each by
+// one warp of the block. With `wait` other warps still have to write X. There are two possible
+// barriers: `wait_late`, before all work of the caller, if registers are scarce; the other after the
+// first weights are fetched.
+DEV void wait_late(const Exchange& exchange) {
+  if (!EARLY) exchange.wait();
 }
 template <int NA>
 DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[NA], const u16* X,
-                  bool wait) {
+                  const Exchange& exchange, bool wait) {
   V4 coming[AHEAD][NA];
 #pragma unroll
   for (int k = 0; k < AHEAD; k++)
 #pragma unroll
     for (int a = 0; a < NA; a++) coming[k][a] = load_weights(w[a] + k * 32);
-  if (wait && EARLY) sync();
+  if (wait && EARLY) exchange.wait();
   const u16* pairs = X + ((me.lane & 7) + ((me.lane >> 4) << 3)) * STRIDE + ((me.lane >> 3) & 1) * 8;
   const u16* last = X + ((NT - 1) * 8 + (me.lane & 7)) * STRIDE + ((me.lane >> 3) & 1) * 8;
 #pragma unroll 1
@@ -166,21 +227,30 @@ DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[
 // The beginning of the fragments of a warp's tile of a matrix. Recomputed in each step: otherwise
 // the first of them would stay in registers over all steps, of which there are not enough.
 DEV const V4* fragments(const Thread& me, const V4* weights, int matrix, int tile) {
-  return weights + again((matrix * SLICES + me.warp * MT + tile) * SLICES * 32 + me.lane);
+  return weights + again((matrix * TILES + me.local_warp() * MT + tile) * SLICES * 32 + me.lane);
 }
 // The same for a warp's tiles of one matrix.
-DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X, bool wait) {
+DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X,
+                  const Exchange& exchange, bool wait) {
   const V4* w[MT];
 #pragma unroll
   for (int a = 0; a < MT; a++) w[a] = fragments(me, weights, matrix, a);
-  multiply<MT>(me, y, w, X, wait);
+  multiply<MT>(me, y, w, X, exchange, wait);
 }
 
-// Writes a warp's part of an array as the operand X [rows, F] of a product.
-DEV void put(const Thread& me, u16* X, const Low& x) {
-  each_pair([&](int a, int n, int h) {
-    u16* to = X + (8 * n + me.g) * STRIDE + me.warp * WIDTH + 16 * a + 8 * h + 2 * me.t;
-    *(u32*)to = transpose(x[a][n][h]);
+// Puts a warp's part of an array as the operand X [rows, F] of a product.
+DEV void put(const Thread& me, Exchange& exchange, u16* X, const Low& x) {
+  auto place = [&](int a, int n, int h, int t) {
+    return (u32*)(X + (8 * n + me.g) * STRIDE + me.warp * WIDTH + 16 * a + 8 * h + 2 * t);
+  };
+  if (CLUSTER == 1) return each_pair([&](int a, int n, int h) { *place(a, n, h, me.t) = transpose(x[a][n][h]); });
+  exchange.bytes += ROWS * F * 2;
+  each_tile([&](int a, int n) {
+    // Half the messages: an even t takes h = 0 of the next t, which takes h = 1 from it.
+    const u32 lower = transpose(x[a][n][0]), upper = transpose(x[a][n][1]);
+    const int odd = me.t % 2;
+    const u32 got = shuffle_xor(odd ? lower : upper, 1);
+    exchange.put(place(a, n, odd, me.t - odd), odd ? got : lower, odd ? upper : got);
   });
 }
 // Copies that operand into an array [..., stride] over all sequences and steps.
@@ -196,7 +266,8 @@ struct Sums {
   float of[2][WARPS][ROWS];
   // Sums x[2n + q] over the 8 threads with features of the same rows; each exchange halves the rows
   // of a thread.
-  DEV void put(const Thread& me, int which, float (&x)[COLUMNS]) {
+  DEV void put(const Thread& me, Exchange& exchange, int which, float (&x)[COLUMNS]) {
+    exchange.bytes += WARPS * ROWS * 4;
     int first = 0;
 #pragma unroll
     for (int s = 0; s < 3; s++) {
@@ -212,7 +283,7 @@ struct Sums {
 #pragma unroll
     for (int i = 0; i < COLUMNS / 8; i++) {
       int c = first + i;
-      if (c < 2 * NT) of[which][me.warp][me.row(c >> 1, c & 1)] = x[i];
+      if (c < 2 * NT) exchange.put(&of[which][me.warp][me.row(c >> 1, c & 1)], x[i]);
     }
   }
   DEV float total(int which, int r) const {
@@ -221,6 +292,12 @@ struct Sums {
     return sum;
   }
 };
+DEV void put_sums(const Thread& me, Exchange& exchange, Sums (&sums)[BUFFERS], float (&x)[COLUMNS],
+                  float (&y)[COLUMNS]) {
+  exchange.begin();
+  Sums& to = sums[exchange.buffer()];
+  to.put(me, exchange, 0, x), to.put(me, exchange, 1, y);
+}
 DEV void clear(float (&x)[COLUMNS]) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) x[c] = 0.f;

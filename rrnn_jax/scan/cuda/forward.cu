@@ -17,11 +17,11 @@ struct ForwardArgs {
   float* statistics;        // [T, STATISTICS, blocks, ROWS]
 };
 
-struct ForwardShared {
-  u16 X[ROWS * STRIDE];
-  u16 G[GATES == UNIT_GATES ? ROWS * STRIDE : 8];
-  float memory[4 * MT * NT * THREADS];
-  Sums sums, gate_sums;
+struct ForwardShared : ClusterShared<(CLUSTER > 1)> {
+  u16 X[BUFFERS][ROWS * STRIDE];
+  u16 G[BUFFERS][GATES == UNIT_GATES ? ROWS * STRIDE : 8];
+  float memory[4 * MT * NT * LOCAL_THREADS];
+  Sums sums[BUFFERS], gate_sums;
   float mean[ROWS], rstd[ROWS], gate[2][ROWS];
   float scores[SHARED_SCORES];
 };
@@ -32,13 +32,19 @@ struct ForwardPass {
   ForwardShared& sh;
   Thread me;
   Place at;
+  Exchange exchange;
+  const V4* weights;
   int t;
   DEV ForwardPass(const ForwardArgs& args, ForwardShared& shared)
-      : p(args), sh(shared), me(), at(args.sizes), t(0) {}
+      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.both()), weights(sh.own(me, p.weights)), t(0) {}
 
   DEV float& memory(int a, int n, int h, int q) {
-    return sh.memory[((a * NT + n) * 4 + 2 * h + q) * THREADS + thread_index()];
+    return sh.memory[((a * NT + n) * 4 + 2 * h + q) * LOCAL_THREADS + local_index()];
   }
+  // In a cluster the buffers of operands take turns, those of G by steps.
+  DEV u16* operand(int i) { return sh.X[i % BUFFERS]; }
+  DEV u16* gate_operand() { return sh.G[CLUSTER > 1 ? t % 2 : 0]; }
+  DEV Sums& sums() { return sh.sums[exchange.buffer()]; }
   DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
   DEV void begin(Wide& y, int bias) {
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
@@ -65,24 +71,26 @@ struct ForwardPass {
           for (int q = 0; q < 2; q++)
             seen[k][2 * n + q] += half_of(y[a][n][h], q) * vector(SLOT + k * F, a, h);
     });
-    put(me, sh.X, x);
-    if (GATES == UNIT_GATES) put(me, sh.G, y);
-    if (GATES == SLOT_GATES) sh.gate_sums.put(me, 0, seen[0]), sh.gate_sums.put(me, 1, seen[1]);
+    exchange.begin();
+    put(me, exchange, operand(0), x);
+    if (GATES == UNIT_GATES) put(me, exchange, gate_operand(), y);
+    if (GATES == SLOT_GATES)
+      sh.gate_sums.put(me, exchange, 0, seen[0]), sh.gate_sums.put(me, exchange, 1, seen[1]);
   }
   // After a barrier: operands for weight gradients, gates per slot.
   DEV void keep_operands() {
     if (SAVE) {
-      copy_out(at, sh.X, p.before, F, t);
-      if (GATES == UNIT_GATES) copy_out(at, sh.G, p.squashed, F, t);
+      copy_out(at, operand(0), p.before, F, t);
+      if (GATES == UNIT_GATES) copy_out(at, gate_operand(), p.squashed, F, t);
     }
-    const int r = thread_index();
+    const int r = local_index();
     if (GATES == SLOT_GATES && r < ROWS) {
       const float* term = p.gate_terms + (size_t)at.step(at.sequence(r), t) * 2;
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         const float gate = sigmoid(sh.gate_sums.total(k, r) + term[k]);
         sh.gate[k][r] = gate;
-        if (SAVE) *statistic(p.statistics, INPUT_GATE + k, r, t) = gate;
+        if (SAVE && rank() == 0) *statistic(p.statistics, INPUT_GATE + k, r, t) = gate;
       }
     }
   }
@@ -90,13 +98,13 @@ struct ForwardPass {
   // Mean and reciprocal deviation of each row from the sums of all warps. The variance is
   // E[x^2] - E[x]^2: the cancellation is less than the rounding of x.
   DEV void statistics(float size, int mean_as, int rstd_as) {
-    sync();
-    const int r = thread_index();
+    exchange.wait();
+    const int r = local_index();
     if (r < ROWS) {
-      const float mean = sh.sums.total(0, r) / size;
-      const float rstd = rsqrt_(fmaxf(sh.sums.total(1, r) / size - mean * mean, 0.f) + 1e-5f);
+      const float mean = sums().total(0, r) / size;
+      const float rstd = rsqrt_(fmaxf(sums().total(1, r) / size - mean * mean, 0.f) + 1e-5f);
       sh.mean[r] = mean, sh.rstd[r] = rstd;
-      if (SAVE) {
+      if (SAVE && rank() == 0) {
         if (mean_as >= 0) *statistic(p.statistics, mean_as, r, t) = mean;
         *statistic(p.statistics, rstd_as, r, t) = rstd;
       }
@@ -115,7 +123,7 @@ struct ForwardPass {
       const float v = x[a][n][2 * h + q];
       sum[2 * n + q] += v, squares[2 * n + q] += v * v;
     });
-    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, squares);
+    put_sums(me, exchange, sh.sums, sum, squares);
     statistics(F, -1, rstd_as);
     each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = normal(x[a][n][2 * h + q], n, q); });
     if (SAVE) {
@@ -130,15 +138,24 @@ struct ForwardPass {
 
   // Queries, keys and values of the memory rows, normalised together.
   DEV void project(Low (&qkv)[3]) {
+    // At once where the weights are near and registers allow it: a sum does not wait for the others.
+    constexpr int AT_ONCE = CLUSTER > 1 && MT * NT <= 2 ? 3 : 1;
 #pragma unroll
-    for (int kind = 0; kind < 3; kind++) {
-      Wide y;
-      if (kind == 0) wait_late();
-      begin(y, QKV_BIAS + kind * F);
-      multiply(me, y, p.weights, kind, sh.X, kind == 0);
-      if (kind == 0) keep_operands();
-      round_all(qkv[kind], y);
-      if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
+    for (int first = 0; first < 3; first += AT_ONCE) {
+      Wide y[AT_ONCE];
+      const V4* w[AT_ONCE * MT];
+      if (first == 0) wait_late(exchange);
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; k++) begin(y[k], QKV_BIAS + (first + k) * F);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE * MT; i++) w[i] = fragments(me, weights, first + i / MT, i % MT);
+      multiply<AT_ONCE * MT>(me, (float(&)[AT_ONCE * MT][NT][4])y, w, operand(0), exchange, first == 0);
+      if (first == 0) keep_operands();
+#pragma unroll
+      for (int kind = first; kind < first + AT_ONCE; kind++) {
+        round_all(qkv[kind], y[kind - first]);
+        if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
+      }
     }
     float sum[COLUMNS], squares[COLUMNS];
     clear(sum), clear(squares);
@@ -148,7 +165,7 @@ struct ForwardPass {
         const float v = half_of(qkv[kind][a][n][h], q);
         sum[2 * n + q] += v, squares[2 * n + q] += v * v;
       });
-    sh.sums.put(me, 0, sum), sh.sums.put(me, 1, squares);
+    put_sums(me, exchange, sh.sums, sum, squares);
     statistics(3.f * F, QKV_MEAN, QKV_RSTD);
 #pragma unroll
     for (int kind = 0; kind < 3; kind++)
@@ -160,46 +177,25 @@ struct ForwardPass {
   }
 
   // x = memory + attended.
-  DEV void attend_all(const Low (&qkv)[3], Wide& x) {
+  DEV void attention(const Low (&qkv)[3], Wide& x) {
     each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = memory(a, n, h, q); });
-    if (WARPS_A_HEAD > 1) {
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        Scores s;
-        clear(s);
-        scores(input_rows(me, at, p.kv, t, n), s, qkv[1], 0, qkv[0], n, 0);
-        give_scores(me, sh.scores, s, n, 0);
-      }
-      sync();
-    }
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-      const InputRows in = input_rows(me, at, p.kv, t, n);
-#pragma unroll
-      for (int head = 0; head < HEADS_A_WARP; head++) {
-        Scores s;
-        clear(s);
-        if (WARPS_A_HEAD > 1) sum_scores(me, sh.scores, s, n, 0);
-        else scores(in, s, qkv[1], 0, qkv[0], n, head);
-        softmax(me, s);
-        attend(in, x, s, qkv[2], n, head);
-      }
-    }
+    attend_all(me, at, p.kv, t, sh.scores, qkv, x);
   }
 
   // x = MLP(x) + x, with the second x rounded.
   DEV void feed_forward(Wide& x) {
     Low rows;
     round_all(rows, x);
-    put(me, sh.X, rows);
+    exchange.begin();
+    put(me, exchange, operand(0), rows);
 #pragma unroll
     for (int layer = 0; layer < LAYERS; layer++) {
-      wait_late();
+      wait_late(exchange);
       begin(x, MLP_BIAS + layer * F);
-      multiply(me, x, p.weights, 3 + layer, sh.X, true);
+      multiply(me, x, weights, 3 + layer, operand(layer), exchange, true);
       if (SAVE) {
         u16* to = layer ? p.hidden + (size_t)(layer - 1) * at.sequences * at.steps * S * F : p.rows;
-        copy_out(at, sh.X, to, F, t);
+        copy_out(at, operand(layer), to, F, t);
       }
       if (layer == LAYERS - 1) break;
       Low hidden;
@@ -212,8 +208,9 @@ struct ForwardPass {
       });
       round_all(hidden, x);
       if (SAVE) keep<SIGN_WORDS>(record(p.records, t) + (KEPT_SIGNS + layer * SIGNS) * THREADS, signs);
-      sync();
-      put(me, sh.X, hidden);
+      if (CLUSTER == 1) sync();
+      exchange.begin();
+      put(me, exchange, operand(layer + 1), hidden);
     }
     each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] += half_of(rows[a][n][h], q); });
   }
@@ -249,7 +246,7 @@ struct ForwardPass {
   }
   // Both gates before their sigmoid, of the warp's tile a of features.
   DEV void unit_gates(float (&z)[2][NT][4], int a) {
-    const V4* w[2] = {fragments(me, p.weights, 3 + LAYERS, a), fragments(me, p.weights, 4 + LAYERS, a)};
+    const V4* w[2] = {fragments(me, weights, 3 + LAYERS, a), fragments(me, weights, 4 + LAYERS, a)};
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -258,7 +255,7 @@ struct ForwardPass {
 #pragma unroll
         for (int k = 0; k < 2; k++) z[k][n][i] = term[k * F + me.feature(a, i >> 1)];
       }
-    multiply<2>(me, z, w, sh.G, false);
+    multiply<2>(me, z, w, gate_operand(), exchange, false);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       u32 rounded[NT][2];  // As in the backward pass.
@@ -286,18 +283,19 @@ struct ForwardPass {
       Wide x;
       publish();
       project(qkv);
-      attend_all(qkv, x);
+      attention(qkv, x);
       normalise(x, NORM1, KEPT_NORM1, NORM1_RSTD);
       feed_forward(x);
       normalise(x, NORM2, KEPT_NORM2, NORM2_RSTD);
       update(x);
       sync();
     }
+    exchange.end();
   }
 };
 
 #ifndef EMULATED
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void IN_CLUSTER __launch_bounds__(LOCAL_THREADS, 1)
     rrnn_forward(const int* sizes, const V4* weights, const float* vectors, const u16* kv,
                  const float* gate_terms, const float* first, const float* fresh, const u8* flags,
                  float* memories, u16* before, u16* squashed, u16* rows, u16* hidden, V4* records,

@@ -29,7 +29,7 @@ def launch(
       kernel: "forward" or "backward".
       layout: the layout to compile for.
       save: whether a forward pass saves values for the backward pass.
-      blocks: number of blocks.
+      blocks: number of blocks; each is as many of the GPU's as the layout's clusters have.
       arguments: arrays in the order of its parameters.
       results: shapes of its outputs, which are the parameters after the arguments.
 
@@ -41,6 +41,7 @@ def launch(
     """
     ptx = kernel_ptx(kernel, layout, save)
     shared = layout.forward_bytes if kernel == "forward" else layout.backward_bytes
+    blocks *= layout.cluster
     call = ptx_call(f"rrnn_{kernel}", ptx, blocks, layout.threads, shared, results)
     return call(*arguments)
 

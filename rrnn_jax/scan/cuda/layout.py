@@ -57,6 +57,7 @@ class Layout:
       warps: warps in a block; each has the same number of features of every row.
       ahead: slices of a matrix, 16 rows each, that a warp prefetches.
       early: whether it reads the first of them before a barrier; None: if registers allow it.
+      cluster: multiprocessors that share a block's warps and hold all weights; 1 for none.
     """
 
     width: int
@@ -70,6 +71,7 @@ class Layout:
     warps: int
     ahead: int = 4
     early: bool | None = None
+    cluster: int = 1
 
     @property
     def rows(self) -> int:
@@ -78,8 +80,8 @@ class Layout:
 
     @property
     def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * self.warps
+        """Threads of a block, in each multiprocessor."""
+        return 32 * self.warps // self.cluster
 
     @property
     def warp_tiles(self) -> int:
@@ -115,16 +117,19 @@ class Layout:
 
     @cached_property
     def _shared(self) -> tuple[int, int]:
+        buffers = 1 if self.cluster == 1 else 2
+        weights = 2 * self.matrices * self.width**2 // self.cluster + 16 if buffers > 1 else 0
         tile = 2 * self.rows * (self.width + 8)
-        state = 4 * self.rows * self.width
+        state = 4 * self.rows * self.width // self.cluster
         row = 4 * self.rows
         sums = 2 * self.warps * row
         own = max(self.slots // 8, 1)
         spread = self.width // self.heads > self.width // self.warps
         scores = 4 * self.warps * self.tiles * ((own + 2) // 2) * 128 if spread else 4
         gates = tile if self.gates == "unit" else 16
-        forward = tile + gates + state + 2 * sums + 4 * row + scores
-        backward = tile + state + sums + 10 * row + 4 * self.vectors + 2 * scores
+        both = weights + state + sums * buffers
+        forward = both + (tile + gates) * buffers + sums + 4 * row + scores
+        backward = both + tile * (2 * buffers - 1) + 10 * row + 4 * self.vectors + 2 * scores
         return _up(forward, 16), _up(backward, 16)
 
     @property
@@ -141,6 +146,7 @@ class Layout:
         """The macros of the C++ sources; `save`: whether a backward pass follows."""
         few = self.warp_tiles * self.tiles <= 4
         return {
+            "CLUSTER": self.cluster,
             "F": self.width,
             "HEADS": self.heads,
             "S": self.slots,
@@ -174,7 +180,7 @@ class Layout:
             rows if self.gates == "unit" else none,
             rows,
             Shape((self.layers - 1, *rows.shape), jnp.bfloat16) if self.layers > 1 else none,
-            Shape((steps, blocks, self.record, self.threads, 4), jnp.uint32),
+            Shape((steps, blocks, self.record, 32 * self.warps, 4), jnp.uint32),
             Shape((steps, 6, blocks, self.rows), jnp.float32),
         ]
 
@@ -204,11 +210,12 @@ def layout_of(
     flags: bool = False,
     gpu: Gpu | None = None,
     tiles: int | None = None,
+    cluster: int = 1,
 ) -> Layout:
     """The layout for a cell and a batch.
 
-    Each multiprocessor runs one block at a time; with more blocks some must wait. The layout is the
-    one with the shortest total time among those that fit.
+    Each multiprocessor, or cluster of them, runs one block at a time; with more blocks some must
+    wait. The layout is the one with the shortest total time among those that fit.
 
     Args:
       cell: a cell for which `unfit` returns None.
@@ -217,11 +224,17 @@ def layout_of(
       flags: whether there are resets or a mask.
       gpu: the GPU to run on (default: an H100).
       tiles: tiles of 8 rows in a block; None (default) selects them.
+      cluster: multiprocessors for a block; more than 1 needs compute capability 9.0.
 
     Raises:
-      ValueError: no block fits on the GPU.
+      ValueError: no block fits on the GPU, or the heads do not divide among the cluster.
     """
     gpu = Gpu() if gpu is None else gpu
+    if cell.num_heads % cluster:
+        raise ValueError(
+            f"a cluster of {cluster} needs a multiple of {cluster} for num_heads, got "
+            f"{cell.num_heads}"
+        )
     own = max(cell.mem_slots // 8, 1)
 
     def candidate(warps: int, tiles: int) -> Layout:
@@ -235,20 +248,24 @@ def layout_of(
             flags,
             tiles,
             warps,
+            cluster=cluster,
         )
 
     def time(layout: Layout) -> float:
-        waves = math.ceil(layout.blocks(batch) / gpu.multiprocessors)
+        waves = math.ceil(layout.blocks(batch) / (gpu.multiprocessors // cluster))
         return waves * (STEP_COST + layout.tiles) / layout.warps**WARPS_EXPONENT
 
     fitting = []
     for warps in warps_of(cell.mem_size, cell.head_size):
+        if warps % cluster:
+            continue
         most = most_warp_tiles(warps) // (cell.mem_size // (16 * warps))
         sizes = range(own, most + 1, own) if tiles is None else [tiles]
         fitting += [
             layout
             for layout in (candidate(warps, size) for size in sizes)
             if max(layout.forward_bytes, layout.backward_bytes) <= gpu.shared_bytes
+            and layout.rows <= layout.threads
         ]
     if not fitting:
         raise ValueError(

@@ -72,6 +72,7 @@ def cuda_recurrence(
     time_axis: int,
     gpu: Gpu | None = None,
     tiles: int | None = None,
+    cluster: int = 1,
 ) -> tuple[Array, Array]:
     """The final memory and the memory after every step, with one kernel over all steps.
 
@@ -88,11 +89,12 @@ def cuda_recurrence(
       time_axis: 0 for terms ``[T, B, ...]``, 1 for ``[B, T, ...]``.
       gpu: the GPU to run on (default: an H100).
       tiles: tiles of 8 rows in a block; None (default) selects them.
+      cluster: multiprocessors for a block, as in `layout_of`.
 
     Returns:
       ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
     """
-    run = run_of(cell, terms, time_axis=time_axis, gpu=gpu, tiles=tiles)
+    run = run_of(cell, terms, time_axis=time_axis, gpu=gpu, tiles=tiles, cluster=cluster)
     return _recurrence(run, weights, carry, reset_carry, terms)
 
 
@@ -103,11 +105,13 @@ def run_of(
     time_axis: int,
     gpu: Gpu | None = None,
     tiles: int | None = None,
+    cluster: int = 1,
 ) -> Run:
     """The settings for terms of these shapes; arguments as in `cuda_recurrence`."""
     flags = terms.resets is not None or terms.mask is not None
     batch, input_rows = terms.kv.shape[1 - time_axis], terms.kv.shape[2]
-    return Run(cell, layout_of(cell, batch, input_rows, flags, gpu, tiles), time_axis)
+    layout = layout_of(cell, batch, input_rows, flags, gpu, tiles, cluster)
+    return Run(cell, layout, time_axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

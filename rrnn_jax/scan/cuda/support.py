@@ -20,6 +20,7 @@ from rrnn_jax.typing import Dtype
 SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}
 LEAST_KIB = 99
 LEAST_CAPABILITY = (8, 0)  # The first with products of bfloat16 numbers.
+CLUSTER_CAPABILITY = (9, 0)
 
 
 def why_not(
@@ -28,6 +29,7 @@ def why_not(
     batch: int = 1,
     input_rows: int = 1,
     gpu: Gpu | None = None,
+    cluster: int = 1,
 ) -> str | None:
     """Why the kernels cannot run a cell, as the end of a sentence; None if they can.
 
@@ -41,6 +43,7 @@ def why_not(
       batch: B.
       input_rows: R.
       gpu: the GPU to run on (default: an H100).
+      cluster: multiprocessors for a block, as in `layout.layout_of`.
     """
     if jnp.dtype(dtype) != jnp.bfloat16:
         return f"needs products in bfloat16 (dtype=jnp.bfloat16), got {jnp.dtype(dtype).name}"
@@ -48,18 +51,25 @@ def why_not(
     if reason is not None:
         return reason
     try:
-        layout_of(cell, batch, input_rows, True, gpu)
+        layout_of(cell, batch, input_rows, True, gpu, cluster=cluster)
     except ValueError as error:
         return f"does not fit: {error}"
     return None
 
 
-def why_not_here() -> str | None:
+def why_not_here(cluster: int = 1) -> str | None:
     """Why the kernels cannot run on JAX's default device; None if they can.
 
     Once per process a small kernel is compiled and run in the same way as the others.
+
+    Args:
+      cluster: multiprocessors for a block, as in `layout.layout_of`.
     """
-    return _why_not_on(_default_device())
+    reason = _why_not_on(_default_device())
+    if reason is None and cluster > 1 and capability_here() < CLUSTER_CAPABILITY:
+        found = ".".join(map(str, capability_here()))
+        return f"needs a GPU of compute capability 9.0 for clusters, got {found}"
+    return reason
 
 
 def default_gpu() -> Gpu:

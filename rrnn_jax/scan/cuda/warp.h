@@ -1,6 +1,11 @@
 // The instructions of the kernels: inline PTX on a GPU; on a CPU the emulator of the tests
-// (-DEMULATED). All exist from compute capability 8.0 on.
+// (-DEMULATED). All exist from compute capability 8.0 on, those of clusters from 9.0 on.
 #pragma once
+// Blocks of a cluster. They share rows and act as one block: `thread_index`, `block_index` and
+// `block_count` are those of the cluster, `local_index` is a thread's in its own block.
+#ifndef CLUSTER
+#define CLUSTER 1
+#endif
 #ifdef EMULATED
 #include "emulator.h"
 #else
@@ -14,9 +19,12 @@ struct alignas(16) V4 {
   u32 x, y, z, w;
 };
 
-DEV int thread_index() { return threadIdx.x; }
-DEV int block_index() { return blockIdx.x; }
-DEV int block_count() { return gridDim.x; }
+DEV int rank() { return blockIdx.x % CLUSTER; }
+DEV int local_index() { return threadIdx.x; }
+DEV int thread_index() { return CLUSTER > 1 ? rank() * blockDim.x + threadIdx.x : threadIdx.x; }
+DEV int block_index() { return blockIdx.x / CLUSTER; }
+DEV int block_count() { return gridDim.x / CLUSTER; }
+// A barrier of the threads of a block, of a cluster too.
 DEV void sync() { __syncthreads(); }
 // The same number, opaque to the compiler: values that depend on it are recomputed in every step
 // instead of staying in registers.
@@ -25,6 +33,7 @@ DEV int again(int x) {
   return x;
 }
 DEV float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
+DEV u32 shuffle_xor(u32 x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
 // Two numbers rounded to bfloat16, the first in the low half; and back.
 DEV u32 pack(float low, float high) {
@@ -32,6 +41,7 @@ DEV u32 pack(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+DEV u32 bits(float x) { return __float_as_uint(x); }
 DEV float low(u32 x) { return __uint_as_float(x << 16); }
 DEV float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 
@@ -69,13 +79,82 @@ DEV void load_matrices(u32 (&r)[2], const void* row) {
 }
 // Weights: read once per step by one warp of the block, so they are not cached in L1. Not as
 // constants (.nc): the assembler would fetch them so early, even before barriers, that registers
-// run out.
+// run out. In a cluster they are in shared memory.
 DEV V4 load_weights(const V4* p) {
   V4 v;
+#if CLUSTER > 1
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"((u32)__cvta_generic_to_shared(p)));
+#else
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
+#endif
   return v;
+}
+
+// Clusters. What a thread sends is written to the same place in the shared memory of every block of
+// its cluster, where a barrier counts the bytes. `cluster_sync` would do as well, but it waits for
+// all writes to global memory and empties L1.
+typedef unsigned long long Barrier;  // PTX's mbarrier.
+#if CLUSTER > 1
+#define IN_CLUSTER __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define IN_CLUSTER
+#endif
+DEV void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// For phases of one thread's `expect`. Other blocks may use it after `cluster_sync`.
+DEV void init(Barrier* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;"
+               :
+               : "r"((u32)__cvta_generic_to_shared(barrier))
+               : "memory");
+}
+// The address of the same place in block r.
+DEV u32 in_block(const void* p, int r) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"((u32)__cvta_generic_to_shared(p)), "r"(r));
+  return there;
+}
+DEV void send(u32* to, u32 x, Barrier* barrier) {
+#pragma unroll
+  for (int r = 0; r < CLUSTER; r++)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];"
+                 :
+                 : "r"(in_block(to, r)), "r"(x), "r"(in_block(barrier, r))
+                 : "memory");
+}
+// Two words; the place is a multiple of 8 bytes.
+DEV void send(u32* to, u32 x, u32 y, Barrier* barrier) {
+#pragma unroll
+  for (int r = 0; r < CLUSTER; r++)
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];"
+                 :
+                 : "r"(in_block(to, r)), "r"(x), "r"(y), "r"(in_block(barrier, r))
+                 : "memory");
+}
+// The phase ends when this many bytes have arrived; they may be there before.
+DEV void expect(Barrier* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+               :
+               : "r"((u32)__cvta_generic_to_shared(barrier)), "r"(bytes)
+               : "memory");
+}
+// Waits for the end of a phase: of the first and every other one if `parity` is 0.
+DEV void wait_for(Barrier* barrier, int parity) {
+  u32 ended = 0;
+  while (!ended)
+    asm volatile(
+        "{.reg .pred ended;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended;}"
+        : "=r"(ended)
+        : "r"((u32)__cvta_generic_to_shared(barrier)), "r"(parity)
+        : "memory");
+  __syncwarp();
 }
 
 // The error is 2^-11 at most, less than the rounding of its operand to bfloat16.

@@ -4,15 +4,15 @@
 #include "backward.cu"
 
 template <class Pass, class Args, class Shared>
-static void run(void** buffers, int blocks, u64 order) {
+static const char* run(void** buffers, int blocks, u64 order) {
   Args args;
   memcpy(&args, buffers, sizeof(Args));
-  emulator::launch(blocks, THREADS, sizeof(Shared), order,
-                   [&](void* shared) { Pass(args, *(Shared*)shared).run(); });
+  return emulator::launch(blocks, LOCAL_THREADS, sizeof(Shared), order,
+                          [&](void* shared) { Pass(args, *(Shared*)shared).run(); });
 }
-extern "C" void forward(void** buffers, int blocks, u64 order) {
-  run<ForwardPass, ForwardArgs, ForwardShared>(buffers, blocks, order);
+extern "C" const char* forward(void** buffers, int blocks, u64 order) {
+  return run<ForwardPass, ForwardArgs, ForwardShared>(buffers, blocks, order);
 }
-extern "C" void backward(void** buffers, int blocks, u64 order) {
-  run<BackwardPass, BackwardArgs, BackwardShared>(buffers, blocks, order);
+extern "C" const char* backward(void** buffers, int blocks, u64 order) {
+  return run<BackwardPass, BackwardArgs, BackwardShared>(buffers, blocks, order);
 }

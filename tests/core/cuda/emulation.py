@@ -59,6 +59,7 @@ class Emulator:
         results: Sequence[Shape],
     ) -> list[jax.Array]:
         function = getattr(library(layout, save, self.edits), kernel)
+        function.restype = ctypes.c_char_p
 
         def run(*arrays: Any) -> list[np.ndarray]:
             self.runs[kernel] += 1
@@ -66,7 +67,9 @@ class Emulator:
             found = [_aligned(_poison(x)) for x in results]
             pointers = [x.ctypes.data for x in [*buffers, *found]]
             array = (ctypes.c_void_p * len(pointers))(*pointers)
-            function(array, blocks, ctypes.c_uint64(self.order))
+            failure = function(array, blocks, ctypes.c_uint64(self.order))
+            if failure is not None:
+                raise RuntimeError(failure.decode())
             return found
 
         # As `launch.ptx_call`: under `jax.vmap` one run for each.

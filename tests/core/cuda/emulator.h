@@ -1,10 +1,12 @@
 // A block of CUDA threads on a CPU: each thread is a fiber, and what a warp does together follows
 // the PTX manual's layouts. Threads run in turns, or in random order from a seed: where a barrier
-// is missing results then change. Shared memory starts as NaN, and a warp whose threads do not meet
-// in the same operation ends the process.
+// is missing results then change. Shared memory starts as NaN. `launch` returns what went wrong, such
+// as a warp whose threads do not meet in the same operation; null if nothing did. The blocks of a cluster run at once, and with random order
+// what they send to each other arrives late, in random order too.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -31,28 +33,69 @@ struct Warp {
   u32 in[32][10], out[32][4];
   const void* pointer[32];
 };
-static int threads, current, block, blocks, at_barrier;
-static u64 barriers, seed;
+// Threads and barriers of the blocks of a cluster.
+static int threads, local_threads, current, block, blocks, at_barrier[CLUSTER + 1];
+static u64 barriers[CLUSTER + 1], seed;
+static void* shared[CLUSTER];
 static std::vector<ucontext_t> contexts;
 static std::vector<char> ended, stacks;
 static std::vector<Warp> warps;
 static ucontext_t caller;
+static const char* failure;
+static long idle;  // Switches since anything happened.
+
+inline void fail(const char* text) {
+  failure = text;
+  setcontext(&caller);
+}
 
 inline int random(int n) {
   seed ^= seed << 13, seed ^= seed >> 7, seed ^= seed << 17;
   return (seed >> 33) % n;
 }
-// The thread to go on with: the next one, or with a seed any, more often one of the same warp.
+// The thread to go on with: the next one, or with a seed any, more often one of the same warp. One
+// warp falls behind, for a while.
 inline int next_thread() {
+  static int slow = 0;
   int next = current + 1;
-  if (seed) next = (random(4) ? current / 32 : random(threads / 32)) * 32 + random(32);
+  if (seed) {
+    if (!random(20000)) slow = random(threads / 32);
+    int warp = random(4) ? current / 32 : random(threads / 32);
+    while (warp == slow && random(16)) warp = random(threads / 32);
+    next = warp * 32 + random(32);
+  }
   for (int i = 0; i < threads; i++, next++)
     if (next %= threads, !ended[next] && next != current) return next;
   return current;
 }
+struct Barrier {
+  int missing;  // Bytes.
+  short phase, expected;
+  void add(int bytes) {
+    missing += bytes;
+    if (expected && missing == 0) expected = 0, phase ^= 1;
+  }
+};
+static_assert(sizeof(Barrier) == 8, "as on a GPU");
+struct Message {
+  int block;
+  u32 *to, x;
+  Barrier* barrier;
+};
+static std::vector<Message> messages;
+inline void deliver(int i) {
+  const Message m = messages[i];
+  messages[i] = messages.back(), messages.pop_back();
+  const auto first = ended.begin() + m.block * local_threads;
+  if (std::count(first, first + local_threads, 0) == 0)
+    fail("a block writes to one that has ended");
+  *m.to = m.x, m.barrier->add(-4), idle = 0;
+}
 inline void yield() {
+  if (!messages.empty() && random(2)) deliver(random(messages.size()));
   int me = current, next = next_thread();
-  if (next == me) fprintf(stderr, "threads wait for one that has ended\n"), abort();
+  if (++idle > 10'000'000) fail("all threads wait");
+  if (next == me && messages.empty()) fail("threads wait for one that has ended");
   current = next;
   swapcontext(&contexts[me], &contexts[next]);
 }
@@ -67,9 +110,9 @@ template <class Fn> void together(int operation, Fn fn) {
     return;
   }
   for (int other : w.operation)
-    if (other != operation) fprintf(stderr, "a warp divided: %d, %d\n", operation, other), abort();
+    if (other != operation) fail("a warp divided");
   fn(w);
-  w.arrived = 0, w.generation++;
+  w.arrived = 0, w.generation++, idle = 0;
 }
 inline float number(u32 bits) {
   float x;
@@ -102,17 +145,21 @@ template <class Fn> struct Entry {
 template <class Fn> Fn* Entry<Fn>::fn;
 
 // Runs fn(shared memory) in every thread of every block.
-template <class Fn> void launch(int num_blocks, int num_threads, size_t shared_bytes, u64 order, Fn body) {
-  const size_t stack = 1 << 18;
-  std::vector<u32> shared(shared_bytes / 4 + 32);
-  void* start = (void*)(((uintptr_t)shared.data() + 63) / 64 * 64);
-  auto fn = [&]() { body(start); };
-  threads = num_threads, blocks = num_blocks, seed = order, Entry<decltype(fn)>::fn = &fn;
+template <class Fn>
+const char* launch(int num_blocks, int num_threads, size_t shared_bytes, u64 order, Fn body) {
+  const size_t stack = 1 << 18, size = shared_bytes / 64 + 1;  // In 64 bytes.
+  std::vector<u32> memory(16 * (size * CLUSTER + 1));
+  for (int r = 0; r < CLUSTER; r++)
+    shared[r] = (void*)(((uintptr_t)memory.data() + 63) / 64 * 64 + 64 * size * r);
+  auto fn = [&]() { body(shared[current / local_threads]); };
+  threads = CLUSTER * num_threads, local_threads = num_threads;
+  blocks = num_blocks, seed = order, Entry<decltype(fn)>::fn = &fn;
+  failure = nullptr, idle = 0, messages.clear();
   stacks.resize(stack * threads);
   for (block = 0; block < blocks; block++) {
-    memset(shared.data(), 0xff, shared.size() * 4);
+    memset(memory.data(), 0xff, memory.size() * 4);
     contexts.assign(threads, ucontext_t()), ended.assign(threads, 0), warps.assign(threads / 32, Warp());
-    at_barrier = 0, barriers = 0;
+    for (int r = 0; r <= CLUSTER; r++) at_barrier[r] = 0, barriers[r] = 0;
     for (int i = 0; i < threads; i++) {
       getcontext(&contexts[i]);
       contexts[i].uc_stack.ss_sp = stacks.data() + stack * i;
@@ -122,19 +169,44 @@ template <class Fn> void launch(int num_blocks, int num_threads, size_t shared_b
     }
     current = 0;
     swapcontext(&caller, &contexts[0]);
+    if (!failure && !messages.empty()) failure = "a block has ended before it got all";
+    if (failure) break;
   }
+  return failure;
 }
 }  // namespace emulator
 
+DEV int rank() { return emulator::current / emulator::local_threads; }
+DEV int local_index() { return emulator::current % emulator::local_threads; }
 DEV int thread_index() { return emulator::current; }
 DEV int block_index() { return emulator::block; }
 DEV int block_count() { return emulator::blocks; }
-DEV void sync() {
+DEV void sync_at(int barrier, int all) {
   using namespace emulator;
-  const u64 generation = barriers;
-  if (++at_barrier == threads) at_barrier = 0, barriers++;
+  const u64 generation = barriers[barrier];
+  if (++at_barrier[barrier] == all) at_barrier[barrier] = 0, barriers[barrier]++, idle = 0;
   else
-    while (barriers == generation) yield();
+    while (barriers[barrier] == generation) yield();
+}
+DEV void sync() { sync_at(rank(), emulator::local_threads); }
+DEV void cluster_sync() { sync_at(CLUSTER, emulator::threads); }
+using emulator::Barrier;
+DEV void init(Barrier* barrier) { *barrier = Barrier(); }
+DEV void send(u32* to, u32 x, Barrier* barrier) {
+  using namespace emulator;
+  for (int r = 0; r < CLUSTER; r++) {
+    auto there = [&](void* p) { return (char*)shared[r] + ((char*)p - (char*)shared[rank()]); };
+    messages.push_back({r, (u32*)there(to), x, (Barrier*)there(barrier)});
+    if (!seed) deliver(messages.size() - 1);
+  }
+}
+DEV void send(u32* to, u32 x, u32 y, Barrier* barrier) {
+  if ((uintptr_t)to % 8) emulator::fail("two words are not aligned");
+  send(to, x, barrier), send(to + 1, y, barrier);
+}
+DEV void expect(Barrier* barrier, int bytes) { barrier->expected = 1, barrier->add(bytes); }
+DEV void wait_for(Barrier* barrier, int parity) {
+  while (barrier->phase == parity) emulator::yield();
 }
 DEV int again(int x) { return x; }
 DEV float shuffle_xor(float x, int mask) {
@@ -146,6 +218,8 @@ DEV float shuffle_xor(float x, int mask) {
   });
   return number(warp().out[lane][0]);
 }
+using emulator::bits;
+DEV u32 shuffle_xor(u32 x, int mask) { return emulator::bits(shuffle_xor(emulator::number(x), mask)); }
 DEV u32 pack(float low, float high) { return emulator::rounded(low) | emulator::rounded(high) << 16; }
 DEV float low(u32 x) { return emulator::half(x, 0); }
 DEV float high(u32 x) { return emulator::half(x, 1); }
@@ -194,14 +268,14 @@ template <int N> void load_matrices(u32 (&r)[N], const void* row) {
     for (int i = 0; i < 32; i++)
       for (int m = 0; m < N; m++) {
         const char* from = (const char*)w.pointer[8 * m + (i >> 2)];
-        if ((uintptr_t)from % 16) fprintf(stderr, "a row of a matrix is not aligned\n"), abort();
+        if ((uintptr_t)from % 16) fail("a row of a matrix is not aligned");
         memcpy(&w.out[i][m], from + 4 * (i & 3), 4);
       }
   });
   for (int m = 0; m < N; m++) r[m] = warp().out[lane][m];
 }
 DEV V4 load_weights(const V4* p) {
-  if ((uintptr_t)p % 16) fprintf(stderr, "weights are not aligned\n"), abort();
+  if ((uintptr_t)p % 16) emulator::fail("weights are not aligned");
   return *p;
 }
 // Rounded to 11 bits, as far off as the chip's may be.

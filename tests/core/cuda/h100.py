@@ -2,7 +2,8 @@
 
 Wants the packages of ``jax[cuda12]`` or ``jax[cuda13]`` and no GPU. Prints a JSON object: how many
 operations the step has, in all and in each loop, and the registers and spills of both kernels.
-``language`` is the paper's language model, which ``"hoisted"`` runs with products of cuBLAS.
+``language`` is the paper's language model, which ``"hoisted"`` runs with products of cuBLAS;
+``rl_cluster`` is ``rl`` with clusters of 4 multiprocessors.
 """
 
 import importlib.util
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +26,7 @@ SETTINGS = {  # benchmarks/settings.py's, by the names of its fields
     "language": {"batch": 64, "steps": 16, "slots": 1, "heads": 4, "size": 625, "inputs": 512}
     | {"gates": "unit", "learned_inputs": True, "mlp_layers": 5, "implementation": "hoisted"},
 }
+SETTINGS["rl_cluster"] = SETTINGS["rl"] | {"cluster": 4}
 
 
 def missing() -> str | None:
@@ -111,7 +114,7 @@ def _compile(setting: str) -> tuple[Any, int]:
 
     from benchmarks.collectives import H100
     from rrnn_jax import RNN, RelationalMemoryCell
-    from rrnn_jax.scan import relational
+    from rrnn_jax.scan import cuda, relational
     from rrnn_jax.scan.cuda import support
     from rrnn_jax.scan.cuda.layout import layout_of
 
@@ -120,6 +123,8 @@ def _compile(setting: str) -> tuple[Any, int]:
     relational.platform = lambda: "gpu"
 
     s = SETTINGS[setting]
+    cluster = s.get("cluster", 1)
+    cuda.run_of = partial(cuda.run_of, cluster=cluster)
     cell = RelationalMemoryCell(
         *(s["slots"], s["size"], s["heads"]),
         attention_mlp_layers=s.get("mlp_layers", 2),
@@ -149,12 +154,12 @@ def _compile(setting: str) -> tuple[Any, int]:
     )
     wanted = (0, 1) if s["learned_inputs"] else 0
     compiled = jax.jit(jax.value_and_grad(step, wanted)).lower(*arguments).compile()
-    layout = layout_of(cell, B) if implementation == "cuda" else None
+    layout = layout_of(cell, B, cluster=cluster) if implementation == "cuda" else None
     return layout, compiled.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
 
 
 def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | None:
-    """Registers of a thread and bytes of spills, by the assembler; None without one."""
+    """Shared memory; registers of a thread and spills, by the assembler; None without one."""
     from rrnn_jax.scan.cuda.nvrtc import kernel_ptx
 
     assembler = ptxas()
@@ -165,7 +170,8 @@ def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | N
         path.write_text(kernel_ptx(kernel, layout, save))
         command = [assembler, "-arch=sm_90", "-v", path, "-o", path.with_suffix(".o")]
         messages = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    found = {}
+    shared = layout.forward_bytes if kernel == "forward" else layout.backward_bytes
+    found = {"shared_bytes": shared}
     for name, pattern in {
         "registers": r"Used (\d+) registers",
         "spill_stores": r"(\d+) bytes spill stores",

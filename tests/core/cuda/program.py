@@ -21,6 +21,7 @@ def kernels_run(
     mask: Any = None,
     time_axis: int = 1,
     tiles: int | None = None,
+    cluster: int = 1,
 ) -> tuple[Any, Any]:
     """Final carry and outputs ``[B, T, S*F]``, in the cell's dtype."""
     sequence = without_unused(SequenceInputs(x, resets, mask), time_axis, repeat=False)
@@ -36,5 +37,6 @@ def kernels_run(
         Terms(terms.qkv[0], terms.gates, resets, mask),
         time_axis=time_axis,
         tiles=tiles,
+        cluster=cluster,
     )
     return final, cell.output_from_carry(memories)

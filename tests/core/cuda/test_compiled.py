@@ -6,7 +6,7 @@ import pytest
 
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.scan.cuda import nvrtc
-from rrnn_jax.scan.cuda.layout import layout_of
+from rrnn_jax.scan.cuda.layout import Gpu, layout_of
 from tests.core.cuda import h100
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
@@ -15,17 +15,24 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
 @pytest.mark.skipif(h100.missing() is not None, reason=str(h100.missing()))
 @pytest.mark.parametrize(
     ("setting", "operations"),
-    [("rl", 70), pytest.param("nth_farthest", 80, marks=pytest.mark.slow)],
+    [
+        ("rl", 70),
+        pytest.param("rl_cluster", 70, marks=pytest.mark.slow),
+        pytest.param("nth_farthest", 80, marks=pytest.mark.slow),
+    ],
 )
 def test_operations_registers_and_spills(setting, operations):
     found = h100.measure(setting)
     print(found)  # Shown by pytest -rP.
     assert found["kernels"] == 2
     assert 30 < found["operations"] <= operations, found["kinds"]
-    spilled = {"rl": (0, 0), "nth_farthest": (100, 250)}[setting]
+    spilled = (100, 250) if setting == "nth_farthest" else (0, 0)
+    # A multiprocessor has 65,536 for the threads of a block: 512, and 128 in a cluster.
+    registers = 200 if setting == "rl_cluster" else 128
     for kernel, most in zip(("forward", "backward"), spilled, strict=True):
         assert found[kernel]["spill_stores"] <= most
-        assert 90 < found[kernel]["registers"] <= 128
+        assert found[kernel]["shared_bytes"] <= Gpu().shared_bytes
+        assert 90 < found[kernel]["registers"] <= registers
 
 
 @pytest.mark.slow
@@ -47,10 +54,24 @@ def test_ptx_is_for_any_gpu_since_8_0_and_for_drivers_since_525():
     ptx = nvrtc.kernel_ptx("forward", layout, False)
     assert re.findall(r"^\.(?:version|target) (\S+)$", ptx, re.MULTILINE) == ["8.0", "sm_80"]
     assert ".entry rrnn_forward(" in ptx
+    assert "cluster" not in ptx
     probe = nvrtc.compile_ptx((nvrtc.SOURCES / "probe.cu").read_text(), "probe.cu")
     assert {"mma.sync", "ldmatrix.sync", "movmatrix.sync", "tanh.approx"} <= set(
         re.findall(r"[a-z]+\.(?:sync|approx)", probe)
     )
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_ptx_of_a_cluster_is_for_9_0_and_for_drivers_since_530(kernel):
+    cell = RelationalMemoryCell(mem_slots=1, head_size=16, num_heads=4)
+    ptx = nvrtc.kernel_ptx(kernel, layout_of(cell, 2, cluster=4), True)
+    assert re.findall(r"^\.(?:version|target) (\S+)$", ptx, re.MULTILINE) == ["8.1", "sm_90"]
+    assert re.search(r"^\.reqnctapercluster 4, 1, 1$", ptx, re.MULTILINE)
+    assert "ld.shared.v4.u32" in ptx  # Weights.
+    # All blocks get each message. None waits for global memory in the loop over steps.
+    assert ptx.count("st.async") % 4 == 0
+    assert ptx.count("barrier.cluster.wait") == 2
 
 
 @needs_nvrtc

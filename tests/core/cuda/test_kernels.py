@@ -3,6 +3,7 @@
 All configurations: ``python -m pytest -m "slow or not slow" tests/core/cuda/test_kernels.py``.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
 
 
 class Case(NamedTuple):
-    """A cell and a sequence; flags: 'resets', 'mask' or both."""
+    """A cell and a sequence; flags: 'resets', 'mask' or both; multiprocessors for a block."""
 
     cell: dict[str, Any]
     B: int = 3
@@ -32,6 +33,7 @@ class Case(NamedTuple):
     flags: str = ""
     tiles: int | None = None
     time_axis: int = 1
+    cluster: int = 1
 
 
 def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
@@ -57,6 +59,13 @@ SLOW = {
     "five_layers": Case(sizes(1, 4, 32, L=5), B=9, T=2),
     "wide": Case(sizes(1, 4, 128), B=2, T=2),
 }
+CLUSTERS = {
+    "units": Case(sizes(8, 4, 32, L=2), B=2, flags="resets mask", cluster=4),
+    "no_gates": Case(sizes(2, 2, 32, L=3, gate_style=None), B=5, T=2, cluster=2),
+    "sixteen_slots": SLOW["sixteen_slots_wide_heads"]._replace(cluster=2),
+    "rl": SLOW["rl"]._replace(cluster=4),
+}
+SLOW |= {f"cluster_{name}": case for name, case in CLUSTERS.items()}
 CASES = [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
 
 
@@ -115,6 +124,7 @@ class Problem(NamedTuple):
                 *(params, x, carry, fresh, self.resets, self.mask),
                 time_axis=self.case.time_axis,
                 tiles=self.case.tiles,
+                cluster=self.case.cluster,
             )
 
         return self.gradients(run)
@@ -182,18 +192,26 @@ def test_gradients_are_as_exact_as_the_plain_scan_in_bfloat16(name, case, monkey
         assert a < 2 * b, f"{name}: {path} is off by {a:.1e}, the plain scan by {b:.1e}"
 
 
-def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) -> list[bool]:
-    """Whether all results are bitwise those of threads that take turns, for each order."""
-    emulator = Emulator(edits=tuple(edits)).use(monkeypatch)
-    function, arguments = make_problem(case).kernels()
-    compiled = jax.jit(function)
+def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) -> Iterator[bool]:
+    """Whether all results are bitwise those of threads that take turns, for each order.
 
-    def run(order: int) -> list[np.ndarray]:
-        emulator.order = order
-        return [np.asarray(x) for x in jax.tree.leaves(compiled(*arguments))]
+    With clusters: those of threads that take turns in one block. Failures count as other results.
+    """
 
-    expected = run(0)
-    return [all(map(np.array_equal, run(order), expected)) for order in orders]
+    def run(case: Case, orders: Any, edits: Any) -> Iterator[list[np.ndarray]]:
+        emulator = Emulator(edits=tuple(edits)).use(monkeypatch)
+        function, arguments = make_problem(case).kernels()
+        compiled = jax.jit(function)
+        for order in orders:
+            emulator.order = order
+            try:
+                yield [np.asarray(x) for x in jax.tree.leaves(compiled(*arguments))]
+            except jax.errors.JaxRuntimeError:
+                yield []
+
+    (expected,) = run(case._replace(cluster=1), [0], edits if case.cluster == 1 else ())
+    for found in run(case, orders, edits):
+        yield len(found) == len(expected) > 0 and all(map(np.array_equal, found, expected))
 
 
 def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
@@ -201,8 +219,22 @@ def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
     assert all(run_in_orders(QUICK["gates_of_units"], orders, monkeypatch))
 
 
+def test_a_cluster_gives_the_bits_of_a_block(monkeypatch):
+    case = QUICK["gates_of_units"]._replace(cluster=2)  # Compiled already, as a block.
+    assert all(run_in_orders(case, [88172645463325252], monkeypatch))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gates_of_units", "gates_of_slots", "rl", "sixteen_slots"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gates_of_units",
+        "gates_of_slots",
+        "rl",
+        "sixteen_slots",
+        *(f"cluster_{n}" for n in CLUSTERS),
+    ],
+)
 def test_twenty_orders_of_threads_give_the_same_bits(name, monkeypatch):
     orders = [int(x) for x in np.random.default_rng(0).integers(1, 2**62, 20)]
     assert all(run_in_orders((QUICK | SLOW)[name], orders, monkeypatch))
@@ -210,8 +242,16 @@ def test_twenty_orders_of_threads_give_the_same_bits(name, monkeypatch):
 
 # In a forward and a backward kernel: what stands there, and what it is replaced by.
 BARRIERS = {
-    "forward": ("      sync();\n      put(me, sh.X, hidden);", "      put(me, sh.X, hidden);"),
-    "backward": ("    sync();\n    put(me, sh.X, x);", "    put(me, sh.X, x);"),
+    "forward": ("      if (CLUSTER == 1) sync();\n      exchange", "      exchange"),
+    "backward": ("        if (CLUSTER == 1) sync();\n", ""),
+}
+# What keeps the blocks of a cluster apart: waiting, and several buffers.
+APART = {
+    "wait": ("    wait_for(barriers + turn % 2, turn / 2 % 2);\n", ""),
+    "operands forward": ("return sh.X[i % BUFFERS];", "return sh.X[0];"),
+    "operands backward": ("LAYERS + 1 - layer", "0"),
+    "gates": ("return sh.G[CLUSTER > 1 ? t % 2 : 0];", "return sh.G[0];"),
+    "sums": ("return CLUSTER > 1 ? turn % 2 : 0;", "return 0;"),
 }
 
 
@@ -221,6 +261,13 @@ def test_a_missing_barrier_is_seen(name, monkeypatch):
     edit = BARRIERS[name]
     case = QUICK["gates_of_units"]
     assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APART)
+def test_a_missing_wait_or_buffer_of_a_cluster_is_seen(name, monkeypatch):
+    case = QUICK["gates_of_units"]._replace(cluster=2)
+    assert not all(run_in_orders(case, range(1, 1000, 50), monkeypatch, [APART[name]]))
 
 
 @pytest.mark.slow

@@ -105,6 +105,37 @@ def test_rows_of_a_block_go_by_batch_and_multiprocessors():
     assert layout_of(make_cell(mem_slots=16), 100).rows % 16 == 0
 
 
+def test_a_cluster_holds_the_weights_of_a_block():
+    rl = make_cell(head_size=64, gate_style="memory")
+    alone, layout = layout_of(rl, 32), layout_of(rl, 32, cluster=4)
+    assert (layout.warps, layout.threads, layout.blocks(32)) == (alone.warps, 128, 16)
+    weights = 5 * 256 * 256 * 2
+    assert 0 < layout.forward_bytes - weights / 4 < 24 * 1024
+    assert 0 < layout.backward_bytes - weights / 4 < 52 * 1024
+    # Records are in the order of all threads.
+    arguments = (32, 2, 0, True)
+    assert layout.forward_results(*arguments) == alone.forward_results(*arguments)
+
+
+def test_clusters_that_are_refused(monkeypatch):
+    nth_farthest = make_cell(mem_slots=8, head_size=32, num_heads=8)
+    reason = support.why_not(nth_farthest, BF16, 1600, cluster=4)
+    assert reason is not None
+    assert re.match("does not fit: .* more shared memory", reason)
+    assert support.why_not(make_cell(), BF16, cluster=8) == (
+        "does not fit: a cluster of 8 needs a multiple of 8 for num_heads, got 4"
+    )
+    monkeypatch.setattr(support, "_why_not_on", lambda _: None)
+    for capability, reason in {
+        "9.0": None,
+        "8.6": "needs a GPU of compute capability 9.0 for clusters, got 8.6",
+    }.items():
+        gpu = device(compute_capability=capability)
+        monkeypatch.setattr(support, "_default_device", lambda gpu=gpu: gpu)
+        assert support.why_not_here(cluster=4) == reason
+        assert support.why_not_here() is None
+
+
 @pytest.mark.parametrize("width", range(64, 1025, 64))
 def test_any_width_that_is_a_multiple_of_64(width):
     warps = warps_of(width, 16)
