@@ -48,14 +48,15 @@ def test_the_comparison_of_quick_is_quoted():
     assert rows["updates", "lstm"]["verdict"] == "not told apart"
 
 
-def test_rates_are_the_best_that_were_tried():
-    sweep = read("quick_sweep")
+@pytest.mark.parametrize(("name", "tried"), [("quick", (3, 3)), ("shakespeare_short", (3, 4))])
+def test_rates_are_the_best_that_were_tried(name, tried):
+    sweep = read(f"{name}_sweep")
     best = {row["model"]: row for row in sweep if row.get("best")}
-    for model, row in best.items():
-        tried = [other["valid"] for other in sweep if other["model"] == model]
-        assert len(tried) == 3
-        assert row["valid"] == min(tried)
-        assert not set(row["seeds"]) & set(map(int, read("quick")[model]["nats"]))
+    for (model, row), count in zip(best.items(), tried, strict=True):
+        values = [other["valid"] for other in sweep if other["model"] == model]
+        assert len(values) == count
+        assert row["valid"] == min(values)
+        assert not set(row["seeds"]) & set(map(int, read(name)[model]["nats"]))
         assert f"rate {next(iter(row['setting'].values()))} |" in TEXT
 
 
@@ -96,14 +97,39 @@ def test_shakespeare_is_quoted():
     assert row in PROSE
     config = kept["config"]["train"], kept["config"]["text"]
     assert config[0]["steps"] * config[0]["batch_size"] * config[1]["window"] == 40_960_000
-    short = read("shakespeare_short")
-    cells = short["summary"]["evaluation"]["nats"][0], short["summary"]["train_seconds"] / 60
-    assert "| 385,025 | 14 million | {:.3f} | {:.0f} |".format(*cells) in PROSE
-    assert short["environment"]["command"].split("rmc ")[1] in PROSE
-    assert short["config"]["train"]["steps"] * 32 * short["config"]["text"]["window"] == 14_336_000
     unrolls = numbers["by_unroll"]
     assert f"{unrolls['200']:.3f} and {unrolls['500']:.3f}, with the state carried" in PROSE
     assert f"{numbers['nats']:.3f} nats" in (KEPT / "weights" / "README.md").read_text()
+
+
+def test_the_comparison_at_shakespeare_is_quoted():
+    rows = {(row["at"], row["model"]): row for row in read("shakespeare_short_report")}
+    windows, kept = read("shakespeare_short_windows")["models"], read("shakespeare_short")
+    for model, title in (("rmc", "Relational Memory Core"), ("lstm", "LSTM")):
+        row, own = rows["updates", model], kept[model]
+        nats = own["summary"]["evaluation"]["nats"]
+        assert row["values"] == pytest.approx(nats, abs=1e-5)
+        config = own["config"]
+        assert config["train"]["steps"] * 32 * config["text"]["window"] == 14_336_000
+        assert (
+            "--steps 3500 --input-dropout 0.1 --output-dropout 0.2"
+            in (own["environment"]["command"])
+        )
+        losses = [*windows[title]["by_unroll"].values(), windows[title]["nats"]]
+        assert windows[title]["nats"] == pytest.approx(nats[0], abs=2e-3)  # Not in 16 parts.
+        cells = [f"{row['parameters']:,}", text_of(row["values"]), *(f"{x:.3f}" for x in losses)]
+        assert f" | {' | '.join(cells)} |" in PROSE
+    section = PROSE.split("**Both models, 3,500 updates**")[1]
+    for at, digits in (("updates", "{:+.3f}"), ("time", "{:.3f}")):
+        low, high = rows[at, "lstm"]["interval"]
+        behind = f"{low:.3f} to {digits.format(high)}"
+        assert f"ahead by {-rows[at, 'lstm']['difference']:.3f} (" in section
+        assert behind in section
+        assert rows[at, "lstm"]["verdict"] == "not told apart"
+    seconds = [rows["updates", model]["seconds_per_update"] for model in ("rmc", "lstm")]
+    assert f"took {seconds[0] / seconds[1]:.1f} times as long" in section
+    minutes = [f"{3500 * each / 60:.0f}" for each in seconds]
+    assert f"{' and '.join(minutes)} minutes a seed" in section
 
 
 def test_bytes_are_quoted():
