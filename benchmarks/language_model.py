@@ -5,7 +5,8 @@ Five parts, each a few lines of JSON:
 - ``train``: tokens per second of updates of the ``quick`` preset's models and, where PyTorch is
   installed, of its LSTM of the same width and of a transformer of nanoGPT's size for a CPU;
 - ``softmax``: full and adaptive softmax, value and gradient, time and memory;
-- ``write``: tokens per second with many tokens per call of the device, and with one;
+- ``write``: tokens per second with many tokens per call of the device, and with one, and of
+  PyTorch's models with one;
 - ``prompt``: time per token and memory for growing prompts, each in a process of its own;
 - ``paper``: updates of the ``paper`` preset's memory core at its full size, with 250,000 words by
   Zipf's law and 4 rows instead of 384: time and memory.
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 
 SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 16, 64, 256
 PROMPTS = (1_000, 10_000, 100_000)
 PAPER_ROWS, PAPER_WORDS = 4, 250_000
+TORCH_WRITTEN = 128
 _CHARACTERS = "".join(chr(code) for code in range(32, 97))
 
 Programs = dict[str, Callable[[], Any]]
@@ -73,8 +75,8 @@ def train(rounds: int) -> Rows:
         config = dataclasses.replace(base, model=name)
         programs[name], _, sizes[name] = _updates(config, Characters(_CHARACTERS))
     count = dict.fromkeys(programs, batch * window)
-    for name, (program, size, tokens_of) in _torch_updates(base, batch, window).items():
-        programs[name], sizes[name], count[name] = program, size, tokens_of
+    for name, model in _torch_models(base).items():
+        programs[name], sizes[name], count[name] = model.update, model.parameters, model.tokens
     for name, seconds in in_turns(programs, rounds).items():
         yield {"part": "train", "model": name, "parameters": sizes[name], "tokens": count[name],
                "tokens_per_second": round(count[name] / seconds)}  # fmt: skip
@@ -122,6 +124,8 @@ def write(rounds: int, count: int = 512) -> Rows:
         name = f"{rows} rows, {chunk} tokens per call"
         programs[name] = lambda w=writer, s=session, n=written: w.write(s, n, 0)[1]
         rows_of[name] = rows, written
+    for name, model in _torch_models(PRESETS["quick"]).items():
+        programs[name], rows_of[name] = model.write, (1, TORCH_WRITTEN)
     for name, seconds in in_turns(programs, rounds).items():
         rows, written = rows_of[name]
         yield {"part": "write", "program": name,
@@ -222,22 +226,42 @@ def _writer(rows: int, chunk: int) -> tuple[Writer, Session]:
     return writer, writer.branch(writer.start(0), rows)
 
 
-def _torch_updates(
-    base: Config, batch: int, window: int
-) -> dict[str, tuple[Callable[[], Any], int, int]]:
-    """Updates of PyTorch's models, their parameters and tokens; none without PyTorch."""
+class TorchModel(NamedTuple):
+    """A model of PyTorch.
+
+    Attributes:
+      parameters: number of them.
+      update: an update of `tokens` tokens.
+      tokens: tokens of an update.
+      write: writes `TORCH_WRITTEN` tokens.
+    """
+
+    parameters: int
+    update: Callable[[], Any]
+    tokens: int
+    write: Callable[[], Any]
+
+
+def _torch_models(base: Config) -> dict[str, TorchModel]:
+    """PyTorch's models by name; none without PyTorch."""
     try:
         from benchmarks import torch_text
     except ImportError:
         return {}
-    width, features = base.lstm.lstm_features, base.text.embedding_size
+    lstm = torch_text.LSTM(65, base.text.embedding_size, base.lstm.lstm_features)
+    transformer = torch_text.Transformer(65, 128, 4, 4, 64)
     models = {
-        "torch_lstm": (torch_text.LSTM(65, features, width), batch, window),
-        "torch_transformer": (torch_text.Transformer(65, 128, 4, 4, 64), 12, 64),
+        "torch_lstm": (lstm, base.train.batch_size, base.text.window),
+        "torch_transformer": (transformer, 12, 64),
     }
     return {
-        name: (torch_text.update(model, *sizes), torch_text.count(model), sizes[0] * sizes[1])
-        for name, (model, *sizes) in models.items()
+        name: TorchModel(
+            torch_text.count(model),
+            torch_text.update(model, rows, steps),
+            rows * steps,
+            torch_text.write(model, TORCH_WRITTEN),
+        )
+        for name, (model, rows, steps) in models.items()
     }
 
 

@@ -1,6 +1,7 @@
 """Language models in PyTorch, made of its own modules, to compare with."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
@@ -17,7 +18,12 @@ class LSTM(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits ``[B, T, V]`` of tokens ``[B, T]``."""
-        return self.readout(self.core(self.embedding(tokens))[0])
+        return self.read(tokens)[0]
+
+    def read(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """The same from a state (None: zeros), and the state after the tokens."""
+        y, state = self.core(self.embedding(tokens), state)
+        return self.readout(y), state
 
 
 class Transformer(nn.Module):
@@ -36,8 +42,16 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits ``[B, T, V]`` of tokens ``[B, T]``; the read-out is the embedding."""
-        x = self.embedding(tokens) + self.positions
-        return self.core(x, mask=self.mask, is_causal=True) @ self.embedding.weight.T
+        length = tokens.shape[1]
+        x = self.embedding(tokens) + self.positions[:length]
+        mask = self.mask[:length, :length]
+        return self.core(x, mask=mask, is_causal=True) @ self.embedding.weight.T
+
+    def read(self, tokens: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        """Reads the last window again, as nanoGPT does; the state is that window."""
+        window = tokens if state is None else torch.cat((state, tokens), 1)
+        window = window[:, -len(self.positions) :]
+        return self(window), window
 
 
 def update(model: nn.Module, batch: int, window: int) -> Callable[[], float]:
@@ -54,6 +68,22 @@ def update(model: nn.Module, batch: int, window: int) -> Callable[[], float]:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
+
+    return run
+
+
+def write(model: LSTM | Transformer, count: int) -> Callable[[], torch.Tensor]:
+    """Calls write tokens one after the other: temperature 0.8, of the 20 most likely."""
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        token, state, text = torch.zeros(1, 1, dtype=torch.long), None, []
+        for _ in range(count):
+            logits, state = model.read(token, state)
+            best, tokens = (logits[:, -1] / 0.8).topk(20)
+            token = tokens.gather(1, torch.multinomial(best.softmax(-1), 1))
+            text.append(token)
+        return torch.cat(text, 1)
 
     return run
 

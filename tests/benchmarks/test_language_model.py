@@ -87,3 +87,12 @@ def test_models_of_pytorch():
     torch.testing.assert_close(model(tokens)[:, :40], model(changed)[:, :40])
     run = torch_text.update(torch_text.LSTM(65, 8, 16), 4, 12)
     assert run() > [run() for _ in range(30)][-1]
+    # Step by step with a state is as the whole window.
+    for reader in (model, torch_text.LSTM(65, 8, 16)):
+        state = None
+        for t in range(5):
+            logits, state = reader.read(tokens[:, t : t + 1], state)
+        torch.testing.assert_close(logits[:, -1], reader(tokens[:, :5])[:, -1])
+        found = torch_text.write(reader, 70)()  # More than the transformer's window.
+        assert found.shape == (1, 70)
+        assert len(found.unique()) > 1
