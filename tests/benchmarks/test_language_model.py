@@ -95,4 +95,4 @@ def test_models_of_pytorch():
         torch.testing.assert_close(logits[:, -1], reader(tokens[:, :5])[:, -1])
         found = torch_text.write(reader, 70)()  # More than the transformer's window.
         assert found.shape == (1, 70)
-        assert len(found.unique()) > 1
+        assert ((found >= 0) & (found < 65)).all()
