@@ -130,6 +130,11 @@ def test_the_comparison_at_shakespeare_is_quoted():
     assert f"took {seconds[0] / seconds[1]:.1f} times as long" in section
     minutes = [f"{3500 * each / 60:.0f}" for each in seconds]
     assert f"{' and '.join(minutes)} minutes a seed" in section
+    paces = [read("shakespeare_pace")[model]["updates_per_second"] for model in ("rmc", "lstm")]
+    assert f"ran at {paces[0]:.1f} and {paces[1]:.1f} a second" in section
+    minutes = [3500 / pace / 60 for pace in paces]
+    assert f"{minutes[0]:.1f} and {minutes[1]:.1f} minutes for 3,500" in section
+    assert max(max(rows["updates", model]["values"]) for model in ("rmc", "lstm")) < 1.5
 
 
 def test_bytes_are_quoted():
