@@ -86,11 +86,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     """
     first = runs[0]
     for run in runs[1:]:
-        own, other = (
-            each["config"] | {"train": each["config"]["train"] | {"seed": 0}}
-            for each in (first, run)
-        )
-        if own != other:
+        if _settings(run["config"]) != _settings(first["config"]):
             raise ValueError(f"runs of {name} must differ only in the seed")
     joined = first | {"summary": _together([run["summary"] for run in runs])}
     if len(runs) > 1:
@@ -100,6 +96,13 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     for metric in set(CURVES) & set(first):
         joined[metric] = {seed: one for run in runs for seed, one in run[metric].items()}
     return joined
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run's numbers depend on but for the seed: not the options of other models."""
+    others = set(TITLES) - {config.get("model")}
+    own = {name: value for name, value in config.items() if name not in others}
+    return own | {"train": own["train"] | {"seed": 0}}
 
 
 def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -194,11 +194,15 @@ def test_documents_quote_what_was_kept(document, preset):
 
 def test_the_quick_runs_are_quoted():
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "quick.json").read_text())
-    rmc, lstm = (100 * kept[model]["summary"]["test"]["accuracy"][0] for model in ("rmc", "lstm"))
     text = " ".join(README.read_text().split())
-    assert f"**RMC {rmc:.1f} %, LSTM {lstm:.1f} %**" in text
-    reached = [kept["rmc"]["summary"]["steps_to"][f"{share}%"][0] for share in (30, 70)]
-    assert "30 % after {:,} updates and 70 % after {:,}".format(*reached) in text
+    rmc, lstm = (
+        ", ".join(f"{100 * score:.1f} %" for score in kept[model]["summary"]["test"]["accuracy"])
+        for model in ("rmc", "lstm")
+    )
+    assert f"**RMC {rmc}, LSTM {lstm}**" in text
+    for share in (30, 50):
+        reached = kept["rmc"]["summary"]["steps_to"][f"{share}%"]
+        assert f"{share} % after {', '.join(f'{step:,}' for step in reached)}" in text
     pace = json.loads((README.parents[1] / "results/nth_farthest/quick_pace.json").read_text())
     runs = [pace[model] for model in ("rmc", "lstm")]
     assert "first {updates} updates".format(**runs[0]) in text

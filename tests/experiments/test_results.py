@@ -1,6 +1,7 @@
 """Results are collected from run directories as they are."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,8 +9,8 @@ from experiments.common.results import collect, draw
 from tests.experiments.toys import write_run
 
 
-def make_run(directory, accuracy, seed=3, rate=0.1):
-    config = {"model": "rmc", "train": {"seed": seed, "rate": rate}}
+def make_run(directory, accuracy, seed=3, rate=0.1, **options):
+    config = {"model": "rmc", "train": {"seed": seed, "rate": rate}, **options}
     summary = {
         **{"seeds": [seed], "parameters": 9, "steps": 10, "train_seconds": 2.5},
         **{"test": {"loss": [accuracy]}, "score": {"name": "accuracy", "goal": "max"}},
@@ -60,7 +61,7 @@ def test_no_run(tmp_path):
 
 def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
     make_run(tmp_path / "rmc-3", 0.25)
-    make_run(tmp_path / "rmc-5", 0.5, seed=5)
+    make_run(tmp_path / "rmc-5", 0.5, seed=5, lstm={"lstm_features": 3})  # Of another model.
     make_run(tmp_path / "rmc-2e-2", 0.75, seed=7)  # Its name ends with another number.
     found = collect(tmp_path)
     assert set(found) == {"rmc", "rmc-2e-2"}
@@ -76,6 +77,8 @@ def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
     assert found["rmc"]["environment"]["commands"] == commands
     draw(found, tmp_path / "drawn.png", {"random": {"accuracy": 0.2}})
     assert (tmp_path / "drawn.png").stat().st_size > 10_000
-    make_run(tmp_path / "rmc-6", 0.5, seed=6, rate=0.2)
-    with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):
-        collect(tmp_path)
+    for option in ({"rate": 0.2}, {"rmc": {"mem_slots": 2}}):
+        make_run(tmp_path / "rmc-6", 0.5, seed=6, **option)
+        with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):
+            collect(tmp_path)
+        shutil.rmtree(tmp_path / "rmc-6")
