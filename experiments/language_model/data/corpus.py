@@ -158,10 +158,11 @@ def read_corpus(
         corpus = _wikitext(path)
     else:
         corpus = _folder(path, valid, test, stories if form == "gigaword" else None)
-    places = [(part.path, part.start) for split in corpus.values() for part in split]
-    for place in places:
-        if places.count(place) > 1:
-            raise RefusedError(f"{place[0]} is in two splits: see --valid and --test")
+    seen = set()
+    for part in (part for split in corpus.values() for part in split):
+        if (part.path, part.start) in seen:
+            raise RefusedError(f"{part.path} is in two splits: see --valid and --test")
+        seen.add((part.path, part.start))
     return corpus
 
 
