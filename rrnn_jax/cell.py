@@ -85,7 +85,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
       attention_mlp_layers: layers of the row-wise MLP, shared by the blocks (default: 2).
       gate_style: 'unit' (default; a gate for each memory unit), 'memory' (one for each slot) or
         ``None`` (no gates).
-      forget_bias: constant added to the forget gate (default: 1.0).
+      forget_bias: constant added to the forget gate (default: 1.0); not among the parameters.
       input_bias: constant added to the input gate (default: 0.0).
       output_gate: the paper's equations 3-9, see above (default: False, as in the authors' code).
       matrix_inputs: inputs are ``[*B, R, I]``, and the slots attend to each of the R rows (default:

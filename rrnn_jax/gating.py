@@ -45,7 +45,7 @@ def gate_width(gate_style: GateStyle, width: int) -> int:
     Raises:
       ValueError: a style that has no gates, or an unknown one.
     """
-    check_choice("gate_style", gate_style, GATE_STYLES[:2])
+    check_choice("gate_style", gate_style, tuple(style for style in GATE_STYLES if style))
     return width if gate_style == "unit" else 1
 
 

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.common.train_config import TrainConfig
+from experiments.common.train_config import Schedule, TrainConfig
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from rrnn_jax.checks import check_positive
 from rrnn_jax.typing import Dtype
-
-Schedule = Literal["constant", "cosine", "linear"]
 
 
 class Core(abc.ABC):

@@ -74,6 +74,7 @@ def _by_name(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer == "rmsprop":
         b2 = 0.9 if config.beta2 is None else config.beta2
         return optax.rmsprop(rate, b2, eps, momentum=config.beta1)
+    assert config.optimizer == "muon", config.optimizer
     return optax.contrib.muon(
         rate,
         beta=0.95 if config.beta1 is None else config.beta1,

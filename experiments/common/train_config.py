@@ -2,7 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
+
+from rrnn_jax.checks import check_choice
+
+Optimizer = Literal["adam", "adamw", "rmsprop", "muon"]
+Schedule = Literal["constant", "cosine", "linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +21,13 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Sequences per pass: gradients of several passes are averaged into an update. Less memory, and
     on a CPU more speed, for the same result. None: the whole batch at once."""
-    optimizer: Literal["adam", "adamw", "rmsprop", "muon"] = "adam"
+    optimizer: Optimizer = "adam"
     """The optimiser. "muon": Muon for matrices, Adam for all other parameters."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     adam_learning_rate: float | None = None
     """Peak learning rate of Adam with "muon". None: learning_rate."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Schedule = "constant"
     """The schedule after the warm-up: constant, or a cosine or linear decay to zero."""
     hold: float = 0.0
     """Part, from 0 to 1, of the updates after the warm-up at the peak, before the decay."""
@@ -63,6 +68,8 @@ class TrainConfig:
     """Number of devices to use. None: all."""
 
     def __post_init__(self) -> None:
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_choice("schedule", self.schedule, get_args(Schedule))
         for name in (
             *("steps", "batch_size", "num_seeds", "chunk_steps"),
             *("eval_every", "eval_samples", "checkpoint_every"),

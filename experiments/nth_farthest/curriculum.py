@@ -1,4 +1,4 @@
-r"""The stages of training. Evaluation always uses the paper's task.
+r"""The stages of training (presets: `config.STAGES`). Evaluation always uses the paper's task.
 
 Stages differ in the correlation of objects with the reference (see the equation in
 `rrnn_jax.tasks.nth_farthest`), in the ranks, in the share of sequences that show the reference

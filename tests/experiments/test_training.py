@@ -300,6 +300,8 @@ def test_mean_pools_by_count():
     ("changes", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"optimizer": "sgd"}, "optimizer must be one of 'adam', .*; got 'sgd'"),
+        ({"schedule": "step"}, "schedule must be one of 'constant', .*; got 'step'"),
         ({"micro_batch_size": 3}, "micro_batch_size must divide batch_size=128, got 3"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
