@@ -1,4 +1,4 @@
-r"""The collectives of a training step, compiled without a GPU, and a model of their cost.
+r"""The collectives of a training step, compiled without its devices, and a model of their cost.
 
 In a step each device computes the gradient of its rows, an *all-reduce* sums the gradients, and
 each device applies the same update. In weak scaling, with a fixed number of rows per GPU, the
@@ -93,6 +93,8 @@ def find_collectives(program: str) -> list[Collective]:
 
     >>> find_collectives("%a = (f32[2,3]{1,0}, f32[]) all-reduce(%b, %c), channel_id=1")
     [Collective(kind='all-reduce', size=28, repeats=False)]
+    >>> find_collectives("%a = ((f32[2]{0}), f32[2]{0}) all-reduce-start(%b), channel_id=1")
+    [Collective(kind='all-reduce', size=8, repeats=False)]
     """
     bodies = set(re.findall(r"body=%?([\w.-]+)", program))
     found, computation = [], ""
@@ -101,7 +103,8 @@ def find_collectives(program: str) -> list[Collective]:
             computation = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
         match = _COLLECTIVE.search(line)
         if match:
-            size = sum(_sizes(match["type"]))
+            # An asynchronous one has its operands in its type, too.
+            size = sum(_sizes(re.sub(r"^\(\(.*?\), ", "(", match["type"])))
             found.append(Collective(match["kind"], size, computation in bodies))
     return sorted(found, key=lambda each: -each.size)
 
@@ -112,23 +115,33 @@ def _sizes(types: str) -> Iterator[int]:
             yield _SIZES[name] * math.prod(int(size) for size in sizes.split(",") if size)
 
 
-def compile_update(problem: Problem, gpus: int) -> str:
-    """Compiles an update of a problem with rows divided over H100s; returns the program's text.
+def compile_update(problem: Problem, devices: int, target: str = "gpu") -> str:
+    """Compiles an update of a problem with rows divided over devices that need not be there.
+
+    Args:
+      problem: the problem.
+      devices: the number of devices.
+      target: "gpu", H100s; or "tpu", chips of a TPU v5e.
+
+    Returns:
+      The text of the compiled program.
 
     Raises:
-      UnavailableError: JAX's CUDA packages are not installed.
+      UnavailableError: JAX's packages for the target are not installed.
     """
-    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
-        raise UnavailableError(
-            "compiling for GPUs needs the packages of jax[cuda12] or jax[cuda13]"
-        )
     from jax.experimental import topologies
 
-    shape = f"1x{max(gpus // NODE, 1)}x{min(gpus, NODE)}"
-    devices = topologies.get_topology_desc(
-        "h100", platform="cuda", topology=shape, target_config=H100
-    ).devices
-    mesh = Mesh(np.array(devices).reshape(1, gpus), (SEEDS, DATA), axis_types=(AxisType.Auto,) * 2)
+    if target == "gpu":
+        _need("packages of jax[cuda12] or jax[cuda13]", "jax_cuda12_plugin", "jax_cuda13_plugin")
+        shape = f"1x{max(devices // NODE, 1)}x{min(devices, NODE)}"
+        topology = topologies.get_topology_desc(
+            "h100", platform="cuda", topology=shape, target_config=H100
+        )
+    else:
+        _need("libtpu of jax[tpu]", "libtpu")
+        topology = topologies.get_topology_desc(f"v5e:2x{devices // 2}", platform="tpu")
+    chips = np.array(topology.devices).reshape(1, devices)
+    mesh = Mesh(chips, (SEEDS, DATA), axis_types=(AxisType.Auto,) * 2)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def whole(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -137,9 +150,16 @@ def compile_update(problem: Problem, gpus: int) -> str:
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(problem.init, key)
     update = jax.jit(lambda state, key: problem.update(state, key, None), out_shardings=everywhere)
-    with jax.set_mesh(mesh):
-        lowered = update.lower(jax.tree.map(whole, state), whole(key))
-    return lowered.compile().as_text() or ""
+    # The layers ask for the default device's platform while they are traced.
+    with jax.set_mesh(mesh), jax.default_device(target):
+        traced = update.trace(jax.tree.map(whole, state), whole(key))
+    platforms = ("cuda",) if target == "gpu" else ("tpu",)
+    return traced.lower(lowering_platforms=platforms).compile().as_text() or ""
+
+
+def _need(what: str, *modules: str) -> None:
+    if not any(importlib.util.find_spec(name) for name in modules):
+        raise UnavailableError(f"compiling needs the {what}")
 
 
 def all_reduce_seconds(size: float, gpus: int) -> float:

@@ -5,7 +5,7 @@ a CPU share its cores, so these rows measure the cost of division and collective
 speed should be near 1), not the gain of more hardware.
 
 Modelled: the same step compiled for H100s (without using any), its collectives, and their cost by
-`benchmarks.collectives`.
+`benchmarks.collectives`. For TPUs the collectives alone.
 """
 
 import argparse
@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
     add("--processes", nargs="*", type=int, default=[2], help="of one device each (default: 2)")
     add("--chunks", type=int, default=5, help=f"timed chunks of {_STEPS} updates (default: 5)")
     add("--gpus", nargs="*", type=int, default=[8, 64], help="to compile for (default: 8 64)")
-    add("--rows", type=int, default=1600, help="of each of these GPUs (default: 1600)")
+    add("--tpus", nargs="*", type=int, default=[], help="v5e chips to compile for (default: none)")
+    add("--rows", type=int, default=1600, help="of each of these devices (default: 1600)")
     add("--step-ms", type=float, default=4.8,
         help="of such an update on one GPU (default: 4.8, measured on an H100)")  # fmt: skip
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
@@ -160,24 +161,26 @@ def work(
 
 
 def on_paper(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A row for each compiled number of GPUs: collectives, and the efficiencies of `GPUS`."""
-    for gpus in given.gpus:
-        problem = make_problem(make_config("paper", given.rows * gpus))
+    """A row for each number of devices to compile for: collectives; for GPUs efficiencies, too."""
+    for target, devices in [*(("gpu", n) for n in given.gpus), *(("tpu", n) for n in given.tpus)]:
+        problem = make_problem(make_config("paper", given.rows * devices))
         try:
-            program = compile_update(problem, gpus)
+            program = compile_update(problem, devices, target)
         except UnavailableError as error:
-            print(f"not compiled for {gpus} GPUs: {error}", file=sys.stderr)
+            print(f"not compiled for {devices} {target.upper()}s: {error}", file=sys.stderr)
             continue
         found = find_collectives(program)
         size = sum(each.size for each in found)
-        times = {str(n): all_reduce_seconds(size, n) for n in GPUS}
-        step = given.step_ms / 1e3
-        yield {
-            "kind": "compiled", "gpus": gpus, "batch_size": given.rows * gpus,
-            "collectives": [each._asdict() for each in found],
-            "bytes": size, "step_seconds": step, "all_reduce_seconds": times,
-            "efficiency": {str(n): efficiency(step, size, n) for n in GPUS},
+        row = {
+            "kind": "compiled", f"{target}s": devices, "batch_size": given.rows * devices,
+            "collectives": [each._asdict() for each in found], "bytes": size,
         }  # fmt: skip
+        if target == "gpu":
+            step = given.step_ms / 1e3
+            row["step_seconds"] = step
+            row["all_reduce_seconds"] = {str(n): all_reduce_seconds(size, n) for n in GPUS}
+            row["efficiency"] = {str(n): efficiency(step, size, n) for n in GPUS}
+        yield row
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
@@ -208,6 +211,8 @@ def _describe_compiled(row: dict[str, Any]) -> str:
         + (" at every step of a loop" if each["repeats"] else "")
         for each in row["collectives"]
     )
+    if "tpus" in row:
+        return f"Compiled for {row['tpus']} chips of a TPU v5e, one update has: {found}."
     step = row["step_seconds"]
     lines = [
         [n, human_seconds(seconds), f"{step / (step + seconds):.1%}"]

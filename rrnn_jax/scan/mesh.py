@@ -11,7 +11,7 @@ from rrnn_jax.typing import Array
 
 
 def platform() -> str:
-    """The platform on which the traced program is likely to run."""
+    """The platform on which the traced program is likely to run: "cpu", "gpu" or "tpu"."""
     device: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     return jax.default_backend() if device is None else getattr(device, "platform", device)
 

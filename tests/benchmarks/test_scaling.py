@@ -51,9 +51,10 @@ def test_times_by_hand():
 
 
 @pytest.mark.slow
-def test_a_step_compiled_for_gpus_has_one_all_reduce_of_its_gradient(tmp_path):
+@pytest.mark.parametrize("devices", [("--gpus", "8"), ("--gpus", "--tpus", "4")])
+def test_a_step_compiled_for_devices_has_one_all_reduce_of_its_gradient(devices, tmp_path):
     out = tmp_path / "rows.jsonl"
-    options = ["--devices", "--processes", "--gpus", "8", "--rows", "2", "--out", str(out)]
+    options = ["--devices", "--processes", *devices, "--rows", "2", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", *options],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -77,18 +78,20 @@ def test_report_of_measured_and_compiled_rows(monkeypatch, tmp_path, capsys):
         return {"kind": "measured", "devices": devices, "processes": processes} | found
 
     monkeypatch.setattr(scaling, "measure", measure)
-    monkeypatch.setattr(scaling, "compile_update", lambda problem, gpus: PROGRAM)
+    monkeypatch.setattr(scaling, "compile_update", lambda problem, devices, target: PROGRAM)
     out = tmp_path / "rows.jsonl"
-    assert scaling.main(["--gpus", "8", "--step-ms", "1", "--out", str(out)]) == 0
+    options = ["--gpus", "8", "--tpus", "4", "--step-ms", "1", "--out", str(out)]
+    assert scaling.main(options) == 0
     printed = capsys.readouterr().out
     assert "| 2 | 1 | 4 | 0.50 |\n" in printed
     assert "all-reduce of 1.2 KiB, all-gather of 16.0 B at every step of a loop" in printed
     assert "| 1024 | 260 µs | 79.3% |" in printed
+    assert "Compiled for 4 chips of a TPU v5e, one update has: all-reduce of 1.2 KiB" in printed
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["measured"] * 4 + ["compiled"]
+    assert [row["kind"] for row in rows] == ["measured"] * 4 + ["compiled"] * 2
     assert rows[-1]["bytes"] == 1228
 
-    def unavailable(problem, gpus):
+    def unavailable(problem, devices, target):
         raise UnavailableError("it needs packages")
 
     monkeypatch.setattr(scaling, "compile_update", unavailable)

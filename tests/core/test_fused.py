@@ -211,6 +211,8 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "local_devices", lambda: [device] * devices)
     assert gpu.on_nvidia_gpus(1) is expected
+    with jax.default_device("gpu"):
+        assert gpu.on_nvidia_gpus(1) is expected
     with jax.default_device(cpu):
         assert not gpu.on_nvidia_gpus(1)
 

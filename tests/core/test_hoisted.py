@@ -11,6 +11,7 @@ import pytest
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan import relational
 from rrnn_jax.scan.relational import input_terms
+from rrnn_jax.scan.relational.operations import kernel_term
 from tests.core.choices import chosen
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
@@ -171,6 +172,23 @@ def test_kernels_in_tiles_of_a_gpu(monkeypatch):
         *map(jax.tree.leaves, (found, gradients(config, FLAGS, "hoisted"))), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=0, atol=0.01 * float(np.abs(b).max()))
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_gradients_of_kernels_are_wide_sums(cpu):
+    """So that devices that divide a batch do not sum numbers rounded to bfloat16."""
+    rng = np.random.default_rng(0)
+    rows, g = (normal(rng, (3, 4, n)).astype(jnp.bfloat16) for n in (5, 6))
+    kernel = jnp.zeros((5, 6))
+
+    @jax.jit
+    def gradient(rows, g):
+        return jax.linear_transpose(lambda k: kernel_term(cpu, rows, k, g), kernel)(g)[0]
+
+    exact = np.einsum("abi,abj->ij", *(np.asarray(x, np.float64) for x in (rows, g)))
+    found = gradient(rows, g)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
 
 
 def test_large_kernels_are_transposed_for_few_rows(monkeypatch):

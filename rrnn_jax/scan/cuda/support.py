@@ -75,7 +75,7 @@ def why_not_here(cluster: int = 1) -> str | None:
 def default_gpu() -> Gpu:
     """The properties of JAX's default device; those of an H100 if it is not a GPU."""
     device = _default_device()
-    if device.platform not in ("gpu", "cuda"):
+    if device.platform != "gpu":
         return Gpu()
     kib = SHARED_KIB.get(_capability(device), LEAST_KIB)
     return Gpu(int(getattr(device, "core_count", Gpu.multiprocessors)), 1024 * kib)
@@ -96,7 +96,7 @@ def _default_device() -> Any:
 
 @cache
 def _why_not_on(device: Any) -> str | None:
-    if device.platform not in ("gpu", "cuda") or not hasattr(device, "compute_capability"):
+    if device.platform != "gpu" or not hasattr(device, "compute_capability"):
         return f"needs an NVIDIA GPU, got {device.platform}"
     found = _capability(device)
     if found < LEAST_CAPABILITY:

@@ -75,7 +75,7 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     """See `dispatch.Backend`."""
     from rrnn_jax.scan.pallas.recurrence import kernels_of
 
-    if platform() not in ("gpu", "cuda"):
+    if platform() != "gpu":
         warnings.warn(
             "implementation='fused' is interpreted on a platform other than a GPU, which may take "
             f"minutes; implementation='auto' picks what is fast on {platform()!r}",

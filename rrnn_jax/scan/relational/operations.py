@@ -5,15 +5,14 @@ marks the values that the backward pass needs: `recurrence.py` stores only these
 and recomputes all others.
 
 By default JAX transposes the derivative to get the backward pass. On a CPU (``cpu=True``) some of
-these are slow in XLA. Backward passes are then given (`linear`), for four reasons, measured on two
+these are slow in XLA. Backward passes are then given (`linear`), for three reasons, measured on two
 cores of an AMD EPYC:
 
 - a product is fast if its left operand has contiguous rows and its right one is not transposed:
   it is cheaper to transpose an array first, behind a barrier so that XLA does not merge the two;
 - a sum fused with the product in it is not vectorised: a product with a vector replaces it
   (a training step is 1.04 to 1.09 times as fast at slots of width 256);
-- an array that is summed in two ways would be computed twice;
-- gradients of kernels are summed in a wide dtype.
+- an array that is summed in two ways would be computed twice.
 """
 
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.lax import PrecisionLike
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON, masked_logits
+from rrnn_jax.scan.mesh import has_explicit_axes, varying_axes
 from rrnn_jax.scan.relational.linear import linear
 from rrnn_jax.typing import Array, Dtype, accumulation_dtype
 
@@ -89,21 +89,36 @@ def _multiply_jvp(
 def kernel_term(
     cpu: bool, rows: Array, d_kernel: Array, like: Array, precision: PrecisionLike = None
 ) -> Array:
-    """Rows times the tangent of a kernel, `like` ``[..., N]``; its transpose is the gradient."""
-    forward, backward = _in(precision, _by_kernel), _in(precision, _by_kernel_backward)
+    """Rows times the tangent of a kernel, `like` ``[..., N]``; its transpose is the gradient.
+
+    The gradient is a product in a wide dtype: devices that divide a batch sum what it returns.
+    """
     d_kernel = d_kernel.astype(accumulation_dtype(rows.dtype))  # The dtype of the gradient.
-    return _linear(cpu, forward, backward, (rows,), (d_kernel,), (like,))[0]
+    forward = _in(precision, _by_kernel)
+    if not cpu and (rows.dtype == d_kernel.dtype or has_explicit_axes(rows) or varying_axes(rows)):
+        return forward(rows, d_kernel)[0]  # JAX's transpose knows the axes of a mesh.
+    backward = _in(precision, _gradient_on_cpu if cpu else _gradient)
+    return linear(forward, backward, (rows,), (d_kernel,), (like,))[0]
 
 
 def _by_kernel(precision: PrecisionLike, rows: Array, d_kernel: Array) -> tuple[Array]:
     return (_product(precision, rows, d_kernel.astype(rows.dtype), None, d_kernel.shape[-1]),)
 
 
-def _by_kernel_backward(precision: PrecisionLike, rows: Array, g: Array) -> tuple[Array]:
+def _gradient(precision: PrecisionLike, rows: Array, g: Array) -> tuple[Array]:
+    lead = tuple(range(g.ndim - 1))
+    return _wide_product(precision, rows, g, (lead, lead))
+
+
+def _gradient_on_cpu(precision: PrecisionLike, rows: Array, g: Array) -> tuple[Array]:
     rows = jax.lax.optimization_barrier(jnp.moveaxis(rows, -1, 0))
     lead = tuple(range(g.ndim - 1))
-    dims = (tuple(axis + 1 for axis in lead), lead), ((), ())
+    return _wide_product(precision, rows, g, (tuple(axis + 1 for axis in lead), lead))
+
+
+def _wide_product(precision: PrecisionLike, rows: Array, g: Array, axes: Any) -> tuple[Array]:
     dtype = accumulation_dtype(rows.dtype)
+    dims = axes, ((), ())
     return (jax.lax.dot_general(rows, g, dims, precision, preferred_element_type=dtype),)
 
 
