@@ -13,7 +13,7 @@ from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_bool, check_real, check_shape
+from rrnn_jax.checks import check_bool, check_inputs, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
@@ -71,9 +71,9 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
       ValueError, TypeError: see `rrnn_jax.RNN`.
     """
     time_axis, batch = _layout(cell, inputs, call.time_major)
-    inputs = jnp.asarray(inputs)
     if isinstance(cell, RelationalMemoryCell):
-        check_real("inputs", inputs)
+        check_inputs(inputs, cell)
+    inputs = jnp.asarray(inputs)
     per_step = list(batch)
     per_step.insert(time_axis, inputs.shape[time_axis])
     resets, mask, lengths = _checked_flags(call, tuple(per_step), batch)
@@ -175,6 +175,8 @@ def _carries(
     carry, fresh = call.initial_carry, call.reset_carry
     if carry is None or (has_resets and fresh is None):
         key = jax.random.key(0) if call.init_key is None else call.init_key
+        if not hasattr(key, "dtype"):
+            raise TypeError(f"init_key must be a key such as jax.random.key(0), got {key!r}")
         made = cell.initialize_carry(key, step_shape)
         carry, fresh = made if carry is None else carry, made if fresh is None else fresh
     if call.initial_carry is not None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_floating, check_shape
+from rrnn_jax.checks import check_cell, check_floating, check_shape
 from rrnn_jax.scan.mesh import beside
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
@@ -51,11 +51,12 @@ def reset_carry(
     Raises:
       ValueError: the leading axes of `carry` are not those of `flags`, `fresh` has another
         structure or shape, or is missing for a cell with a learned initial memory.
-      TypeError: `flags` are neither bool nor numbers.
+      TypeError: `flags` are neither bool nor numbers, or `carry` is not made of arrays.
     """
-    if not isinstance(cell, nn.RNNCellBase):
-        raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {type(cell).__name__}")
+    check_cell(cell)
     flags = as_flags("flags", flags)
+    if not jax.tree.leaves(carry) or not all(hasattr(x, "dtype") for x in jax.tree.leaves(carry)):
+        raise TypeError(f"carry must hold arrays, got {carry!r}")
     carry = jax.tree.map(jnp.asarray, carry)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         shape = (*flags.shape, *leaf.shape[flags.ndim :])

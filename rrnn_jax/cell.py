@@ -118,7 +118,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
     Raises:
       ValueError: a size below 1, an unknown `gate_style`, an output gate without a gate style, or
         inputs and carries of the wrong shape.
-      TypeError: a size that is not an integer.
+      TypeError: an attribute, inputs or a carry of the wrong type.
     """
 
     mem_slots: int = 8
@@ -161,8 +161,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         checks.check_rate(dropout_rate=self.dropout_rate)
         checks.check_float_dtype(dtype=self.dtype, param_dtype=self.param_dtype)
         checks.check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
-        if not callable(self.carry_init):
-            raise TypeError(f"carry_init must be an initializer, got {self.carry_init!r}")
+        checks.check_fields(self)
         if self.output_gate and self.gate_style is None:
             raise ValueError("output_gate=True needs gate_style 'unit' or 'memory', got None")
         super().__post_init__()
@@ -236,6 +235,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
           ``[*B, S, F]`` in float32 (wider if the parameters are); with an output gate the pair
           (m, h) of such arrays.
         """
+        checks.check_tuple("(8, 5)", input_shape=input_shape)
         self._check_input_shape(tuple(input_shape))
         batch = tuple(input_shape)[: -self.num_feature_axes]
         shape = (*batch, self.mem_slots, self.mem_size)
@@ -278,8 +278,8 @@ class RelationalMemoryCell(nn.RNNCellBase):
         Returns:
           The next carry, in the dtype of `carry`, and the output ``[*B, S*F]``.
         """
+        checks.check_inputs(inputs, self)
         self.check_step(carry, inputs.shape)
-        checks.check_real("inputs", inputs)
         memory, hidden = carry if self.output_gate else (carry, None)
         if row_mask is not None:
             inputs = self._without_rows(inputs, row_mask)

@@ -1,11 +1,15 @@
 """Errors that name the argument, the expected value and the received one."""
 
+import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
 
-from rrnn_jax.typing import Array
+from rrnn_jax.typing import Array, Initializer
 
 
 def check_positive(**sizes: Any) -> None:
@@ -17,7 +21,7 @@ def check_positive(**sizes: Any) -> None:
             raise TypeError(
                 f"{name} must be an integer, got {size!r} of type {type(size).__name__}"
             ) from None
-        if isinstance(size, bool):
+        if isinstance(size, bool | Array):  # An array would be traced in a transformed module.
             raise TypeError(f"{name} must be an integer, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
@@ -63,10 +67,20 @@ def check_floating(name: str, array: Array) -> None:
         raise TypeError(f"{name} must be floating-point, got {array.dtype}")
 
 
-def check_real(name: str, array: Any) -> None:
-    """Raises if `array` has a complex dtype."""
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be real, got {array.dtype}")
+def check_inputs(inputs: Any, cell: nn.Module) -> None:
+    """Raises unless `inputs` are real, with as many features as the weights of a memory core."""
+    if not hasattr(inputs, "shape"):
+        raise TypeError(f"inputs must be one array, got {type(inputs).__name__}")
+    if not any(jnp.issubdtype(inputs.dtype, x) for x in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"inputs must be real, got {inputs.dtype}")
+    params = nn.meta.unbox(cell.get_variable("params", "input_projection") or {})
+    kernel = params.get("kernel")
+    # The kernels of all steps, if each has its own, have another axis.
+    if getattr(kernel, "ndim", 0) == 2 and inputs.shape[-1:] != kernel.shape[:1]:
+        raise ValueError(
+            f"inputs must have {kernel.shape[0]} features, as the parameters do, "
+            f"got shape {tuple(inputs.shape)}"
+        )
 
 
 def check_float_dtype(**dtypes: Any) -> None:
@@ -78,6 +92,30 @@ def check_float_dtype(**dtypes: Any) -> None:
             floating = False
         if not floating:
             raise TypeError(f"{name} must be a floating-point dtype, got {dtype!r}")
+
+
+def check_cell(cell: Any) -> None:
+    """Raises unless `cell` is a cell: an instance, not its class, a layer or parameters."""
+    if not isinstance(cell, nn.RNNCellBase):
+        got = repr(cell) if isinstance(cell, type) else type(cell).__name__
+        raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {got}")
+
+
+def check_fields(module: nn.Module) -> None:
+    """Raises unless attributes annotated as bool or `Initializer` are one."""
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if field.type is bool and not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{field.name} must be True or False, got {value!r}")
+        if field.type == Initializer and not callable(value):
+            raise TypeError(f"{field.name} must be an initializer, got {value!r}")
+
+
+def check_tuple(example: str, **values: Any) -> None:
+    """Raises unless every value is a tuple, such as `example`, or another sequence."""
+    for name, value in values.items():
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"{name} must be a tuple such as {example}, got {value!r}")
 
 
 def check_number(**values: Any) -> None:

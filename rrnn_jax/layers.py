@@ -59,6 +59,7 @@ class Bidirectional(nn.Bidirectional):
         Returns:
           ``outputs``, or ``((forward, backward), outputs)`` with `return_carry`.
         """
+        _check_layers(forward_rnn=self.forward_rnn, backward_rnn=self.backward_rnn)
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
         if "return_all_carries" in arguments:
@@ -131,8 +132,9 @@ class RNNStack(nn.Module):
         Raises:
           ValueError: the number of carries is not that of the layers.
         """
-        if not self.rnns:
-            raise ValueError("rnns must hold at least one RNN, got none")
+        if not isinstance(self.rnns, tuple | list) or not self.rnns:
+            raise ValueError(f"rnns must be a list of at least one RNN, got {self.rnns!r}")
+        _check_layers(**{f"rnns[{i}]": rnn for i, rnn in enumerate(self.rnns)})
         starts = [None] * len(self.rnns) if initial_carry is None else initial_carry
         if not isinstance(starts, tuple | list) or len(starts) != len(self.rnns):
             raise ValueError(
@@ -144,3 +146,10 @@ class RNNStack(nn.Module):
             carry, inputs = rnn(inputs, initial_carry=start, return_carry=True, **arguments)
             carries.append(carry)
         return (tuple(carries), inputs) if return_carry else inputs
+
+
+def _check_layers(**rnns: Any) -> None:
+    """Raises unless all are layers: a common mistake is to pass cells."""
+    for name, rnn in rnns.items():
+        if isinstance(rnn, nn.RNNCellBase) or not isinstance(rnn, nn.Module):
+            raise TypeError(f"{name} must be an RNN, got {type(rnn).__name__}")

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from rrnn_jax.arguments import Call, Prepared, prepare
-from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.checks import check_cell, check_choice, check_fields, check_positive, check_tuple
 from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, Request, explain, run
 from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceOutputs
@@ -120,8 +120,9 @@ class RNN(nn.Module):
         T 0) always run the plain scan.
 
     Raises:
-      ValueError: an unknown `remat` or `implementation`, `unroll` below 1, inputs of too few axes,
-        `resets`, `mask`, `seq_lengths` or `initial_carry` of the wrong shape; ``"hoisted"``,
+      ValueError: an unknown `remat` or `implementation`, `unroll` below 1, `resets`, `mask`,
+        `seq_lengths` or `initial_carry` of the wrong shape, inputs of too few axes, or of more or
+        fewer features than the parameters of a :class:`RelationalMemoryCell`; ``"hoisted"``,
         ``"fused"`` and ``"cuda"`` for a cell that is not a :class:`RelationalMemoryCell`, or has
         params for each step; ``"fused"`` and ``"cuda"`` for an unsupported cell, and ``"cuda"`` for
         an unsupported device.
@@ -147,8 +148,8 @@ class RNN(nn.Module):
         check_choice("remat", self.remat, REMATS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(unroll=self.unroll)
-        if self.cell is None or isinstance(self.cell, type):
-            raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {self.cell!r}")
+        check_fields(self)
+        check_cell(self.cell)
         super().__post_init__()
 
     def __call__(
@@ -281,9 +282,8 @@ class RNN(nn.Module):
                 "initialize_carry of a cell with learned_carry=True needs its variables: "
                 'rnn.apply(variables, batch_shape, method="initialize_carry")'
             )
-        if not isinstance(batch_shape, tuple | list):
-            raise TypeError(f"batch_shape must be a tuple such as (8,), got {batch_shape!r}")
         features = (1,) * self.cell.num_feature_axes if feature_shape is None else feature_shape
+        check_tuple("(8,)", batch_shape=batch_shape, feature_shape=features)
         key = jax.random.key(0) if rng is None else rng
         return self.cell.initialize_carry(key, (*batch_shape, *features))
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rrnn_jax.checks import check_positive
+from rrnn_jax.checks import check_positive, check_tuple
 from rrnn_jax.envs.box_world_levels import (
     BACKGROUND,
     BORDER,
@@ -87,6 +87,7 @@ class BoxWorldParams(struct.PyTreeNode):
     def __post_init__(self) -> None:
         check_positive(grid_size=self.grid_size)
         for name in ("solution_length", "num_distractors"):
+            check_tuple("(1, 2)", **{name: getattr(self, name)})
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold a value or more")
         for length in self.solution_length:

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import linen as nn
 
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack, reset_carry
 from tests.core.random_variables import random_variables
@@ -21,6 +23,11 @@ CARRY = jnp.zeros((4, 2, 16))
         ({"forget_bias": "1"}, "forget_bias must be a number, got '1'"),
         ({"dropout_rate": "a"}, "dropout_rate must be a number, got 'a'"),
         ({"carry_init": 3}, "carry_init must be an initializer, got 3"),
+        ({"kernel_init": "zeros"}, "kernel_init must be an initializer, got 'zeros'"),
+        ({"qkv_norm": "no"}, "qkv_norm must be True or False, got 'no'"),
+        ({"learned_carry": 1}, "learned_carry must be True or False, got 1"),
+        ({"mem_slots": 4.0}, r"mem_slots must be an integer, got 4\.0 of type float"),
+        ({"mem_slots": jnp.int32(4)}, r"mem_slots must be an integer, got Array\(4"),
     ],
 )
 def test_attributes_of_a_cell(options, message):
@@ -28,16 +35,52 @@ def test_attributes_of_a_cell(options, message):
         RelationalMemoryCell(**SIZES | options)
 
 
-@pytest.mark.parametrize("cell", [None, RelationalMemoryCell])
-def test_a_layer_of_no_cell(cell):
-    with pytest.raises(TypeError, match=r"cell must be a flax\.linen\.RNNCellBase, got"):
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [(None, "NoneType"), (RelationalMemoryCell, "<class"), (nn.Dense(3), "Dense"), (4, "int")],
+)
+def test_a_layer_of_no_cell(cell, name):
+    with pytest.raises(TypeError, match=rf"cell must be a flax\.linen\.RNNCellBase, got {name}"):
         RNN(cell)
+
+
+def test_attributes_of_a_layer():
+    with pytest.raises(TypeError, match="reverse must be True or False, got 'no'"):
+        RNN(CELL, reverse="no")
+
+
+@pytest.mark.parametrize("layer", [RNN(CELL), RNN(CELL, implementation="scan"), nn.RNN(CELL)])
+def test_inputs_of_another_width_than_at_first(layer):
+    variables = random_variables(RNN(CELL), X)
+    with pytest.raises(ValueError, match=r"inputs must have 3 features, as the parameters do, got"):
+        layer.apply(variables, jnp.ones((4, 6, 5)))
+
+
+@pytest.mark.parametrize(
+    ("carry", "inputs", "message"),
+    [
+        (CARRY, [1.0], "inputs must be one array, got list"),
+        (CARRY, None, "inputs must be one array, got NoneType"),
+        (X[:, 0], CARRY, r"inputs must have 3 features, .* got shape \(4, 2, 16\)"),
+        (
+            CARRY[:3],
+            X[:, 0],
+            r"carry must have shape \[\*B, S, F\] = \(4, 2, 16\), got \(3, 2, 16\)",
+        ),
+    ],
+)
+def test_arguments_of_a_step(carry, inputs, message):
+    params = random_variables(RNN(CELL), X)["params"]["cell"]
+    with pytest.raises((TypeError, ValueError), match=message):
+        CELL.apply({"params": params}, carry, inputs)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"inputs": X.astype(complex)}, "inputs must be real, got complex64"),
+        ({"inputs": np.full((4, 6, 3), "a")}, "inputs must be real, got <U1"),
+        ({"init_key": 3}, r"init_key must be a key such as jax.random.key\(0\), got 3"),
         ({"resets": "yes"}, "resets must be bool or numbers"),
         ({"row_mask": X > 0}, r"got RelationalMemoryCell with matrix_inputs=False"),
         (
@@ -71,12 +114,28 @@ def test_layers_of_several(layer, arguments, message):
 
 
 def test_an_empty_stack():
-    with pytest.raises(ValueError, match="rnns must hold at least one RNN"):
-        RNNStack([]).init(jax.random.key(0), X)
+    for rnns, got in (([], r"\(\)"), (RNN(CELL), "RNN")):
+        with pytest.raises(ValueError, match=f"rnns must be a list of at least one RNN, got {got}"):
+            RNNStack(rnns).init(jax.random.key(0), X)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [(RNNStack([CELL]), r"rnns\[0\]"), (Bidirectional(CELL, CELL), "forward_rnn")],
+)
+def test_layers_of_cells(layer, name):
+    with pytest.raises(TypeError, match=f"{name} must be an RNN, got RelationalMemoryCell"):
+        layer.init(jax.random.key(0), X)
 
 
 def test_carries_of_ones_own_loop():
     with pytest.raises(TypeError, match=r"cell must be a flax\.linen\.RNNCellBase, got RNN"):
         reset_carry(RNN(CELL), CARRY, FLAGS)
+    with pytest.raises(TypeError, match="carry must hold arrays, got None"):
+        reset_carry(CELL, None, FLAGS)
     with pytest.raises(TypeError, match=r"batch_shape must be a tuple such as \(8,\), got 4"):
         RNN(CELL).initialize_carry(4)
+    with pytest.raises(TypeError, match=r"feature_shape must be a tuple such as \(8,\), got 3"):
+        RNN(CELL).initialize_carry((4,), feature_shape=3)
+    with pytest.raises(TypeError, match=r"input_shape must be a tuple such as \(8, 5\), got Array"):
+        CELL.initialize_carry(jax.random.key(0), X[:, 0])

@@ -94,9 +94,8 @@ WRONG = {
     "empty": (CELL, lambda params: {}, X),
     "no bias": (CELL, lambda params: without(params, "bias"), X),
     "no MLP": (CELL, lambda params: without(params, "mlp"), X),
-    "width": (CELL, lambda params: params, X[..., :4]),
     "heads": (CELL.clone(head_size=3), lambda params: params, X),
-    "rows": (MATRIX, lambda params: params, jnp.ones((B, T, 5, 1))),
+    "rows": (MATRIX, lambda params: params, jnp.ones((B, T, 5, X.shape[-1]))),
 }
 
 
@@ -111,7 +110,7 @@ def test_wrong_parameters_raise_what_flax_raises(name):
             RNN(cell, implementation=implementation).apply(params or {}, x)
         errors.append(caught.value)
     assert type(errors[0]) is type(errors[1])
-    assert "input_projection" in str(errors[1]) or name in ("nothing", "empty", "no MLP")
+    assert "input_projection" in str(errors[1]) or name in ("nothing", "empty", "no MLP", "rows")
 
 
 def test_boxes_and_needless_parameters_are_no_obstacle():

@@ -200,6 +200,11 @@ def test_viewport_is_a_window_of_the_frame_and_the_key(held):
         ({"grid_size": 6, "solution_length": (2,), "num_distractors": (0,)}, ValueError, "make 3"),
         ({"grid_size": 0}, ValueError, "grid_size must be at least 1, got 0"),
         ({"solution_length": ()}, ValueError, "solution_length must hold a value"),
+        (
+            {"solution_length": 3},
+            TypeError,
+            r"solution_length must be a tuple such as \(1, 2\), got 3",
+        ),
         ({"num_distractors": ()}, ValueError, "num_distractors must hold a value"),
         ({"solution_length": (0,)}, ValueError, "solution_length must be at least 1, got 0"),
         ({"num_distractors": (-1,)}, ValueError, "num_distractors must be at least 0, got -1"),
