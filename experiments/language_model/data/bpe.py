@@ -96,6 +96,6 @@ def _library() -> Any:
         import tokenizers.trainers
     except ImportError:
         raise RefusedError(
-            "byte pairs need the library tokenizers: pip install 'rrnn_jax[text]'"
+            "byte pairs need the library tokenizers: pip install -e '.[text]'"
         ) from None
     return tokenizers
