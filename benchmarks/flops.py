@@ -8,6 +8,7 @@ that are not necessary, such as those of the input row in the last block, are no
 import dataclasses
 
 from benchmarks.settings import Setting
+from rrnn_jax.gating import packed_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def products(setting: Setting) -> list[Product]:
         # The last block does not compute the input row.
         rows = B * S if block == setting.blocks - 1 else B * (S + 1)
         found += [Product("mlp", rows, F, F, in_loop=True)] * setting.mlp_layers
-    gates = {"unit": 2 * F, "memory": 2, None: 0}[setting.gate_style]
+    gates = packed_width(setting.gate_style, F, output_gate=False)
     if gates:
         found.append(Product("gates_input", B, F, gates, in_loop=False))
         found.append(Product("gates_memory", B * S, F, gates, in_loop=True))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from rrnn_jax.typing import GateStyle
+from rrnn_jax.gating import GateStyle
 
 DTYPES = ("float32", "tf32", "bfloat16")
 """Dtypes of products; tf32 means float32 arrays with TF32 products of a GPU."""
@@ -38,7 +38,7 @@ class Setting:
     features: int
     blocks: int = 1
     mlp_layers: int = 2
-    gate_style: GateStyle = "unit"
+    gate_style: GateStyle | None = "unit"
     input_gradients: bool = False
     dtype: str = "float32"
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from rrnn_jax import checks
 from rrnn_jax.attention import dense, linear_options, norm_options
-from rrnn_jax.gating import GATE_STYLES, MemoryGates, next_carry
+from rrnn_jax.gating import STYLES, GateStyle, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
 from rrnn_jax.scan.dispatch import RELATIONAL, register
@@ -18,7 +18,6 @@ from rrnn_jax.typing import (
     Carry,
     DotGeneral,
     Dtype,
-    GateStyle,
     Initializer,
     Memory,
     accumulation_dtype,
@@ -127,7 +126,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
     num_blocks: int = 1
     key_size: int | None = None
     attention_mlp_layers: int = 2
-    gate_style: GateStyle = "unit"
+    gate_style: GateStyle | None = "unit"
     forget_bias: float = 1.0
     input_bias: float = 0.0
     output_gate: bool = False
@@ -157,13 +156,14 @@ class RelationalMemoryCell(nn.RNNCellBase):
         )
         if self.key_size is not None:
             checks.check_positive(key_size=self.key_size)
-        checks.check_choice("gate_style", self.gate_style, GATE_STYLES)
+        checks.check_choice("gate_style", self.gate_style, (*STYLES, None))
         checks.check_rate(dropout_rate=self.dropout_rate)
         checks.check_float_dtype(dtype=self.dtype, param_dtype=self.param_dtype)
         checks.check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
         checks.check_fields(self)
         if self.output_gate and self.gate_style is None:
-            raise ValueError("output_gate=True needs gate_style 'unit' or 'memory', got None")
+            styles = " or ".join(map(repr, STYLES))
+            raise ValueError(f"output_gate=True needs gate_style {styles}, got None")
         super().__post_init__()
 
     @classmethod

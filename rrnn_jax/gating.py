@@ -1,7 +1,10 @@
-"""The gates that blend the candidate memory with the previous one (paper eq. 4-8)."""
+"""The gates that blend the candidate memory with the previous one (paper eq. 4-8).
+
+`STYLES` defines the gate styles. The plain scan and ``implementation="hoisted"`` run any of them.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +18,31 @@ from rrnn_jax.typing import (
     Carry,
     DotGeneral,
     Dtype,
-    GateStyle,
     Initializer,
     Memory,
     accumulation_dtype,
 )
 
-GATE_STYLES = get_args(GateStyle)
+GateStyle: TypeAlias = Literal["unit", "memory"]
+
+
+class Style(NamedTuple):
+    """How a gate's values follow from g scalars per slot.
+
+    Attributes:
+      width: g, given the width F of the memory.
+      spread: pre-activations of a gate from its scalars ``[*B, S, g]``: an array that broadcasts to
+        ``[*B, S, F]`` (default: the scalars).
+    """
+
+    width: Callable[[int], int]
+    spread: Callable[[Array], Array] = lambda scalars: scalars
+
+
+STYLES: dict[GateStyle, Style] = {
+    "unit": Style(width=lambda features: features),
+    "memory": Style(width=lambda features: 1),
+}
 
 
 class Gates(NamedTuple):
@@ -36,17 +57,15 @@ class Gates(NamedTuple):
     output: Array | None = None
 
 
-def gate_width(gate_style: GateStyle, width: int) -> int:
-    """Scalars per slot and gate: F for 'unit', 1 for 'memory'.
+def packed_width(gate_style: GateStyle | None, features: int, output_gate: bool) -> int:
+    """n*g, the scalars per slot of all gates; 0 without gates.
 
-    >>> gate_width("unit", 256), gate_width("memory", 256)
-    (256, 1)
-
-    Raises:
-      ValueError: a style that has no gates, or an unknown one.
+    >>> packed_width("unit", 256, output_gate=False), packed_width("memory", 256, output_gate=True)
+    (512, 3)
     """
-    check_choice("gate_style", gate_style, tuple(style for style in GATE_STYLES if style))
-    return width if gate_style == "unit" else 1
+    if gate_style is None:
+        return 0
+    return (3 if output_gate else 2) * STYLES[gate_style].width(features)
 
 
 def gate_memory(gates: Gates, candidate: Memory, memory: Memory) -> Memory:
@@ -72,6 +91,7 @@ def gate_memory(gates: Gates, candidate: Memory, memory: Memory) -> Memory:
 
 
 def gate_values(
+    gate_style: GateStyle,
     packed: Array,
     input_bias: float,
     forget_bias: float,
@@ -82,10 +102,11 @@ def gate_values(
 
     .. math:: i = \sigma(G_i + b_i), \quad f = \sigma(G_f + b_f), \quad o = \sigma(G_o)
 
-    >>> gate_values(jnp.zeros((4, 2)), 0.0, 0.0, output_gate=False).forget.shape
+    >>> gate_values("memory", jnp.zeros((4, 2)), 0.0, 0.0, output_gate=False).forget.shape
     (4, 1)
 
     Args:
+      gate_style: see `STYLES`.
       packed: ``[*B, S, n*g]``: input gate, forget gate (Sonnet v1's order), output gate.
       input_bias: constant added to the input gate.
       forget_bias: constant added to the forget gate.
@@ -96,6 +117,7 @@ def gate_values(
       `Gates`, in the dtype of `packed`.
     """
     parts = jnp.split(packed, 3 if output_gate else 2, axis=-1)
+    parts = [STYLES[gate_style].spread(part) for part in parts]
     return Gates(
         input=sigmoid(parts[0] + jnp.asarray(input_bias, packed.dtype)),
         forget=sigmoid(parts[1] + jnp.asarray(forget_bias, packed.dtype)),
@@ -186,12 +208,14 @@ class MemoryGates(nn.Module):
         Returns:
           `Gates`, in float32 or wider.
         """
-        width = gate_width(self.gate_style, hidden.shape[-1])
-        num_gates = 3 if self.output_gate else 2
+        check_choice("gate_style", self.gate_style, tuple(STYLES))
+        width = packed_width(self.gate_style, hidden.shape[-1], self.output_gate)
         *batch, rows, features = input_rows.shape
         flat_input = input_rows.reshape(*batch, rows * features)
-        from_input = dense(num_gates * width, self, "input")(flat_input)[..., None, :]
-        from_memory = dense(num_gates * width, self, "memory")(hidden)
+        from_input = dense(width, self, "input")(flat_input)[..., None, :]
+        from_memory = dense(width, self, "memory")(hidden)
         dtype = accumulation_dtype(from_memory.dtype)
         packed = from_input.astype(dtype) + from_memory.astype(dtype)
-        return gate_values(packed, self.input_bias, self.forget_bias, self.output_gate)
+        return gate_values(
+            self.gate_style, packed, self.input_bias, self.forget_bias, self.output_gate
+        )

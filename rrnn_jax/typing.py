@@ -31,7 +31,6 @@ Initializer: TypeAlias = Callable[..., Array]
 Memory: TypeAlias = Array
 """``[*B, S, F]``."""
 Carry: TypeAlias = Any
-GateStyle: TypeAlias = Literal["unit", "memory", None]
 Remat: TypeAlias = Literal["none", "full", "save_products", "chunked"]
 Implementation: TypeAlias = Literal["auto", "scan", "hoisted", "fused", "cuda"]
 DotGeneral: TypeAlias = Callable[..., Array]

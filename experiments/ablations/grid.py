@@ -89,7 +89,7 @@ def base_values(config: Config) -> dict[str, str]:
         "memory slots": str(core.mem_slots),
         "heads": f"{core.num_heads} of {core.head_size}",
         "attention blocks": str(core.num_blocks),
-        "gates": GATES[core.gate_style],
+        "gates": GATES.get(core.gate_style, core.gate_style),
         "forget bias": f"{core.forget_bias:g}",
         "output gate": LABELS["output_gate"] if core.output_gate else "off",
         "MLP layers": str(core.mlp_layers),

@@ -14,6 +14,7 @@ from experiments.common.train_config import Schedule, TrainConfig
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from rrnn_jax.checks import check_positive
+from rrnn_jax.gating import GateStyle
 from rrnn_jax.typing import Dtype
 
 
@@ -73,7 +74,7 @@ class RMCConfig(Core):
     """Attention blocks per step."""
     mlp_layers: int = 2
     """Layers of the row-wise MLP."""
-    gate_style: Literal["unit", "memory", "none"] = "unit"
+    gate_style: Literal[GateStyle, "none"] = "unit"
     """A gate per memory unit, per slot, or none."""
     key_size: int | None = None
     """Size of queries and keys. None: that of a head."""

@@ -3,7 +3,7 @@
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.typing import GateStyle
+from rrnn_jax.gating import GateStyle
 
 # What a subclass may override: the layer, not the step, uses the initial memory.
 _ITS_OWN = frozenset({"initialize_carry", "setup", "from_features"})
@@ -30,7 +30,7 @@ def why_not_cell(cell: nn.RNNCellBase) -> str | None:
     return None
 
 
-def why_not_gates(cell: RelationalMemoryCell, known: tuple[GateStyle, ...]) -> str | None:
+def why_not_gates(cell: RelationalMemoryCell, known: tuple[GateStyle | None, ...]) -> str | None:
     """Why a backend whose equations are for the `known` gate styles cannot run `cell`; else None.
 
     >>> from rrnn_jax import RelationalMemoryCell

@@ -1,6 +1,6 @@
 """Gates: order, biases, widths, inputs, and the blend."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax import Gates, MemoryGates, RelationalMemoryCell
-from rrnn_jax.gating import gate_memory, gate_width
+from rrnn_jax.gating import STYLES, GateStyle, gate_memory
 from tests.core.random_variables import normal, random_variables
 
 
@@ -105,10 +105,8 @@ def test_exact_erasure_and_exact_keeping(style, infinity):
     np.testing.assert_array_equal(kept, memory)
 
 
-def test_widths_and_errors():
-    assert (gate_width("unit", 7), gate_width("memory", 7)) == (7, 1)
+def test_styles_and_errors():
+    assert tuple(STYLES) == get_args(GateStyle)
     for style in (None, "units"):
         with pytest.raises(ValueError, match=rf"gate_style .* 'unit', 'memory'; got {style!r}"):
-            gate_width(style, 7)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=rf"gate_style .* got {style!r}"):
             MemoryGates(style).init(jax.random.key(0), jnp.ones((1, 4)), jnp.ones((3, 4)))  # type: ignore[arg-type]

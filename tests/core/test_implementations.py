@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rrnn_jax import RNN, MemoryGates, RelationalMemoryCell
+from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.gating import STYLES, Style
 from rrnn_jax.scan.cuda.layout import unfit
 from tests.core.choices import chosen
 from tests.core.random_variables import normal, random_variables
@@ -57,25 +58,30 @@ def test_what_else_is_lifted_does_not_matter():
         assert is_hoisted(RNN(CELL, **options), X)
 
 
-def test_a_gate_style_that_no_backend_knows_runs_the_plain_scan(monkeypatch):
-    class Coupled(MemoryGates):
-        @nn.compact
-        def __call__(self, input_rows: Any, hidden: Any) -> Any:
-            gates = super().__call__(input_rows, hidden)
-            return gates._replace(forget=1 - gates.input)
+def test_a_new_gate_style_runs_in_both_scans_and_no_kernel(monkeypatch):
+    def mean_of_slots(scalars: Any) -> Any:
+        return jnp.mean(scalars, axis=-2, keepdims=True)
 
-    monkeypatch.setattr("rrnn_jax.cell.GATE_STYLES", ("coupled",))
-    monkeypatch.setattr(
-        "rrnn_jax.cell.MemoryGates", lambda _, *rest, **kw: Coupled("unit", *rest, **kw)
-    )
-    cell = CELL.clone(gate_style="coupled")
+    monkeypatch.setitem(STYLES, "shared", Style(lambda features: 1, mean_of_slots))
+    cell = CELL.clone(gate_style="shared")
     variables = random_variables(RNN(cell), X)
-    expected = jax.jit(nn.RNN(cell).apply)(variables, X)
-    np.testing.assert_allclose(jax.jit(RNN(cell).apply)(variables, X), expected, atol=1e-5)
-    reasons = RNN(cell).apply(variables, X, method="explain")
-    for name in ("hoisted", "fused"):
-        assert f"'{name}' needs gate_style 'unit'" in reasons
-    assert "got 'coupled'" in str(unfit(cell))
+
+    def gradient(implementation: str) -> Any:
+        rnn = RNN(cell, implementation=implementation)
+
+        def loss(variables: Any) -> Any:
+            y, state = rnn.apply(variables, X, mutable=["intermediates"])
+            return jnp.sum(jnp.square(y)), (y, state["intermediates"]["cell"]["input_gate"][0])
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
+
+    expected, actual = gradient("scan"), gradient("hoisted")
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
+    assert expected[0][1][1].shape == (B, T, 1, 1)
+    assert "'fused' needs gate_style 'unit' or 'memory', got 'shared'" in RNN(cell).apply(
+        variables, X, method="explain"
+    )
+    assert "got 'shared'" in str(unfit(cell))
 
 
 def without(params: dict, name: str) -> dict:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.gating import GateStyle, packed_width
 from rrnn_jax.scan.eligible import why_not_gates
 
 Shape = jax.ShapeDtypeStruct
@@ -65,7 +66,7 @@ class Layout:
     slots: int
     layers: int
     input_rows: int
-    gates: str | None
+    gates: GateStyle | None
     flags: bool
     tiles: int
     warps: int
@@ -101,7 +102,7 @@ class Layout:
     @property
     def gate_width(self) -> int:
         """Width of both gates for a slot."""
-        return {"unit": 2 * self.width, "memory": 2, None: 0}[self.gates]
+        return packed_width(self.gates, self.width, output_gate=False)
 
     def blocks(self, batch: int) -> int:
         """Number of blocks for a batch."""

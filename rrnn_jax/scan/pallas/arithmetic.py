@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.attention import LAYER_NORM_EPSILON
-from rrnn_jax.typing import Array, GateStyle
+from rrnn_jax.gating import GateStyle
+from rrnn_jax.typing import Array
 
 Ref = Any
 
@@ -22,7 +23,7 @@ class Spec(NamedTuple):
       mask: whether the second flag is the mask of a step.
     """
 
-    gate_style: GateStyle
+    gate_style: GateStyle | None
     input_bias: float
     forget_bias: float
     last: int

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.gating import gate_width
+from rrnn_jax.gating import packed_width
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_not_cell, why_not_gates
+from rrnn_jax.scan.eligible import why_not_cell
 from rrnn_jax.scan.mesh import (
     has_explicit_axes,
     platform,
@@ -45,7 +45,6 @@ from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array, Carry, accumulation_dtype
 
 NAME = "hoisted"
-GATE_STYLES = ("unit", "memory", None)  # Those of `step`.
 
 # With at least this many memory rows B*S it is faster than the plain scan on a CPU. Measured
 # forward on two cores of an AMD EPYC: 0.87 times as fast with 4 rows of width 256, 1.05 with 8.
@@ -72,8 +71,7 @@ GPU_TILE = 8
 
 def why_not(request: Request) -> str | None:
     """See `dispatch.Backend`."""
-    cell: Any = request.cell
-    return why_not_cell(cell) or why_not_gates(cell, GATE_STYLES)
+    return why_not_cell(request.cell)
 
 
 def why_slow(request: Request) -> str | None:
@@ -212,8 +210,8 @@ def _has_large_kernels(cell: RelationalMemoryCell, rows: int | None, steps: Any)
     few = FEW_ROWS.get(platform())
     if few is None or rows is None or product_of((steps,)) is None:
         return False
-    width, gates = cell.mem_size, 3 if cell.output_gate else 2
-    gates *= 0 if cell.gate_style is None else gate_width(cell.gate_style, width)
+    width = cell.mem_size
+    gates = packed_width(cell.gate_style, width, cell.output_gate)
     packed = cell.num_blocks * sum(query_key_sizes(cell))
     outputs = packed + cell.attention_mlp_layers * width + gates
     least, most = few

@@ -72,12 +72,13 @@ class Step(NamedTuple):
             rows = self._norm(f"block_{k}/attention_norm", rows + attended.astype(wide))
             rows = self._norm(f"block_{k}/mlp_norm", rows + self._mlp(rows))
         sown = {"attention_weights": jnp.stack(all_weights, axis=-4)}
-        if terms.gates is None:
+        if cell.gate_style is None or terms.gates is None:
             return cell.dropout(rows, terms.kept).astype(memory.dtype), sown
 
         shown = jnp.tanh(memory) if hidden is None else hidden
         packed = self.product("gates", shown.astype(self.dtypes.gates)).astype(terms.gates.dtype)
         gates = gate_values(
+            cell.gate_style,
             packed + terms.gates[..., None, :],
             cell.input_bias,
             cell.forget_bias,

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.gating import gate_width
+from rrnn_jax.gating import packed_width
 from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype, widest
 
 Shapes = dict[tuple[str, ...], tuple[int, ...]]
@@ -80,7 +80,7 @@ def param_shapes(cell: RelationalMemoryCell, input_shape: tuple[int, ...]) -> Sh
     for j in range(cell.attention_mlp_layers):
         dense(width, width, "memory", "mlp", f"layer_{j}")
     if cell.gate_style is not None:
-        gates = (3 if cell.output_gate else 2) * gate_width(cell.gate_style, width)
+        gates = packed_width(cell.gate_style, width, cell.output_gate)
         dense(rows * width, gates, "gates", "input")
         dense(width, gates, "gates", "memory")
     return shapes
