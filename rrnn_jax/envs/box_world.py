@@ -36,7 +36,7 @@ from rrnn_jax.envs.box_world_levels import (
     draw_level,
     most_items,
 )
-from rrnn_jax.envs.environment import Environment, Transition
+from rrnn_jax.envs.environment import Environment, Transition, at
 from rrnn_jax.envs.spaces import Box
 from rrnn_jax.typing import Array
 
@@ -184,8 +184,8 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         target = state.player + jnp.asarray(MOVES)[action]
         side = params.grid_size + 2
         cells, index = state.grid.reshape(-1), target[0] * side + target[1]
-        cell = _at(cells, index).astype(jnp.int32)
-        right = _at(cells, index + 1).astype(jnp.int32)
+        cell = at(cells, index).astype(jnp.int32)
+        right = at(cells, index + 1).astype(jnp.int32)
         is_lock = cell >= LOCK
         is_distractor = cell >= DISTRACTOR
         is_key = (cell >= KEY) & (cell < LOCK)
@@ -214,15 +214,15 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
         """The observation of a state."""
         palette = jnp.asarray(PALETTE)
         if not params.viewport:
-            return _at(palette, self.frame(state))
+            return at(palette, self.frame(state))
         offset = np.arange(WINDOW, dtype=np.int32) - WINDOW // 2
         # Outside the grid is black like its border, so positions are clipped to the border.
         rows, columns = jnp.clip(state.player[:, None] + offset[None], 0, params.grid_size + 1)
-        window = _at(state.grid, (rows[:, None], columns[None, :]))
+        window = at(state.grid, (rows[:, None], columns[None, :]))
         is_centre = (offset[:, None] == 0) & (offset[None, :] == 0)
-        held = _at(palette, jnp.where(state.held < 0, BORDER, KEY + state.held))
+        held = at(palette, jnp.where(state.held < 0, BORDER, KEY + state.held))
         extra = jnp.broadcast_to(held, (WINDOW, WINDOW, 3))
-        return jnp.concatenate([_at(palette, jnp.where(is_centre, PLAYER, window)), extra], axis=-1)
+        return jnp.concatenate([at(palette, jnp.where(is_centre, PLAYER, window)), extra], axis=-1)
 
     def frame(self, state: BoxWorldState) -> Array:
         """The whole grid as in the authors' code.
@@ -242,8 +242,3 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
     def render(self, state: BoxWorldState) -> Array:
         """The whole grid as ``[G+2, G+2, 3]`` uint8 RGB, also with a viewport."""
         return jnp.round(jnp.asarray(PALETTE)[self.frame(state)] * 255).astype(jnp.uint8)
-
-
-def _at(array: Array, index: Array | tuple[Array, ...]) -> Array:
-    """``array[index]`` for indices in range: checks would take most of the time of a step."""
-    return array.at[index].get(mode="promise_in_bounds")

@@ -14,6 +14,11 @@ Params = TypeVar("Params", bound=Any)
 Info = dict[str, Any]
 
 
+def at(array: Array, index: Array | tuple[Array, ...]) -> Array:
+    """``array[index]`` for indices in range: checks would take most of the time of a step."""
+    return array.at[index].get(mode="promise_in_bounds")
+
+
 class Transition(NamedTuple):
     """The result of a step.
 

@@ -45,7 +45,7 @@ from flax import struct
 
 from rrnn_jax.checks import check_choice, check_positive
 from rrnn_jax.envs import mini_pacman_map as maze
-from rrnn_jax.envs.environment import Environment, Transition
+from rrnn_jax.envs.environment import Environment, Transition, at
 from rrnn_jax.envs.mini_pacman_ghosts import GhostDraws, Ghosts, move_ghosts
 from rrnn_jax.envs.spaces import Box
 from rrnn_jax.typing import Array
@@ -364,15 +364,12 @@ def _picture(state: MiniPacmanState, rows: Array, columns: Array) -> Array:
     height, width = maze.MAZE.shape
     inside = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
 
-    def look(grid: Array) -> Array:
-        return grid.at[inside].get(mode="promise_in_bounds")
-
     def show(positions: Array, exists: Array) -> Array:
         at_row = rows[:, None] == positions[None, :, 0]  # [height, count]
         at_column = columns[:, None] == positions[None, :, 1]
         return jnp.any((at_row & exists[None])[:, None] & at_column[None], axis=-1)
 
-    wall, food = look(jnp.asarray(maze.MAZE)), look(state.food)
+    wall, food = at(jnp.asarray(maze.MAZE), inside), at(state.food, inside)
     pacman = (row == state.pacman[0]) & (column == state.pacman[1])
     ghost = show(state.ghosts.positions, state.ghosts.alive) & ~pacman
     pill = show(state.pills, state.has_pill) & ~pacman & ~ghost
