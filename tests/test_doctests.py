@@ -1,4 +1,4 @@
-"""Runs the examples in the package's docstrings, and checks that public names have one."""
+"""Runs the examples in docstrings, and checks that public names have one."""
 
 import doctest
 import importlib
@@ -7,11 +7,19 @@ import pkgutil
 import jax
 import pytest
 
+import benchmarks
+import experiments
 import rrnn_jax
 
 # An example may be written without `jax.jit`: each of its operations is a program then.
 pytestmark = pytest.mark.programs(300)
-MODULES = sorted(info.name for info in pkgutil.walk_packages(rrnn_jax.__path__, prefix="rrnn_jax."))
+MODULES = sorted(
+    info.name
+    for package in (rrnn_jax, experiments, benchmarks)
+    for info in pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
+    # Commands, and PyTorch, whose examples are with its tests.
+    if not info.name.endswith(("__main__", ".tour")) and ".torch_" not in info.name
+)
 
 
 def examples(name: str) -> list[doctest.DocTest]:
@@ -20,7 +28,9 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 
 def test_modules_are_found():
-    assert {"rrnn_jax.cell", "rrnn_jax.scan.dispatch", "rrnn_jax.interop"} <= set(MODULES)
+    assert {"rrnn_jax.scan.dispatch", "experiments.common.options", "benchmarks.flops"} <= set(
+        MODULES
+    )
 
 
 @pytest.mark.parametrize("name", ["rrnn_jax", *MODULES])

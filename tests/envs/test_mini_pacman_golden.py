@@ -12,6 +12,7 @@ from rrnn_jax.envs import MiniPacman
 from rrnn_jax.envs import mini_pacman_map as maze
 from rrnn_jax.envs.mini_pacman import RULES, Draws, MiniPacmanState, Placement
 from rrnn_jax.envs.mini_pacman_ghosts import GhostDraws, Ghosts
+from tests.envs.test_box_world_golden import two_samples
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SLOTS = 4
@@ -145,11 +146,9 @@ def test_map_and_exits(golden):
 
 def chi_square(first: np.ndarray, second: np.ndarray, categories: int) -> float:
     """Two samples' statistic, divided by its degrees of freedom."""
-    one, two = (np.bincount(x, minlength=categories).astype(float) for x in (first, second))
-    a, b = np.sqrt(two.sum() / one.sum()), np.sqrt(one.sum() / two.sum())
-    total = one + two
-    seen = total > 0
-    return float((((a * one - b * two) ** 2)[seen] / total[seen]).sum() / (seen.sum() - 1))
+    counts = (np.bincount(x, minlength=categories).astype(float) for x in (first, second))
+    statistic, freedom = two_samples(*counts)
+    return statistic / freedom
 
 
 def test_levels_are_distributed_as_recorded(golden):

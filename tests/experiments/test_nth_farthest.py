@@ -14,7 +14,7 @@ from experiments import nth_farthest
 from experiments.common.cli import parse
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.__main__ import main
-from experiments.nth_farthest.config import Config, LSTMConfig, RMCConfig, TaskConfig
+from experiments.nth_farthest.config import Config, TaskConfig
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem, plot
 from rrnn_jax.tasks import nth_farthest as nth_farthest_task
@@ -114,14 +114,6 @@ def test_another_config_in_the_directory_exits_with_2(both, capsys):
     )
 
 
-# `test_ablation_runs.py` has that exit code, `test_training.py` a loss that becomes NaN.
-@pytest.mark.slow
-def test_nan_exits_with_3(tmp_path, capsys):
-    arguments = [*FAST, "--model", "lstm", "--learning-rate", "1e38", "--steps", "40"]
-    assert main(["--run-dir", str(tmp_path), *arguments]) == 3
-    assert "became" in capsys.readouterr().err
-
-
 def test_default_directories():
     _, run = parse(PRESETS, "nth_farthest", "", [])
     assert run.run_dir.as_posix() == "runs/nth_farthest/quick"
@@ -157,23 +149,10 @@ def test_bfloat16_keeps_parameters_in_float32(model):
 
 
 @pytest.mark.slow
-def test_vmapped_seeds_and_bfloat16(tmp_path):
-    config = Config(
-        model="rmc",
-        dtype="bfloat16",
-        task=TaskConfig(3, 2),
-        rmc=RMCConfig(mem_slots=2, num_heads=1, head_size=4, gate_style="none"),
-        lstm=LSTMConfig(3),
-        train=dataclasses.replace(
-            PRESETS["small"].train,
-            **{"steps": 4, "batch_size": 4, "micro_batch_size": None, "chunk_steps": 4},
-            **{"warmup_steps": 0, "num_seeds": 2, "seed": 5, "eval_samples": 8},
-        ),
-    )
-    summary = train(config, tmp_path, progress=False)
-    assert summary["rmc"]["seeds"] == [5, 6]
-    first, second = summary["rmc"]["evaluation"]["loss"]
-    assert first != second
+def test_the_memory_core_learns_the_small_task(tmp_path):
+    preset = dataclasses.replace(PRESETS["small"], model="rmc")
+    summary = train(preset, tmp_path, progress=False)
+    assert min(summary["rmc"]["evaluation"]["accuracy"]) >= 0.9
 
 
 @pytest.mark.parametrize("preset", ["laptop", "small", "paper"])

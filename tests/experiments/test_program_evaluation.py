@@ -19,7 +19,7 @@ from experiments.program_evaluation import PRESETS
 from experiments.program_evaluation.__main__ import default_dir, main
 from experiments.program_evaluation.config import DifficultyConfig, LSTMConfig
 from experiments.program_evaluation.data import make_task
-from experiments.program_evaluation.train import list_runs, make_problem, plot
+from experiments.program_evaluation.train import list_runs, make_problem, plot, train
 
 FAST = [
     *("--task", "copy", "--model", "lstm", "--memorization-length", "2"),
@@ -79,11 +79,6 @@ def test_plots_can_be_rebuilt_from_metrics_alone(run_dir, tmp_path):
     paths = plot("copy", {"lstm": tmp_path}, tmp_path, trivial)
     original = run_dir / "plots"
     assert [p.read_bytes() for p in paths] == [(original / p.name).read_bytes() for p in paths]
-
-
-def test_another_config_in_the_directory_exits_with_2(run_dir, capsys):
-    assert main(["--run-dir", str(run_dir), *FAST, "--curriculum", "fixed"]) == 2
-    assert "difficulty.curriculum: 'mix' there, 'fixed' asked" in capsys.readouterr().err
 
 
 def test_directories():
@@ -170,3 +165,13 @@ def test_evaluation_may_have_a_loss_of_its_own():
     np.testing.assert_array_equal(evaluation["loss"], [7.0, 7.0])
     np.testing.assert_array_equal(evaluation["accuracy"], [1.0, 1.0])
     assert programs.show(state) == "0 2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "steps"), [("copy", 3000), ("reverse", 3000), ("double", 4500)])
+def test_quick_preset_teaches_the_rmc_to_memorize(tmp_path, task, steps):
+    quick = PRESETS["quick"]
+    train_config = dataclasses.replace(quick.train, steps=steps)
+    config = dataclasses.replace(quick, task=task, model="rmc", train=train_config)
+    summary = train(config, tmp_path, progress=False)
+    assert summary[task]["rmc"]["evaluation"]["accuracy"][0] >= 0.99

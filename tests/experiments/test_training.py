@@ -129,11 +129,6 @@ def test_times_that_are_read_back_are_those_that_were_told(tmp_path):
     assert clock.seconds == pytest.approx(0.37, abs=2e-3)
 
 
-def test_finished_run_is_left_alone(tmp_path, uninterrupted):
-    run(tmp_path)
-    assert_same(tmp_path, run(tmp_path), uninterrupted)
-
-
 # A process that is killed in the middle of a chunk, with no more warning than by a power cut.
 KILLED = """
 import os, signal, sys

@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from rrnn_jax.tasks import learn_to_execute as lte
+from rrnn_jax.tasks.characters import PAD, VOCABULARY, Batch
 
 FOLDER = Path(__file__).parent.parent / "golden"
 TASKS = {"ADDITION": "addition", "CONTROL": "control", "ALL": "program"}
@@ -22,7 +23,7 @@ QUANTILES = {
 }
 
 _NAMES = {"+": "add", "-": "subtract", "*": "multiply", "if": "if", "for": "for"}
-_CHARACTERS = np.array(list(lte.VOCABULARY))
+_CHARACTERS = np.array(list(VOCABULARY))
 _LITERAL = re.compile(r"(?<![\[\d])\d+")  # Not the count of a loop.
 
 
@@ -109,6 +110,19 @@ class Statistics:
             loops=Counter(re.findall(r"\[(\d)\]", text)),
             first_digits=Counter(answer[0] for answer in answers),
         )
+
+
+def check_batch(batch: Batch, inputs: list[str], targets: list[str], config: Any) -> None:
+    """Shapes, dtypes, lengths and masks of a batch on the host are those of its texts."""
+    for tokens, mask, lengths, texts, steps in (
+        (batch.inputs, batch.input_mask, batch.input_lengths, inputs, config.input_steps),
+        (batch.targets, batch.target_mask, batch.target_lengths, targets, config.output_steps),
+    ):
+        assert tokens.shape == mask.shape == (len(texts), steps)
+        assert (tokens.dtype, mask.dtype, lengths.dtype) == (np.int32, np.bool_, np.int32)
+        np.testing.assert_array_equal(lengths, [len(text) for text in texts])
+        np.testing.assert_array_equal(mask, np.arange(steps) < lengths[:, None])
+        np.testing.assert_array_equal(tokens == PAD, ~mask)
 
 
 def check_lengths(lengths: np.ndarray, golden: dict, samples: int) -> None:

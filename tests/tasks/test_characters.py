@@ -1,10 +1,11 @@
 """Characters, padding and the trivial score."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrnn_jax.tasks import characters, learn_to_execute, memorization
+from rrnn_jax.tasks import characters, learn_to_execute, memorization, nth_farthest
 from tests.tasks import program_oracle as oracle
 
 
@@ -50,6 +51,14 @@ def test_bad_arguments():
     for token in (-1, 45):
         with pytest.raises(ValueError, match=r"tokens must lie in 0\.\.44"):
             characters.decode(np.array([3, token]))
+
+
+@pytest.mark.parametrize("task", [memorization, nth_farthest])
+def test_same_key_same_batch_other_key_other_batch(task):
+    draw = jax.jit(lambda key: task.sample(key, task.Config(), 64).inputs)
+    first, again, other = (draw(jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_make_batch_pads_what_is_behind_the_end():

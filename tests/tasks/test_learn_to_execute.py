@@ -101,16 +101,7 @@ def test_programs_are_in_the_grammar(config):
 
 @configs
 def test_batches_are_consistent(config):
-    batch, programs, answers = draw(config)
-    for tokens, mask, lengths, texts, steps in (
-        (batch.inputs, batch.input_mask, batch.input_lengths, programs, config.input_steps),
-        (batch.targets, batch.target_mask, batch.target_lengths, answers, config.output_steps),
-    ):
-        assert tokens.shape == mask.shape == (SAMPLES, steps)
-        assert (tokens.dtype, mask.dtype, lengths.dtype) == (np.int32, np.bool_, np.int32)
-        np.testing.assert_array_equal(lengths, [len(text) for text in texts])
-        np.testing.assert_array_equal(mask, np.arange(steps) < lengths[:, None])
-        np.testing.assert_array_equal(tokens == lte.PAD, ~mask)
+    oracle.check_batch(*draw(config), config)
 
 
 @pytest.mark.slow

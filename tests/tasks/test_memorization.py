@@ -48,15 +48,7 @@ def test_samples(task, length):
     batch = jax.device_get(sample(jax.random.key(length), config, SAMPLES))
     numbers, answers = oracle.decode_rows(batch.inputs), oracle.decode_rows(batch.targets)
     assert answers == [mem.evaluate(number, task) for number in numbers]
-    for tokens, mask, lengths, texts, steps in (
-        (batch.inputs, batch.input_mask, batch.input_lengths, numbers, config.input_steps),
-        (batch.targets, batch.target_mask, batch.target_lengths, answers, config.output_steps),
-    ):
-        assert tokens.shape == mask.shape == (SAMPLES, steps)
-        assert (tokens.dtype, mask.dtype, lengths.dtype) == (np.int32, np.bool_, np.int32)
-        np.testing.assert_array_equal(lengths, [len(text) for text in texts])
-        np.testing.assert_array_equal(mask, np.arange(steps) < lengths[:, None])
-        np.testing.assert_array_equal(tokens == mem.PAD, ~mask)
+    oracle.check_batch(batch, numbers, answers, config)
     check_uniform(numbers, config)
 
 
@@ -106,13 +98,6 @@ def test_curriculum_sets_the_length():
         level = initial_state(config)._replace(length=jnp.int32(3))
         batch = sample(jax.random.key(0), config, 256, level)
         assert set(batch.input_lengths.tolist()) == lengths
-
-
-def test_same_key_same_batch_other_key_other_batch():
-    config = mem.Config("copy", 10)
-    first, again, other = (sample(jax.random.key(k), config, 64) for k in (0, 0, 1))
-    np.testing.assert_array_equal(first.inputs, again.inputs)
-    assert not np.array_equal(first.inputs, other.inputs)
 
 
 def test_trivial_accuracy():

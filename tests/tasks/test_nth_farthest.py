@@ -151,13 +151,6 @@ def test_decode_inverts_encode(size, seed):
     )
 
 
-def test_same_key_same_batch_other_key_other_batch():
-    config = nf.Config(3, 2)
-    first, again, other = (sample(jax.random.key(k), config, 4) for k in (0, 0, 1))
-    np.testing.assert_array_equal(first.inputs, again.inputs)
-    assert not np.array_equal(first.inputs, other.inputs)
-
-
 def test_accuracy_by_hand():
     logits = jnp.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], jnp.float32)
     assert nf.accuracy(logits, jnp.array([1, 0, 0, 0], jnp.int32)) == 0.75
