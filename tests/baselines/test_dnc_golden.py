@@ -7,6 +7,7 @@ import pytest
 
 from rrnn_jax import RNN
 from tests.baselines import golden
+from tests.core.golden import assert_close
 from tests.grids import mostly_slow
 
 OUTPUT_ATOL = 2e-6
@@ -46,18 +47,6 @@ def test_outputs_states_and_gradients(name):
         case.state("grads/initial_state/"),
     )
     assert_close(gradients, expected, GRADIENT_ATOL, GRADIENT_RTOL)
-
-
-def assert_close(actual, expected, atol: float, rtol: float) -> None:
-    """Compares two pytrees, naming what differs."""
-    expected = dict(jax.tree_util.tree_leaves_with_path(expected))
-    actual = dict(jax.tree_util.tree_leaves_with_path(actual))
-    assert actual.keys() == expected.keys()
-    for path, value in expected.items():
-        assert actual[path].dtype == value.dtype
-        np.testing.assert_allclose(
-            actual[path], value, atol=atol, rtol=rtol, err_msg=jax.tree_util.keystr(path)
-        )
 
 
 def test_the_zero_state_is_the_initial_carry():

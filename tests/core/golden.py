@@ -97,16 +97,15 @@ def load(name: str) -> Golden:
         return Golden(name, {key: loaded[key] for key in loaded.files})
 
 
-def assert_gradients_close(actual: Any, expected: Any) -> None:
-    """Compares two pytrees of gradients within the golden tolerance, naming what differs."""
+def assert_close(
+    actual: Any, expected: Any, atol: float = GRADIENT_ATOL, rtol: float = GRADIENT_RTOL
+) -> None:
+    """Compares two pytrees, by default within the tolerance of gradients, naming what differs."""
     expected = dict(jax.tree_util.tree_leaves_with_path(expected))
     actual = dict(jax.tree_util.tree_leaves_with_path(actual))
     assert actual.keys() == expected.keys()
     for path, value in expected.items():
+        assert actual[path].dtype == value.dtype
         np.testing.assert_allclose(
-            actual[path],
-            value,
-            atol=GRADIENT_ATOL,
-            rtol=GRADIENT_RTOL,
-            err_msg=jax.tree_util.keystr(path),
+            actual[path], value, atol=atol, rtol=rtol, err_msg=jax.tree_util.keystr(path)
         )

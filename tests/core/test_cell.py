@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrnn_jax import RelationalMemoryCell
-from rrnn_jax.interop import from_sonnet, to_sonnet
+from rrnn_jax.interop import to_sonnet
 from tests.core import reference
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
@@ -267,14 +267,6 @@ def test_nothing_is_captured_unless_asked():
         return str(jaxpr).count(" = ")
 
     assert num_equations(mutable=["intermediates"]) > num_equations()
-
-
-def test_weights_of_golden_names_fit_the_cell():
-    cell, variables, carry, x = make()
-    params = from_sonnet(to_sonnet(variables))
-    apply = jax.jit(cell.apply)
-    expected, _ = apply(variables, carry, x)
-    np.testing.assert_array_equal(apply({"params": params}, carry, x)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -24,46 +24,25 @@ def gates_and_arguments(style, batch=(), rows=2, slots=3, width=4, **options):
 
 
 @pytest.mark.parametrize(("style", "width"), [("unit", 4), ("memory", 1)])
+@pytest.mark.parametrize(
+    ("batch", "biases"), [((), {}), ((2,), {"input_bias": -0.4, "forget_bias": 0.7}), ((2, 3), {})]
+)
 @pytest.mark.parametrize("output_gate", [False, True])
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-def test_shapes_and_parameters(style, width, output_gate, batch):
-    module, variables, inputs, hidden = gates_and_arguments(style, batch, output_gate=output_gate)
-    packed = width * (3 if output_gate else 2)
-    assert jax.tree.map(jnp.shape, variables["params"]) == {
-        "input": {"kernel": (8, packed), "bias": (packed,)},
-        "memory": {"kernel": (4, packed), "bias": (packed,)},
-    }
-    gates = jax.jit(module.apply)(variables, inputs, hidden)
-    assert gates.input.shape == gates.forget.shape == (*batch, 3, width)
-    assert (gates.output is None) == (not output_gate)
-    if output_gate:
-        assert gates.output.shape == (*batch, 3, width)
-
-
-@pytest.mark.parametrize(("style", "width"), [("unit", 4), ("memory", 1)])
-def test_against_numpy_input_then_forget_then_output(style, width):
+def test_against_numpy_input_then_forget_then_output(style, width, batch, biases, output_gate):
     module, variables, inputs, hidden = gates_and_arguments(
-        style, batch=(2,), output_gate=True, forget_bias=0.7, input_bias=-0.4
+        style, batch, output_gate=output_gate, **biases
     )
     params = jax.tree.map(np.asarray, variables["params"])
-    from_input = np.asarray(inputs).reshape(2, 1, 8) @ params["input"]["kernel"]
+    from_input = np.asarray(inputs).reshape(*batch, 1, 8) @ params["input"]["kernel"]
     from_memory = np.asarray(hidden) @ params["memory"]["kernel"]
     packed = from_input + params["input"]["bias"] + from_memory + params["memory"]["bias"]
+    assert packed.shape == (*batch, 3, width * (3 if output_gate else 2))
     gates = jax.jit(module.apply)(variables, inputs, hidden)
-    np.testing.assert_allclose(gates.input, sigmoid(packed[..., :width] - 0.4), atol=1e-6)
-    forget = sigmoid(packed[..., width : 2 * width] + 0.7)
-    np.testing.assert_allclose(gates.forget, forget, atol=1e-6)
-    np.testing.assert_allclose(gates.output, sigmoid(packed[..., 2 * width :]), atol=1e-6)
-
-
-@pytest.mark.parametrize("style", ["unit", "memory"])
-def test_bias_constants_come_on_top_of_nothing(style):
-    module, variables, inputs, hidden = gates_and_arguments(style, output_gate=True)
-    zeros = jax.tree.map(jnp.zeros_like, variables)
-    gates = jax.jit(module.apply)(zeros, inputs, hidden)
-    np.testing.assert_allclose(gates.input, np.full_like(gates.input, 0.5), atol=1e-7)
-    np.testing.assert_allclose(gates.forget, np.full_like(gates.forget, 0.7310586), atol=1e-6)
-    np.testing.assert_allclose(gates.output, np.full_like(gates.output, 0.5), atol=1e-7)
+    offsets = [biases.get("input_bias", 0.0), biases.get("forget_bias", 1.0), 0.0]
+    for k, gate in enumerate(gates[: 3 if output_gate else 2]):
+        part = packed[..., k * width : (k + 1) * width]
+        np.testing.assert_allclose(gate, sigmoid(part + offsets[k]), atol=1e-6)
+    assert (gates.output is None) == (not output_gate)
 
 
 def test_gates_are_float32_whatever_the_compute_dtype():

@@ -52,13 +52,16 @@ def test_round_trip_is_exact_and_keeps_dtypes(dtype, gates):
 
 
 @pytest.mark.parametrize("name", golden.NAMES)
-def test_round_trip_of_golden_arrays(name):
+def test_round_trip_of_golden_arrays(name, tmp_path):
     arrays = golden.load(name).arrays
     arrays = {key: value for key, value in arrays.items() if key.startswith("params/")}
     bare = {key.removeprefix("params/"): value for key, value in arrays.items()}
     assert len(bare) >= 12
     assert_same_arrays(to_sonnet(from_sonnet(arrays)), bare)
-    assert_same_arrays(to_sonnet(load_sonnet(golden.FOLDER / f"{name}.npz")), bare)
+    params = load_sonnet(golden.FOLDER / f"{name}.npz")
+    assert_same_arrays(to_sonnet(params), bare)
+    np.savez(tmp_path / "tf.npz", **to_sonnet(params, tensorflow_scope="rmc"))
+    assert_same_arrays(to_sonnet(load_sonnet(tmp_path / "tf.npz")), bare)
 
 
 def test_each_array_goes_where_its_name_says():
@@ -130,9 +133,6 @@ def test_load_ignores_other_groups_only_beside_params(tmp_path):
     np.savez(tmp_path / "mixed.npz", **arrays, **other)
     with pytest.raises(ValueError, match=r"'inputs' is unknown"):
         load_sonnet(tmp_path / "mixed.npz")
-
-
-def test_load_refuses_a_single_array(tmp_path):
     np.save(tmp_path / "one.npy", np.ones(3))
     with pytest.raises(ValueError, match=r"an \.npz of named arrays, got a single array"):
         load_sonnet(tmp_path / "one.npy")

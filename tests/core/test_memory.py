@@ -1,6 +1,5 @@
 """The relational memory: blocks against the reference, shared weights, unused parts."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -113,31 +112,6 @@ def test_against_reference_for_any_batch(batch, options):
     for actual, wanted in zip(weights, expected_weights, strict=True):
         assert actual.shape == (*batch, 2, 3, 5)
         np.testing.assert_allclose(actual, wanted, atol=1e-5)
-
-
-def products(jaxpr: Any) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shapes of the operands of all products, those of inner programs included."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            left, right = equation.invars
-            yield left.aval.shape, right.aval.shape
-        for inner in jax.tree.leaves(
-            equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from products(getattr(inner, "jaxpr", inner))
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_rows_that_the_last_block_would_drop_are_not_computed(blocks):
-    slots, rows = 3, 2
-    module, variables, memory, inputs = module_and_arguments(
-        slots=slots, rows=rows, num_blocks=blocks
-    )
-    jaxpr = jax.make_jaxpr(module.apply)(variables, memory, inputs).jaxpr
-    mlp_rows = [left[0] for left, right in products(jaxpr) if right == (4, 4)]
-    # Two MLP layers per block: all rows between blocks, memory rows only in the last.
-    assert mlp_rows == [slots + rows] * 2 * (blocks - 1) + [slots] * 2
 
 
 @pytest.mark.parametrize("blocks", [1, 2])

@@ -202,19 +202,6 @@ def test_norms_have_initialisers_of_their_own():
     assert np.all(norm["bias"] == 3)
 
 
-def products(cell, x=X):
-    """The precisions of all products of a step."""
-    variables = random_variables(ROWS.clone(gate_style="unit"), MEMORY, x)
-    jaxpr = str(jax.make_jaxpr(cell.apply)(variables, MEMORY, x))
-    return jaxpr.count("dot_general["), jaxpr.count("Precision.DEFAULT")
-
-
-def test_precision_reaches_every_product():
-    cell = ROWS.clone(gate_style="unit", precision="default")
-    count, default = products(cell)
-    assert (count, default) == (8, 2 * count) or default == count == 8
-
-
 def test_another_product_for_all_weights():
     calls = []
 

@@ -342,11 +342,6 @@ BAD = {
         TypeError,
         "initial_carry must be one array",
     ),
-    "reset carry": (
-        {"resets": jnp.zeros((2, 6), bool), "reset_carry": jnp.zeros((3, 7))},
-        ValueError,
-        r"reset_carry .*\(3, 8\).*\(3, 7\)",
-    ),
 }
 
 
@@ -374,7 +369,5 @@ def test_bad_attributes_are_named():
     x = jnp.zeros((2, 4, 3))
     with pytest.raises(ValueError, match="'hoisted' runs a RelationalMemoryCell only, got Opt"):
         RNN(LSTM, implementation="hoisted").init(jax.random.key(0), x)
-    with pytest.raises(TypeError, match="inputs must be one array, got tuple"):
-        RNN(RMC).init(jax.random.key(0), (x, x))
     with pytest.raises(ValueError, match=r"1 feature axes .*got shape \(3,\)"):
         RNN(RMC).init(jax.random.key(0), jnp.zeros(3))
