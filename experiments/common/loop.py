@@ -307,7 +307,7 @@ class _Session:
         name = self.score.name
         parts = [f"valid {self.score.write(self.evaluation[name])}"]
         if "loss" in values:
-            parts.append(f"loss {_mean(values['loss']):.3f}")
+            parts.append(f"loss {self.score.mean(values['loss']):.3f}")
         if name in values:
             parts.append(f"{name} {self.score.write(values[name])}")
         return ", ".join(parts)
@@ -342,11 +342,6 @@ class _Clock:
     def close(self) -> None:
         """Closes the file."""
         self._rows.close()
-
-
-def _mean(values: list[float | None]) -> float:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found)
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:

@@ -6,22 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common.cells import TITLES
+from experiments.common.actor_critic.config import TITLES
 from experiments.common.metrics import curve, read_metrics
 from experiments.common.records import writes
 from rrnn_jax.visualize import learning_curves_figure
 from rrnn_jax.visualize.style import COLOURS, line_look
 
 Curve = tuple[Sequence[int], Sequence[float]]
-MODELS = {
-    "rmc": "Relational Memory Core",
-    "lstm": "LSTM",
-    "conv_lstm": "ConvLSTM",
-    "none": "no memory",
-    "entnet": "EntNet",
-    "dnc": "DNC",
-}
-"""Names and titles of the models in the order of `COLOURS`; those drawn together differ most."""
+MODELS = ("rmc", "lstm", "conv_lstm", "none", "entnet", "dnc")
+"""The models in the order of `COLOURS`; those drawn together differ most."""
 
 
 def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -34,7 +27,7 @@ def looks(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
     >>> [COLOURS.index(look["color"]) for look in found.values()]
     [2, 1, 0, 0]
     """
-    places = {name: i for i, names in enumerate(MODELS.items()) for name in names}
+    places = {name: i for i, model in enumerate(MODELS) for name in (model, TITLES[model])}
     model = re.compile(rf"(?:^|/)({'|'.join(places)})(?![a-zA-Z])")
     found: dict[str, int] = {}
     # Models first, so that others do not take their colours.
@@ -63,9 +56,8 @@ def plot_metric(
       per_step: factor of the steps, if the axis has another unit.
       options: those of `plot_curves`.
     """
-    titles = MODELS | TITLES
     curves = {
-        titles.get(name, name): {
+        TITLES.get(name, name): {
             seed: ([per_step * step for step in steps], values)
             for seed, (steps, values) in curve(read_metrics(directory), split, metric).items()
         }

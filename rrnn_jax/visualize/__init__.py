@@ -16,9 +16,11 @@ from rrnn_jax.visualize.animation import attention_animation as attention_animat
 from rrnn_jax.visualize.animation import save_gif as save_gif
 from rrnn_jax.visualize.attention import attention_figure as attention_figure
 from rrnn_jax.visualize.attention_numbers import AttentionShare as AttentionShare
+from rrnn_jax.visualize.attention_numbers import InputShare as InputShare
 from rrnn_jax.visualize.attention_numbers import ShareByLag as ShareByLag
 from rrnn_jax.visualize.attention_numbers import attention_share as attention_share
 from rrnn_jax.visualize.attention_numbers import change_shares as change_shares
+from rrnn_jax.visualize.attention_numbers import input_share as input_share
 from rrnn_jax.visualize.attention_numbers import memory_attention as memory_attention
 from rrnn_jax.visualize.attention_numbers import share_by_lag as share_by_lag
 from rrnn_jax.visualize.attention_numbers import write_shares as write_shares
@@ -28,8 +30,6 @@ from rrnn_jax.visualize.capture import captured_array as captured_array
 from rrnn_jax.visualize.curves import learning_curves_figure as learning_curves_figure
 from rrnn_jax.visualize.dynamics import dynamics_figure as dynamics_figure
 from rrnn_jax.visualize.episode import episode_animation as episode_animation
-from rrnn_jax.visualize.input_numbers import InputShare as InputShare
-from rrnn_jax.visualize.input_numbers import input_share as input_share
 from rrnn_jax.visualize.memory_numbers import Projection as Projection
 from rrnn_jax.visualize.memory_numbers import project_slots as project_slots
 from rrnn_jax.visualize.memory_numbers import slot_movement as slot_movement

@@ -1,4 +1,4 @@
-r"""The attention to the slot that an object was written to, in numbers.
+r"""The attention to the slot that an object was written to, and to the input, in numbers.
 
 According to the paper's Figure 3, once the reference m has been seen, "all the memory slots
 preferentially focus attention on those particular memories to which the m was written". Here that
@@ -17,6 +17,8 @@ A step attends to the memory before it, so the step that shows the object counts
 attention to the input rows varies between steps; `memory_attention` excludes it, so that only
 *slots* are compared. There are two chance levels: the uniform one, and the share of the same slot
 in the *other* sequences at the same steps, which excludes slots that always get much attention.
+
+`input_share` has the attention to the input when an object is shown, before, and afterwards.
 """
 
 from typing import NamedTuple
@@ -107,10 +109,8 @@ def write_shares(weights: np.ndarray, input_gate: np.ndarray | None = None) -> n
     Raises:
       ValueError: wrong axes.
     """
-    weights = _check_weights(weights)
+    weights = _check_weights(weights, has_inputs=True)
     slots = weights.shape[2]
-    if weights.shape[3] == slots:
-        raise ValueError(f"weights must be [B, T, S, S+R] with R > 0, got shape {weights.shape}")
     amounts = weights[..., slots:].sum(-1)
     if input_gate is not None:
         gate = np.asarray(input_gate)
@@ -187,6 +187,75 @@ def share_by_lag(weights: np.ndarray, slots: np.ndarray, steps: np.ndarray) -> S
     return ShareByLag(lags, share, other, uniform)
 
 
+class InputShare(NamedTuple):
+    """The share of all slots' attention to the input rows, mean over sequences.
+
+    Compare values at the same step, because the attention also depends on the step: early in a
+    sequence the memory contains little.
+
+    Attributes:
+      before: ``[T]``, sequences that show the object later; NaN if there are none.
+      shown: ``[T]``, sequences that show the object at this step.
+      after: ``[T]``, sequences that showed the object before.
+      uniform: R/(S+R).
+    """
+
+    before: np.ndarray
+    shown: np.ndarray
+    after: np.ndarray
+    uniform: float
+
+    def in_common(self) -> tuple[float, float, float]:
+        """Means of `before`, `shown` and `after` over the steps that have all three.
+
+        At the first step no sequence has shown the object before, and at the last none shows it
+        later. Means over all available steps would therefore compare different steps.
+
+        >>> nan = np.nan
+        >>> share = InputShare(*np.array([[0.1, 0.2, nan], [0.9, 0.8, 0.7], [nan, 0.3, 0.4]]), 0.5)
+        >>> share.in_common()
+        (0.2, 0.8, 0.3)
+
+        Returns:
+          Three shares; NaN if no step has all three.
+        """
+        values = np.array(self[:3], np.float64)
+        chosen = np.isfinite(values).all(axis=0)
+        if not chosen.any():
+            return (np.nan, np.nan, np.nan)
+        before, shown, after = values[:, chosen].mean(axis=1).tolist()
+        return before, shown, after
+
+
+def input_share(weights: np.ndarray, steps: np.ndarray) -> InputShare:
+    """The share of attention to the input, by step and by whether an object was shown.
+
+    >>> weights = np.array([[[[0.2, 0.8]], [[0.5, 0.5]]], [[[0.6, 0.4]], [[0.1, 0.9]]]])
+    >>> share = input_share(weights, steps=np.array([0, 1]))  # B = T = 2, S = R = 1
+    >>> [x.round(2).tolist() for x in share[:3]]
+    [[0.4, nan], [0.8, 0.9], [nan, 0.5]]
+
+    Args:
+      weights: ``[B, T, S, S+R]``, see `attention_of`.
+      steps: ``[B]`` integers, the step that shows each sequence's object, counted from 0.
+
+    Returns:
+      An `InputShare`.
+
+    Raises:
+      ValueError: wrong axes, or a step out of range.
+    """
+    weights = _check_weights(weights, has_inputs=True)
+    batch, length, slots, sources = weights.shape
+    _check_indices("steps", steps, batch, length)
+    share = weights[..., slots:].sum(-1).mean(-1)  # [B, T]
+    lag = np.arange(length) - np.asarray(steps)[:, None]
+    return InputShare(
+        *(_mean_where(share, chosen, axis=0) for chosen in (lag < 0, lag == 0, lag > 0)),
+        uniform=(sources - slots) / sources,
+    )
+
+
 def _shares(
     weights: np.ndarray, slots: np.ndarray, steps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -194,14 +263,7 @@ def _shares(
     weights = _check_weights(weights)
     batch, length, count, sources = weights.shape
     for name, given, limit in (("slots", slots, count), ("steps", steps, length)):
-        given = np.asarray(given)
-        if given.shape != (batch,) or not np.issubdtype(given.dtype, np.integer):
-            raise ValueError(
-                f"{name} must be integers of shape [B] = ({batch},), got {given.dtype} of shape "
-                f"{given.shape}"
-            )
-        if ((given < 0) | (given >= limit)).any():
-            raise ValueError(f"{name} must lie in 0..{limit - 1}, got {given.tolist()}")
+        _check_indices(name, given, batch, limit)
     to_slots = weights[..., :count].mean(axis=2)  # [B, T, S]: mean over the attending slots.
     own = to_slots[np.arange(batch), :, slots]
     if batch > 1:
@@ -211,11 +273,23 @@ def _shares(
     return own, others, 1 / sources
 
 
-def _check_weights(weights: np.ndarray) -> np.ndarray:
+def _check_weights(weights: np.ndarray, has_inputs: bool = False) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
-    if weights.ndim != 4 or weights.shape[-1] < weights.shape[-2]:
-        raise ValueError(f"weights must be [B, T, S, S+R], got shape {weights.shape}")
+    if weights.ndim != 4 or weights.shape[-1] < weights.shape[-2] + has_inputs:
+        what = " with R > 0" if has_inputs else ""
+        raise ValueError(f"weights must be [B, T, S, S+R]{what}, got shape {weights.shape}")
     return weights
+
+
+def _check_indices(name: str, given: np.ndarray, batch: int, limit: int) -> None:
+    given = np.asarray(given)
+    if given.shape != (batch,) or not np.issubdtype(given.dtype, np.integer):
+        raise ValueError(
+            f"{name} must be integers of shape [B] = ({batch},), got {given.dtype} of shape "
+            f"{given.shape}"
+        )
+    if ((given < 0) | (given >= limit)).any():
+        raise ValueError(f"{name} must lie in 0..{limit - 1}, got {given.tolist()}")
 
 
 def _shares_of(amounts: np.ndarray) -> np.ndarray:
@@ -223,8 +297,8 @@ def _shares_of(amounts: np.ndarray) -> np.ndarray:
     return amounts / np.maximum(amounts.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
 
 
-def _mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of the selected values; NaN without any."""
-    count = where.sum(-1)
-    total = np.where(where, values, 0.0).sum(-1)
+def _mean_where(values: np.ndarray, where: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over an axis of the selected values; NaN without any."""
+    count = where.sum(axis)
+    total = np.where(where, values, 0.0).sum(axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

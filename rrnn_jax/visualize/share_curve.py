@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rrnn_jax.visualize.attention_numbers import ShareByLag
-from rrnn_jax.visualize.input_numbers import InputShare
+from rrnn_jax.visualize.attention_numbers import InputShare, ShareByLag
 from rrnn_jax.visualize.style import COLOURS, SMALL, WIDTH, new_figure, small_ticks
 
 
@@ -45,7 +44,7 @@ def input_share_figure(
 ) -> Figure:
     """Draws the results of `input_share` by step, a panel for each head.
 
-    >>> from rrnn_jax.visualize.input_numbers import input_share
+    >>> from rrnn_jax.visualize.attention_numbers import input_share
     >>> weights = np.array([[[[0.2, 0.8]], [[0.5, 0.5]]], [[[0.6, 0.4]], [[0.1, 0.9]]]])
     >>> figure = input_share_figure({"head 1": input_share(weights, np.array([0, 1]))})
     >>> [line.get_label() for line in figure.axes[0].lines][:3]

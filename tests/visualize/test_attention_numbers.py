@@ -125,7 +125,7 @@ def test_input_share_by_step_and_by_what_was_seen():
     assert share.uniform == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match=r"steps must be integers of shape \[B\] = \(2,\), got"):
         input_share(WEIGHTS, STEPS[:1])
-    with pytest.raises(ValueError, match=r"weights must be \[B, T, S, S\+R\], got shape"):
+    with pytest.raises(ValueError, match=r"weights must be \[B, T, S, S\+R\] with R > 0, got"):
         input_share(WEIGHTS[..., :2], STEPS)
 
 

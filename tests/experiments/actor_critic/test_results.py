@@ -9,7 +9,7 @@ import pytest
 
 from experiments import box_world, mini_pacman
 from experiments.box_world.train import make_game as make_box_world
-from experiments.common.actor_critic.config import POLICIES
+from experiments.common.actor_critic.config import MODELS, POLICIES, TITLES
 from experiments.common.actor_critic.runs import policy_scores
 from experiments.common.report import paired_interval
 from experiments.common.run_directory import as_json
@@ -17,12 +17,6 @@ from experiments.mini_pacman.train import make_game as make_mini_pacman
 
 README = Path(box_world.__file__).with_name("README.md")
 RESULTS = README.parents[1] / "results"
-TITLES = {
-    "rmc": "Relational Memory Core",
-    "lstm": "LSTM",
-    "conv_lstm": "ConvLSTM",
-    "none": "no memory",
-}
 KINDS = ("solved", "solved_L1_F0", "solved_L1_F1", "solved_L2_F0", "solved_L2_F1")
 
 
@@ -98,7 +92,7 @@ def test_box_world_is_quoted():
         assert f"{row}{summary['parameters']:,} | {minutes:.0f} |" in text
         assert f"| random policy | {percents(summary['random'][kind] for kind in KINDS)} |" in text
         assert kept["config"]["agent"]["skip"]
-    rmc, lstm, conv, none = (np.asarray(runs[name]["summary"]["test"]["solved"]) for name in TITLES)
+    rmc, lstm, conv, none = (np.asarray(runs[name]["summary"]["test"]["solved"]) for name in MODELS)
     low, high = paired_interval(list(rmc), list(lstm)) or (0, 0)
     rule = read("box_world/quick_policies")["heuristic"]
     assert f"| heuristic | {percents(rule[kind] for kind in KINDS)} | | |" in text
@@ -134,10 +128,10 @@ def test_box_world_is_quoted():
 def test_the_front_page_quotes_it_too():
     text = (RESULTS.parents[1] / "README.md").read_text()
     kept = read("box_world/quick")
-    cells = percents(mean(kept[name]["summary"]["test"]["solved"]) for name in TITLES)
+    cells = percents(mean(kept[name]["summary"]["test"]["solved"]) for name in MODELS)
     assert f"levels solved, three seeds | {cells} |" in text
     kept = read("mini_pacman/quick")
-    returns = (f"{mean(kept[name]['summary']['test']['return']):.0f}" for name in TITLES)
+    returns = (f"{mean(kept[name]['summary']['test']['return']):.0f}" for name in MODELS)
     assert f"mean return, three seeds | {' | '.join(returns)} |" in text
     rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
     losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
