@@ -30,13 +30,22 @@ def why_not_cell(cell: nn.RNNCellBase) -> str | None:
     return None
 
 
-def why_not_gates(cell: RelationalMemoryCell, known: tuple[GateStyle | None, ...]) -> str | None:
-    """Why a backend whose equations are for the `known` gate styles cannot run `cell`; else None.
+def why_not_step(cell: RelationalMemoryCell, known: tuple[GateStyle | None, ...]) -> str | None:
+    """Why kernels of one kind of step, with the `known` gate styles, cannot run `cell`; else None.
 
     >>> from rrnn_jax import RelationalMemoryCell
-    >>> why_not_gates(RelationalMemoryCell(gate_style=None), ("unit", "memory"))
+    >>> why_not_step(RelationalMemoryCell(gate_style=None), ("unit", "memory"))
     "needs gate_style 'unit' or 'memory', got None"
     """
+    wanted = {
+        "num_blocks": (cell.num_blocks, 1),
+        "qkv_norm": (cell.qkv_norm, True),
+        "output_gate": (cell.output_gate, False),
+        "key_size": (cell.key_size or cell.head_size, cell.head_size),
+    }
+    for name, (found, needed) in wanted.items():
+        if found != needed:
+            return f"needs {name}={needed!r}, got {found!r}"
     if cell.gate_style in known:
         return None
     return f"needs gate_style {' or '.join(map(repr, known))}, got {cell.gate_style!r}"

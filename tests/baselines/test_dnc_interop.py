@@ -1,5 +1,6 @@
 """Weights of the authors' DNC: where each goes, files, and errors that name the array."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -22,11 +23,6 @@ def reference_arrays() -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def assert_same(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
 def test_each_array_goes_where_its_name_says():
     arrays = reference_arrays()
     params = dnc_from_reference(arrays)
@@ -47,13 +43,15 @@ def test_each_array_goes_where_its_name_says():
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_golden_files_load(name):
     params = load_dnc_reference(golden.FOLDER / f"{name}.npz")
-    assert_same(jax.tree.map(jax.numpy.asarray, params), golden.load(name).params())
+    chex.assert_trees_all_equal(jax.tree.map(jax.numpy.asarray, params), golden.load(name).params())
 
 
 def test_load_ignores_other_groups_only_beside_params(tmp_path):
     arrays, other = reference_arrays(), {"inputs": np.ones(3), "config/seed": 1}
     np.savez(tmp_path / "bare.npz", **arrays)
-    assert_same(load_dnc_reference(str(tmp_path / "bare.npz")), dnc_from_reference(arrays))
+    chex.assert_trees_all_equal(
+        load_dnc_reference(str(tmp_path / "bare.npz")), dnc_from_reference(arrays)
+    )
     np.savez(tmp_path / "mixed.npz", **arrays, **other)
     with pytest.raises(ValueError, match="'inputs' is unknown"):
         load_dnc_reference(tmp_path / "mixed.npz")

@@ -1,7 +1,6 @@
 """The benchmark of the environments: its rows and its options."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -24,23 +23,3 @@ def test_rows(tmp_path, capsys, monkeypatch):
     steps = 2 * environments.STEPS
     assert row["steps_per_second"] == pytest.approx(steps / row["seconds"]["median"])
     assert "small, 2 at once" in capsys.readouterr().out
-
-
-def test_bad_options(capsys):
-    for arguments in (["--envs", "0"], ["--rounds", "0"], ["--threads", "4096"]):
-        with pytest.raises(SystemExit):
-            environments.main(arguments)
-        assert "error:" in capsys.readouterr().err
-
-
-def test_the_documents_quote_the_rows():
-    folder = Path(environments.__file__).parent
-    text = (folder / "README.md").read_text()
-    for row in map(json.loads, (folder / "results/environments.jsonl").read_text().splitlines()):
-        name, speed = row["program"], row["steps_per_second"]
-        quoted = f"{float(f'{speed:.3g}'):,.0f}"
-        if name.endswith(("rollout", "update", "quick, environment")):
-            assert quoted in text
-        elif not name.endswith("environment"):
-            title = name.replace("gymnax ", "gymnax's ")
-            assert f"| {title} | {quoted} |" in text

@@ -69,13 +69,6 @@ def test_the_papers_size(tmp_path, monkeypatch):
     assert row["peak_memory_mib"] > row["temporary_mib"] >= 0
 
 
-def test_bad_options(capsys):
-    for arguments in (["sofmtax"], ["--rounds", "0"], ["--threads", "4096"]):
-        with pytest.raises(SystemExit):
-            language_model.main(arguments)
-        assert "error: " in capsys.readouterr().err
-
-
 def test_models_of_pytorch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from benchmarks import torch_text

@@ -24,12 +24,6 @@ def test_rows_and_table(tmp_path, capsys):
     assert rows[0]["environment"]["packages"]["jax"]
 
 
-def test_bad_options(capsys):
-    with pytest.raises(SystemExit):
-        memory.main(["--batch", "0"])
-    assert "batch must be at least 1, got 0" in capsys.readouterr().err
-
-
 def test_chunks_of_a_long_sequence_store_little_beside_outputs_and_their_cotangents():
     setting = SETTINGS["toy"].replace(slots=4, head_size=16, features=4)
 

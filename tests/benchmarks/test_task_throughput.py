@@ -70,10 +70,3 @@ def test_share_of_a_training_step():
     given = task_throughput.parser().parse_args(["--training", "paper", "--task", "addition"])
     configs = task_throughput.training_configs(given)
     assert [(c.model, c.preset) for c in configs] == [("rmc", "paper"), ("lstm", "paper")]
-
-
-def test_bad_options(capsys):
-    for arguments in (["--setting", "5"], ["--setting", "0,1"], ["--threads", "4096"]):
-        with pytest.raises(SystemExit):
-            task_throughput.main(arguments)
-        assert "error:" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from functools import cache, partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,13 +104,10 @@ def test_batch_ranks_agree(name):
     one_axis = jax.tree.map(lambda a: a.reshape(6, *a.shape[2:]), (carry, x))
     last = jax.tree.map(lambda a: a[-1], one_axis)
     expected = run(variables, *one_axis)
-    two = run(variables, carry, x)
-    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a.reshape(b.shape), b, atol=1e-6)
+    two = jax.tree.map(lambda a: a.reshape(6, *a.shape[2:]), run(variables, carry, x))
+    chex.assert_trees_all_close(two, expected, atol=1e-6)
     none = run(variables, *last)
-    for a, b in zip(jax.tree.leaves(none), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape[1:]
-        np.testing.assert_allclose(a, b[-1], atol=1e-6)
+    chex.assert_trees_all_close(none, jax.tree.map(lambda a: a[-1], expected), atol=1e-6)
 
 
 PROPERTY = settings(max_examples=12, deadline=None)
@@ -143,8 +141,8 @@ def test_slots_are_equivariant(name, seed, scale, order):
     index = np.asarray(order)
     expected, _ = run(variables, carry, x)
     actual, _ = run(variables, jax.tree.map(lambda m: m[:, index], carry), x)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b[:, index], atol=2e-5)
+    reordered = jax.tree.map(lambda m: m[:, index], expected)
+    chex.assert_trees_all_close(actual, reordered, atol=2e-5)
 
 
 @PROPERTY

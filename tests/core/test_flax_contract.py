@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -64,10 +66,7 @@ def test_jit_vmap_and_grad_of_a_step():
     _, gradient = value_and_grad(variables, carry)
     rng = np.random.default_rng(1)
     direction = jax.tree.map(lambda a: normal(rng, a.shape), (variables, carry))
-    slope = sum(
-        float(jnp.vdot(a, b))
-        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    )
+    slope = optax.tree.vdot(gradient, direction)
     step = 2e-3
 
     def shifted(sign):
@@ -92,8 +91,7 @@ def test_remat_of_the_cell():
 
     expected = jax.jit(jax.value_and_grad(loss(cell)))(variables)
     actual = jax.jit(jax.value_and_grad(loss(rematted)))(variables)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
 
 
 @both_layers
@@ -207,8 +205,8 @@ def test_trap_3_lengths_and_carry_with_two_batch_axes(cell):
         expected = cell.initialize_carry(jax.random.key(0), (I,))
         if length:
             expected, _ = one(variables, x[i, j, :length])
-        for a, b in zip(jax.tree.leaves(carry), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a[i, j], b, atol=1e-5)
+        found = jax.tree.map(lambda a, i=i, j=j: a[i, j], carry)
+        chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("time_major", mostly_slow([False, True], keep=[True]))

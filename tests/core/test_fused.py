@@ -3,6 +3,7 @@
 import types
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,10 +54,9 @@ def value_and_gradients(rnn: Any, variables: Any, x: Any, fresh: Any = None, **f
 
 
 def assert_agree(actual: Any, expected: Any, tolerance: float) -> None:
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     paths = jax.tree.leaves_with_path(expected)
     for (path, wanted), found in zip(paths, jax.tree.leaves(actual), strict=True):
-        assert found.shape == wanted.shape
-        assert found.dtype == wanted.dtype
         wanted, found = np.asarray(wanted, np.float32), np.asarray(found, np.float32)
         error = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-6)
         assert error < tolerance, f"{jax.tree_util.keystr(path)} is off by {error:.1e}"

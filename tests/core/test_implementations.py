@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 from typing import Any
 
+import chex
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,7 @@ def test_a_new_gate_style_runs_in_both_scans_and_no_kernel(monkeypatch):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
 
     expected, actual = gradient("scan"), gradient("hoisted")
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), actual, expected)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=1e-5)
     assert expected[0][1][1].shape == (B, T, 1, 1)
     assert "'fused' needs gate_style 'unit' or 'memory', got 'shared'" in RNN(cell).apply(
         variables, X, method="explain"
@@ -189,5 +190,4 @@ def test_vmapped_members():
         return jax.jit(jax.vmap(differentiate))(variables, x)
 
     actual, expected = value_and_gradient("hoisted"), value_and_gradient("scan")
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -1,8 +1,9 @@
 """The operations of a step: values and derivatives in both modes, however they are taken."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,10 +82,7 @@ def derivatives(function: Any, args: tuple) -> Any:
     }
 
 
-def assert_close(actual: Any, expected: Any) -> None:
-    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    for a, b in pairs:
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+assert_close = partial(chex.assert_trees_all_close, rtol=1e-3, atol=1e-4)
 
 
 @cache

@@ -8,6 +8,7 @@ import math
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,11 +141,7 @@ def run(request) -> Run:
     return Run(CASES[request.param])
 
 
-def assert_close(first: Any, second: Any) -> None:
-    def compare(a: Any, b: Any) -> None:
-        np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4)
-
-    jax.tree.map(compare, first, second)
+assert_close = partial(chex.assert_trees_all_close, atol=2e-6, rtol=1e-4)
 
 
 def total(*parts: Any) -> Any:

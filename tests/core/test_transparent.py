@@ -5,6 +5,7 @@ import weakref
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +31,7 @@ def variables_of(cell: Any = CELL, x: Any = X) -> Any:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 # Arguments of the call besides the inputs, and options of the layer.

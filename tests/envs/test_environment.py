@@ -3,6 +3,7 @@
 import importlib.metadata
 from functools import cache, partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,10 +28,6 @@ def jitted(env, method):
     return jax.jit(getattr(env, method))
 
 
-def assert_trees_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
 def test_step_resets_by_itself(env):
     """An episode's end gives the next one's first state, and the last observation apart."""
     params = env.default_params
@@ -47,11 +44,11 @@ def test_step_resets_by_itself(env):
         assert (obs.shape, obs.dtype) == (env.observation_space(params).shape, jnp.float32)
         assert bool(contains(obs))
         assert (reward.dtype, done.dtype) == (jnp.float32, jnp.bool_)
-        assert_trees_equal((reward, done), expected[2:4])
+        chex.assert_trees_all_equal((reward, done), expected[2:4])
         np.testing.assert_array_equal(info["final_observation"], expected[0])
         assert bool(done) == bool(info["terminated"] | info["truncated"])
         fresh = reset(for_reset, params)
-        assert_trees_equal((obs, state), fresh if done else expected[:2])
+        chex.assert_trees_all_equal((obs, state), fresh if done else expected[:2])
         ended += int(done)
         if ended == 2:
             break
@@ -76,9 +73,9 @@ def test_pool_of_levels(env):
 def test_same_key_same_episode(env):
     reset = jitted(env, "reset")
     one, again, other = (reset(jax.random.key(k)) for k in (3, 3, 4))
-    assert_trees_equal(one, again)
-    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    assert any((x != y).any() for x, y in leaves)
+    chex.assert_trees_all_equal(one, again)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(one, other)
 
 
 def test_frame_cap_truncates():
@@ -130,7 +127,7 @@ def test_is_shaped_as_gymnaxs(env):
     assert all(hasattr(env, name) for name in needed)
     key = jax.random.key(5)
     found = jax.jit(partial(theirs.reset.__wrapped__, env))(key, params)
-    assert_trees_equal(found, jitted(env, "reset")(key, params))
+    chex.assert_trees_all_equal(found, jitted(env, "reset")(key, params))
     if importlib.metadata.version("gymnax") < "1":  # Since then `step` returns six values.
         logged = pytest.importorskip("gymnax.wrappers.purerl").LogWrapper(env)
         _, state = jax.jit(logged.reset)(key, params)

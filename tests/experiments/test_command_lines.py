@@ -14,12 +14,9 @@ from experiments.nth_farthest.config import RMCConfig
 
 REFUSED = {
     "--steps 0": "--steps must be at least 1, got 0",
-    "--batch-size 0": "--batch-size must be at least 1, got 0",
     "--lstm-layers 0": "--lstm-layers must be at least 1, got 0",
     "--mem-slots 0": "--mem-slots must be at least 1, got 0",
-    "--num-blocks 0": "--num-blocks must be at least 1, got 0",
     "--batch-size 8 --micro-batch-size 7": "--micro-batch-size must divide --batch-size=8, got 7",
-    "--learning-rate nan": "--learning-rate must be positive and finite, got nan",
     "--steps 5 --warmup-steps 100": "--warmup-steps must lie between 0 and --steps=5, got 100",
     "--steps 5 --warmup_steps=100": "--warmup-steps must lie between 0 and --steps=5, got 100",
 }

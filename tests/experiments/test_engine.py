@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,11 +56,8 @@ def test_a_stream_learns_with_its_carry_and_its_rows_are_those_of_one_pass(token
     state = programs.init()
     for _ in range(8):
         state, _ = programs.train_chunk(state, 5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5),
-        (state.params, state.inner.carry),
-        (outcome.state.params, outcome.state.inner.carry),
-    )
+    found, wanted = ((s.params, s.inner.carry) for s in (state, outcome.state))
+    chex.assert_trees_all_close(found, wanted, rtol=2e-3, atol=2e-5)
 
 
 def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeypatch):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,11 +266,8 @@ def test_seeds_side_by_side_equal_seeds_alone(uninterrupted):
     state = programs.init()
     for _ in range(8):
         state, _ = programs.train_chunk(state, 5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[0], b[1], rtol=1e-5),
-        state.params,
-        together.state.params,
-    )
+    second = jax.tree.map(lambda a: a[1:], together.state.params)
+    chex.assert_trees_all_close(state.params, second, rtol=1e-5)
 
 
 def test_micro_batches_give_the_same_update():
@@ -279,9 +277,7 @@ def test_micro_batches_give_the_same_update():
         programs = make_programs(regression(config), config)
         state, metrics = programs.train_chunk(programs.init(), 5)
         results.append((state, to_values(metrics)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), results[0], results[1]
-    )
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)
 
 
 def test_mean_pools_by_count():
@@ -298,6 +294,7 @@ def test_mean_pools_by_count():
         ({"optimizer": "sgd"}, "optimizer must be one of 'adam', .*; got 'sgd'"),
         ({"schedule": "step"}, "schedule must be one of 'constant', .*; got 'step'"),
         ({"micro_batch_size": 3}, "micro_batch_size must divide batch_size=128, got 3"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
         ({"warmup_steps": 2000}, "warmup_steps must lie between 0 and steps=1000, got 2000"),

@@ -3,6 +3,7 @@
 from functools import cache, partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,8 +117,7 @@ def test_tied_gradients_are_those_of_autodiff():
 
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
     found, wanted = (gradient(variables, hidden, plain) for plain in (False, True))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    chex.assert_trees_all_close(found, wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens_per_chunk", mostly_slow([1, 4, 1000], keep=[4]))
@@ -162,8 +162,8 @@ def test_models_side_by_side():
     alone = jax.jit(jax.value_and_grad(loss))
     for i in range(2):
         apart = alone(hidden[i], words[i])
-        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
-            np.testing.assert_allclose(a[i], b, atol=1e-5)
+        found = jax.tree.map(lambda a, i=i: a[i], together)
+        chex.assert_trees_all_close(found, apart, atol=1e-5)
 
 
 def test_low_precision_products_accumulate_in_float32():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import GateStyle, packed_width
-from rrnn_jax.scan.eligible import why_not_gates
+from rrnn_jax.scan.eligible import why_not_step
 
 Shape = jax.ShapeDtypeStruct
 
@@ -304,16 +304,7 @@ def most_warp_tiles(warps: int) -> int:
 
 def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
     """The requirement of the kernels that a cell does not meet; None if it meets all."""
-    wanted = {
-        "num_blocks": (cell.num_blocks, 1),
-        "qkv_norm": (cell.qkv_norm, True),
-        "output_gate": (cell.output_gate, False),
-        "key_size": (cell.key_size or cell.head_size, cell.head_size),
-    }
-    for name, (found, needed) in wanted.items():
-        if found != needed:
-            return f"needs {name}={needed!r}, got {found!r}"
-    if reason := why_not_gates(cell, GATE_STYLES):
+    if reason := why_not_step(cell, GATE_STYLES):
         return reason
     if cell.mem_slots not in SLOTS:
         return f"needs mem_slots 1, 2, 4, 8 or 16, got {cell.mem_slots}"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan import gpu
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.eligible import why_not_cell, why_not_gates
+from rrnn_jax.scan.eligible import why_not_cell, why_not_step
 from rrnn_jax.scan.mesh import platform
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array
@@ -50,16 +50,7 @@ def why_slow(request: Request) -> str | None:
 
 def unfusable(cell: RelationalMemoryCell) -> str | None:
     """The requirement of the kernels that a cell does not meet; None if it meets all."""
-    wanted = {
-        "num_blocks": (cell.num_blocks, 1),
-        "qkv_norm": (cell.qkv_norm, True),
-        "output_gate": (cell.output_gate, False),
-        "key_size": (cell.key_size or cell.head_size, cell.head_size),
-    }
-    for name, (found, needed) in wanted.items():
-        if found != needed:
-            return f"needs {name}={needed!r}, got {found!r}"
-    if reason := why_not_gates(cell, GATE_STYLES):
+    if reason := why_not_step(cell, GATE_STYLES):
         return reason
     for name in ("mem_slots", "num_heads", "head_size"):
         size = getattr(cell, name)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,9 +179,7 @@ def test_gradients_are_as_exact_as_the_plain_scan_in_bfloat16(name, case, monkey
     plain = errors(run(*problem.plain(problem.cell.clone(dtype=jnp.bfloat16))), exact)
     found = run(*problem.kernels())
     assert emulator.runs == {"forward": 1, "backward": 1}
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
-        assert a.shape == b.shape
-        assert a.dtype == b.dtype
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, exact)
     kernels = errors(found, exact)
     # Shown by pytest -rP.
     for what, value in {"kernels": kernels, "plain scan": plain}.items():

@@ -115,8 +115,6 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
     [
         (["--batch-size", "100"], "--minibatch-envs must divide --batch-size=100, got 64"),
         (["--grid-size", "6"], "--grid-size=6 has room for 2 items at most"),
-        (["--entropy-cost", "-1"], "--entropy-cost must not be negative, got -1.0"),
-        (["--discount", "2"], "--discount must lie in [0, 1], got 2.0"),
         (["--level-pool", "100"], "--level-pool must be 0 or a multiple of --fresh-levels=128"),
         (["--level-pool", "0"], "--easy-share must be 0 with --level-pool=0, got 0.25"),
         (["--test-episodes", "0"], "--test-episodes must be at least 1, got 0"),

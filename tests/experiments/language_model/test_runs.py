@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -52,8 +53,7 @@ def test_resumed_to_the_bit(done, tmp_path):
     assert metrics[0] == metrics[1]
     found, wanted = load(directory), load(base / "run" / "rmc")
     assert found.step == wanted.step
-    for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(found.params, wanted.params)
 
 
 def test_another_text_is_refused(done):
