@@ -326,6 +326,11 @@ def test_rows_of_other_benchmarks_are_quoted():
         if one["kind"] == "measured":
             rate = f"{one['updates_per_second']:.1f}"
             assert f"| {one['devices']} | {one['processes']} | {rate} |" in text
+        else:
+            assert [each["kind"] for each in one["collectives"]] == ["all-reduce"]
+            assert f"{one['bytes'] / 2**20:.1f} MiB" in text
+            for gpus in ("8", "64", "1024") if "gpus" in one else ():
+                assert f"{100 * one['efficiency'][gpus]:.1f} %" in text
     for one in kept["language_model"]:
         if one["part"] == "train":
             assert f"| {one['parameters']:,} | {three_digits(one['tokens_per_second'])} |" in text
