@@ -13,6 +13,7 @@ if importlib.util.find_spec("matplotlib") is None:
     )
 
 from rrnn_jax.visualize.animation import attention_animation as attention_animation
+from rrnn_jax.visualize.animation import episode_animation as episode_animation
 from rrnn_jax.visualize.animation import save_gif as save_gif
 from rrnn_jax.visualize.attention import attention_figure as attention_figure
 from rrnn_jax.visualize.attention_numbers import AttentionShare as AttentionShare
@@ -29,7 +30,6 @@ from rrnn_jax.visualize.capture import attention_of as attention_of
 from rrnn_jax.visualize.capture import captured_array as captured_array
 from rrnn_jax.visualize.curves import learning_curves_figure as learning_curves_figure
 from rrnn_jax.visualize.dynamics import dynamics_figure as dynamics_figure
-from rrnn_jax.visualize.episode import episode_animation as episode_animation
 from rrnn_jax.visualize.memory_numbers import Projection as Projection
 from rrnn_jax.visualize.memory_numbers import project_slots as project_slots
 from rrnn_jax.visualize.memory_numbers import slot_movement as slot_movement

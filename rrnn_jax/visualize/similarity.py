@@ -12,6 +12,7 @@ from rrnn_jax.visualize.style import (
     WIDTH,
     add_colour_bar,
     count_ticks,
+    labels_of,
     new_figure,
     small_ticks,
 )
@@ -44,8 +45,7 @@ def similarity_figure(
     if memories.ndim != 3 or not 1 <= len(memories) <= 5:
         raise ValueError(f"memories must be [P, S, F] with P in 1..5, got shape {memories.shape}")
     count, slots, _ = memories.shape
-    if panel_titles and len(panel_titles) != count:
-        raise ValueError(f"panel_titles must have {count} entries, got {len(panel_titles)}")
+    titles = labels_of("panel_titles", panel_titles, count, "memory")
     side = min((WIDTH - 1.1) / count, 2.2)
     figure = new_figure(1.1 + count * side, 0.85 + side)
     panels = figure.subplots(1, count, squeeze=False)[0]
@@ -59,7 +59,7 @@ def similarity_figure(
             interpolation="nearest",
             extent=(0.5, slots + 0.5, slots + 0.5, 0.5),
         )
-        axes.set_title(panel_titles[i] if panel_titles else f"memory {i + 1}", fontsize=SMALL + 1)
+        axes.set_title(titles[i], fontsize=SMALL + 1)
         axes.set_xticks([n + 1 for n in numbers])
         axes.set_yticks([n + 1 for n in numbers])
         axes.set_xlabel("slot", fontsize=SMALL + 1)

@@ -1,5 +1,6 @@
 """Colours, sizes and small marks shared by all figures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -62,6 +63,18 @@ def check_marked(marked: int | None, steps: int) -> None:
     """Raises ValueError unless `marked` is one of the steps, or None."""
     if marked is not None and not 0 <= marked < steps:
         raise ValueError(f"marked must lie in 0..{steps - 1} or be None, got {marked}")
+
+
+def labels_of(name: str, given: Sequence[str], count: int, default: str) -> list[str]:
+    """The given labels, one for each of `count`, or numbered ones.
+
+    >>> labels_of("captions", (), 2, "step")
+    ['step 1', 'step 2']
+    """
+    labels = list(given) or [f"{default} {i + 1}" for i in range(count)]
+    if len(labels) != count:
+        raise ValueError(f"{name} must have {count} entries, got {len(labels)}")
+    return labels
 
 
 def count_ticks(count: int, most: int = 8) -> list[int]:

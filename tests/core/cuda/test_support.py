@@ -25,8 +25,6 @@ def make_cell(**options: Any) -> RelationalMemoryCell:
     ("options", "message"),
     [
         ({"num_blocks": 2}, "needs num_blocks=1, got 2"),
-        ({"output_gate": True}, "needs output_gate=False, got True"),
-        ({"qkv_norm": False}, "needs qkv_norm=True, got False"),
         ({"key_size": 4}, "needs key_size=16, got 4"),
         ({"mem_slots": 3}, "needs mem_slots 1, 2, 4, 8 or 16, got 3"),
         ({"head_size": 24}, "needs a multiple of 16 for head_size, got 24"),
