@@ -27,7 +27,12 @@ from rrnn_jax.visualize import InputShare
 
 README = Path(__file__).with_name("README.md")
 LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
-GRIDS = {"quick": "", "quick_program": " --preset quick_program"}
+GRIDS = {
+    "quick": "",
+    "quick_program": " --preset quick_program",
+    "quick_program_10": " --preset quick_program --num-seeds 10 --only base slots_1 gates_unit "
+    "no_qkv_norm initial_zeros lstm",
+}
 """The options of each ablation's command."""
 
 
@@ -104,7 +109,8 @@ def index() -> str:
     for name, option in GRIDS.items():
         grid = read(f"ablations/{name}")
         task = describe_task(_config(name, grid))
-        what = f"[ablations](ablations/README.md) on {task}: slots, heads, gates"
+        what = f"[ablations](ablations/README.md) on {task}: "
+        what += "five rows with ten seeds" if name.endswith("_10") else "slots, heads, gates"
         what += "" if option else " (figure 4)"
         time = "an hour or so" if grid is None else _hours(grid)
         kept = "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)"
@@ -113,7 +119,8 @@ def index() -> str:
     lines = ([f"`{command}`", *cells] for command, *cells in rows)
     environment = quick["rmc"]["environment"]
     return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
-        f"\n\nTimes are those of {environment['cpu_cores']} cores of an {environment['processor']}."
+        f"\n\nTimes are those of {environment['cpu_cores']} cores of an {environment['processor']}, "
+        "except that of ten seeds: an Intel Xeon."
     )
 
 
@@ -296,12 +303,12 @@ def _grid(name: str) -> str:
 def _config(name: str, grid: dict[str, Any] | None) -> Config:
     """The config of a grid, or of its preset if it was not run."""
     if grid is None:
-        return PRESETS[name]
+        return PRESETS[name.removesuffix("_10")]
     return config_from(Config(), grid["config"], f"ablations/{name}.json")
 
 
 def _hours(grid: dict[str, Any]) -> str:
-    """The time of a grid, with two rows at a time, and the number of finished rows."""
+    """The time of a grid on two cores, and the number of finished rows."""
     seconds = sum(row["seconds"] or 0 for row in grid["rows"].values())
     done, missing = len(grid["rows"]), len(grid["not_run"])
     hours = f"{seconds / 3600 / 2:.1f} h"

@@ -27,7 +27,7 @@ def shown(row):
 
 
 def test_grids_are_kept():
-    assert set(GRIDS) == {"quick", "quick_program", "quick_addition"}
+    assert set(GRIDS) == {"quick", "quick_program", "quick_program_10", "quick_addition"}
 
 
 def test_figures_are_kept():
