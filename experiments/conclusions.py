@@ -119,8 +119,8 @@ def index() -> str:
     lines = ([f"`{command}`", *cells] for command, *cells in rows)
     environment = quick["rmc"]["environment"]
     return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
-        f"\n\nTimes are those of {environment['cpu_cores']} cores of an {environment['processor']}, "
-        "except that of ten seeds: an Intel Xeon."
+        f"\n\nTimes are those of {environment['cpu_cores']} cores of an "
+        f"{environment['processor']}, except that of ten seeds: an Intel Xeon."
     )
 
 
