@@ -58,11 +58,11 @@ def attention_animation(
     check_marked(marked, steps)
     figure = new_figure(3.4, 2.95)
     axes = figure.add_subplot()
-    images, show = _add_attention(axes, weights, titles[0])
-    add_colour_bar(figure, images[0], axes, "attention weight (rows sum to 1)", pad=0.02)
+    show = _add_attention(axes, weights, titles[0])
+    add_colour_bar(figure, axes.images[0], axes, "attention weight (rows sum to 1)", pad=0.02)
     figure.suptitle(title, fontsize=SMALL + 2)
 
-    def draw(step: int) -> Any:
+    def draw(step: int) -> None:
         show(step)
         is_marked = step == marked
         axes.set_title(
@@ -73,7 +73,6 @@ def attention_animation(
         )
         for spine in axes.spines.values():
             spine.set(visible=is_marked, color=ACCENT, linewidth=2)
-        return images
 
     axes.set_title(max(titles, key=len), fontsize=SMALL + 2, fontweight="bold")
     return _animate(axes, draw, steps)
@@ -122,18 +121,14 @@ def episode_animation(
     axes = figure.subplots(1, 1 if weights is None else 2, squeeze=False)[0]
     picture = axes[0].imshow(frames[0], interpolation="nearest")
     axes[0].set(xticks=[], yticks=[])
-    images: Any = ()
-    show = None
-    if weights is not None:
-        images, show = _add_attention(axes[1], weights, "attention")
+    show = None if weights is None else _add_attention(axes[1], weights, "attention")
     figure.suptitle(title, fontsize=SMALL + 2)
 
-    def draw(step: int) -> Any:
+    def draw(step: int) -> None:
         picture.set_data(frames[step])
         axes[0].set_title(captions[step], fontsize=SMALL + 2)
         if show is not None:
             show(step)
-        return [picture, *images]
 
     axes[0].set_title(max(captions, key=len), fontsize=SMALL + 2)
     return _animate(axes[0], draw, steps)
@@ -170,10 +165,8 @@ def save_gif(
         target.write(path.read_bytes())
 
 
-def _add_attention(
-    axes: Axes, weights: np.ndarray, title: str
-) -> tuple[Any, Callable[[int], None]]:
-    """Draws the first of ``[T, S, S+R]`` with labels; the images, and what shows another step."""
+def _add_attention(axes: Axes, weights: np.ndarray, title: str) -> Callable[[int], None]:
+    """Draws the first of ``[T, S, S+R]`` with labels; returns what shows another step."""
     slots, sources = weights.shape[1:]
     images = draw_attention(axes, weights[0], float(weights.max()), title)
     label_attention(axes, slots, sources - slots, at_most=8)
@@ -184,10 +177,10 @@ def _add_attention(
         images[0].set_data(weights[step, :, :slots])
         images[1].set_data(weights[step, :, slots:])
 
-    return images, show
+    return show
 
 
-def _animate(axes: Axes, draw: Callable[[int], Any], steps: int) -> FuncAnimation:
+def _animate(axes: Axes, draw: Callable[[int], None], steps: int) -> FuncAnimation:
     """Animates a figure with the layout that it has with the longest title, which is there now."""
     figure: Any = axes.figure
     # The layout is computed once: it depends on the previous one, so frames would shift.
