@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_bool, check_inputs, check_shape
+from rrnn_jax.checks import check_bool, check_real, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs
 from rrnn_jax.typing import Array, Carry
@@ -72,7 +73,8 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     """
     time_axis, batch = _layout(cell, inputs, call.time_major)
     if isinstance(cell, RelationalMemoryCell):
-        check_inputs(inputs, cell)
+        # JAX's error for text names no argument.
+        check_real("inputs", inputs if isinstance(inputs, np.ndarray) else jnp.asarray(inputs))
     inputs = jnp.asarray(inputs)
     per_step = list(batch)
     per_step.insert(time_axis, inputs.shape[time_axis])

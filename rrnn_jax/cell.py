@@ -160,7 +160,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         checks.check_rate(dropout_rate=self.dropout_rate)
         checks.check_float_dtype(dtype=self.dtype, param_dtype=self.param_dtype)
         checks.check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
-        checks.check_fields(self)
+        checks.check_fields(self, RelationalMemoryCell)
         if self.output_gate and self.gate_style is None:
             styles = " or ".join(map(repr, STYLES))
             raise ValueError(f"output_gate=True needs gate_style {styles}, got None")

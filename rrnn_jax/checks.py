@@ -67,12 +67,17 @@ def check_floating(name: str, array: Array) -> None:
         raise TypeError(f"{name} must be floating-point, got {array.dtype}")
 
 
+def check_real(name: str, array: Any) -> None:
+    """Raises unless `array` has a real dtype."""
+    if not any(jnp.issubdtype(array.dtype, x) for x in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"{name} must be real, got {array.dtype}")
+
+
 def check_inputs(inputs: Any, cell: nn.Module) -> None:
     """Raises unless `inputs` are real, with as many features as the weights of a memory core."""
     if not hasattr(inputs, "shape"):
         raise TypeError(f"inputs must be one array, got {type(inputs).__name__}")
-    if not any(jnp.issubdtype(inputs.dtype, x) for x in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"inputs must be real, got {inputs.dtype}")
+    check_real("inputs", inputs)
     params = nn.meta.unbox(cell.get_variable("params", "input_projection") or {})
     kernel = params.get("kernel")
     # The kernels of all steps, if each has its own, have another axis.
@@ -101,9 +106,9 @@ def check_cell(cell: Any) -> None:
         raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {got}")
 
 
-def check_fields(module: nn.Module) -> None:
-    """Raises unless attributes annotated as bool or `Initializer` are one."""
-    for field in dataclasses.fields(module):
+def check_fields(module: nn.Module, of: type) -> None:
+    """Raises unless attributes that class `of` annotates as bool or `Initializer` are one."""
+    for field in dataclasses.fields(of):  # A subclass may have others, not set yet.
         value = getattr(module, field.name)
         if field.type is bool and not isinstance(value, bool | np.bool_):
             raise TypeError(f"{field.name} must be True or False, got {value!r}")

@@ -148,7 +148,7 @@ class RNN(nn.Module):
         check_choice("remat", self.remat, REMATS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(unroll=self.unroll)
-        check_fields(self)
+        check_fields(self, RNN)
         check_cell(self.cell)
         super().__post_init__()
 

@@ -1,5 +1,6 @@
 """The fast path within JAX's and Flax's transformations, or the plain scan in its place."""
 
+import dataclasses
 import gc
 import weakref
 from functools import partial
@@ -227,6 +228,39 @@ def test_subclasses():
         assert_close(fast, plain)
     with pytest.raises(ValueError, match=r"got _OwnStep, which defines __call__ anew"):
         RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
+
+
+class _OwnInputs(RelationalMemoryCell):
+    """Multiplies wider inputs than it gets, and has attributes of its own, one set later."""
+
+    doubled: bool = None  # type: ignore[assignment]
+    known: bool = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "known", True)
+
+    @nn.compact
+    def __call__(self, carry: Any, inputs: Any) -> Any:
+        return super().__call__(carry, jnp.concatenate([inputs, inputs], axis=-1))
+
+
+def test_inputs_that_a_subclass_or_an_interceptor_changes():
+    cell = _OwnInputs(mem_slots=2, head_size=4, num_heads=2, attention_mlp_layers=1)
+    twice = jnp.concatenate([X, X], axis=-1)
+    variables = jax.eval_shape(RNN(CELL).init, jax.random.key(0), twice)
+    assert jax.eval_shape(RNN(cell).apply, variables, X).shape == (B, T, 16)
+
+    def first_features(call: Any, args: tuple, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, RelationalMemoryCell) and context.method_name == "__call__":
+            args = args[0], args[1][..., : 2 * I]
+        return call(*args, **kwargs)
+
+    wider = jnp.concatenate([twice, X], axis=-1)
+    with nn.intercept_methods(first_features):
+        assert jax.eval_shape(RNN(CELL).apply, variables, wider).shape == (B, T, 16)
+    with pytest.raises(ValueError, match="inputs must have 6 features"):
+        jax.eval_shape(RNN(CELL).apply, variables, wider)
 
 
 class _Dropping(nn.RNNCellBase):
