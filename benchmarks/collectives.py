@@ -70,7 +70,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """The description of a GPU that XLA needs to compile for it."""
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
@@ -103,10 +103,26 @@ def find_collectives(program: str) -> list[Collective]:
             computation = line.removeprefix("ENTRY ").lstrip("%").partition(" ")[0]
         match = _COLLECTIVE.search(line)
         if match:
-            # An asynchronous one has its operands in its type, too.
-            size = sum(_sizes(re.sub(r"^\(\(.*?\), ", "(", match["type"])))
-            found.append(Collective(match["kind"], size, computation in bodies))
+            types = match["type"]
+            # The type of the start of an asynchronous one is (operands, results, ...), except for
+            # an all-reduce on GPUs: it has the results only.
+            flat = match["kind"] == "all-reduce" and not types.startswith("((")
+            if match["start"] and types.startswith("(") and not flat:
+                types = _second(types)
+            found.append(Collective(match["kind"], sum(_sizes(types)), computation in bodies))
     return sorted(found, key=lambda each: -each.size)
+
+
+def _second(types: str) -> str:
+    """The second element of the type of a tuple."""
+    depth, elements = 0, [""]
+    for character in types[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += character
+    return elements[1]
 
 
 def _sizes(types: str) -> Iterator[int]:

@@ -39,6 +39,22 @@ def test_collectives_of_a_program():
     assert find_collectives("%a = f32[3] add(%all-reduce.1, %b)") == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "types", "size"),
+    [
+        ("all-gather", "(f32[2,4]{1,0:T(8,128)}, f32[8,4]{1,0:T(8,128)})", 128),
+        ("all-gather", "((f32[2]{0}, s32[]), (f32[8]{0}, s32[4]{0}))", 48),
+        ("collective-permute", "(bf16[6]{0}, bf16[6]{0}, u32[]{:S(2)}, u32[]{:S(2)})", 12),
+        ("reduce-scatter", "((f32[8]{0}), f32[2]{0}, u32[])", 8),
+        ("all-reduce", "((f32[8]{0:T(128)(2,1)}, f32[]), (f32[8]{0}, f32[]))", 36),
+        ("all-reduce", "(f32[8]{0}, f32[])", 36),
+    ],
+)
+def test_the_size_of_an_asynchronous_collective_is_that_of_its_results(kind, types, size):
+    found = find_collectives(f"  %a = {types} {kind}-start(%b), channel_id=1")
+    assert found == [Collective(kind, size, False)]
+
+
 def test_times_by_hand():
     megabyte = 1e6
     within = 2 * 7 / 8 * megabyte / 450e9 + 8.4e-6 + 2 * 7 * 4e-6
