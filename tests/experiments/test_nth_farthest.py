@@ -199,6 +199,23 @@ def test_the_ablation_is_quoted():
     assert len(rows) == len(kept) >= 5
 
 
+def test_changes_of_the_recipe_are_quoted():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "recipe.json").read_text())
+    section = README.read_text().split("### Changes of the recipe")[1].split("```")[0]
+    found = re.findall(r"^\| (.+) \| ([\d.]+) % \| ([\w, ]+) \|$", section, re.M)
+    rows = {
+        "".join(re.findall(r"`(--.+)`", change)): (score, updates)
+        for change, score, updates in found
+    }
+    for run in kept.values():
+        options = run["environment"]["command"].partition(" --steps 2500")[2].strip()
+        score = 100 * run["summary"]["test"]["accuracy"][0]
+        (reached,) = run["summary"]["steps_to"]["30%"]
+        quoted = "not reached" if reached is None else f"{reached:,}"
+        assert rows[options] == (f"{score:.1f}", quoted)
+    assert len(rows) == len(kept)
+
+
 @pytest.mark.parametrize("share", [30, 50, 70, 80, 90, 91])
 def test_updates_to_a_score_are_those_of_the_curves(share):
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
