@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
     add("--processes", nargs="*", type=int, default=[2], help="of one device each (default: 2)")
     add("--chunks", type=int, default=5, help=f"timed chunks of {_STEPS} updates (default: 5)")
     add("--gpus", nargs="*", type=int, default=[8, 64], help="to compile for (default: 8 64)")
-    add("--tpus", nargs="*", type=int, default=[], help="v5e chips to compile for (default: none)")
+    add("--tpus", nargs="*", type=int, default=[], choices=(4, 8),
+        help="chips of a TPU v5e to compile for (default: none)")  # fmt: skip
     add("--rows", type=int, default=1600, help="of each of these devices (default: 1600)")
     add("--step-ms", type=float, default=4.8,
         help="of such an update on one GPU (default: 4.8, measured on an H100)")  # fmt: skip

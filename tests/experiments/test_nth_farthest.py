@@ -260,7 +260,19 @@ def test_scores_at_equal_time_are_those_of_the_curves():
     curves = [curve for _, curve in sorted(kept["rmc"]["accuracy"].items())]
     scores = [curve["value"][curve["step"].index(3600)] for curve in curves]
     quoted = "the core's seeds have " + ", ".join(f"{100 * score:.1f} %" for score in scores)
-    assert quoted in " ".join(README.read_text().split())
+    text = " ".join(README.read_text().split())
+    assert quoted in text
+    kept = README.parents[1] / "results" / "nth_farthest" / "laptop_lstm_40000.json"
+    summary = json.loads(kept.read_text())["lstm"]["summary"]
+    score = f"{100 * summary['test']['accuracy'][0]:.1f} %"
+    assert f"{summary['train_seconds'] / 60:.0f} minutes of one core of an Intel Xeon" in text
+    assert f"with {summary['steps']:,} updates" in text
+    assert f"has {score} (" in text
+    for other, said in (
+        ("../README.md", "behind after the core's hour: "),
+        ("../../README.md", "reaches "),
+    ):
+        assert said + score in " ".join((README.parent / other).read_text().split())
 
 
 def test_the_rates_of_the_lstm_are_quoted():
