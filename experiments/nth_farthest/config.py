@@ -75,14 +75,15 @@ _QUICK = Config(
     preset="quick",
     readout_features=128,
     rmc=RMCConfig(mem_slots=8, num_heads=4, head_size=16),
-    # The best of four rates: experiments/results/nth_farthest/laptop_rates.json.
-    lstm=LSTMConfig(lstm_features=132, lstm_learning_rate=2e-2),
+    lstm=LSTMConfig(lstm_features=132),
     curriculum=STAGES,
     train=TrainConfig(
         steps=4000,
         batch_size=512,
         optimizer="muon",
-        learning_rate=1e-2,
+        # The best of four for each model: experiments/results/nth_farthest/recipe.json (core) and
+        # laptop_rates.json (LSTM).
+        learning_rate=2e-2,
         adam_learning_rate=2e-3,
         schedule="cosine",
         hold=0.8,
@@ -101,8 +102,14 @@ PRESETS: dict[str, Config] = {
     "laptop": dataclasses.replace(
         _QUICK,
         preset="laptop",
+        lstm=dataclasses.replace(_QUICK.lstm, lstm_learning_rate=2e-2),
         train=dataclasses.replace(
-            _QUICK.train, steps=12_000, hold=0.4, eval_every=200, eval_samples=16_384
+            _QUICK.train,
+            steps=12_000,
+            learning_rate=1e-2,
+            hold=0.4,
+            eval_every=200,
+            eval_samples=16_384,
         ),
     ),
     # Paper A.1: batch 1600, 2048 units over 8 slots, a read-out of 4 x 256. The number of updates
@@ -117,6 +124,7 @@ PRESETS: dict[str, Config] = {
             _QUICK.train,
             steps=8000,
             batch_size=1600,
+            learning_rate=1e-2,
             num_seeds=3,
             hold=0.5,
             chunk_steps=100,
