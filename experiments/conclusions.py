@@ -30,8 +30,8 @@ LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
 GRIDS = {
     "quick": "",
     "quick_program": " --preset quick_program",
-    "quick_program_10": " --preset quick_program --num-seeds 10 --only base slots_1 gates_unit "
-    "no_qkv_norm initial_zeros lstm",
+    "quick_program_10": " --preset quick_program --num-seeds 10 --only base slots_1 slots_8 heads_1 "
+    "blocks_2 gates_unit gates_none output_gate no_qkv_norm initial_zeros lstm",
 }
 """The options of each ablation's command."""
 
@@ -110,7 +110,7 @@ def index() -> str:
         grid = read(f"ablations/{name}")
         task = describe_task(_config(name, grid))
         what = f"[ablations](ablations/README.md) on {task}: "
-        what += "five rows with ten seeds" if name.endswith("_10") else "slots, heads, gates"
+        what += "ten rows with ten seeds" if name.endswith("_10") else "slots, heads, gates"
         what += "" if option else " (figure 4)"
         time = "an hour or so" if grid is None else _hours(grid)
         kept = "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)"

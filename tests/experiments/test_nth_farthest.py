@@ -124,17 +124,19 @@ def test_default_directories():
 def test_commands_of_the_readme_are_understood():
     blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), re.S)
     text = "".join(blocks).replace("$seed", "1").replace("$rate", "1e-2").replace("\\\n", "")
-    rows = re.search(r"for options in (.*); do", text)
-    assert rows is not None
+    loops = re.findall(r"for options in (.*); do\n.*nth_farthest (.*) --run-dir", text)
+    assert len(loops) == 2
     commands = re.findall(r"-m experiments.nth_farthest( .*?)?(?:#|;|$)", text, re.M)
     assert len(commands) >= 10
     for command in commands:
         if "$options" not in command:
             parse(PRESETS, "nth_farthest", "", shlex.split(command))
-    for options in shlex.split(rows[1]):
-        config, _ = parse(PRESETS, "nth_farthest", "", options.split())
-        assert config != PRESETS["quick"]
-        make_problem(dataclasses.replace(config, model="rmc"))
+    for options, command in loops:
+        asked = [command.replace("$options", each) for each in shlex.split(options)]
+        configs = [parse(PRESETS, "nth_farthest", "", shlex.split(each))[0] for each in asked]
+        assert len(set(configs)) == len(configs)
+        for config in configs:
+            make_problem(config)
 
 
 @pytest.mark.parametrize("model", ["rmc", "lstm"])
@@ -202,17 +204,16 @@ def test_the_ablation_is_quoted():
 def test_changes_of_the_recipe_are_quoted():
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "recipe.json").read_text())
     section = README.read_text().split("### Changes of the recipe")[1].split("```")[0]
-    found = re.findall(r"^\| (.+) \| ([\d.]+) % \| ([\w, ]+) \|$", section, re.M)
-    rows = {
-        "".join(re.findall(r"`(--.+)`", change)): (score, updates)
-        for change, score, updates in found
-    }
+    found = re.findall(r"^\| (.+) \| ([\d., %]+) \| ([\w, ]+) \|$", section, re.M)
+    rows = {"".join(re.findall(r"`(--.+)`", change)): cells for change, *cells in found}
     for run in kept.values():
         options = run["environment"]["command"].partition(" --steps 2500")[2].strip()
-        score = 100 * run["summary"]["test"]["accuracy"][0]
-        (reached,) = run["summary"]["steps_to"]["30%"]
-        quoted = "not reached" if reached is None else f"{reached:,}"
-        assert rows[options] == (f"{score:.1f}", quoted)
+        scores = run["summary"]["test"]["accuracy"]
+        reached = run["summary"]["steps_to"]["30%"]
+        assert rows[options] == [
+            ", ".join(f"{100 * score:.1f} %" for score in scores),
+            ", ".join("not reached" if step is None else f"{step:,}" for step in reached),
+        ]
     assert len(rows) == len(kept)
 
 
