@@ -47,7 +47,6 @@ LIMITS = {
     "probe": 60,
     "check": 100,
     "time": 120,
-    "cluster": 150,
     "stages": 60,
     "kernels": 120,
     "l2": 40,
@@ -55,7 +54,6 @@ LIMITS = {
     "language": 90,
     "while": 120,
 }
-CLUSTER = 4  # Multiprocessors, which hold the weights of RL's size together.
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
 
@@ -181,12 +179,12 @@ def _finish(function: Callable, *args: Any) -> Any:
     return jax.block_until_ready(function(*args))
 
 
-def _check(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
+def _check(toy: bool) -> Iterator[dict[str, Any]]:
     """Checks gradients against the plain scan in float32, and that they are bit-reproducible."""
     for setting in _settings(toy):
-        small = setting.replace(batch=min(setting.batch, 40), steps=min(setting.steps, 6))
+        small = setting.replace(steps=min(setting.steps, 6))
         low, wide = make_problem(small), make_problem(small.replace(dtype="float32"))
-        if reason := _why_not(low, cluster):
+        if reason := _why_not(low):
             yield {"setting": setting.name, "skipped": reason}
             continue
         with jax.default_matmul_precision("highest"):
@@ -199,54 +197,29 @@ def _check(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
                 for a, b in pairs
             ]
 
-        row: dict[str, Any] = {
-            "setting": setting.name,
-            "plain": max(errors(_gradients(plain(low), low)(low.params, low.inputs))),
-        }
-        gpu = support.default_gpu()
-        layout = layout_of(low.cell, small.batch, gpu=gpu, cluster=cluster)
-        step = _lowered_with(layout, low).compile()
-        found = [step(low.params, low.inputs) for _ in range(3)]
-        row["kernels"] = max(errors(found[0]))
-        row["same_bits"] = all(
-            np.array_equal(a, b) for other in found[1:]
-            for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True)
-        )  # fmt: skip
-        row["ok"] = bool(row["kernels"] < 2 * row["plain"] and row["same_bits"])
-        yield row
+        rounding = max(errors(_gradients(plain(low), low)(low.params, low.inputs)))
+        for name, step in _steps(low, setting.name).items():
+            found = [step(low.params, low.inputs) for _ in range(3)]
+            row: dict[str, Any] = {"setting": setting.name, "layout": name, "plain": rounding}
+            row["kernels"] = max(errors(found[0]))
+            row["same_bits"] = all(
+                np.array_equal(a, b) for other in found[1:]
+                for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True)
+            )  # fmt: skip
+            row["ok"] = bool(row["kernels"] < 2 * rounding and row["same_bits"])
+            yield row
 
 
-def _cluster(toy: bool) -> Iterator[dict[str, Any]]:
-    """The same for clusters; then, if they are right, their times beside those without."""
-    right = True
-    for row in _check(toy, CLUSTER):
-        right &= row.get("ok", True)
-        yield row
-    if right:
-        yield from _kernels(toy, CLUSTER)
-        yield from _stages(toy, CLUSTER)
-
-
-def _kernels(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
+def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
     """With several layouts: seconds of a training step, and of both kernels alone."""
     for setting in _settings(toy):
         problem = make_problem(setting)
-        if reason := _why_not(problem, cluster):
+        if reason := _why_not(problem):
             yield {"setting": setting.name, "skipped": reason}
             continue
-        choices = _choices(setting.name, cluster)
-        gpu = support.default_gpu()
-        base = layout_of(problem.cell, setting.batch, gpu=gpu)
-        layouts = [dataclasses.replace(base, **choice) for choice in choices]
-        with ThreadPoolExecutor(8) as pool:  # NVRTC and XLA compile side by side.
-            kernels = itertools.product(("forward", "backward"), layouts)
-            list(pool.map(lambda each: nvrtc.kernel_ptx(*each, True), kernels))
-            lowered = [_lowered_with(layout, problem) for layout in layouts]
-            steps = list(pool.map(lambda each: each.compile(), lowered))
-        names = [" ".join(f"{key}={value}" for key, value in choice.items()) for choice in choices]
         runs = {
             name: partial(_finish, step, problem.params, problem.inputs)
-            for name, step in zip(names, steps, strict=True)
+            for name, step in _steps(problem, setting.name).items()
         }
         timed = interleave(runs, rounds=1 if toy else 5, min_seconds=0.05).summaries()
         for name, run in runs.items():
@@ -256,39 +229,55 @@ def _kernels(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
             yield row | alone | {"quartiles": (timed[name].q1, timed[name].q3)}
 
 
+def _steps(problem: Problem, setting: str) -> dict[str, Any]:
+    """The compiled training step with each of `_layouts`."""
+    names, layouts = zip(*_layouts(problem, setting), strict=True)
+    with ThreadPoolExecutor(8) as pool:  # NVRTC and XLA compile side by side.
+        kernels = itertools.product(("forward", "backward"), layouts)
+        list(pool.map(lambda each: nvrtc.kernel_ptx(*each, True), kernels))
+        lowered = [_lowered_with(layout, problem) for layout in layouts]
+        steps = list(pool.map(lambda each: each.compile(), lowered))
+    return dict(zip(names, steps, strict=True))
+
+
+def _layouts(problem: Problem, setting: str) -> list[tuple[str, Layout]]:
+    """Layouts to try, by name; the first is the usual one."""
+    tried: list[dict[str, Any]] = [{}]
+    if setting == "nth_farthest":
+        tried += [{"ring": 8}, {"ring": 2}, {"tiles": 4}, {"tiles": 4, "ring": 8}, {"tiles": 3}]
+    else:
+        tried += [{"cluster": 1}, {"cluster": 1, "ring": 8}, {"ahead": 4}]
+    gpu, batch = support.default_gpu(), problem.setting.batch
+    found = []
+    for choice in tried:
+        given = {key: choice[key] for key in ("tiles", "cluster") if key in choice}
+        layout = layout_of(problem.cell, batch, gpu=gpu, **given)
+        rest = {key: value for key, value in choice.items() if key not in given}
+        name = " ".join(f"{key}={value}" for key, value in choice.items())
+        found.append((name or "usual", dataclasses.replace(layout, **rest)))
+    return [(name, layout) for name, layout in found if layout.bytes <= gpu.shared_bytes]
+
+
 def _lowered_with(layout: Layout, problem: Problem) -> Any:
     with mock.patch.object(recurrence, "layout_of", return_value=layout):
         return _gradients(ours(problem, "cuda"), problem).lower(problem.params, problem.inputs)
 
 
-def _choices(setting: str, cluster: int) -> list[dict[str, Any]]:
-    """Layouts to try; with clusters, the first is the usual one."""
-    if cluster > 1:
-        tried = [(16, 4), (16, 8), (16, 16), (8, 4)] if setting != "toy" else [(4, 4)]
-        clusters = [{"warps": w, "ahead": ahead, "cluster": cluster} for w, ahead in tried]
-        return [{"cluster": 1}, *clusters]
-    if setting == "toy":
-        return [{"ahead": 2}, {"ahead": 4}]
-    if setting == "nth_farthest":
-        return [{"warps": w, "tiles": n} for w, n in ((16, 7), (16, 6), (16, 4), (8, 7), (8, 5))]
-    return [{"warps": w, "ahead": ahead} for w in (16, 8) for ahead in (4, 8)]
-
-
-def _stages(toy: bool, cluster: int = 1) -> Iterator[dict[str, Any]]:
+def _stages(toy: bool) -> Iterator[dict[str, Any]]:
     """Cycles of the stages of a step, by the clock of the first block's first thread."""
     for setting in _settings(toy):
         problem = make_problem(setting)
-        if reason := _why_not(problem, cluster):
+        if reason := _why_not(problem):
             yield {"setting": setting.name, "skipped": reason}
             continue
         with mock.patch.object(launch, "kernel_ptx", _marked_ptx):
-            forward, backward = jax.jit(partial(_both_kernels, problem, cluster))(
+            forward, backward = jax.jit(partial(_both_kernels, problem))(
                 problem.params["cell"], problem.inputs
             )
         for kernel, found in (("forward", forward), ("backward", backward)):
             cycles = np.asarray(found).view(np.uint32).ravel() / setting.steps
             names = [name for _, name in stages.MARKS[kernel]]
-            row = {"setting": setting.name, "kernel": kernel, "cluster": cluster}
+            row = {"setting": setting.name, "kernel": kernel}
             yield row | {"cycles_a_step": dict(zip(names, map(round, cycles), strict=False))}
 
 
@@ -297,7 +286,7 @@ def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
     return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros, layout.cluster > 1)
 
 
-def _both_kernels(problem: Problem, cluster: int, params: Any, x: jax.Array) -> tuple[Any, Any]:
+def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:
     """The outputs of both kernels in which `stages.marked` leaves the cycles."""
     cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
     terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x[:, :, None])
@@ -305,18 +294,16 @@ def _both_kernels(problem: Problem, cluster: int, params: Any, x: jax.Array) -> 
     weights = recurrence.Weights(*core_weights(cell, params))
     carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
     gpu = support.default_gpu()
-    run = recurrence.run_of(cell, terms, time_axis=1, gpu=gpu, cluster=cluster)
+    run = recurrence.run_of(cell, terms, time_axis=1, gpu=gpu)
     results, kept = recurrence.forward_pass(run, weights, carry, None, terms, save=True)
     cotangents = jax.tree.map(jnp.ones_like, results)
     found = recurrence.backward_pass(run, weights, carry, None, terms, kept, cotangents)
     return kept[-1], found[1]
 
 
-def _why_not(problem: Problem, cluster: int = 1) -> str | None:
-    batch = problem.setting.batch
-    return support.why_not(
-        problem.cell, jnp.bfloat16, batch, cluster=cluster
-    ) or support.why_not_here(cluster)
+def _why_not(problem: Problem) -> str | None:
+    reason = support.why_not(problem.cell, jnp.bfloat16, problem.setting.batch)
+    return reason or support.why_not_here()
 
 
 def _l2(toy: bool) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ struct InputRows {
   const Place& at;
   const u16* kv;  // [B, T, INPUT_ROWS, 2, F], or time first.
   int t, sequence;
-  DEV bool has(int j) const { return j < INPUTS && sequence + j / INPUT_ROWS < at.sequences; }
+  DEV bool has(int j) const {
+    return j < INPUTS && (u32)(sequence + j / INPUT_ROWS) * S < at.first + at.rows;
+  }
   DEV size_t place(int j, int kind) const {
     const int row = at.step(sequence + j / INPUT_ROWS, t) * INPUT_ROWS + j % INPUT_ROWS;
     return ((size_t)row * 2 + kind) * F;
@@ -230,6 +232,7 @@ DEV void attend_all(const Thread& me, const Place& at, const u16* kv, int t, flo
   if (WARPS_A_HEAD > 1) {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
+      if (!has_tile(n)) continue;
       Scores s;
       clear(s);
       scores(input_rows(me, at, kv, t, n), s, qkv[1], 0, qkv[0], n, 0);
@@ -239,6 +242,7 @@ DEV void attend_all(const Thread& me, const Place& at, const u16* kv, int t, flo
   }
 #pragma unroll
   for (int n = 0; n < NT; n++) {
+    if (!has_tile(n)) continue;
     const InputRows in = input_rows(me, at, kv, t, n);
 #pragma unroll
     for (int head = 0; head < HEADS_A_WARP; head++) {
@@ -263,6 +267,7 @@ DEV void attend_all_backward(const Thread& me, const Place& at, const u16* kv, i
   if (WARPS_A_HEAD > 1) {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
+      if (!has_tile(n)) continue;
       const InputRows in = input_rows(me, at, kv, t, n);
       Scores s[2];
       scores_of(in, s, qkv, d, n, 0);
@@ -272,6 +277,7 @@ DEV void attend_all_backward(const Thread& me, const Place& at, const u16* kv, i
   }
 #pragma unroll
   for (int n0 = 0; n0 < NT; n0 += OWN) {
+    if (!has_tile(n0)) continue;
     const InputRows in = input_rows(me, at, kv, t, n0);
 #pragma unroll
     for (int head = 0; head < HEADS_A_WARP; head++) {

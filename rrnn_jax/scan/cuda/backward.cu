@@ -5,7 +5,7 @@
 
 struct BackwardArgs {
   const int* sizes;
-  const V4* weights;  // As in the forward pass, but each matrix transposed.
+  const V4* weights;  // As in the forward pass, but each matrix transposed, in another order.
   const float* vectors;
   const u16* kv;
   const float *first, *fresh;
@@ -16,19 +16,21 @@ struct BackwardArgs {
   const float *d_memories, *d_final;  // [B, T, S, F], [B, S, F]
   float *d_first, *d_fresh;           // [B, S, F]
   u16 *d_qkv, *d_layers, *d_gates;    // [B, T, S, 3F], [LAYERS, B, T, S, F], [B, T, S, 2F]
-  float* d_slot_gates;                // [B, T, S, 2]
+  float* d_gate_terms;                // [B, T, 2F] or [B, T, 2]
   u16* d_kv;                          // [B, T, INPUT_ROWS, 2, F]
   float* d_vectors;                   // [blocks, VECTORS]
 };
 
 constexpr int OPERANDS = CLUSTER > 1 ? 3 : 1;
-struct BackwardShared : ClusterShared<(CLUSTER > 1)> {
+struct BackwardShared {
+  Weights weights;
   u16 X[OPERANDS][ROWS * STRIDE];
   float d_memory[4 * MT * NT * LOCAL_THREADS];
   Sums sums[BUFFERS];
   float mean[ROWS], projection[ROWS], gate[2][ROWS], statistics[STATISTICS][ROWS];
-  float vectors[VECTORS];
+  float d_vectors[VECTORS];
   float scores[2 * SHARED_SCORES];
+  Barrier barriers[2];
 };
 static_assert(sizeof(BackwardShared) <= BACKWARD_SHARED, "as layout.py has it");
 
@@ -38,12 +40,10 @@ struct BackwardPass {
   Thread me;
   Place at;
   Exchange exchange;
-  const V4* weights;
   int t;
   u32 resets, skips;
   DEV BackwardPass(const BackwardArgs& args, BackwardShared& shared)
-      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.both()), weights(sh.own(me, p.weights)),
-        t(0), resets(0), skips(0) {}
+      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.barriers), t(0), resets(0), skips(0) {}
 
   DEV float& d_memory(int a, int n, int h, int q) {
     return sh.d_memory[((a * NT + n) * 4 + 2 * h + q) * LOCAL_THREADS + local_index()];
@@ -53,7 +53,7 @@ struct BackwardPass {
   // Adds a thread's contribution of a feature to the gradient of a vector; no other thread adds to it.
   DEV void add(int to, int a, int h, float x) {
     x += shuffle_xor(x, 1), x += shuffle_xor(x, 2);
-    if (me.t == 0) sh.vectors[to + me.feature(a, h)] += x;
+    if (me.t == 0) sh.d_vectors[to + me.feature(a, h)] += x;
   }
   DEV void add_rows(int to, const Wide& x) {
 #pragma unroll
@@ -62,7 +62,8 @@ struct BackwardPass {
       for (int h = 0; h < 2; h++) {
         float sum = 0.f;
 #pragma unroll
-        for (int n = 0; n < NT; n++) sum += x[a][n][2 * h] + x[a][n][2 * h + 1];
+        for (int n = 0; n < NT; n++)
+          if (has_tile(n)) sum += x[a][n][2 * h] + x[a][n][2 * h + 1];
         add(to, a, h, sum);
       }
   }
@@ -72,7 +73,7 @@ struct BackwardPass {
     const size_t row = at.first + r;
     if (!at.has(r)) return 0.f;
     if (resets >> (2 * n + q) & 1) return p.fresh[row * F + f];
-    return t > 0 ? p.memories[(size_t)at.row(r, t - 1) * F + f] : p.first[row * F + f];
+    return t > 0 ? p.memories[at.start(me, n, q, t - 1) + f] : p.first[row * F + f];
   }
   DEV void means(float size) {
     exchange.wait();
@@ -95,7 +96,8 @@ struct BackwardPass {
         const float scale = vector(vectors, a, h);
         float d_scale = 0.f, d_shift = 0.f;
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int n = 0; n < NT; n++) {
+          if (!has_tile(n)) continue;
 #pragma unroll
           for (int q = 0; q < 2; q++) {
             float& d = y[a][n][2 * h + q];
@@ -104,6 +106,7 @@ struct BackwardPass {
             d *= scale;
             sum[2 * n + q] += d, projection[2 * n + q] += d * x;
           }
+        }
         add(vectors, a, h, d_scale), add(vectors + F, a, h, d_shift);
       }
     put_sums(me, exchange, sh.sums, sum, projection);
@@ -115,7 +118,7 @@ struct BackwardPass {
   }
   // Each of N arrays as an operand X and into an array of all steps; then y += X W^T. In a cluster
   // they are put at once, into other buffers than those of the products before.
-  template <int N> DEV void products(Wide& y, const Low (&x)[N], int matrix, u16* to, int buffer) {
+  template <int N> DEV void products(Wide& y, const Low (&x)[N], int product, u16* to, int buffer) {
     constexpr int AT_ONCE = CLUSTER > 1 ? N : 1;
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -128,7 +131,7 @@ struct BackwardPass {
         for (int j = k; j < k + AT_ONCE; j++) put(me, exchange, X(j), x[j]);
         wait_late(exchange);
       }
-      multiply(me, y, weights, matrix + k, X(k), exchange, first);
+      multiply<MT>(me, y, sh.weights, p.weights, (product + k) * MATRIX, X(k), exchange, first);
       copy_out(at, X(k), to + k * F, N * F, t);
     }
   }
@@ -141,12 +144,14 @@ struct BackwardPass {
 #pragma unroll
     for (int a = 0; a < MT; a++) {
       u32 z[2][NT][2];
+      float of_group[2][2];
       if (GATES == UNIT_GATES)
 #pragma unroll
         for (int k = 0; k < 2; k++)
           fetch<2 * NT>(&z[k][0][0], record(p.records, t) + (KEPT_GATES + (2 * a + k) * GATE_TILE) * THREADS);
 #pragma unroll
-      for (int n = 0; n < NT; n++)
+      for (int n = 0; n < NT; n++) {
+        if (!has_tile(n)) continue;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           const float scale = vector(NORM2, a, h), shift = vector(NORM2 + F, a, h);
@@ -154,7 +159,7 @@ struct BackwardPass {
 #pragma unroll
           for (int q = 0; q < 2; q++) {
             const int r = me.row(n, q), f = me.feature(a, h);
-            float d = d_memory(a, n, h, q) + (at.has(r) ? p.d_memories[(size_t)at.row(r, t) * F + f] : 0.f), past = 0.f;
+            float d = d_memory(a, n, h, q) + (at.has(r) ? p.d_memories[at.start(me, n, q, t) + f] : 0.f), past = 0.f;
             if (skips >> (2 * n + q) & 1) past = d, d = 0.f;
             const float x = half_of(normal[a][n][h], q) * scale + shift;
             if (GATES == NO_GATES) {
@@ -172,21 +177,40 @@ struct BackwardPass {
           }
           if (GATES == UNIT_GATES)
 #pragma unroll
-            for (int k = 0; k < 2; k++) d_gate[k][a][n][h] = pack(d_gates[k][0], d_gates[k][1]);
+            for (int k = 0; k < 2; k++) {
+              d_gate[k][a][n][h] = pack(d_gates[k][0], d_gates[k][1]);
+              sum_of_slots(of_group[k][h], d_gates[k], k, a, n, h);
+            }
         }
+      }
     }
     if (GATES == SLOT_GATES) slot_gates(d_slot);
+  }
+  // The cotangent of a gate's term, which all slots of a sequence share; `sum` is that of its tiles before.
+  DEV void sum_of_slots(float& sum, const float (&d)[2], int k, int a, int n, int h) const {
+    auto write = [&](int q, float x) {
+      if (at.has(me.row(n, q)))
+        p.d_gate_terms[((size_t)at.step(at.sequence(me, n, q), t) * 2 + k) * F + me.feature(a, h)] = x;
+    };
+    if (S == 1) return write(0, d[0]), write(1, d[1]);
+    float x = d[0] + d[1];
+#pragma unroll
+    for (int other = 1; other < 4 && 2 * other < S; other *= 2) x += shuffle_xor(x, other);
+    sum = n % OWN ? sum + x : x;
+    if (n % OWN == OWN - 1 && 2 * me.t % (S < 8 ? S : 8) == 0) write(0, sum);
   }
   DEV void slot_gates(float (&d)[2][COLUMNS]) {
     put_sums(me, exchange, sh.sums, d[0], d[1]);
     exchange.wait();
     const int r = local_index();
-    if (r < ROWS)
 #pragma unroll
-      for (int k = 0; k < 2; k++) {
-        sh.gate[k][r] = sums().total(k, r);
-        if (at.has(r) && rank() == 0) p.d_slot_gates[(size_t)at.row(r, t) * 2 + k] = sh.gate[k][r];
-      }
+    for (int k = 0; k < 2; k++) {
+      float x = 0.f;
+      if (r < ROWS) x = sh.gate[k][r] = sums().total(k, r);
+#pragma unroll
+      for (int other = 1; other < S; other *= 2) x += shuffle_xor(x, other);
+      if (r % S == 0 && at.has(r) && rank() == 0) p.d_gate_terms[(size_t)at.step(at.sequence(r), t) * 2 + k] = x;
+    }
     sync();
   }
   // From the gates to the previous memory, through its tanh.
@@ -194,7 +218,7 @@ struct BackwardPass {
     Wide y;
     if (GATES == UNIT_GATES) {
       clear(y);
-      products<2>(y, d_gate, 3 + LAYERS, p.d_gates, 0);
+      products<2>(y, d_gate, 0, p.d_gates, 0);
     }
 #pragma unroll
     for (int a = 0; a < MT; a++)
@@ -202,7 +226,8 @@ struct BackwardPass {
       for (int h = 0; h < 2; h++) {
         float d_in = 0.f, d_forget = 0.f;
 #pragma unroll
-        for (int n = 0; n < NT; n++)
+        for (int n = 0; n < NT; n++) {
+          if (!has_tile(n)) continue;
 #pragma unroll
           for (int q = 0; q < 2; q++) {
             const int r = me.row(n, q);
@@ -214,6 +239,7 @@ struct BackwardPass {
             }
             d_memory(a, n, h, q) += d * (1.f - s * s);
           }
+        }
         if (GATES == SLOT_GATES) add(SLOT, a, h, d_in), add(SLOT + F, a, h, d_forget);
       }
   }
@@ -239,7 +265,7 @@ struct BackwardPass {
         round_all(d[0], y);
       }
       clear(y);
-      products<1>(y, d, 3 + layer, p.d_layers + layer * size, LAYERS + 1 - layer);
+      products<1>(y, d, MATRICES - 4 - layer, p.d_layers + layer * size, LAYERS + 1 - layer);
     }
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] += half_of(last[a][n][h], q); });
   }
@@ -282,6 +308,7 @@ struct BackwardPass {
             float d_scale = 0.f, d_shift = 0.f, d_bias = 0.f;
 #pragma unroll
             for (int n = 0; n < NT; n++) {
+              if (!has_tile(n)) continue;
               float d[2];
 #pragma unroll
               for (int q = 0; q < 2; q++) {
@@ -345,13 +372,14 @@ struct BackwardPass {
     at = Place(p.sizes);
     qkv_norm_backward(qkv);
     clear(y);
-    products<3>(y, qkv, 0, p.d_qkv, 0);
+    products<3>(y, qkv, MATRICES - 3, p.d_qkv, 0);
     each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });
     end_step();
   }
 
   DEV void run() {
-    for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS) sh.vectors[i] = 0.f;
+    for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS) sh.d_vectors[i] = 0.f;
+    sh.weights.begin(me, p.weights);
     each_number_in_turn([&](int a, int n, int h, int q) {
       const int r = me.row(n, q);
       const size_t place = (size_t)(at.first + r) * F + me.feature(a, h);
@@ -367,7 +395,8 @@ struct BackwardPass {
     });
     for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS)
       if (CLUSTER == 1 || i % F / (F / CLUSTER) == rank())  // Of its features.
-        p.d_vectors[(size_t)block_index() * VECTORS + i] = sh.vectors[i];
+        p.d_vectors[(size_t)block_index() * VECTORS + i] = sh.d_vectors[i];
+    sh.weights.end();
     exchange.end();
   }
 };
@@ -378,11 +407,11 @@ extern "C" __global__ void IN_CLUSTER __launch_bounds__(LOCAL_THREADS, 1)
                   const float* first, const float* fresh, const u8* flags, const float* memories,
                   const V4* records, const float* statistics, const float* d_memories,
                   const float* d_final, float* d_first, float* d_fresh, u16* d_qkv, u16* d_layers,
-                  u16* d_gates, float* d_slot_gates, u16* d_kv, float* d_vectors) {
+                  u16* d_gates, float* d_gate_terms, u16* d_kv, float* d_vectors) {
   extern __shared__ __align__(128) char raw[];
   const BackwardArgs args{sizes,   weights,    vectors, kv,       first,   fresh,        flags,
                           memories, records,   statistics, d_memories, d_final, d_first, d_fresh,
-                          d_qkv,   d_layers,   d_gates, d_slot_gates, d_kv, d_vectors};
+                          d_qkv,   d_layers,   d_gates, d_gate_terms, d_kv, d_vectors};
   BackwardPass(args, *(BackwardShared*)raw).run();
 }
 #endif

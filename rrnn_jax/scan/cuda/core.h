@@ -22,8 +22,8 @@ constexpr int WARPS_A_HEAD = D > WIDTH ? D / WIDTH : 1;
 constexpr int HEAD_TILES = (D > WIDTH ? WIDTH : D) / 16;  // Tiles of a head in a warp.
 constexpr int HEADS_A_WARP = MT / HEAD_TILES;
 
-// AHEAD: prefetched slices of weights. EARLY: whether the first are fetched before a barrier.
-static_assert(SLICES % AHEAD == 0, "whole rounds of slices");
+// AHEAD: slices of weights that a cluster prefetches into registers. RING: fragments of weights that a warp
+// of a block has under way. EARLY: whether the first are fetched before a barrier.
 static_assert(F % 64 == 0 && WIDTH % 16 == 0 && D % 16 == 0, "tiles of 16 features");
 static_assert(MT % HEAD_TILES == 0 && (WARPS_A_HEAD == 1 || D % WIDTH == 0), "whole heads");
 static_assert((8 % S == 0 || S % 8 == 0) && NT % OWN == 0, "whole sequences");
@@ -66,11 +66,19 @@ struct Thread {
   DEV int local_warp() const { return CLUSTER > 1 ? local_index() >> 5 : warp; }
 };
 
+// Rows of a block: ROWS in the first FULL_BLOCKS, one group of OWN tiles less in the others. Work on
+// a group that a block does not have is skipped.
+constexpr bool EVEN = FULL_BLOCKS < 0;
+DEV int rows_of(int block) { return EVEN || block < FULL_BLOCKS ? ROWS : ROWS - 8 * OWN; }
+// Opaque: otherwise the compiler divides the code of a step into that of both kinds of block.
+DEV bool has_tile(int n) { return EVEN || n < NT - OWN || again(block_index()) < FULL_BLOCKS; }
+
 template <class Fn> DEV void each_tile(Fn fn) {
 #pragma unroll
-  for (int a = 0; a < MT; a++)
+  for (int n = 0; n < NT; n++)
+    if (has_tile(n))
 #pragma unroll
-    for (int n = 0; n < NT; n++) fn(a, n);
+      for (int a = 0; a < MT; a++) fn(a, n);
 }
 template <class Fn> DEV void each_pair(Fn fn) {
   each_tile([&](int a, int n) {
@@ -96,25 +104,37 @@ DEV void round_all(Low& to, const Wide& from) {
 
 // The position of a block's rows in arrays over all sequences and steps.
 struct Place {
-  u32 first;  // Row of the batch, a multiple of ROWS, which the compiler can use because it is unsigned.
-  int sequences, steps, by_sequence, by_step;
+  u32 first;  // Row of the batch: of whole groups, which the compiler can use because it is unsigned.
+  int rows, sequences, steps, by_sequence, by_step;
   DEV explicit Place(const int* sizes) {
-    first = again(block_index()) * ROWS, sequences = again(sizes[0]), steps = again(sizes[1]);
+    const int block = again(block_index());
+    sequences = again(sizes[0]), steps = again(sizes[1]);
     by_sequence = again(sizes[2]), by_step = again(sizes[3]);
+    const u32 groups = block * (NT / OWN - !EVEN) + (EVEN ? 0 : block < FULL_BLOCKS ? block : FULL_BLOCKS);
+    first = groups * (8 * OWN);
+    const int left = sequences * S - (int)first, most = rows_of(block);
+    rows = left < most ? left : most;
   }
-  DEV bool has(int r) const { return (int)((first + r) / S) < sequences; }
-  DEV int sequence(int r) const {  // The last one for rows past the batch.
-    const int b = (first + r) / S;
-    return b < sequences ? b : sequences - 1;
-  }
+  DEV bool has(int r) const { return r < rows; }
+  DEV int sequence(int r) const { return (first + (r < rows ? r : rows - 1)) / S; }
   DEV int step(int b, int t) const { return b * by_sequence + t * by_step; }
   DEV int row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
+  // Where row 8n + 2t + q of a thread starts in an array [B, T, S, F], in numbers. Groups are
+  // as far from each other as their sequences.
+  DEV size_t start(const Thread& me, int n, int q, int t) const {
+    const int far = n / OWN * (8 * OWN / S) + (S == 1 ? q : 0), near = n % OWN * 8 + (S == 1 ? 0 : q);
+    return ((size_t)row(2 * me.t, t) + (size_t)far * by_sequence * S + near) * F;
+  }
+  // The sequence of a thread's row in tile n, the last one for rows past the batch.
+  DEV int sequence(const Thread& me, int n, int q) const {
+    return sequence(8 * n + (S < 8 ? 2 * me.t : 0) + (S == 1 ? q : 0));
+  }
   // Which of a thread's rows, 2n + q, have the flag.
   DEV u32 flagged(const u8* flags, const Thread& me, int t, int flag) const {
     u32 bits = 0;
 #pragma unroll
     for (int c = 0; c < 2 * NT; c++)
-      if (flags[step(sequence(me.row(c >> 1, c & 1)), t)] & flag) bits |= 1u << c;
+      if (flags[step(sequence(me, c >> 1, c & 1), t)] & flag) bits |= 1u << c;
     return bits;
   }
 };
@@ -151,91 +171,91 @@ struct Exchange {
   }
 };
 
-// What only blocks of a cluster have in shared memory: the weights of their features, for all steps.
+// Weights are read in the order of the tensor cores and of their use, each by one warp of the block: a
+// stream of fragments, of 16 by 16 numbers, for each warp. They are copied to shared memory beforehand: in
+// a cluster all of them, before the first step; else the next RING, over and over, also across
+// products. A thread copies what it reads itself, so no barrier is needed.
 constexpr int MATRICES = 3 + LAYERS + (GATES == UNIT_GATES ? 2 : 0);
-constexpr int TILES = SLICES / CLUSTER;  // Of a matrix, 16 features each.
-template <bool> struct ClusterShared {
-  DEV Barrier* both() { return nullptr; }
-  DEV const V4* own(const Thread& me, const V4* weights) { return weights; }
-};
-template <> struct ClusterShared<true> {
-  V4 weights[MATRICES * TILES * SLICES * 32];
-  Barrier barriers[2];
-  DEV Barrier* both() { return barriers; }
-  // A thread copies what it reads itself.
-  DEV const V4* own(const Thread& me, const V4* from) {
-    constexpr int OF_WARP = MT * SLICES;
-#pragma unroll 8
-    for (int i = 0; i < MATRICES * OF_WARP; i++) {
-      const int matrix = i / OF_WARP, k = i % OF_WARP;
-      V4& to = weights[((matrix * LOCAL_WARPS + me.local_warp()) * OF_WARP + k) * 32 + me.lane];
-      to = from[((matrix * WARPS + me.warp) * OF_WARP + k) * 32 + me.lane];
-    }
-    return weights;
+constexpr int MATRIX = MT * SLICES, STREAM = MATRICES * MATRIX;  // In fragments of a warp.
+struct Weights {
+  static constexpr int SLOTS = CLUSTER > 1 ? STREAM : RING;
+  V4 slots[LOCAL_WARPS * SLOTS * 32];
+  DEV V4* slot(const Thread& me, int i) { return slots + (me.local_warp() * SLOTS + i) * 32 + me.lane; }
+  // Fragment i of a step; after the last come the first of the next step.
+  DEV static const V4* source(const Thread& me, const V4* weights, int i) {
+    return weights + (size_t)again(me.warp * (STREAM + RING) + i) * 32 + me.lane;
   }
+  DEV void begin(const Thread& me, const V4* weights) {
+#pragma unroll 8
+    for (int i = 0; i < SLOTS; i++) copy_async(slot(me, i), source(me, weights, i));
+    if (CLUSTER > 1) wait_copies<0>();
+  }
+  DEV void end() { wait_copies<0>(); }
 };
 
-// y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory. The weights are read from
-// L2, or in a cluster from shared memory, into registers in the order of the tensor cores, each by
-// one warp of the block. With `wait` other warps still have to write X. There are two possible
-// barriers: `wait_late`, before all work of the caller, if registers are scarce; the other after the
-// first weights are fetched.
+// y += W^T X^T for NA tiles of 16 features, X [rows, F] in shared memory, with fragments from number
+// `from` of the stream on, ordered by slices, then tiles. With `wait` other warps still have to write X. There
+// are two possible barriers: `wait_late`, before all work of the caller, if registers are scarce; the
+// other after the first weights are fetched.
+constexpr int PAIRED = (EVEN || OWN > 1 ? NT : NT - 1) / 2 * 2;  // Tiles that are read two at a time.
 DEV void wait_late(const Exchange& exchange) {
   if (!EARLY) exchange.wait();
 }
 template <int NA>
-DEV void multiply(const Thread& me, float (&y)[NA][NT][4], const V4* const (&w)[NA], const u16* X,
+DEV void multiply(const Thread& me, float (&y)[NA][NT][4], Weights& weights, const V4* all, int from, const u16* X,
                   const Exchange& exchange, bool wait) {
-  V4 coming[AHEAD][NA];
+  constexpr int ROUND = CLUSTER > 1 ? AHEAD : RING / NA;  // Slices in the ring, and of the loop's body.
+  constexpr int NEXT = CLUSTER > 1 ? AHEAD : ROUND < 4 ? 1 : 2;  // Slices in registers.
+  static_assert(SLICES % ROUND == 0 && (CLUSTER > 1 || RING % NA == 0), "whole rounds of slices");
+  V4 coming[NEXT][NA];
+  const V4* near = weights.slot(me, CLUSTER > 1 ? from : 0);
+  auto load = [&](int i, int k) {
+    if (CLUSTER == 1) wait_copies<CLUSTER == 1 ? RING - NEXT * NA : 0>();
 #pragma unroll
-  for (int k = 0; k < AHEAD; k++)
+    for (int a = 0; a < NA; a++)
+      coming[i % NEXT][a] = load_weights(near + ((CLUSTER > 1 ? k : i % ROUND) * NA + a) * 32);
+  };
 #pragma unroll
-    for (int a = 0; a < NA; a++) coming[k][a] = load_weights(w[a] + k * 32);
+  for (int k = 0; k < NEXT; k++) load(k, k);
   if (wait && EARLY) exchange.wait();
+  const V4* far = CLUSTER > 1 ? all : Weights::source(me, all, from + RING);
   const u16* pairs = X + ((me.lane & 7) + ((me.lane >> 4) << 3)) * STRIDE + ((me.lane >> 3) & 1) * 8;
-  const u16* last = X + ((NT - 1) * 8 + (me.lane & 7)) * STRIDE + ((me.lane >> 3) & 1) * 8;
+  const u16* one = X + (me.lane & 7) * STRIDE + ((me.lane >> 3) & 1) * 8;
 #pragma unroll 1
-  for (int k0 = 0; k0 < SLICES; k0 += AHEAD) {
+  for (int k0 = 0; k0 < SLICES; k0 += ROUND) {
 #pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
+    for (int i = 0; i < ROUND; i++) {
       const int k = k0 + i;
       u32 A[NA][4];
 #pragma unroll
       for (int a = 0; a < NA; a++) {
-        V4 v = coming[i][a];
+        V4 v = coming[i % NEXT][a];
         A[a][0] = v.x, A[a][1] = v.y, A[a][2] = v.z, A[a][3] = v.w;
       }
-      if (k + AHEAD < SLICES)
 #pragma unroll
-        for (int a = 0; a < NA; a++) coming[i][a] = load_weights(w[a] + (k + AHEAD) * 32);
-#pragma unroll
-      for (int n = 0; n + 1 < NT; n += 2) {
+      for (int n = 0; n < PAIRED; n += 2) {
+        if (!has_tile(n)) continue;
         u32 b[4];
         load_matrices(b, pairs + n * 8 * STRIDE + k * 16);
 #pragma unroll
         for (int a = 0; a < NA; a++) mma(y[a][n], A[a], b[0], b[1]), mma(y[a][n + 1], A[a], b[2], b[3]);
       }
-      if (NT % 2) {
+      auto one_tile = [&](int n) {
         u32 b[2];
-        load_matrices(b, last + k * 16);
+        load_matrices(b, one + n * 8 * STRIDE + k * 16);
 #pragma unroll
-        for (int a = 0; a < NA; a++) mma(y[a][NT - 1], A[a], b[0], b[1]);
-      }
+        for (int a = 0; a < NA; a++) mma(y[a][n], A[a], b[0], b[1]);
+      };
+      if (PAIRED + 1 < NT) one_tile(NT - 2);
+      if (PAIRED < NT && has_tile(NT - 1)) one_tile(NT - 1);
+      // The products above have used what was in the slots.
+      if (CLUSTER == 1)
+#pragma unroll
+        for (int a = 0; a < NA; a++)
+          copy_async(weights.slot(me, i * NA + a), far + (k * NA + a) * 32);
+      if (k + NEXT < SLICES) load(i + NEXT, k + NEXT);
     }
   }
-}
-// The beginning of the fragments of a warp's tile of a matrix. Recomputed in each step: otherwise
-// the first of them would stay in registers over all steps, of which there are not enough.
-DEV const V4* fragments(const Thread& me, const V4* weights, int matrix, int tile) {
-  return weights + again((matrix * TILES + me.local_warp() * MT + tile) * SLICES * 32 + me.lane);
-}
-// The same for a warp's tiles of one matrix.
-DEV void multiply(const Thread& me, Wide& y, const V4* weights, int matrix, const u16* X,
-                  const Exchange& exchange, bool wait) {
-  const V4* w[MT];
-#pragma unroll
-  for (int a = 0; a < MT; a++) w[a] = fragments(me, weights, matrix, a);
-  multiply<MT>(me, y, w, X, exchange, wait);
 }
 
 // Puts a warp's part of an array as the operand X [rows, F] of a product.
@@ -255,9 +275,10 @@ DEV void put(const Thread& me, Exchange& exchange, u16* X, const Low& x) {
 }
 // Copies that operand into an array [..., stride] over all sequences and steps.
 DEV void copy_out(const Place& at, const u16* X, u16* to, int stride, int t) {
-  for (int i = thread_index(); i < ROWS * (F / 8); i += THREADS) {
+#pragma unroll 1
+  for (int i = thread_index(); i < at.rows * (F / 8); i += THREADS) {
     int r = i / (F / 8), piece = i % (F / 8) * 8;
-    if (at.has(r)) *(V4*)(to + (size_t)at.row(r, t) * stride + piece) = *(const V4*)(X + r * STRIDE + piece);
+    *(V4*)(to + (size_t)at.row(r, t) * stride + piece) = *(const V4*)(X + r * STRIDE + piece);
   }
 }
 
@@ -275,7 +296,8 @@ struct Sums {
       const bool upper = me.lane & mask;
       first += upper ? half : 0;
 #pragma unroll
-      for (int i = 0; i < half; i++) {
+      for (int i = 0; i < COLUMNS / 2; i++) {  // A constant, or the loop stays one.
+        if (i >= half) break;
         float sent = upper ? x[i] : x[i + half], kept = upper ? x[i + half] : x[i];
         x[i] = kept + shuffle_xor(sent, mask);
       }
@@ -306,10 +328,14 @@ DEV void clear(Wide& x) {
   each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = 0.f; });
 }
 
-// Writes and reads a thread's words of its record.
+// Writes and reads a thread's words of its record, without those of a group that the block does not have.
+template <int N> DEV bool has_four(int i) {
+  return MT > 1 || N != 2 * NT || 4 * i < 2 * (NT - OWN) || has_tile(NT - 1);
+}
 template <int N> DEV void keep(V4* to, const u32* words) {
 #pragma unroll
   for (int i = 0; i < FOURS<N>; i++) {
+    if (!has_four<N>(i)) continue;
     u32 x[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) x[j] = 4 * i + j < N ? words[4 * i + j] : 0;
@@ -319,7 +345,8 @@ template <int N> DEV void keep(V4* to, const u32* words) {
 template <int N> DEV void fetch(u32* words, const V4* from) {
 #pragma unroll
   for (int i = 0; i < FOURS<N>; i++) {
-    V4 v = from[i * THREADS + thread_index()];
+    if (!has_four<N>(i)) continue;
+    V4 v = load_once(from + i * THREADS + thread_index());
     u32 x[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; j++)

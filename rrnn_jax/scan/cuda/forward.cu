@@ -3,7 +3,7 @@
 
 struct ForwardArgs {
   const int* sizes;         // See Place.
-  const V4* weights;        // [3 + LAYERS + 2 (gates per unit), F/16, F/16, 32]
+  const V4* weights;        // [WARPS, STREAM + RING, 32]
   const float* vectors;     // [VECTORS]
   const u16* kv;            // [B, T, INPUT_ROWS, 2, F]
   const float* gate_terms;  // [B, T, 2F] or [B, T, 2], with all biases
@@ -12,18 +12,21 @@ struct ForwardArgs {
   const u8* flags;          // [B, T]
   float* memories;          // [B, T, S, F], after each step
   u16 *before, *squashed;   // [B, T, S, F]: memories before steps, and their tanh
-  u16 *rows, *hidden;       // [B, T, S, F], [LAYERS - 1, B, T, S, F]: inputs of the MLP's layers
+  u16* layers;              // [LAYERS, B, T, S, F]: inputs of the MLP's layers
   V4* records;              // [T, blocks, RECORD, THREADS]
   float* statistics;        // [T, STATISTICS, blocks, ROWS]
 };
 
-struct ForwardShared : ClusterShared<(CLUSTER > 1)> {
+struct ForwardShared {
+  Weights weights;
   u16 X[BUFFERS][ROWS * STRIDE];
   u16 G[BUFFERS][GATES == UNIT_GATES ? ROWS * STRIDE : 8];
   float memory[4 * MT * NT * LOCAL_THREADS];
   Sums sums[BUFFERS], gate_sums;
   float mean[ROWS], rstd[ROWS], gate[2][ROWS];
+  float vectors[VECTORS];
   float scores[SHARED_SCORES];
+  Barrier barriers[2];
 };
 static_assert(sizeof(ForwardShared) <= FORWARD_SHARED, "as layout.py has it");
 
@@ -33,10 +36,9 @@ struct ForwardPass {
   Thread me;
   Place at;
   Exchange exchange;
-  const V4* weights;
   int t;
   DEV ForwardPass(const ForwardArgs& args, ForwardShared& shared)
-      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.both()), weights(sh.own(me, p.weights)), t(0) {}
+      : p(args), sh(shared), me(), at(args.sizes), exchange(sh.barriers), t(0) {}
 
   DEV float& memory(int a, int n, int h, int q) {
     return sh.memory[((a * NT + n) * 4 + 2 * h + q) * LOCAL_THREADS + local_index()];
@@ -45,7 +47,7 @@ struct ForwardPass {
   DEV u16* operand(int i) { return sh.X[i % BUFFERS]; }
   DEV u16* gate_operand() { return sh.G[CLUSTER > 1 ? t % 2 : 0]; }
   DEV Sums& sums() { return sh.sums[exchange.buffer()]; }
-  DEV float vector(int from, int a, int h) const { return p.vectors[from + me.feature(a, h)]; }
+  DEV float vector(int from, int a, int h) const { return sh.vectors[from + me.feature(a, h)]; }
   DEV void begin(Wide& y, int bias) {
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
   }
@@ -139,20 +141,17 @@ struct ForwardPass {
   // Queries, keys and values of the memory rows, normalised together.
   DEV void project(Low (&qkv)[3]) {
     // At once where the weights are near and registers allow it: a sum does not wait for the others.
-    constexpr int AT_ONCE = CLUSTER > 1 && MT * NT <= 2 ? 3 : 1;
 #pragma unroll
-    for (int first = 0; first < 3; first += AT_ONCE) {
-      Wide y[AT_ONCE];
-      const V4* w[AT_ONCE * MT];
+    for (int first = 0; first < 3; first += QKV_AT_ONCE) {
+      Wide y[QKV_AT_ONCE];
       if (first == 0) wait_late(exchange);
 #pragma unroll
-      for (int k = 0; k < AT_ONCE; k++) begin(y[k], QKV_BIAS + (first + k) * F);
-#pragma unroll
-      for (int i = 0; i < AT_ONCE * MT; i++) w[i] = fragments(me, weights, first + i / MT, i % MT);
-      multiply<AT_ONCE * MT>(me, (float(&)[AT_ONCE * MT][NT][4])y, w, operand(0), exchange, first == 0);
+      for (int k = 0; k < QKV_AT_ONCE; k++) begin(y[k], QKV_BIAS + (first + k) * F);
+      multiply<QKV_AT_ONCE * MT>(me, (float(&)[QKV_AT_ONCE * MT][NT][4])y, sh.weights, p.weights, first * MATRIX, operand(0),
+                             exchange, first == 0);
       if (first == 0) keep_operands();
 #pragma unroll
-      for (int kind = first; kind < first + AT_ONCE; kind++) {
+      for (int kind = first; kind < first + QKV_AT_ONCE; kind++) {
         round_all(qkv[kind], y[kind - first]);
         if (SAVE) keep(record(p.records, t) + (KEPT_QKV + kind * TILE) * THREADS, qkv[kind]);
       }
@@ -192,10 +191,9 @@ struct ForwardPass {
     for (int layer = 0; layer < LAYERS; layer++) {
       wait_late(exchange);
       begin(x, MLP_BIAS + layer * F);
-      multiply(me, x, weights, 3 + layer, operand(layer), exchange, true);
+      multiply<MT>(me, x, sh.weights, p.weights, (3 + layer) * MATRIX, operand(layer), exchange, true);
       if (SAVE) {
-        u16* to = layer ? p.hidden + (size_t)(layer - 1) * at.sequences * at.steps * S * F : p.rows;
-        copy_out(at, operand(layer), to, F, t);
+        copy_out(at, operand(layer), p.layers + (size_t)layer * at.sequences * at.steps * S * F, F, t);
       }
       if (layer == LAYERS - 1) break;
       Low hidden;
@@ -227,7 +225,8 @@ struct ForwardPass {
       float z[2][NT][4];
       if (GATES == UNIT_GATES) unit_gates(z, a);
 #pragma unroll
-      for (int n = 0; n < NT; n++)
+      for (int n = 0; n < NT; n++) {
+        if (!has_tile(n)) continue;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const int h = i >> 1, q = i & 1, r = me.row(n, q);
@@ -238,34 +237,38 @@ struct ForwardPass {
           if (GATES == SLOT_GATES) m = sh.gate[0][r] * c + sh.gate[1][r] * m;
           if (GATES == UNIT_GATES) m = sigmoid(z[0][n][i]) * c + sigmoid(z[1][n][i]) * m;
         }
+      }
     }
     each_number([&](int a, int n, int h, int q) {
-      const int r = me.row(n, q);
-      if (at.has(r)) p.memories[(size_t)at.row(r, t) * F + me.feature(a, h)] = memory(a, n, h, q);
+      if (at.has(me.row(n, q))) p.memories[at.start(me, n, q, t) + me.feature(a, h)] = memory(a, n, h, q);
     });
   }
   // Both gates before their sigmoid, of the warp's tile a of features.
   DEV void unit_gates(float (&z)[2][NT][4], int a) {
-    const V4* w[2] = {fragments(me, weights, 3 + LAYERS, a), fragments(me, weights, 4 + LAYERS, a)};
+    const int from = (3 + LAYERS) * MATRIX + 2 * a * SLICES;
 #pragma unroll
-    for (int n = 0; n < NT; n++)
+    for (int n = 0; n < NT; n++) {
+      if (!has_tile(n)) continue;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const float* term = p.gate_terms + (size_t)at.step(at.sequence(me.row(n, i & 1)), t) * 2 * F;
+        const float* term = p.gate_terms + (size_t)at.step(at.sequence(me, n, i & 1), t) * 2 * F;
 #pragma unroll
         for (int k = 0; k < 2; k++) z[k][n][i] = term[k * F + me.feature(a, i >> 1)];
       }
-    multiply<2>(me, z, w, gate_operand(), exchange, false);
+    }
+    multiply<2>(me, z, sh.weights, p.weights, from, gate_operand(), exchange, false);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
       u32 rounded[NT][2];  // As in the backward pass.
 #pragma unroll
-      for (int n = 0; n < NT; n++)
+      for (int n = 0; n < NT; n++) {
+        if (!has_tile(n)) continue;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           const u32 pair = pack(z[k][n][2 * h], z[k][n][2 * h + 1]);
           rounded[n][h] = pair, z[k][n][2 * h] = low(pair), z[k][n][2 * h + 1] = high(pair);
         }
+      }
       if (SAVE)
         keep<2 * NT>(record(p.records, t) + (KEPT_GATES + (2 * a + k) * GATE_TILE) * THREADS, &rounded[0][0]);
     }
@@ -276,6 +279,9 @@ struct ForwardPass {
       const int r = me.row(n, q);
       memory(a, n, h, q) = at.has(r) ? p.first[(size_t)(at.first + r) * F + me.feature(a, h)] : 0.f;
     });
+    for (int i = local_index(); i < VECTORS; i += LOCAL_THREADS) sh.vectors[i] = p.vectors[i];
+    sh.weights.begin(me, p.weights);
+    sync();
 #pragma unroll 1
     for (t = 0; t < at.steps; t++) {
       at = Place(p.sizes);
@@ -290,6 +296,7 @@ struct ForwardPass {
       update(x);
       sync();
     }
+    sh.weights.end();
     exchange.end();
   }
 };
@@ -298,11 +305,11 @@ struct ForwardPass {
 extern "C" __global__ void IN_CLUSTER __launch_bounds__(LOCAL_THREADS, 1)
     rrnn_forward(const int* sizes, const V4* weights, const float* vectors, const u16* kv,
                  const float* gate_terms, const float* first, const float* fresh, const u8* flags,
-                 float* memories, u16* before, u16* squashed, u16* rows, u16* hidden, V4* records,
+                 float* memories, u16* before, u16* squashed, u16* layers, V4* records,
                  float* statistics) {
   extern __shared__ __align__(128) char raw[];
-  const ForwardArgs args{sizes,    weights, vectors,  kv,   gate_terms, first,   fresh,     flags,
-                         memories, before,  squashed, rows, hidden,     records, statistics};
+  const ForwardArgs args{sizes, weights,  vectors, kv,       gate_terms, first,   fresh,
+                         flags, memories, before,  squashed, layers,     records, statistics};
   ForwardPass(args, *(ForwardShared*)raw).run();
 }
 #endif

@@ -25,6 +25,10 @@ MOST_WARPS = 16
 WARPS_EXPONENT = 0.45
 SLOTS = (1, 2, 4, 8, 16)
 GATE_STYLES = (None, "memory", "unit")  # In the order of core.h.
+# Of Layout.ring, the best first. At the size of Nth Farthest, on an H100, 8 is as fast as 4.
+RINGS = (4, 2)
+# What a step takes a cluster of 4 instead of a block: the same, at the size of RL.
+CLUSTER_COST = 0.52
 # The cost of reading the weights in one step of a block, in tiles of 8 rows.
 STEP_COST = 4
 
@@ -36,10 +40,21 @@ class Gpu:
     Attributes:
       multiprocessors: number of multiprocessors.
       shared_bytes: maximum shared memory of a block.
+      clusters: whether it has clusters of multiprocessors.
     """
 
     multiprocessors: int = 132
     shared_bytes: int = 232_448
+    clusters: bool = True
+
+    def at_once(self, cluster: int) -> int:
+        """How many blocks, or clusters of multiprocessors, run at the same time.
+
+        A cluster is within one of the GPU's groups of 16 or 18 multiprocessors.
+        """
+        if cluster == 1:
+            return self.multiprocessors
+        return max(self.multiprocessors // 18 * (16 // cluster), 1)
 
 
 @dataclass(frozen=True)
@@ -56,9 +71,12 @@ class Layout:
       flags: whether there are resets or a mask.
       tiles: tiles of 8 rows in a block.
       warps: warps in a block; each has the same number of features of every row.
-      ahead: slices of a matrix, 16 rows each, that a warp prefetches.
+      ahead: slices of a matrix, 16 rows each, that a warp of a cluster prefetches into registers.
+      ring: slices of a matrix that a warp of a block has under way to shared memory.
       early: whether it reads the first of them before a barrier; None: if registers allow it.
       cluster: multiprocessors that share a block's warps and hold all weights; 1 for none.
+      full_blocks: the first blocks, with all tiles; the others have those of one sequence less.
+        None: all blocks have all.
     """
 
     width: int
@@ -70,9 +88,11 @@ class Layout:
     flags: bool
     tiles: int
     warps: int
-    ahead: int = 4
+    ahead: int = 16
+    ring: int = RINGS[0]
     early: bool | None = None
     cluster: int = 1
+    full_blocks: int | None = None
 
     @property
     def rows(self) -> int:
@@ -95,6 +115,26 @@ class Layout:
         return 3 + self.layers + (2 if self.gates == "unit" else 0)
 
     @property
+    def fragments(self) -> int:
+        """Of 16 by 16 numbers, that a warp has under way: every product has whole rounds."""
+        tiles, slices = self.warp_tiles, self.width // 16
+        both = self.gates == "unit"  # Two at a time.
+        for ring in (self.ring, RINGS[-1]) if self.cluster == 1 else ():
+            fragments = ring * tiles
+            rounds = slices % ring == 0 and (not both or slices % (fragments // 2) == 0)
+            if rounds and fragments % (2 if both else 1) == 0:
+                return fragments
+        return 0
+
+    @property
+    def qkv_at_once(self) -> int:
+        """How many of queries, keys and values the forward pass multiplies at once.
+
+        All where the weights are near and registers allow it: a sum does not wait for the others.
+        """
+        return 3 if self.cluster > 1 and self.warp_tiles * self.tiles <= 2 else 1
+
+    @property
     def vectors(self) -> int:
         """Total size of the concatenated vectors."""
         return (13 + self.layers + (2 if self.gates == "memory" else 0)) * self.width
@@ -106,7 +146,11 @@ class Layout:
 
     def blocks(self, batch: int) -> int:
         """Number of blocks for a batch."""
-        return math.ceil(batch * self.slots / self.rows)
+        if self.full_blocks is None:
+            return math.ceil(batch * self.slots / self.rows)
+        tiles = math.ceil(batch * self.slots / 8)
+        own = _own(self.slots)
+        return (tiles - self.full_blocks * own) // (self.tiles - own)
 
     @cached_property
     def record(self) -> int:
@@ -119,19 +163,26 @@ class Layout:
     @cached_property
     def _shared(self) -> tuple[int, int]:
         buffers = 1 if self.cluster == 1 else 2
-        weights = 2 * self.matrices * self.width**2 // self.cluster + 16 if buffers > 1 else 0
+        weights = 512 * self.warps * self.fragments
+        if self.cluster > 1:
+            weights = 2 * self.matrices * self.width**2 // self.cluster
         tile = 2 * self.rows * (self.width + 8)
         state = 4 * self.rows * self.width // self.cluster
         row = 4 * self.rows
         sums = 2 * self.warps * row
-        own = max(self.slots // 8, 1)
+        own = _own(self.slots)
         spread = self.width // self.heads > self.width // self.warps
         scores = 4 * self.warps * self.tiles * ((own + 2) // 2) * 128 if spread else 4
         gates = tile if self.gates == "unit" else 16
-        both = weights + state + sums * buffers
+        both = 16 + weights + state + sums * buffers + 4 * self.vectors
         forward = both + (tile + gates) * buffers + sums + 4 * row + scores
-        backward = both + tile * (2 * buffers - 1) + 10 * row + 4 * self.vectors + 2 * scores
+        backward = both + tile * (2 * buffers - 1) + 10 * row + 2 * scores
         return _up(forward, 16), _up(backward, 16)
+
+    @property
+    def bytes(self) -> int:
+        """Shared memory of a block, in the pass that needs more."""
+        return max(self._shared)
 
     @property
     def forward_bytes(self) -> int:
@@ -158,8 +209,11 @@ class Layout:
             "NT": self.tiles,
             "WARPS": self.warps,
             "SAVE": int(save),
-            "AHEAD": self.ahead,
+            "AHEAD": math.gcd(self.ahead, self.width // 16),
+            "RING": self.fragments,
+            "QKV_AT_ONCE": self.qkv_at_once,
             "EARLY": int(few if self.early is None else self.early),
+            "FULL_BLOCKS": -1 if self.full_blocks is None else self.full_blocks,
             "RECORD_FOURS": self.record,
             "VECTOR_SIZE": self.vectors,
             "FORWARD_SHARED": self.forward_bytes,
@@ -173,14 +227,13 @@ class Layout:
         rows = Shape((*lead, self.slots, self.width), jnp.bfloat16)
         memories = Shape(rows.shape, jnp.float32)
         if not save:
-            return [memories, *[none] * 4, Shape((4,), jnp.uint32), Shape((4,), jnp.float32)]
+            return [memories, *[none] * 3, Shape((4,), jnp.uint32), Shape((4,), jnp.float32)]
         blocks = self.blocks(batch)
         return [
             memories,
             rows,
             rows if self.gates == "unit" else none,
-            rows,
-            Shape((self.layers - 1, *rows.shape), jnp.bfloat16) if self.layers > 1 else none,
+            Shape((self.layers, *rows.shape), jnp.bfloat16),
             Shape((steps, blocks, self.record, 32 * self.warps, 4), jnp.uint32),
             Shape((steps, 6, blocks, self.rows), jnp.float32),
         ]
@@ -191,14 +244,14 @@ class Layout:
         lead = (steps, batch) if time_axis == 0 else (batch, steps)
         rows = (*lead, self.slots, self.width)
         carry = Shape((batch, *rows[2:]), jnp.float32)
-        unit, slot = self.gates == "unit", self.gates == "memory"
+        unit = self.gates == "unit"
         return [
             carry,
             carry if self.flags else wide,
             Shape((*rows[:3], 3 * self.width), jnp.bfloat16),
             Shape((self.layers, *rows), jnp.bfloat16),
             Shape((*rows[:3], 2 * self.width), jnp.bfloat16) if unit else none,
-            Shape((*rows[:3], 2), jnp.float32) if slot else wide,
+            Shape((*lead, self.gate_width), jnp.float32) if self.gates else wide,
             Shape((*lead, self.input_rows, 2, self.width), jnp.bfloat16),
             Shape((self.blocks(batch), self.vectors), jnp.float32),
         ]
@@ -211,7 +264,7 @@ def layout_of(
     flags: bool = False,
     gpu: Gpu | None = None,
     tiles: int | None = None,
-    cluster: int = 1,
+    cluster: int | None = None,
 ) -> Layout:
     """The layout for a cell and a batch.
 
@@ -225,55 +278,56 @@ def layout_of(
       flags: whether there are resets or a mask.
       gpu: the GPU to run on (default: an H100).
       tiles: tiles of 8 rows in a block; None (default) selects them.
-      cluster: multiprocessors for a block; more than 1 needs compute capability 9.0.
+      cluster: multiprocessors for a block; more than 1 needs compute capability 9.0. None
+        (default) selects them.
 
     Raises:
       ValueError: no block fits on the GPU, or the heads do not divide among the cluster.
     """
     gpu = Gpu() if gpu is None else gpu
-    if cell.num_heads % cluster:
+    if cluster is not None and cell.num_heads % cluster:
         raise ValueError(
             f"a cluster of {cluster} needs a multiple of {cluster} for num_heads, got "
             f"{cell.num_heads}"
         )
-    own = max(cell.mem_slots // 8, 1)
-
-    def candidate(warps: int, tiles: int) -> Layout:
-        return Layout(
-            cell.mem_size,
-            cell.num_heads,
-            cell.mem_slots,
-            cell.attention_mlp_layers,
-            input_rows,
-            cell.gate_style,
-            flags,
-            tiles,
-            warps,
-            cluster=cluster,
-        )
-
-    def time(layout: Layout) -> float:
-        waves = math.ceil(layout.blocks(batch) / (gpu.multiprocessors // cluster))
-        return waves * (STEP_COST + layout.tiles) / layout.warps**WARPS_EXPONENT
-
+    own = _own(cell.mem_slots)
+    groups = math.ceil(batch * cell.mem_slots / (8 * own))
+    fixed = (cell.attention_mlp_layers, input_rows, cell.gate_style, flags)
     fitting = []
-    for warps in warps_of(cell.mem_size, cell.head_size):
-        if warps % cluster:
-            continue
-        most = most_warp_tiles(warps) // (cell.mem_size // (16 * warps))
-        sizes = range(own, most + 1, own) if tiles is None else [tiles]
-        fitting += [
-            layout
-            for layout in (candidate(warps, size) for size in sizes)
-            if max(layout.forward_bytes, layout.backward_bytes) <= gpu.shared_bytes
-            and layout.rows <= layout.threads
-        ]
+    for size in ((1, 4) if gpu.clusters else (1,)) if cluster is None else (cluster,):
+        for warps in warps_of(cell.mem_size, cell.head_size):
+            if warps % size or cell.num_heads % size:
+                continue
+            most = most_warp_tiles(warps) // (cell.mem_size // (16 * warps))
+            for n in range(own, most + 1, own) if tiles is None else [tiles]:
+                full = _full_blocks(groups, n // own, gpu.at_once(size))
+                sizes = (cell.mem_size, cell.num_heads, cell.mem_slots, *fixed, n, warps)
+                for ring in RINGS:
+                    layout = Layout(*sizes, ring=ring, cluster=size, full_blocks=full)
+                    if layout.rows <= layout.threads and layout.bytes <= gpu.shared_bytes:
+                        fitting.append(layout)
+                        break
     if not fitting:
         raise ValueError(
             f"a block of {8 * own} rows of {cell.mem_size} numbers takes more shared memory or "
             f"registers than the GPU has ({gpu.shared_bytes} bytes)"
         )
-    return min(fitting, key=time)
+    return min(fitting, key=lambda layout: _time(layout, batch, gpu))
+
+
+def _full_blocks(groups: int, most: int, at_once: int) -> int | None:
+    """`Layout.full_blocks`, with the groups divided evenly among the blocks of whole waves."""
+    waves = math.ceil(groups / (most * at_once))
+    least, more = divmod(groups, waves * at_once)
+    return more if most > 1 and more and least == most - 1 else None
+
+
+def _time(layout: Layout, batch: int, gpu: Gpu) -> float:
+    """The time of a step of all blocks, in units of its own."""
+    waves = math.ceil(layout.blocks(batch) / gpu.at_once(layout.cluster))
+    less = 0 if layout.full_blocks is None else _own(layout.slots)
+    one = (STEP_COST + layout.tiles - less) / layout.warps**WARPS_EXPONENT
+    return waves * one * (1 if layout.cluster == 1 else CLUSTER_COST)
 
 
 def warps_of(width: int, head_size: int) -> list[int]:
@@ -321,6 +375,11 @@ def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
             f"num_heads={cell.num_heads}, head_size={cell.head_size}"
         )
     return None
+
+
+def _own(slots: int) -> int:
+    """Tiles of 8 rows of a sequence, or of several short ones."""
+    return max(slots // 8, 1)
 
 
 def _fours(words: int) -> int:

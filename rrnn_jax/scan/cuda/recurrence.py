@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.cuda.launch import launch
 from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of
 from rrnn_jax.typing import Array
+
+PARTS = 16  # Of the rows, in `_layer_gradients`.
 
 
 class Weights(NamedTuple):
@@ -72,7 +75,7 @@ def cuda_recurrence(
     time_axis: int,
     gpu: Gpu | None = None,
     tiles: int | None = None,
-    cluster: int = 1,
+    cluster: int | None = None,
 ) -> tuple[Array, Array]:
     """The final memory and the memory after every step, with one kernel over all steps.
 
@@ -105,7 +108,7 @@ def run_of(
     time_axis: int,
     gpu: Gpu | None = None,
     tiles: int | None = None,
-    cluster: int = 1,
+    cluster: int | None = None,
 ) -> Run:
     """The settings for terms of these shapes; arguments as in `cuda_recurrence`."""
     flags = terms.resets is not None or terms.mask is not None
@@ -157,7 +160,7 @@ def forward_pass(
     """
     batch, steps = _lengths(run, terms)
     layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
-    fragments = pack_fragments(_matrices(run, weights))
+    fragments = pack_fragments(layout, "forward", _matrices(run, weights))
     arguments = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, terms)]
     arguments += [o.first, o.fresh, o.flags]
     results = layout.forward_results(batch, steps, run.time_axis, save)
@@ -193,26 +196,21 @@ def backward_pass(
     d_final, d_memories = cotangents
     batch, steps = _lengths(run, terms)
     layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
-    memories, before, squashed, rows, hidden, records, statistics = kept
-    fragments = pack_fragments(jnp.swapaxes(_matrices(run, weights), 1, 2))
+    memories, before, squashed, inputs, records, statistics = kept
+    fragments = pack_fragments(layout, "backward", jnp.swapaxes(_matrices(run, weights), 1, 2))
     arguments = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
     arguments += [records, statistics, d_memories, d_final]
     results = layout.backward_results(batch, steps, run.time_axis)
     found = launch("backward", layout, True, layout.blocks(batch), arguments, results)
-    d_first, d_fresh, d_qkv, d_layers, d_gates, d_slot_gates, d_kv, d_vectors = found
+    d_first, d_fresh, d_qkv, d_layers, d_gates, d_gate_terms, d_kv, d_vectors = found
 
-    pairs = {"block_0/qkv": (before, d_qkv)}
-    layers = run.cell.attention_mlp_layers
-    for j in range(layers):
-        pairs[f"mlp/layer_{j}"] = (hidden[j - 1] if j > 0 else rows), d_layers[j]
+    d_kernels = {"block_0/qkv": _weight_gradient(before, d_qkv)}
+    for j, d in enumerate(_layer_gradients(inputs, d_layers)):
+        d_kernels[f"mlp/layer_{j}"] = d
     if layout.gates == "unit":
-        pairs["gates"] = squashed, d_gates
-    d_kernels = {name: _weight_gradient(*pair) for name, pair in pairs.items()}
+        d_kernels["gates"] = _weight_gradient(squashed, d_gates)
     by_name = _split_vectors(run, jnp.sum(d_vectors, axis=0))
-    d_gate_terms = None
-    if layout.gates is not None:
-        d = d_slot_gates if layout.gates == "memory" else d_gates
-        d_gate_terms = jnp.sum(d, axis=2, dtype=jnp.float32).astype(terms.gates.dtype)  # type: ignore[union-attr]
+    d_gate_terms = None if terms.gates is None else d_gate_terms.astype(terms.gates.dtype)
     if layout.gates == "memory":
         d_kernels["gates"] = by_name.pop("gates").T
     d_weights = Weights(
@@ -273,16 +271,35 @@ def _matrices(run: Run, weights: Weights) -> Array:
     return jnp.swapaxes(packed, 0, 1)
 
 
-def pack_fragments(matrices: Array) -> Array:
-    """Matrices ``[M, K, N]`` packed as the fragments of a warp for the left operand ``W^T``.
+def pack_fragments(layout: Layout, kernel: str, matrices: Array) -> Array:
+    """Matrices ``[M, K, N]`` packed as fragments of the left operand ``W^T``, in the order of use.
 
     Returns:
-      ``[M, N/16, K/16, 32, 4]`` words of two numbers each: word 2i + j of thread 4g + t has row
-      8j + g of ``W^T`` (in a tile of 16) and columns 8i + 2t and 8i + 2t + 1.
+      ``[warps, M * F/16 * F/16 / warps + fragments, 32, 8]``. Thread 4g + t of a fragment has, in
+      words of two numbers, rows 8j + g of ``W^T`` (of a tile of 16) and columns 8i + 2t and
+      8i + 2t + 1 in word 2i + j. The first fragments stand at the end again.
     """
     M, K, N = matrices.shape
-    split = matrices.reshape(M, K // 16, 2, 4, 2, N // 16, 2, 8)
-    return split.transpose(0, 5, 1, 7, 3, 2, 6, 4)
+    warps, tiles, slices = layout.warps, layout.warp_tiles, K // 16
+    split = matrices.reshape(M, slices, 2, 4, 2, N // 16, 2, 8)
+    packed = split.transpose(0, 5, 1, 7, 3, 2, 6, 4)
+    packed = packed.reshape(M, warps, tiles, slices, 32, 8)
+    gates = M if layout.gates != "unit" else M - 2
+
+    def ordered(some: Array, order: tuple[int, ...]) -> Array:
+        return some.transpose(*order, 4, 5).reshape(warps, -1, 32, 8)
+
+    by_slices = (1, 3, 0, 2)
+    if kernel == "forward":
+        at_once = layout.qkv_at_once
+        parts = [ordered(packed[i : i + at_once], by_slices) for i in range(0, 3, at_once)]
+        parts += [ordered(packed[i : i + 1], by_slices) for i in range(3, gates)]
+        if gates < M:  # Both gates of a tile at once.
+            parts.append(ordered(packed[gates:], (1, 2, 3, 0)))
+    else:
+        order = [*range(gates, M), *range(gates - 1, 2, -1), 0, 1, 2]
+        parts = [ordered(packed[i : i + 1], by_slices) for i in order]
+    return jnp.concatenate([*parts, parts[0][:, : layout.fragments]], axis=1)
 
 
 def _vector_names(run: Run) -> list[str]:
@@ -327,3 +344,19 @@ def _weight_gradient(rows: Any, d: Any) -> Array:
     leading = tuple(range(rows.ndim - 1))
     dimensions = ((leading, leading), ((), ()))
     return jax.lax.dot_general(rows, d, dimensions, preferred_element_type=jnp.float32)
+
+
+def _layer_gradients(rows: Array, d: Array) -> Array:
+    """The same for all layers of the MLP: ``[L, F, F]`` from ``[L, ..., F]`` and ``[L, ..., F]``.
+
+    They are few and small for so many rows: cuBLAS leaves most of an H100 idle, unless the rows are
+    divided.
+    """
+    layers, F = rows.shape[0], rows.shape[-1]
+    parts = math.gcd(math.prod(rows.shape[1:-1]), PARTS)
+    shape = (layers * parts, -1, F)
+    dimensions = (((1,), (1,)), ((0,), (0,)))
+    found = jax.lax.dot_general(
+        rows.reshape(shape), d.reshape(shape), dimensions, preferred_element_type=jnp.float32
+    )
+    return jnp.sum(found.reshape(layers, parts, F, F), axis=1)

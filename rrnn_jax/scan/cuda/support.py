@@ -29,7 +29,7 @@ def why_not(
     batch: int = 1,
     input_rows: int = 1,
     gpu: Gpu | None = None,
-    cluster: int = 1,
+    cluster: int | None = None,
 ) -> str | None:
     """Why the kernels cannot run a cell, as the end of a sentence; None if they can.
 
@@ -78,7 +78,8 @@ def default_gpu() -> Gpu:
     if device.platform != "gpu":
         return Gpu()
     kib = SHARED_KIB.get(_capability(device), LEAST_KIB)
-    return Gpu(int(getattr(device, "core_count", Gpu.multiprocessors)), 1024 * kib)
+    multiprocessors = int(getattr(device, "core_count", Gpu.multiprocessors))
+    return Gpu(multiprocessors, 1024 * kib, _capability(device) >= CLUSTER_CAPABILITY)
 
 
 def capability_here() -> tuple[int, int]:

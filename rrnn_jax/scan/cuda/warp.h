@@ -77,20 +77,31 @@ DEV void load_matrices(u32 (&r)[2], const void* row) {
                : "r"(s)
                : "memory");
 }
-// Weights: read once per step by one warp of the block, so they are not cached in L1. Not as
-// constants (.nc): the assembler would fetch them so early, even before barriers, that registers
-// run out. In a cluster they are in shared memory.
+// Copies 16 bytes to shared memory, a group of copies by itself; waits for all of the thread's but
+// the last N.
+DEV void copy_async(V4* to, const V4* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\ncp.async.commit_group;"
+               :
+               : "r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+               : "memory");
+}
+template <int N> DEV void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+// Weights, from shared memory.
 DEV V4 load_weights(const V4* p) {
   V4 v;
-#if CLUSTER > 1
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "r"((u32)__cvta_generic_to_shared(p)));
-#else
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-#endif
+  return v;
+}
+// What is read once is not cached in L1.
+DEV V4 load_once(const V4* p) {
+  V4 v;
+  asm("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p));
   return v;
 }
 

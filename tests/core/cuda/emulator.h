@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <utility>
 #include <vector>
 
 typedef uint8_t u8;
@@ -38,6 +40,7 @@ static int threads, local_threads, current, block, blocks, at_barrier[CLUSTER + 
 static u64 barriers[CLUSTER + 1], seed;
 static void* shared[CLUSTER];
 static std::vector<ucontext_t> contexts;
+static std::vector<std::deque<std::pair<V4*, V4>>> copies;  // Of each thread, not yet arrived.
 static std::vector<char> ended, stacks;
 static std::vector<Warp> warps;
 static ucontext_t caller;
@@ -159,6 +162,7 @@ const char* launch(int num_blocks, int num_threads, size_t shared_bytes, u64 ord
   for (block = 0; block < blocks; block++) {
     memset(memory.data(), 0xff, memory.size() * 4);
     contexts.assign(threads, ucontext_t()), ended.assign(threads, 0), warps.assign(threads / 32, Warp());
+    copies.assign(threads, {});
     for (int r = 0; r <= CLUSTER; r++) at_barrier[r] = 0, barriers[r] = 0;
     for (int i = 0; i < threads; i++) {
       getcontext(&contexts[i]);
@@ -169,6 +173,8 @@ const char* launch(int num_blocks, int num_threads, size_t shared_bytes, u64 ord
     }
     current = 0;
     swapcontext(&caller, &contexts[0]);
+    for (const auto& left : copies)
+      if (!failure && !left.empty()) failure = "a thread has ended before its copies";
     if (!failure && !messages.empty()) failure = "a block has ended before it got all";
     if (failure) break;
   }
@@ -274,10 +280,17 @@ template <int N> void load_matrices(u32 (&r)[N], const void* row) {
   });
   for (int m = 0; m < N; m++) r[m] = warp().out[lane][m];
 }
-DEV V4 load_weights(const V4* p) {
-  if ((uintptr_t)p % 16) emulator::fail("weights are not aligned");
-  return *p;
+// A copy arrives as late as the program allows: when the thread waits for it.
+DEV void copy_async(V4* to, const V4* from) {
+  if ((uintptr_t)to % 16 || (uintptr_t)from % 16) emulator::fail("a copy is not aligned");
+  emulator::copies[emulator::current].push_back({to, *from});
 }
+template <int N> void wait_copies() {
+  auto& copies = emulator::copies[emulator::current];
+  for (; copies.size() > N; copies.pop_front()) *copies.front().first = copies.front().second;
+}
+DEV V4 load_weights(const V4* p) { return *p; }
+DEV V4 load_once(const V4* p) { return *p; }
 // Rounded to 11 bits, as far off as the chip's may be.
 DEV float tanh_(float x) {
   return emulator::number((emulator::bits(std::tanh(x)) + 0x1000) & 0xffffe000u);

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from rrnn_jax import RelationalMemoryCell
+from rrnn_jax.scan.cuda.layout import Gpu
 from rrnn_jax.scan.cuda.recurrence import Terms, Weights, cuda_recurrence
 from rrnn_jax.scan.relational.input_terms import terms_of_inputs
 from rrnn_jax.scan.relational.weights import Dtypes, core_weights
@@ -22,6 +23,7 @@ def kernels_run(
     time_axis: int = 1,
     tiles: int | None = None,
     cluster: int = 1,
+    gpu: Gpu | None = None,
 ) -> tuple[Any, Any]:
     """Final carry and outputs ``[B, T, S*F]``, in the cell's dtype."""
     sequence = without_unused(SequenceInputs(x, resets, mask), time_axis, repeat=False)
@@ -38,5 +40,6 @@ def kernels_run(
         time_axis=time_axis,
         tiles=tiles,
         cluster=cluster,
+        gpu=gpu,
     )
     return final, cell.output_from_carry(memories)

@@ -17,7 +17,7 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
     ("setting", "operations"),
     [
         ("rl", 70),
-        pytest.param("rl_cluster", 70, marks=pytest.mark.slow),
+        pytest.param("rl_block", 70, marks=pytest.mark.slow),
         pytest.param("nth_farthest", 80, marks=pytest.mark.slow),
     ],
 )
@@ -26,13 +26,13 @@ def test_operations_registers_and_spills(setting, operations):
     print(found)  # Shown by pytest -rP.
     assert found["kernels"] == 2
     assert 30 < found["operations"] <= operations, found["kinds"]
-    spilled = (100, 250) if setting == "nth_farthest" else (0, 0)
+    spilled = (60, 150) if setting == "nth_farthest" else (0, 0)
     # A multiprocessor has 65,536 for the threads of a block: 512, and 128 in a cluster.
-    registers = 200 if setting == "rl_cluster" else 128
+    registers = 255 if setting == "rl" else 128
     for kernel, most in zip(("forward", "backward"), spilled, strict=True):
         assert found[kernel]["spill_stores"] <= most
         assert found[kernel]["shared_bytes"] <= Gpu().shared_bytes
-        assert 90 < found[kernel]["registers"] <= registers
+        assert 60 < found[kernel]["registers"] <= registers
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.cuda import support
+from rrnn_jax.scan.cuda.layout import Gpu, layout_of
 from tests.core.choices import chosen
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
 
 
 class Case(NamedTuple):
-    """A cell and a sequence; flags: 'resets', 'mask' or both; multiprocessors for a block."""
+    """A cell and a sequence; flags: 'resets', 'mask' or both; multiprocessors: the GPU's."""
 
     cell: dict[str, Any]
     B: int = 3
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     tiles: int | None = None
     time_axis: int = 1
     cluster: int = 1
+    multiprocessors: int = 132
 
 
 def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
 QUICK = {
     "gates_of_units": Case(sizes(8, 2, 32, L=2), B=2, flags="resets mask"),
     "gates_of_slots": Case(sizes(4, 1, 64, gate_style="memory"), time_axis=0),
+    # Blocks with one sequence more than the others.
+    "uneven": Case(sizes(8, 2, 32), B=5, T=2, flags="resets mask", tiles=3, multiprocessors=2),
 }
 SLOW = {
     "no_gates": Case(sizes(2, 4, 16, L=2, gate_style=None), B=5),
@@ -59,12 +63,19 @@ SLOW = {
     "ten_warps": Case(sizes(8, 5, 64, gate_style="memory"), B=2, T=2, time_axis=0),
     "five_layers": Case(sizes(1, 4, 32, L=5), B=9, T=2),
     "wide": Case(sizes(1, 4, 128), B=2, T=2),
+    "uneven_pairs": Case(sizes(8, 2, 32, L=2), B=7, T=2, tiles=4, multiprocessors=2),
+    "uneven_short": Case(
+        sizes(2, 2, 32, gate_style="memory"), B=9, T=2, tiles=2, multiprocessors=2
+    ),
+    "uneven_long": Case(sizes(16, 2, 32), B=3, T=2, tiles=4, multiprocessors=2),
+    "uneven_wide_warps": Case(sizes(8, 1, 192), B=5, T=2, tiles=3, multiprocessors=2),
 }
 CLUSTERS = {
     "units": Case(sizes(8, 4, 32, L=2), B=2, flags="resets mask", cluster=4),
     "no_gates": Case(sizes(2, 2, 32, L=3, gate_style=None), B=5, T=2, cluster=2),
     "sixteen_slots": SLOW["sixteen_slots_wide_heads"]._replace(cluster=2),
     "rl": SLOW["rl"]._replace(cluster=4),
+    "two_tiles": Case(sizes(4, 4, 32, gate_style="memory"), B=4, T=2, tiles=2, cluster=4),
 }
 SLOW |= {f"cluster_{name}": case for name, case in CLUSTERS.items()}
 CASES = [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
@@ -126,6 +137,7 @@ class Problem(NamedTuple):
                 time_axis=self.case.time_axis,
                 tiles=self.case.tiles,
                 cluster=self.case.cluster,
+                gpu=Gpu(self.case.multiprocessors),
             )
 
         return self.gradients(run)
@@ -160,6 +172,16 @@ def make_problem(case: Case, inputs: int = 5) -> Problem:
         mask if "mask" in case.flags else None,
         weights,
     )
+
+
+def test_uneven_cases_have_blocks_of_both_kinds():
+    for name, case in (QUICK | SLOW).items():
+        if not name.startswith("uneven"):
+            continue
+        cell = RelationalMemoryCell(**case.cell)
+        layout = layout_of(cell, case.B, 1, False, Gpu(case.multiprocessors), case.tiles)
+        assert layout.full_blocks == 1, name
+        assert layout.blocks(case.B) == 2, name
 
 
 def errors(found: Any, exact: Any) -> np.ndarray:
@@ -239,8 +261,9 @@ def test_twenty_orders_of_threads_give_the_same_bits(name, monkeypatch):
     assert all(run_in_orders((QUICK | SLOW)[name], orders, monkeypatch))
 
 
-# In a forward and a backward kernel: what stands there, and what it is replaced by.
+# What stands there, and what it is replaced by.
 BARRIERS = {
+    "copies of weights": ("wait_copies<CLUSTER == 1 ? RING - NEXT * NA : 0>()", "(void)0"),
     "forward": ("      if (CLUSTER == 1) sync();\n      exchange", "      exchange"),
     "backward": ("        if (CLUSTER == 1) sync();\n", ""),
 }

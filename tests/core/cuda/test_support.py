@@ -1,5 +1,6 @@
 """What the CUDA kernels refuse and why; how a memory is divided among threads."""
 
+import itertools
 import re
 import types
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.scan.cuda import launch, nvrtc, support
-from rrnn_jax.scan.cuda.layout import Gpu, layout_of, warps_of
+from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of, warps_of
 from rrnn_jax.scan.cuda.recurrence import pack_fragments
 
 BF16 = jnp.dtype(jnp.bfloat16)
@@ -92,24 +93,54 @@ def test_rows_of_a_block_go_by_batch_and_multiprocessors():
     rl = make_cell(head_size=64, gate_style="memory")
     nth_farthest = make_cell(mem_slots=8, head_size=32, num_heads=8)
     assert layout_of(rl, 32).blocks(32) == 16
-    # 12,800 rows: two rounds of 132 blocks of 56 rows.
+    # 1,600 sequences of 8 rows: three rounds of 132 blocks, 16 with 5 sequences, the others with 4.
     layout = layout_of(nth_farthest, 1600)
-    assert (layout.rows, layout.blocks(1600), layout.warps) == (56, 229, 16)
-    # Fewer where a block has less shared memory; whole sequences of 16 slots. There 8 warps, which
-    # share no logits, have room for more rows.
+    assert (layout.rows, layout.blocks(1600), layout.warps) == (40, 396, 16)
+    assert layout.full_blocks == 1600 - 4 * 396
+    # The same number for all, if they are enough for whole rounds.
+    even = layout_of(nth_farthest, 1584)
+    assert even.full_blocks is None
+    assert even.rows * even.blocks(1584) == 8 * 1584
+    # Fewer rows where a block has less shared memory; whole sequences of 16 slots.
     small = layout_of(nth_farthest, 1600, gpu=Gpu(132, 99 * 1024))
-    assert max(small.forward_bytes, small.backward_bytes) <= 99 * 1024
-    assert (small.rows, small.warps) == (40, 8)
+    assert small.bytes <= 99 * 1024
+    assert small.rows < layout.rows
     assert layout_of(make_cell(mem_slots=16), 100).rows % 16 == 0
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 16])
+@pytest.mark.parametrize("multiprocessors", [2, 7, 132])
+def test_blocks_hold_all_sequences_and_no_more(slots, multiprocessors):
+    cell, gpu = make_cell(mem_slots=slots), Gpu(multiprocessors)
+    for batch in (1, 2, 9, 100, 1000, 1601):
+        layout = layout_of(cell, batch, gpu=gpu)
+        own = max(slots // 8, 1)
+        blocks, full = layout.blocks(batch), layout.full_blocks
+        less = 0 if full is None else blocks - full
+        tiles = blocks * layout.tiles - less * own
+        assert 0 < less < blocks or full is None
+        assert 8 * tiles >= batch * slots
+        # Without the last block, or without its last group, some would have no place.
+        last = own if full is not None else layout.tiles
+        assert 8 * (tiles - last) < batch * slots
+
+
+def test_clusters_where_multiprocessors_would_be_idle():
+    rl = make_cell(head_size=64, gate_style="memory")
+    assert [layout_of(rl, batch).cluster for batch in (2, 32, 56, 400)] == [4, 4, 4, 1]
+    assert layout_of(rl, 32, gpu=Gpu(clusters=False)).cluster == 1
+    # The weights of Nth Farthest do not fit, and 3 heads do not divide.
+    assert layout_of(make_cell(mem_slots=8, head_size=32, num_heads=8), 8).cluster == 1
+    assert layout_of(make_cell(num_heads=3, head_size=64), 8).cluster == 1
 
 
 def test_a_cluster_holds_the_weights_of_a_block():
     rl = make_cell(head_size=64, gate_style="memory")
-    alone, layout = layout_of(rl, 32), layout_of(rl, 32, cluster=4)
+    alone, layout = layout_of(rl, 32, cluster=1), layout_of(rl, 32, cluster=4)
     assert (layout.warps, layout.threads, layout.blocks(32)) == (alone.warps, 128, 16)
     weights = 5 * 256 * 256 * 2
-    assert 0 < layout.forward_bytes - weights / 4 < 24 * 1024
-    assert 0 < layout.backward_bytes - weights / 4 < 52 * 1024
+    assert 0 < layout.forward_bytes - weights / 4 < 48 * 1024
+    assert 0 < layout.backward_bytes - weights / 4 < 64 * 1024
     # Records are in the order of all threads.
     arguments = (32, 2, 0, True)
     assert layout.forward_results(*arguments) == alone.forward_results(*arguments)
@@ -143,11 +174,22 @@ def test_any_width_that_is_a_multiple_of_64(width):
     assert support.why_not(cell, BF16) is None
 
 
-def test_fragments_are_what_a_warp_multiplies_with():
-    matrix = np.arange(32 * 16, dtype=np.int32).reshape(1, 32, 16)  # [M, K, N]
-    packed = np.asarray(pack_fragments(jnp.asarray(matrix))).reshape(1, 2, 32, 4, 2)
-    transposed = matrix[0].T
-    for lane, word, half in np.ndindex(32, 4, 2):
-        g, t = lane // 4, lane % 4
-        row, column = g + 8 * (word % 2), 2 * t + half + 8 * (word // 2)
-        assert packed[0, 1, lane, word, half] == transposed[row, 16 + column]
+FIRST = [(m, a, k) for m in (0, 1, 2, 3) for k in range(4) for a in (0, 1)]
+GATES = [(m, a, k) for a in (0, 1) for k in range(4) for m in (4, 5)]
+BACKWARD = [(m, a, k) for m in (4, 5, 3, 0, 1, 2) for k in range(4) for a in (0, 1)]
+
+
+@pytest.mark.parametrize(("kernel", "order"), [("forward", FIRST + GATES), ("backward", BACKWARD)])
+def test_fragments_come_in_the_order_in_which_a_warp_multiplies(kernel, order):
+    layout = Layout(64, 1, 8, 1, 1, "unit", flags=False, tiles=1, warps=2)
+    matrices = np.arange(6 * 64 * 64, dtype=np.int32).reshape(6, 64, 64)  # [M, K, N]
+    packed = np.asarray(pack_fragments(layout, kernel, jnp.asarray(matrices)))
+    assert packed.shape == (2, len(order) + layout.fragments, 32, 8)
+    np.testing.assert_array_equal(packed[:, len(order) :], packed[:, : layout.fragments])
+    packed = packed.reshape(2, -1, 32, 4, 2)
+    for warp, (i, (m, a, k)) in itertools.product(range(2), enumerate(order)):
+        fragment = matrices[m].T[32 * warp + 16 * a :, 16 * k :]
+        for lane, word, half in np.ndindex(32, 4, 2):
+            g, t = lane // 4, lane % 4
+            row, column = g + 8 * (word % 2), 2 * t + half + 8 * (word // 2)
+            assert packed[warp, i, lane, word, half] == fragment[row, column]
