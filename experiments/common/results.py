@@ -187,13 +187,13 @@ def draw(kept: dict[str, Any], path: Path, policies: dict[str, Any] | None = Non
 def _title(name: str, stopped: bool) -> str:
     """The title of a run in a plot.
 
-    >>> _title("lstm", False), _title("lstm-3", True)
-    ('LSTM', 'LSTM, seed 3, stopped')
+    >>> _title("lstm", False), _title("lstm-3", True), _title("lstm", True)
+    ('LSTM', 'LSTM, seed 3, stopped', 'LSTM, stopped')
     """
     if not stopped:
         return TITLES.get(name, name)
-    model, _, seed = name.rpartition("-")
-    return f"{TITLES.get(model, model)}, seed {seed}, stopped"
+    model, _, seed = name.partition("-")
+    return f"{TITLES.get(model, model)}{', seed ' * bool(seed)}{seed}, stopped"
 
 
 def fastest(summary: dict[str, Any], name: str) -> float:

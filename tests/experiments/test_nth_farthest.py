@@ -244,16 +244,41 @@ def test_the_papers_sizes_are_quoted_as_they_were_measured():
     assert "90 % | {:.0f}, {:.0f}, {:.0f}, {:.0f} |".format(*reached[:4]) in text
     assert f"updates, {reached[4]:.0f} s of training**" in text
 
-    def at(name, step):
-        (curve,) = kept[name]["accuracy"].values()
-        return f"{100 * curve['value'][curve['step'].index(step)]:.1f} %"
 
-    seeds = [at(name, 5500) for name in ("rmc-1", "rmc-2", "rmc")]
-    assert "they have {} and {}, seed 0 has {}".format(*seeds) in text
-    assert f"{at('lstm-0', 8000)} after 8,000 and {at('lstm-0', 11_500)} after 11,500" in text
-    stopped = [kept[name]["summary"]["stopped_at"] for name in ("rmc-1", "rmc-2", "lstm-0")]
-    assert "after {:,} and {:,} of the 8,000".format(*stopped[:2]) in text
-    assert f"after {stopped[2]:,} of 16,000 updates" in text
+def test_all_models_at_the_papers_sizes_are_quoted_as_they_were_measured():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "paper.json").read_text())
+    text = " ".join(README.read_text().split())
+    core = ("rmc-0", "rmc-1", "rmc-2")
+
+    def at(names, step):
+        curves = [curve for name in names for curve in kept[name]["accuracy"].values()]
+        values = (curve["value"][curve["step"].index(step)] for curve in curves)
+        return ", ".join(f"{100 * value:.1f} %" for value in values)
+
+    cells = " | ".join(at(core, step) for step in (2000, 9000, 13_000))
+    assert f"| RMC, seeds 0, 1, 2 | {cells} at 13,000 |" in text
+    assert f"seeds 0, 1, 2 | {at(['lstm'], 2000)} | {at(['lstm'], 9000)} | the same |" in text
+    assert f"| DNC, seed 0 | {at(['dnc'], 2000)} | | the same |" in text
+    steps, seconds, pace = [], [], {}
+    for name in core:
+        (curve,) = kept[name]["accuracy"].values()
+        pairs = zip(*curve.values(), strict=True)
+        steps.append(next(step for step, value in pairs if value >= 0.91))
+        seconds.append(dict(zip(*kept[name]["seconds"].values(), strict=True))[steps[-1]])
+    quoted = ", ".join(f"{step:,}" for step in steps)
+    assert f"{quoted} updates ({', '.join(f'{x:.0f}' for x in seconds)} s of the" in text
+    for name in ("rmc-0", "dnc"):
+        spent = kept[name]["seconds"]
+        pace[name] = spent["step"][-1] / spent["value"][-1]
+    assert f"its updates were {pace['rmc-0'] / pace['dnc']:.1f} times as slow" in text
+
+
+def test_twice_the_rate_of_laptop_is_quoted():
+    kept = README.parents[1] / "results" / "nth_farthest" / "laptop_2e-2.json"
+    run = json.loads(kept.read_text())["rmc"]
+    assert run["config"]["train"]["learning_rate"] == 2e-2
+    scores = ", ".join(f"{100 * x:.1f} %" for x in run["summary"]["test"]["accuracy"])
+    assert f"seeds 0 and 1 end at {scores} (" in " ".join(README.read_text().split())
 
 
 def test_scores_at_equal_time_are_those_of_the_curves():
