@@ -295,6 +295,14 @@ def test_the_documents_quote_the_rows_of_gpus():
         assert f"| {sizes[name]} | {' | '.join(cells)} |" in text
         time, speedup = cells[1].split(" (")
         assert f" | {cells[0]} | **{speedup[:-1]}** ({time}) | " in front
+    least = {
+        row["setting"]["name"]: row["roofline"]["least_seconds"]["compute"]
+        for row in h100
+        if row["variant"] == "cuda"
+    }
+    for name, step in {"nth_farthest": 3.34, "rl": 1.19}.items():
+        assert f" {1e3 * least[name]:.2g} ms" in text
+        assert f", {1e5 * least[name] / step:.0f} % of" in " ".join(text.split())
     (lstm,) = (row for row in h100 if row["variant"] == "cudnn_lstm_width")
     assert f"float32 in JAX: {1e3 * lstm['seconds']['median']:.2f} ms at" in text
 
