@@ -193,7 +193,8 @@ def _title(name: str, stopped: bool) -> str:
     if not stopped:
         return TITLES.get(name, name)
     model, _, seed = name.partition("-")
-    return f"{TITLES.get(model, model)}{', seed ' * bool(seed)}{seed}, stopped"
+    which = f", seed {seed}" if seed else ""
+    return f"{TITLES.get(model, model)}{which}, stopped"
 
 
 def fastest(summary: dict[str, Any], name: str) -> float:

@@ -202,23 +202,24 @@ DEV void wait_late(const Exchange& exchange) {
   if (!EARLY) exchange.wait();
 }
 template <int NA>
-DEV void multiply(const Thread& me, float (&y)[NA][NT][4], Weights& weights, const V4* all, int from, const u16* X,
+DEV void multiply(const Thread& me, float (&y)[NA][NT][4], Weights& weights, const V4* stream, int from, const u16* X,
                   const Exchange& exchange, bool wait) {
   constexpr int ROUND = CLUSTER > 1 ? AHEAD : RING / NA;  // Slices in the ring, and of the loop's body.
-  constexpr int NEXT = CLUSTER > 1 ? AHEAD : ROUND < 4 ? 1 : 2;  // Slices in registers.
-  static_assert(SLICES % ROUND == 0 && (CLUSTER > 1 || RING % NA == 0), "whole rounds of slices");
+  constexpr int NEXT = CLUSTER > 1 ? AHEAD : ROUND < 4 || ROUND % 2 ? 1 : 2;  // Slices in registers.
+  static_assert(SLICES % ROUND == 0 && ROUND % NEXT == 0, "whole rounds of slices");
+  static_assert(CLUSTER > 1 || RING % NA == 0, "whole slices in the ring");
   V4 coming[NEXT][NA];
-  const V4* near = weights.slot(me, CLUSTER > 1 ? from : 0);
+  const V4* slots = weights.slot(me, CLUSTER > 1 ? from : 0);
   auto load = [&](int i, int k) {
     if (CLUSTER == 1) wait_copies<CLUSTER == 1 ? RING - NEXT * NA : 0>();
 #pragma unroll
     for (int a = 0; a < NA; a++)
-      coming[i % NEXT][a] = load_weights(near + ((CLUSTER > 1 ? k : i % ROUND) * NA + a) * 32);
+      coming[i % NEXT][a] = load_weights(slots + ((CLUSTER > 1 ? k : i % ROUND) * NA + a) * 32);
   };
 #pragma unroll
   for (int k = 0; k < NEXT; k++) load(k, k);
   if (wait && EARLY) exchange.wait();
-  const V4* far = CLUSTER > 1 ? all : Weights::source(me, all, from + RING);
+  const V4* next = Weights::source(me, stream, from + RING);  // Not used in a cluster.
   const u16* pairs = X + ((me.lane & 7) + ((me.lane >> 4) << 3)) * STRIDE + ((me.lane >> 3) & 1) * 8;
   const u16* one = X + (me.lane & 7) * STRIDE + ((me.lane >> 3) & 1) * 8;
 #pragma unroll 1
@@ -252,7 +253,7 @@ DEV void multiply(const Thread& me, float (&y)[NA][NT][4], Weights& weights, con
       if (CLUSTER == 1)
 #pragma unroll
         for (int a = 0; a < NA; a++)
-          copy_async(weights.slot(me, i * NA + a), far + (k * NA + a) * 32);
+          copy_async(weights.slot(me, i * NA + a), next + (k * NA + a) * 32);
       if (k + NEXT < SLICES) load(i + NEXT, k + NEXT);
     }
   }
@@ -264,7 +265,7 @@ DEV void put(const Thread& me, Exchange& exchange, u16* X, const Low& x) {
     return (u32*)(X + (8 * n + me.g) * STRIDE + me.warp * WIDTH + 16 * a + 8 * h + 2 * t);
   };
   if (CLUSTER == 1) return each_pair([&](int a, int n, int h) { *place(a, n, h, me.t) = transpose(x[a][n][h]); });
-  exchange.bytes += ROWS * F * 2;
+  exchange.bytes += rows_of(block_index()) * F * 2;
   each_tile([&](int a, int n) {
     // Half the messages: an even t takes h = 0 of the next t, which takes h = 1 from it.
     const u32 lower = transpose(x[a][n][0]), upper = transpose(x[a][n][1]);

@@ -140,15 +140,14 @@ struct ForwardPass {
 
   // Queries, keys and values of the memory rows, normalised together.
   DEV void project(Low (&qkv)[3]) {
-    // At once where the weights are near and registers allow it: a sum does not wait for the others.
 #pragma unroll
     for (int first = 0; first < 3; first += QKV_AT_ONCE) {
       Wide y[QKV_AT_ONCE];
       if (first == 0) wait_late(exchange);
 #pragma unroll
       for (int k = 0; k < QKV_AT_ONCE; k++) begin(y[k], QKV_BIAS + (first + k) * F);
-      multiply<QKV_AT_ONCE * MT>(me, (float(&)[QKV_AT_ONCE * MT][NT][4])y, sh.weights, p.weights, first * MATRIX, operand(0),
-                             exchange, first == 0);
+      auto& products = (float(&)[QKV_AT_ONCE * MT][NT][4])y;
+      multiply<QKV_AT_ONCE * MT>(me, products, sh.weights, p.weights, first * MATRIX, operand(0), exchange, first == 0);
       if (first == 0) keep_operands();
 #pragma unroll
       for (int kind = first; kind < first + QKV_AT_ONCE; kind++) {

@@ -19,16 +19,16 @@ Shape = jax.ShapeDtypeStruct
 # registers: a multiprocessor has 65,536, and a thread 255 at most.
 MOST_TILES = 112
 MOST_WARP_TILES = 14
-# A multiprocessor runs one block, so more warps hide more latency. Measured on an H200 at the size
-# of Nth Farthest: a step, forward and backward, takes 8 warps 1.37 times the cycles of 16.
+# A multiprocessor runs one block, so more warps hide more latency. With earlier kernels a step of
+# Nth Farthest, forward and backward, took 8 warps 1.37 times the cycles of 16 on an H200.
 MOST_WARPS = 16
 WARPS_EXPONENT = 0.45
 SLOTS = (1, 2, 4, 8, 16)
 GATE_STYLES = (None, "memory", "unit")  # In the order of core.h.
 # Of Layout.ring, the best first. At the size of Nth Farthest, on an H100, 8 is as fast as 4.
 RINGS = (4, 2)
-# What a step takes a cluster of 4 instead of a block: the same, at the size of RL.
-CLUSTER_COST = 0.52
+# The time of both kernels with clusters of 4, relative to none: on an H100, at the size of RL.
+CLUSTER_COST = 0.53
 # The cost of reading the weights in one step of a block, in tiles of 8 rows.
 STEP_COST = 4
 
@@ -75,8 +75,8 @@ class Layout:
       ring: slices of a matrix that a warp of a block has under way to shared memory.
       early: whether it reads the first of them before a barrier; None: if registers allow it.
       cluster: multiprocessors that share a block's warps and hold all weights; 1 for none.
-      full_blocks: the first blocks, with all tiles; the others have those of one sequence less.
-        None: all blocks have all.
+      full_blocks: the first blocks, with all tiles; the others have one less, or two with 16
+        slots: the rows of whole sequences. None: all blocks have all.
     """
 
     width: int
@@ -298,8 +298,12 @@ def layout_of(
         for warps in warps_of(cell.mem_size, cell.head_size):
             if warps % size or cell.num_heads % size:
                 continue
+            # More than one tile in a warp of a cluster was not measured.
+            few = cluster is None and size > 1
+            if few and (own > 1 or cell.mem_size != 16 * warps):
+                continue
             most = most_warp_tiles(warps) // (cell.mem_size // (16 * warps))
-            for n in range(own, most + 1, own) if tiles is None else [tiles]:
+            for n in range(own, (1 if few else most) + 1, own) if tiles is None else [tiles]:
                 full = _full_blocks(groups, n // own, gpu.at_once(size))
                 sizes = (cell.mem_size, cell.num_heads, cell.mem_slots, *fixed, n, warps)
                 for ring in RINGS:
@@ -325,7 +329,8 @@ def _full_blocks(groups: int, most: int, at_once: int) -> int | None:
 def _time(layout: Layout, batch: int, gpu: Gpu) -> float:
     """The time of a step of all blocks, in units of its own."""
     waves = math.ceil(layout.blocks(batch) / gpu.at_once(layout.cluster))
-    less = 0 if layout.full_blocks is None else _own(layout.slots)
+    # In several waves, few multiprocessors have a full block more than once.
+    less = 0 if layout.full_blocks is None or waves == 1 else _own(layout.slots)
     one = (STEP_COST + layout.tiles - less) / layout.warps**WARPS_EXPONENT
     return waves * one * (1 if layout.cluster == 1 else CLUSTER_COST)
 

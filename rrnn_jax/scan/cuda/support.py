@@ -57,19 +57,12 @@ def why_not(
     return None
 
 
-def why_not_here(cluster: int = 1) -> str | None:
+def why_not_here() -> str | None:
     """Why the kernels cannot run on JAX's default device; None if they can.
 
     Once per process a small kernel is compiled and run in the same way as the others.
-
-    Args:
-      cluster: multiprocessors for a block, as in `layout.layout_of`.
     """
-    reason = _why_not_on(_default_device())
-    if reason is None and cluster > 1 and capability_here() < CLUSTER_CAPABILITY:
-        found = ".".join(map(str, capability_here()))
-        return f"needs a GPU of compute capability 9.0 for clusters, got {found}"
-    return reason
+    return _why_not_on(_default_device())
 
 
 def default_gpu() -> Gpu:
@@ -79,7 +72,7 @@ def default_gpu() -> Gpu:
         return Gpu()
     kib = SHARED_KIB.get(_capability(device), LEAST_KIB)
     multiprocessors = int(getattr(device, "core_count", Gpu.multiprocessors))
-    return Gpu(multiprocessors, 1024 * kib, _capability(device) >= CLUSTER_CAPABILITY)
+    return Gpu(multiprocessors, 1024 * kib, _has_clusters(device))
 
 
 def capability_here() -> tuple[int, int]:
@@ -124,12 +117,28 @@ def _capability(device: Any) -> tuple[int, int]:
         return (0, 0)
 
 
-def _probe() -> None:
-    """Runs a small kernel with all unusual instructions and checks its result."""
+@cache
+def _has_clusters(device: Any) -> bool:
+    """Whether a small kernel with a cluster runs; older drivers reject it."""
+    if _capability(device) < CLUSTER_CAPABILITY:
+        return False
+    try:
+        with jax.ensure_compile_time_eval(), jax.default_device(device):
+            _probe(cluster=2)
+    except Exception:  # As above; without clusters the kernels run, too.
+        return False
+    return True
+
+
+def _probe(cluster: int = 1) -> None:
+    """Runs a small kernel with the unusual instructions and checks its result."""
     source = (nvrtc.SOURCES / "probe.cu").read_text()
-    ptx = nvrtc.compile_ptx(source, "probe.cu")
-    call = ptx_call("rrnn_probe", ptx, 1, 32, 0, [Shape((32,), jnp.uint32)])
+    ptx = nvrtc.compile_ptx(source, "probe.cu", [f"-DCLUSTER={cluster}"], cluster > 1)
+    shape = Shape((32 * cluster,), jnp.uint32)
+    call = ptx_call("rrnn_probe", ptx, cluster, 32, 0, [shape])
     numbers = np.arange(1, 33, dtype=np.uint32)
     (found,) = jax.jit(call)(numbers)
-    if not np.array_equal(np.asarray(found), numbers):
+    # In a cluster, both blocks add the numbers of block r times r + 1.
+    factor = 1 if cluster == 1 else cluster * (cluster + 1) // 2
+    if not np.array_equal(np.asarray(found), np.tile(factor * numbers, cluster)):
         raise RuntimeError("the kernel that is tried first gives wrong numbers")

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.cuda import support
-from rrnn_jax.scan.cuda.layout import Gpu, layout_of
+from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of
 from tests.core.choices import chosen
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
@@ -37,6 +37,11 @@ class Case(NamedTuple):
     time_axis: int = 1
     cluster: int = 1
     multiprocessors: int = 132
+    shared_kib: int = 227
+
+    @property
+    def gpu(self) -> Gpu:
+        return Gpu(self.multiprocessors, 1024 * self.shared_kib)
 
 
 def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
@@ -68,6 +73,7 @@ SLOW = {
         sizes(2, 2, 32, gate_style="memory"), B=9, T=2, tiles=2, multiprocessors=2
     ),
     "uneven_long": Case(sizes(16, 2, 32), B=3, T=2, tiles=4, multiprocessors=2),
+    "odd_rounds": Case(sizes(16, 2, 160), B=2, T=2, multiprocessors=84, shared_kib=99),
     "uneven_wide_warps": Case(sizes(8, 1, 192), B=5, T=2, tiles=3, multiprocessors=2),
 }
 CLUSTERS = {
@@ -76,6 +82,7 @@ CLUSTERS = {
     "sixteen_slots": SLOW["sixteen_slots_wide_heads"]._replace(cluster=2),
     "rl": SLOW["rl"]._replace(cluster=4),
     "two_tiles": Case(sizes(4, 4, 32, gate_style="memory"), B=4, T=2, tiles=2, cluster=4),
+    "uneven": Case(sizes(4, 4, 32), B=18, T=2, tiles=2, cluster=4, multiprocessors=36),
 }
 SLOW |= {f"cluster_{name}": case for name, case in CLUSTERS.items()}
 CASES = [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
@@ -137,7 +144,7 @@ class Problem(NamedTuple):
                 time_axis=self.case.time_axis,
                 tiles=self.case.tiles,
                 cluster=self.case.cluster,
-                gpu=Gpu(self.case.multiprocessors),
+                gpu=self.case.gpu,
             )
 
         return self.gradients(run)
@@ -174,14 +181,21 @@ def make_problem(case: Case, inputs: int = 5) -> Problem:
     )
 
 
-def test_uneven_cases_have_blocks_of_both_kinds():
-    for name, case in (QUICK | SLOW).items():
-        if not name.startswith("uneven"):
-            continue
-        cell = RelationalMemoryCell(**case.cell)
-        layout = layout_of(cell, case.B, 1, False, Gpu(case.multiprocessors), case.tiles)
-        assert layout.full_blocks == 1, name
-        assert layout.blocks(case.B) == 2, name
+def layout_of_case(case: Case) -> Layout:
+    cell = RelationalMemoryCell(**case.cell)
+    return layout_of(cell, case.B, 1, bool(case.flags), case.gpu, case.tiles, case.cluster)
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK | SLOW if "uneven" in name])
+def test_uneven_cases_have_blocks_of_both_kinds(name):
+    layout = layout_of_case((QUICK | SLOW)[name])
+    assert layout.full_blocks == 1
+    assert layout.blocks((QUICK | SLOW)[name].B) > 1
+
+
+def test_odd_rounds_are_odd():
+    layout = layout_of_case(SLOW["odd_rounds"])
+    assert (layout.warp_tiles, layout.fragments) == (5, 10)  # Five slices of both gates.
 
 
 def errors(found: Any, exact: Any) -> np.ndarray:
@@ -230,7 +244,8 @@ def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) ->
             except jax.errors.JaxRuntimeError:
                 yield []
 
-    (expected,) = run(case._replace(cluster=1), [0], edits if case.cluster == 1 else ())
+    block = case._replace(cluster=1, multiprocessors=case.gpu.at_once(case.cluster))
+    (expected,) = run(block, [0], edits if case.cluster == 1 else ())
     for found in run(case, orders, edits):
         yield len(found) == len(expected) > 0 and all(map(np.array_equal, found, expected))
 

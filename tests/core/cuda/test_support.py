@@ -1,5 +1,6 @@
 """What the CUDA kernels refuse and why; how a memory is divided among threads."""
 
+import contextlib
 import itertools
 import re
 import types
@@ -127,7 +128,9 @@ def test_blocks_hold_all_sequences_and_no_more(slots, multiprocessors):
 
 def test_clusters_where_multiprocessors_would_be_idle():
     rl = make_cell(head_size=64, gate_style="memory")
-    assert [layout_of(rl, batch).cluster for batch in (2, 32, 56, 400)] == [4, 4, 4, 1]
+    assert [layout_of(rl, batch).cluster for batch in (2, 32, 56, 57, 400)] == [4, 4, 4, 1, 1]
+    # Not with several tiles in a warp, which were not measured.
+    assert layout_of(make_cell(mem_slots=16, head_size=64), 2).cluster == 1
     assert layout_of(rl, 32, gpu=Gpu(clusters=False)).cluster == 1
     # The weights of Nth Farthest do not fit, and 3 heads do not divide.
     assert layout_of(make_cell(mem_slots=8, head_size=32, num_heads=8), 8).cluster == 1
@@ -146,7 +149,7 @@ def test_a_cluster_holds_the_weights_of_a_block():
     assert layout.forward_results(*arguments) == alone.forward_results(*arguments)
 
 
-def test_clusters_that_are_refused(monkeypatch):
+def test_clusters_that_are_refused():
     nth_farthest = make_cell(mem_slots=8, head_size=32, num_heads=8)
     reason = support.why_not(nth_farthest, BF16, 1600, cluster=4)
     assert reason is not None
@@ -154,15 +157,26 @@ def test_clusters_that_are_refused(monkeypatch):
     assert support.why_not(make_cell(), BF16, cluster=8) == (
         "does not fit: a cluster of 8 needs a multiple of 8 for num_heads, got 4"
     )
-    monkeypatch.setattr(support, "_why_not_on", lambda _: None)
-    for capability, reason in {
-        "9.0": None,
-        "8.6": "needs a GPU of compute capability 9.0 for clusters, got 8.6",
-    }.items():
+
+
+def test_clusters_need_their_capability_and_a_driver_that_runs_them(monkeypatch):
+    def has_clusters(capability):
         gpu = device(compute_capability=capability)
-        monkeypatch.setattr(support, "_default_device", lambda gpu=gpu: gpu)
-        assert support.why_not_here(cluster=4) == reason
-        assert support.why_not_here() is None
+        monkeypatch.setattr(support, "_default_device", lambda: gpu)
+        return support.default_gpu().clusters
+
+    probed = []
+    monkeypatch.setattr(support, "_has_clusters", support._has_clusters.__wrapped__)
+    monkeypatch.setattr(jax, "default_device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(support, "_probe", lambda cluster: probed.append(cluster))
+    assert [has_clusters(each) for each in ("8.6", "9.0", "12.0")] == [False, True, True]
+    assert probed == [2, 2]
+
+    def rejected(cluster):
+        raise RuntimeError(f"no clusters of {cluster}")
+
+    monkeypatch.setattr(support, "_probe", rejected)
+    assert not has_clusters("9.0")
 
 
 @pytest.mark.parametrize("width", range(64, 1025, 64))
