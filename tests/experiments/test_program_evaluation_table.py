@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +125,25 @@ def test_the_command_of_a_run_names_what_differs_from_its_preset(tmp_path):
         "--preset paper --task double --model dnc --clip-norm 0.5 --num-seeds 2 "
         f"--run-dir {tmp_path} --no-progress"
     )
+
+
+def test_searched_rates_are_quoted_as_they_were_measured():
+    root = Path(table.__file__).parents[1]
+    text = (root / "program_evaluation" / "README.md").read_text()
+    kept = json.loads((root / "results" / "program_evaluation" / "quick_rates.json").read_text())
+    for task, found in kept.items():
+        for model, name in {"rmc": "Relational Memory Core", "lstm": "LSTM"}.items():
+            cells = [f"{100 * score:.1f} %" for score in found["rates"][model].values()]
+            assert f"| {task}, {name} | {' | '.join(cells)} |" in text
+        cells, differences = [], []
+        for row in found["seeds"]:
+            if row["at"] == "updates":
+                least, most = (100 * pick(row["values"]) for pick in (min, max))
+                cells.append(f"{100 * row['mean']:.1f} % ({least:.1f} to {most:.1f})")
+            if row["model"] == "lstm":
+                assert len(row["seeds"]) == 5
+                low, high = (100 * end for end in row["interval"])
+                differences.append(f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})")
+        assert f"| {task} | {' | '.join(cells + differences)} |" in text
+        best = {model: max(rates.values()) for model, rates in found["rates"].items()}
+        assert best["lstm"] > best["rmc"]  # "Ahead on both".
