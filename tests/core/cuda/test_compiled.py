@@ -50,7 +50,8 @@ def test_a_step_of_the_language_model():
 
 @needs_nvrtc
 def test_ptx_is_for_any_gpu_since_8_0_and_for_drivers_since_525():
-    layout = layout_of(RelationalMemoryCell(mem_slots=1, head_size=16, num_heads=4), 2)
+    cell = RelationalMemoryCell(mem_slots=1, head_size=16, num_heads=4)
+    layout = layout_of(cell, 2, cluster=1)
     ptx = nvrtc.kernel_ptx("forward", layout, False)
     assert re.findall(r"^\.(?:version|target) (\S+)$", ptx, re.MULTILINE) == ["8.0", "sm_80"]
     assert ".entry rrnn_forward(" in ptx
