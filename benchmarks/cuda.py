@@ -57,6 +57,9 @@ LIMITS = {
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
 
+QUEUED = 8
+"""Training steps enqueued at once, see `_kernels`."""
+
 STREAM = """
 extern "C" __global__ void stream(const uint4* from, const int* sizes, uint4* to) {
   uint4 sum = make_uint4(0, 0, 0, 0);
@@ -175,8 +178,8 @@ def _gradients(model: Any, problem: Problem) -> Any:
     return jax.jit(jax.value_and_grad(loss))
 
 
-def _finish(function: Callable, *args: Any) -> Any:
-    return jax.block_until_ready(function(*args))
+def _finish(times: int, function: Callable, *args: Any) -> None:
+    jax.block_until_ready([function(*args) for _ in range(times)])
 
 
 def _check(toy: bool) -> Iterator[dict[str, Any]]:
@@ -211,22 +214,30 @@ def _check(toy: bool) -> Iterator[dict[str, Any]]:
 
 
 def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
-    """With several layouts: seconds of a training step, and of both kernels alone."""
+    """With several layouts: seconds of a training step, and of both kernels alone.
+
+    A step by itself begins and ends with the host waiting; `queued_step` is one of several that are
+    enqueued at once, as in training.
+    """
     for setting in _settings(toy):
         problem = make_problem(setting)
         if reason := _why_not(problem):
             yield {"setting": setting.name, "skipped": reason}
             continue
+        steps = _steps(problem, setting.name)
         runs = {
-            name: partial(_finish, step, problem.params, problem.inputs)
-            for name, step in _steps(problem, setting.name).items()
+            f"{name}, {times}": partial(_finish, times, step, problem.params, problem.inputs)
+            for name, step in steps.items()
+            for times in (1, QUEUED)
         }
         timed = interleave(runs, rounds=1 if toy else 5, min_seconds=0.05).summaries()
-        for name, run in runs.items():
-            found = {op["name"]: op["seconds_per_call"] for op in profile(run)["operations"]}
-            alone = {kernel: found.get(f"rrnn_{kernel}") for kernel in ("forward", "backward")}
-            row = {"setting": setting.name, "layout": name, "step": timed[name].median}
-            yield row | alone | {"quartiles": (timed[name].q1, timed[name].q3)}
+        for name in steps:
+            alone, queued = timed[f"{name}, 1"], timed[f"{name}, {QUEUED}"]
+            operations = profile(runs[f"{name}, 1"])["operations"]
+            found = {each["name"]: each["seconds_per_call"] for each in operations}
+            row = {"setting": setting.name, "layout": name, "step": alone.median}
+            row |= {"quartiles": (alone.q1, alone.q3), "queued_step": queued.median / QUEUED}
+            yield row | {x: found.get(f"rrnn_{x}") for x in ("forward", "backward")}
 
 
 def _steps(problem: Problem, setting: str) -> dict[str, Any]:
@@ -244,9 +255,12 @@ def _layouts(problem: Problem, setting: str) -> list[tuple[str, Layout]]:
     """Layouts to try, by name; the first is the usual one."""
     tried: list[dict[str, Any]] = [{}]
     if setting == "nth_farthest":
-        tried += [{"ring": 8}, {"ring": 2}, {"tiles": 4}, {"tiles": 4, "ring": 8}, {"tiles": 3}]
+        both = {"wgmma": True, "prefetch": True}
+        tried += [{"prefetch": True}, {"wgmma": True}, both, both | {"tiles": 4}]
+        tried += [both | {"tiles": 4, "ring": 8}, {"prefetch": True, "tiles": 4}]
     else:
-        tried += [{"cluster": 1}, {"cluster": 1, "ring": 8}, {"ahead": 4}]
+        tried += [{"prefetch": True}, {"cluster": 1}, {"cluster": 1, "prefetch": True}]
+        tried += [{"cluster": 1, "prefetch": True, "wgmma": True}]
     gpu, batch = support.default_gpu(), problem.setting.batch
     found = []
     for choice in tried:
@@ -283,7 +297,7 @@ def _stages(toy: bool) -> Iterator[dict[str, Any]]:
 
 def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
     macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
-    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros, layout.cluster > 1)
+    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros, layout.architecture)
 
 
 def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.gating import STYLES, Style
-from rrnn_jax.scan.cuda.layout import unfit
+from rrnn_jax.scan.cuda.support import unfit
 from tests.core.choices import chosen
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow

@@ -2,6 +2,7 @@
 // all products, from which each weight gradient is one product over all steps, and sums the
 // gradients of the vectors itself.
 #include "attention.h"
+#include "products.h"
 
 struct BackwardArgs {
   const int* sizes;
@@ -332,6 +333,20 @@ struct BackwardPass {
     }
   }
 
+  // What this step reads after its MLP, and what the next one reads before.
+  DEV void prefetch_second_half() const {
+    prefetch_all(1, KEPT_NORM2 * THREADS * 16, [&](int) { return record(p.records, t); });
+  }
+  DEV void prefetch_first_half() const {
+    if (!PREFETCH || t == 0) return;
+    const V4* kept = record(p.records, t - 1) + KEPT_NORM2 * THREADS;
+    prefetch_all(1, (RECORD - KEPT_NORM2) * THREADS * 16, [&](int) { return kept; });
+    prefetch_all(at.rows, F * 4, [&](int r) { return p.d_memories + (size_t)at.row(r, t - 1) * F; });
+    prefetch_all(at.rows, F * 4, [&](int r) {
+      return t > 1 ? p.memories + (size_t)at.row(r, t - 2) * F : p.first + (size_t)(at.first + r) * F;
+    });
+  }
+
   DEV void begin_step() {
     if (FLAGS) resets = at.flagged(p.flags, me, t, RESET), skips = at.flagged(p.flags, me, t, SKIP);
     const int r = local_index();
@@ -356,6 +371,7 @@ struct BackwardPass {
     Wide y;
     Low normal, d_gate[2], qkv[3];
     begin_step();
+    prefetch_second_half();
     fetch(normal, record(p.records, t) + KEPT_NORM2 * THREADS);
     update_backward(y, normal, d_gate);
     norm_backward(y, normal, NORM2, NORM2_RSTD);
@@ -363,6 +379,7 @@ struct BackwardPass {
     if (GATES != NO_GATES) gates_backward(d_gate);
     at = Place(p.sizes);
     feed_forward_backward(y);
+    prefetch_first_half();
     fetch(normal, record(p.records, t) + KEPT_NORM1 * THREADS);
     norm_backward(y, normal, NORM1, NORM1_RSTD);
     each_number([&](int a, int n, int h, int q) { d_memory(a, n, h, q) += y[a][n][2 * h + q]; });

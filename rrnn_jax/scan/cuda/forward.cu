@@ -1,5 +1,6 @@
 // The forward pass: each block runs its rows through all steps.
 #include "attention.h"
+#include "products.h"
 
 struct ForwardArgs {
   const int* sizes;         // See Place.
@@ -50,6 +51,15 @@ struct ForwardPass {
   DEV float vector(int from, int a, int h) const { return sh.vectors[from + me.feature(a, h)]; }
   DEV void begin(Wide& y, int bias) {
     each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
+  }
+
+  // The input's terms of the step.
+  DEV void prefetch_terms() const {
+    const int count = (at.rows + S - 1) / S;
+    auto step = [&](int i) { return (size_t)at.step(at.first / S + i, t); };
+    prefetch_all(count, INPUT_ROWS * 4 * F, [&](int i) { return p.kv + step(i) * INPUT_ROWS * 2 * F; });
+    if (GATES == UNIT_GATES)
+      prefetch_all(count, 8 * F, [&](int i) { return p.gate_terms + step(i) * 2 * F; });
   }
 
   // The memory before the step: as operands, and as input of gates per slot.
@@ -286,6 +296,8 @@ struct ForwardPass {
       at = Place(p.sizes);
       Low qkv[3];
       Wide x;
+      prefetch_terms();
+      at = Place(p.sizes);
       publish();
       project(qkv);
       attention(qkv, x);

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import GateStyle, packed_width
-from rrnn_jax.scan.eligible import why_not_step
 
 Shape = jax.ShapeDtypeStruct
 
@@ -77,6 +76,8 @@ class Layout:
       cluster: multiprocessors that share a block's warps and hold all weights; 1 for none.
       full_blocks: the first blocks, with all tiles; the others have one less, or two with 16
         slots: the rows of whole sequences. None: all blocks have all.
+      wgmma: whether groups of four warps multiply, on GPUs of compute capability 9.0 alone.
+      prefetch: whether blocks prefetch what they read from memory into L2, half a step ahead.
     """
 
     width: int
@@ -93,6 +94,8 @@ class Layout:
     early: bool | None = None
     cluster: int = 1
     full_blocks: int | None = None
+    wgmma: bool = False
+    prefetch: bool = False
 
     @property
     def rows(self) -> int:
@@ -103,6 +106,13 @@ class Layout:
     def threads(self) -> int:
         """Threads of a block, in each multiprocessor."""
         return 32 * self.warps // self.cluster
+
+    @property
+    def architecture(self) -> str:
+        """What the kernels are compiled for."""
+        if self.wgmma:
+            return "compute_90a"
+        return "compute_80" if self.cluster == 1 else "compute_90"
 
     @property
     def warp_tiles(self) -> int:
@@ -209,6 +219,8 @@ class Layout:
             "NT": self.tiles,
             "WARPS": self.warps,
             "SAVE": int(save),
+            "WGMMA": int(self.wgmma),
+            "PREFETCH": int(self.prefetch),
             "AHEAD": math.gcd(self.ahead, self.width // 16),
             "RING": self.fragments,
             "QKV_AT_ONCE": self.qkv_at_once,
@@ -272,7 +284,7 @@ def layout_of(
     wait. The layout is the one with the shortest total time among those that fit.
 
     Args:
-      cell: a cell for which `unfit` returns None.
+      cell: a cell for which `support.unfit` returns None.
       batch: B.
       input_rows: R.
       flags: whether there are resets or a mask.
@@ -359,27 +371,6 @@ def most_warp_tiles(warps: int) -> int:
     [14, 14, 9, 7]
     """
     return min(MOST_WARP_TILES, MOST_TILES // warps)
-
-
-def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
-    """The requirement of the kernels that a cell does not meet; None if it meets all."""
-    if reason := why_not_step(cell, GATE_STYLES):
-        return reason
-    if cell.mem_slots not in SLOTS:
-        return f"needs mem_slots 1, 2, 4, 8 or 16, got {cell.mem_slots}"
-    if cell.head_size % 16:
-        return f"needs a multiple of 16 for head_size, got {cell.head_size}"
-    if cell.mem_size % 64:
-        return f"needs a multiple of 64 for num_heads * head_size, got {cell.mem_size}"
-    most = max(cell.mem_slots, 8)
-    if input_rows * max(8 // cell.mem_slots, 1) > 8:
-        return f"needs at most {min(most, cell.mem_slots)} input rows, got {input_rows}"
-    if not warps_of(cell.mem_size, cell.head_size):
-        return (
-            f"needs a memory that divides among at most {MOST_WARPS} warps with whole heads, got "
-            f"num_heads={cell.num_heads}, head_size={cell.head_size}"
-        )
-    return None
 
 
 def _own(slots: int) -> int:

@@ -1,7 +1,7 @@
 """Compiling the kernels when they are traced, by NVRTC, which comes with ``jax[cuda]``.
 
-The result is PTX for compute capability 8.0, with clusters for 9.0, which later GPUs accept too:
-the driver compiles it to machine code when XLA loads it.
+The result is PTX for compute capability 8.0, with clusters for 9.0, which later GPUs accept too, or
+for 9.0 alone (`Layout.wgmma`): the driver compiles it to machine code when XLA loads it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from rrnn_jax.scan.cuda.layout import Layout
 
 # NVRTC emits its newest PTX version, which older drivers reject. The kernels use nothing newer than
 # these versions, which drivers since 525 (CUDA 12.0) accept; for clusters, since 530 (CUDA 12.1).
-PTX_VERSION, CLUSTER_PTX_VERSION = "8.0", "8.1"
-ARCHITECTURE, CLUSTER_ARCHITECTURE = "compute_80", "compute_90"
+PTX_VERSIONS = {"compute_80": "8.0", "compute_90": "8.1", "compute_90a": "8.0"}
 OPTIONS = ("-std=c++17", "-default-device", "-ftz=true", "-prec-div=false", "-prec-sqrt=false")
 SOURCES = Path(__file__).parent
 MISSING = (
@@ -46,17 +45,19 @@ def kernel_ptx(kernel: str, layout: Layout, save: bool) -> str:
     """
     source = (SOURCES / f"{kernel}.cu").read_text()
     macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
-    return compile_ptx(source, f"{kernel}.cu", macros, clusters=layout.cluster > 1)
+    return compile_ptx(source, f"{kernel}.cu", macros, layout.architecture)
 
 
-def compile_ptx(source: str, name: str, options: Sequence[str] = (), clusters: bool = False) -> str:
+def compile_ptx(
+    source: str, name: str, options: Sequence[str] = (), architecture: str = "compute_80"
+) -> str:
     """Compiles CUDA C++ to PTX.
 
     Args:
       source: the source text.
       name: its name in messages.
       options: additional compiler options.
-      clusters: whether it uses clusters, which need compute capability 9.0.
+      architecture: a key of `PTX_VERSIONS`.
 
     Raises:
       CompileError: there is no NVRTC, or it rejects the source; contains the compiler's messages.
@@ -70,7 +71,6 @@ def compile_ptx(source: str, name: str, options: Sequence[str] = (), clusters: b
     if status != 0:
         raise CompileError(f"NVRTC fails with status {status} before it compiles {name}")
     try:
-        architecture = CLUSTER_ARCHITECTURE if clusters else ARCHITECTURE
         given = [f"--gpu-architecture={architecture}", *OPTIONS, f"-I{SOURCES}", *options]
         array = (ctypes.c_char_p * len(given))(*(option.encode() for option in given))
         status = library.nvrtcCompileProgram(program, len(given), array)
@@ -80,8 +80,8 @@ def compile_ptx(source: str, name: str, options: Sequence[str] = (), clusters: b
         ptx = _text(library, "PTX", program)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-    version = CLUSTER_PTX_VERSION if clusters else PTX_VERSION
-    return re.sub(r"\.version \d+\.\d+", f".version {version}", ptx, count=1)
+    version = f".version {PTX_VERSIONS[architecture]}"
+    return re.sub(r"\.version \d+\.\d+", version, ptx, count=1)
 
 
 def nvrtc_missing() -> bool:

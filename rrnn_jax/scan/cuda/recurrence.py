@@ -84,7 +84,7 @@ def cuda_recurrence(
     for each weight gradient.
 
     Args:
-      cell: a cell for which `layout.unfit` returns None.
+      cell: a cell for which `support.unfit` returns None.
       weights: weights of the recurrent part, in any dtype.
       carry: ``[B, S, F]`` float32.
       reset_carry: the carry after a reset; None without resets.

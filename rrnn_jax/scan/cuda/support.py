@@ -12,7 +12,16 @@ import numpy as np
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.cuda import nvrtc
 from rrnn_jax.scan.cuda.launch import ptx_call
-from rrnn_jax.scan.cuda.layout import Gpu, Shape, layout_of, unfit
+from rrnn_jax.scan.cuda.layout import (
+    GATE_STYLES,
+    MOST_WARPS,
+    SLOTS,
+    Gpu,
+    Shape,
+    layout_of,
+    warps_of,
+)
+from rrnn_jax.scan.eligible import why_not_step
 from rrnn_jax.typing import Dtype
 
 # Maximum shared memory of a block (CUDA C++ Programming Guide, technical specifications by compute
@@ -54,6 +63,27 @@ def why_not(
         layout_of(cell, batch, input_rows, True, gpu, cluster=cluster)
     except ValueError as error:
         return f"does not fit: {error}"
+    return None
+
+
+def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
+    """The requirement of the kernels that a cell does not meet; None if it meets all."""
+    if reason := why_not_step(cell, GATE_STYLES):
+        return reason
+    if cell.mem_slots not in SLOTS:
+        return f"needs mem_slots 1, 2, 4, 8 or 16, got {cell.mem_slots}"
+    if cell.head_size % 16:
+        return f"needs a multiple of 16 for head_size, got {cell.head_size}"
+    if cell.mem_size % 64:
+        return f"needs a multiple of 64 for num_heads * head_size, got {cell.mem_size}"
+    most = max(cell.mem_slots, 8)
+    if input_rows * max(8 // cell.mem_slots, 1) > 8:
+        return f"needs at most {min(most, cell.mem_slots)} input rows, got {input_rows}"
+    if not warps_of(cell.mem_size, cell.head_size):
+        return (
+            f"needs a memory that divides among at most {MOST_WARPS} warps with whole heads, got "
+            f"num_heads={cell.num_heads}, head_size={cell.head_size}"
+        )
     return None
 
 
@@ -133,7 +163,8 @@ def _has_clusters(device: Any) -> bool:
 def _probe(cluster: int = 1) -> None:
     """Runs a small kernel with the unusual instructions and checks its result."""
     source = (nvrtc.SOURCES / "probe.cu").read_text()
-    ptx = nvrtc.compile_ptx(source, "probe.cu", [f"-DCLUSTER={cluster}"], cluster > 1)
+    architecture = "compute_80" if cluster == 1 else "compute_90"
+    ptx = nvrtc.compile_ptx(source, "probe.cu", [f"-DCLUSTER={cluster}"], architecture)
     shape = Shape((32 * cluster,), jnp.uint32)
     call = ptx_call("rrnn_probe", ptx, cluster, 32, 0, [shape])
     numbers = np.arange(1, 33, dtype=np.uint32)

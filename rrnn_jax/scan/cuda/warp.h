@@ -13,6 +13,7 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
+typedef unsigned long long u64;
 #define DEV __device__ __forceinline__
 
 struct alignas(16) V4 {
@@ -96,6 +97,8 @@ DEV V4 load_weights(const V4* p) {
                : "r"((u32)__cvta_generic_to_shared(p)));
   return v;
 }
+// A line of 128 bytes into L2.
+DEV void prefetch(const char* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // What is read once is not cached in L1.
 DEV V4 load_once(const V4* p) {
   V4 v;
@@ -108,7 +111,7 @@ DEV V4 load_once(const V4* p) {
 // Clusters. What a thread sends is written to the same place in the shared memory of every block of
 // its cluster, where a barrier counts the bytes. `cluster_sync` would do as well, but it waits for
 // all writes to global memory and empties L1.
-typedef unsigned long long Barrier;  // PTX's mbarrier.
+typedef u64 Barrier;  // PTX's mbarrier.
 #if CLUSTER > 1
 #define IN_CLUSTER __cluster_dims__(CLUSTER, 1, 1)
 #else
@@ -166,6 +169,58 @@ DEV void wait_for(Barrier* barrier, int parity) {
         : "r"((u32)__cvta_generic_to_shared(barrier)), "r"(parity)
         : "memory");
   __syncwarp();
+}
+
+// Products of groups of four consecutive warps (PTX's wgmma), on compute capability 9.0 alone. Matrices B
+// [16, 8 TILES] are in shared memory, in parts of 8 rows of B^T by 16 bytes: those of other columns
+// `by_column` bytes further, those of other rows `by_row`.
+DEV u64 in_shared(const void* B, int by_column, int by_row) {
+  const u64 start = (u32)__cvta_generic_to_shared(B);
+  return start >> 4 | (u64)(by_column >> 4) << 16 | (u64)(by_row >> 4) << 32;
+}
+// What a thread wrote to shared memory can be seen by them, after a barrier.
+DEV void show_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEV void begin_group() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void end_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits for all but the last N groups.
+template <int N> DEV void wait_groups() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// Results are not read before this.
+template <int TILES> DEV void settle(float (&c)[TILES][4]) {
+#pragma unroll
+  for (int i = 0; i < 4 * TILES; i++) asm volatile("" : "+f"(c[i / 4][i % 4])::"memory");
+}
+// c += A B as `mma`, for TILES tiles: each warp has 16 rows of A and c.
+template <int TILES> struct GroupMma;
+#define GROUP_MMA(TILES, COLUMNS, C, A, B, ...)                                                       \
+  template <> struct GroupMma<TILES> {                                                                \
+    DEV static void add(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {                             \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.bf16.bf16 "                   \
+                   "{" C "},{" A "}," B ",1,1,1,0;"                                                   \
+                   : __VA_ARGS__                                                                      \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
+    }                                                                                                 \
+  };
+#define TILE_OF(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define C1 "%0,%1,%2,%3"
+#define C2 C1 ",%4,%5,%6,%7"
+#define C3 C2 ",%8,%9,%10,%11"
+#define C4 C3 ",%12,%13,%14,%15"
+#define C5 C4 ",%16,%17,%18,%19"
+#define C6 C5 ",%20,%21,%22,%23"
+#define C7 C6 ",%24,%25,%26,%27"
+#define T2 TILE_OF(0), TILE_OF(1)
+#define T4 T2, TILE_OF(2), TILE_OF(3)
+GROUP_MMA(1, "8", C1, "%4,%5,%6,%7", "%8", TILE_OF(0))
+GROUP_MMA(2, "16", C2, "%8,%9,%10,%11", "%12", T2)
+GROUP_MMA(3, "24", C3, "%12,%13,%14,%15", "%16", T2, TILE_OF(2))
+GROUP_MMA(4, "32", C4, "%16,%17,%18,%19", "%20", T4)
+GROUP_MMA(5, "40", C5, "%20,%21,%22,%23", "%24", T4, TILE_OF(4))
+GROUP_MMA(6, "48", C6, "%24,%25,%26,%27", "%28", T4, TILE_OF(4), TILE_OF(5))
+GROUP_MMA(7, "56", C7, "%28,%29,%30,%31", "%32", T4, TILE_OF(4), TILE_OF(5), TILE_OF(6))
+template <int TILES> DEV void group_mma(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
+  GroupMma<TILES>::add(c, a, b);
 }
 
 // The error is 2^-11 at most, less than the rounding of its operand to bfloat16.

@@ -1,6 +1,7 @@
 """The CUDA kernels compiled for a CPU, and JAX programs that run them there."""
 
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -43,11 +44,13 @@ class Emulator:
     Attributes:
       order: seed of the order in which threads run; 0 has them take turns.
       edits: as in `library`.
+      changes: fields of the layout to run with instead.
       runs: how often each kernel ran.
     """
 
-    def __init__(self, order: int = 0, edits: tuple[tuple[str, str], ...] = ()):
-        self.order, self.edits, self.runs = order, edits, {"forward": 0, "backward": 0}
+    def __init__(self, order: int = 0, edits: tuple[tuple[str, str], ...] = (), **changes: Any):
+        self.order, self.edits, self.changes = order, edits, changes
+        self.runs = {"forward": 0, "backward": 0}
 
     def launch(
         self,
@@ -58,6 +61,7 @@ class Emulator:
         arguments: Sequence[jax.Array],
         results: Sequence[Shape],
     ) -> list[jax.Array]:
+        layout = dataclasses.replace(layout, **self.changes)
         function = getattr(library(layout, save, self.edits), kernel)
         function.restype = ctypes.c_char_p
 

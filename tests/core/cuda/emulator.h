@@ -41,6 +41,14 @@ static u64 barriers[CLUSTER + 1], seed;
 static void* shared[CLUSTER];
 static std::vector<ucontext_t> contexts;
 static std::vector<std::deque<std::pair<V4*, V4>>> copies;  // Of each thread, not yet arrived.
+// Products of groups of warps of each thread, not yet computed.
+struct GroupMma {
+  float* c;
+  const u32* a;
+  u64 b;
+  int tiles;
+};
+static std::vector<std::deque<std::vector<GroupMma>>> groups;
 static std::vector<char> ended, stacks;
 static std::vector<Warp> warps;
 static ucontext_t caller;
@@ -162,7 +170,7 @@ const char* launch(int num_blocks, int num_threads, size_t shared_bytes, u64 ord
   for (block = 0; block < blocks; block++) {
     memset(memory.data(), 0xff, memory.size() * 4);
     contexts.assign(threads, ucontext_t()), ended.assign(threads, 0), warps.assign(threads / 32, Warp());
-    copies.assign(threads, {});
+    copies.assign(threads, {}), groups.assign(threads, {});
     for (int r = 0; r <= CLUSTER; r++) at_barrier[r] = 0, barriers[r] = 0;
     for (int i = 0; i < threads; i++) {
       getcontext(&contexts[i]);
@@ -175,6 +183,8 @@ const char* launch(int num_blocks, int num_threads, size_t shared_bytes, u64 ord
     swapcontext(&caller, &contexts[0]);
     for (const auto& left : copies)
       if (!failure && !left.empty()) failure = "a thread has ended before its copies";
+    for (const auto& left : groups)
+      if (!failure && !left.empty()) failure = "a thread has ended before its products";
     if (!failure && !messages.empty()) failure = "a block has ended before it got all";
     if (failure) break;
   }
@@ -289,8 +299,56 @@ template <int N> void wait_copies() {
   auto& copies = emulator::copies[emulator::current];
   for (; copies.size() > N; copies.pop_front()) *copies.front().first = copies.front().second;
 }
+DEV void prefetch(const char* p) { (void)*(const volatile char*)p; }
 DEV V4 load_weights(const V4* p) { return *p; }
 DEV V4 load_once(const V4* p) { return *p; }
+// Products of groups of warps read their operands, and write, as late as the program allows.
+DEV u64 in_shared(const void* B, int by_column, int by_row) {
+  const u64 start = (const char*)B - (const char*)emulator::shared[rank()];
+  if (start % 16 || by_column % 16 || by_row % 16) emulator::fail("a matrix is not aligned");
+  return start >> 4 | (u64)(by_column >> 4) << 16 | (u64)(by_row >> 4) << 32;
+}
+DEV void show_groups() {}
+DEV void begin_group() { emulator::groups[emulator::current].push_back({}); }
+DEV void end_group() {}
+template <int TILES> void group_mma(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {
+  emulator::groups[emulator::current].back().push_back({&c[0][0], a, b, TILES});
+}
+inline void compute(const emulator::GroupMma& one) {
+  using namespace emulator;
+  const int lane = current % 32;
+  u32* in = warp().in[lane];
+  for (int i = 0; i < 4; i++) in[i] = one.a[i];
+  warp().pointer[lane] = one.c;
+  in[4] = one.b, in[5] = one.b >> 32;
+  together(3, [&](Warp& w) {
+    for (int i = 0; i < 32; i++)
+      if (w.in[i][4] != w.in[0][4] || w.in[i][5] != w.in[0][5]) fail("a warp has several matrices");
+    auto bytes = [&](int bit) { return (one.b >> bit & 0x3fff) * 16; };
+    const char* B = (const char*)shared[rank()] + bytes(0);
+    for (int i = 0; i < 32; i++)
+      for (int j = 0; j < 4 * one.tiles; j++) {
+        const int row = (i >> 2) + 8 * (j >> 1 & 1), column = j / 4 * 8 + 2 * (i & 3) + (j & 1);
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+          const u32* from = w.in[row % 8 * 4 + k % 8 / 2];
+          u16 b;
+          memcpy(&b, B + column / 8 * bytes(32) + k / 8 * bytes(16) + column % 8 * 16 + k % 8 * 2, 2);
+          sum += half(from[row / 8 + k / 8 * 2], k % 2) * half(b, 0);
+        }
+        ((float*)w.pointer[i])[j] += sum;
+      }
+  });
+}
+template <int N> void wait_groups() {
+  auto& mine = emulator::groups[emulator::current];
+  while (mine.size() > N) {
+    const auto first = mine.front();
+    mine.pop_front();
+    for (const auto& one : first) compute(one);
+  }
+}
+template <int TILES> void settle(float (&)[TILES][4]) {}
 // Rounded to 11 bits, as far off as the chip's may be.
 DEV float tanh_(float x) {
   return emulator::number((emulator::bits(std::tanh(x)) + 0x1000) & 0xffffe000u);

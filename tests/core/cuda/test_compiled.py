@@ -1,5 +1,6 @@
 """A training step with the kernels, compiled for an H100 by machines that have none."""
 
+import dataclasses
 import re
 
 import pytest
@@ -73,6 +74,20 @@ def test_ptx_of_a_cluster_is_for_9_0_and_for_drivers_since_530(kernel):
     # All blocks get each message. None waits for global memory in the loop over steps.
     assert ptx.count("st.async") % 4 == 0
     assert ptx.count("barrier.cluster.wait") == 2
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_ptx_of_groups_of_warps_is_for_9_0_alone(kernel):
+    cell = RelationalMemoryCell(mem_slots=8, head_size=16, num_heads=4)
+    layout = dataclasses.replace(layout_of(cell, 264), wgmma=True, prefetch=True)
+    ptx = nvrtc.kernel_ptx(kernel, layout, True)
+    assert re.findall(r"^\.(?:version|target) (\S+)$", ptx, re.MULTILINE) == ["8.0", "sm_90a"]
+    products = re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m64n\d+k16)\S+", ptx)
+    assert set(products) == {f"m64n{layout.rows}k16"}
+    # Operands are shown to them wherever they are written.
+    assert 0 < ptx.count("fence.proxy.async.shared::cta") <= ptx.count("bar.sync")
+    assert "prefetch.global.L2" in ptx
 
 
 @needs_nvrtc

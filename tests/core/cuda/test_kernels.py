@@ -227,14 +227,17 @@ def test_gradients_are_as_exact_as_the_plain_scan_in_bfloat16(name, case, monkey
         assert a < 2 * b, f"{name}: {path} is off by {a:.1e}, the plain scan by {b:.1e}"
 
 
-def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) -> Iterator[bool]:
+def run_in_orders(
+    case: Case, orders: Any, monkeypatch: Any, edits: Any = (), **changes: Any
+) -> Iterator[bool]:
     """Whether all results are bitwise those of threads that take turns, for each order.
 
-    With clusters: those of threads that take turns in one block. Failures count as other results.
+    With clusters, or `changes` of the layout: those of threads that take turns in one block of the
+    usual layout. Failures count as other results.
     """
 
-    def run(case: Case, orders: Any, edits: Any) -> Iterator[list[np.ndarray]]:
-        emulator = Emulator(edits=tuple(edits)).use(monkeypatch)
+    def run(case: Case, orders: Any, edits: Any, **changes: Any) -> Iterator[list[np.ndarray]]:
+        emulator = Emulator(edits=tuple(edits), **changes).use(monkeypatch)
         function, arguments = make_problem(case).kernels()
         compiled = jax.jit(function)
         for order in orders:
@@ -245,8 +248,8 @@ def run_in_orders(case: Case, orders: Any, monkeypatch: Any, edits: Any = ()) ->
                 yield []
 
     block = case._replace(cluster=1, multiprocessors=case.gpu.at_once(case.cluster))
-    (expected,) = run(block, [0], edits if case.cluster == 1 else ())
-    for found in run(case, orders, edits):
+    (expected,) = run(block, [0], edits if case.cluster == 1 and not changes else ())
+    for found in run(case, orders, edits, **changes):
         yield len(found) == len(expected) > 0 and all(map(np.array_equal, found, expected))
 
 
@@ -258,6 +261,25 @@ def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
 def test_a_cluster_gives_the_bits_of_a_block(monkeypatch):
     case = QUICK["gates_of_units"]._replace(cluster=2)  # Compiled already, as a block.
     assert all(run_in_orders(case, [88172645463325252], monkeypatch))
+
+
+# Prepared for a GPU, and not the usual ones.
+PREPARED = {"wgmma": True, "prefetch": True}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gates_of_units",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("uneven", "rl", "nth_farthest", "sixteen_slots", "wide")
+        ),
+    ],
+)
+def test_prepared_layouts_give_the_same_bits(name, monkeypatch):
+    orders = [0, 88172645463325252]
+    assert all(run_in_orders((QUICK | SLOW)[name], orders, monkeypatch, **PREPARED))
 
 
 @pytest.mark.slow
@@ -282,6 +304,8 @@ BARRIERS = {
     "forward": ("      if (CLUSTER == 1) sync();\n      exchange", "      exchange"),
     "backward": ("        if (CLUSTER == 1) sync();\n", ""),
 }
+# Products of groups of warps end before their operands change, and before their results are read.
+GROUPS = {"wait in the loop": "      wait_groups<1>();", "last wait": "  wait_groups<0>();\n"}
 # What keeps the blocks of a cluster apart: waiting, and several buffers.
 APART = {
     "wait": ("    wait_for(barriers + turn % 2, turn / 2 % 2);\n", ""),
@@ -298,6 +322,13 @@ def test_a_missing_barrier_is_seen(name, monkeypatch):
     edit = BARRIERS[name]
     case = QUICK["gates_of_units"]
     assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_missing_wait_for_a_group_is_seen(name, monkeypatch):
+    case, edit = QUICK["gates_of_units"], (GROUPS[name], "")
+    assert not any(run_in_orders(case, [0, 1], monkeypatch, [edit], **PREPARED))
 
 
 @pytest.mark.slow
