@@ -232,6 +232,18 @@ def test_updates_to_a_score_are_those_of_the_curves(share):
     assert f"| updates to {share} % | {' | '.join(cells)} |" in README.read_text()
 
 
+def test_sequences_and_minutes_to_a_score_follow_from_the_updates():
+    kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "laptop.json").read_text())
+    summary = kept["rmc"]["summary"]
+    reached = [summary["steps_to"][f"{share}%"][0] for share in (30, 50, 70, 80, 91)]
+    pace = summary["train_seconds"][0] / 60 / summary["steps"]
+    millions = ", ".join(f"{512 * step / 1e6:.1f}" for step in reached)
+    minutes = ", ".join(f"{pace * step:.0f}" for step in reached)
+    assert kept["rmc"]["config"]["train"]["batch_size"] == 512
+    quoted = f"after {millions} million of them, at its mean pace after {minutes} minutes."
+    assert quoted in " ".join(README.read_text().split())
+
+
 def test_the_papers_sizes_are_quoted_as_they_were_measured():
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "paper.json").read_text())
     text = " ".join(README.read_text().split())
