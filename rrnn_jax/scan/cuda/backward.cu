@@ -335,16 +335,25 @@ struct BackwardPass {
 
   // What this step reads after its MLP, and what the next one reads before.
   DEV void prefetch_second_half() const {
-    prefetch_all(1, KEPT_NORM2 * THREADS * 16, [&](int) { return record(p.records, t); });
+    prefetch_pieces(t, 0, KEPT_NORM2);
+    prefetch_all((at.rows + S - 1) / S, INPUT_ROWS * 4 * F, [&](int i) {
+      return p.kv + (size_t)at.step(at.first / S + i, t) * INPUT_ROWS * 2 * F;
+    });
   }
   DEV void prefetch_first_half() const {
     if (!PREFETCH || t == 0) return;
-    const V4* kept = record(p.records, t - 1) + KEPT_NORM2 * THREADS;
-    prefetch_all(1, (RECORD - KEPT_NORM2) * THREADS * 16, [&](int) { return kept; });
+    prefetch_pieces(t - 1, KEPT_NORM2, RECORD);
+    prefetch_all(STATISTICS, ROWS * 4, [&](int k) { return statistic(p.statistics, k, 0, t - 1); });
     prefetch_all(at.rows, F * 4, [&](int r) { return p.d_memories + (size_t)at.row(r, t - 1) * F; });
-    prefetch_all(at.rows, F * 4, [&](int r) {
-      return t > 1 ? p.memories + (size_t)at.row(r, t - 2) * F : p.first + (size_t)(at.first + r) * F;
-    });
+    if (GATES != NO_GATES)
+      prefetch_all(at.rows, F * 4, [&](int r) {
+        return t > 1 ? p.memories + (size_t)at.row(r, t - 2) * F : p.first + (size_t)(at.first + r) * F;
+      });
+  }
+  // Fours of a record.
+  DEV void prefetch_pieces(int of, int first, int last) const {
+    const V4* from = record(p.records, of) + first * THREADS;
+    prefetch_all(last - first, THREADS * 16, [&](int i) { return from + i * THREADS; });
   }
 
   DEV void begin_step() {

@@ -72,6 +72,8 @@ constexpr bool EVEN = FULL_BLOCKS < 0;
 DEV int rows_of(int block) { return EVEN || block < FULL_BLOCKS ? ROWS : ROWS - 8 * OWN; }
 // Opaque: otherwise the compiler divides the code of a step into that of both kinds of block.
 DEV bool has_tile(int n) { return EVEN || n < NT - OWN || again(block_index()) < FULL_BLOCKS; }
+// Groups of warps multiply the rows that a block does not have, too: their sums start somewhere.
+DEV bool begins_tile(int n) { return WGMMA || has_tile(n); }
 
 template <class Fn> DEV void each_tile(Fn fn) {
 #pragma unroll
@@ -213,17 +215,24 @@ DEV void clear(float (&x)[COLUMNS]) {
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) x[c] = 0.f;
 }
+template <class Fn> DEV void begin_sums(Wide& x, Fn fn) {
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+    if (begins_tile(n))
+#pragma unroll
+      for (int a = 0; a < MT; a++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[a][n][i] = fn(a, i >> 1);
+}
 DEV void clear(Wide& x) {
-  each_number([&](int a, int n, int h, int q) { x[a][n][2 * h + q] = 0.f; });
+  begin_sums(x, [](int, int) { return 0.f; });
 }
 
-// Has the block's threads ask for `count` pieces of memory of a multiple of 128 bytes, `from(i)` their starts.
+// Has the block's threads prefetch `count` pieces of memory, from(i) the start of one.
 template <class Fn> DEV void prefetch_all(int count, int bytes, Fn from) {
   if (!PREFETCH) return;
-  const int lines = bytes / 128;
 #pragma unroll 1
-  for (int i = thread_index(); i < count * lines; i += THREADS)
-    prefetch((const char*)from(i / lines) + i % lines * 128);
+  for (int i = thread_index(); i < count; i += THREADS) prefetch((const void*)from(i), bytes);
 }
 
 // Writes and reads a thread's words of its record, without those of a group that the block does not have.

@@ -50,7 +50,7 @@ struct ForwardPass {
   DEV Sums& sums() { return sh.sums[exchange.buffer()]; }
   DEV float vector(int from, int a, int h) const { return sh.vectors[from + me.feature(a, h)]; }
   DEV void begin(Wide& y, int bias) {
-    each_number([&](int a, int n, int h, int q) { y[a][n][2 * h + q] = vector(bias, a, h); });
+    begin_sums(y, [&](int a, int h) { return vector(bias, a, h); });
   }
 
   // The input's terms of the step.
@@ -257,7 +257,7 @@ struct ForwardPass {
     const int from = (3 + LAYERS) * MATRIX + 2 * a * SLICES;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      if (!has_tile(n)) continue;
+      if (!begins_tile(n)) continue;
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const float* term = p.gate_terms + (size_t)at.step(at.sequence(me, n, i & 1), t) * 2 * F;

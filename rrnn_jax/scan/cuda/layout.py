@@ -77,7 +77,8 @@ class Layout:
       full_blocks: the first blocks, with all tiles; the others have one less, or two with 16
         slots: the rows of whole sequences. None: all blocks have all.
       wgmma: whether groups of four warps multiply, on GPUs of compute capability 9.0 alone.
-      prefetch: whether blocks prefetch what they read from memory into L2, half a step ahead.
+      prefetch: whether blocks prefetch what they read from memory into L2, half a step ahead, on
+        GPUs of compute capability 9.0 or later.
     """
 
     width: int
@@ -97,6 +98,10 @@ class Layout:
     wgmma: bool = False
     prefetch: bool = False
 
+    def __post_init__(self) -> None:
+        if self.wgmma and (self.cluster > 1 or self.warps % 4 or self.tiles > 7):
+            raise ValueError(f"wgmma needs groups of 4 warps, cluster=1, tiles <= 7, got {self}")
+
     @property
     def rows(self) -> int:
         """Memory rows of a block."""
@@ -112,7 +117,7 @@ class Layout:
         """What the kernels are compiled for."""
         if self.wgmma:
             return "compute_90a"
-        return "compute_80" if self.cluster == 1 else "compute_90"
+        return "compute_90" if self.cluster > 1 or self.prefetch else "compute_80"
 
     @property
     def warp_tiles(self) -> int:

@@ -59,6 +59,8 @@ DEV void multiply_in_groups(const Thread& me, float (&y)[NA][NT][4], Weights& we
   if (wait && EARLY) exchange.wait();
   const V4* next = Weights::source(me, stream, from + RING);
   const u64 matrices = in_shared(X, 128, F * 16);
+#pragma unroll
+  for (int a = 0; a < NA; a++) settle(y[a]);
 #pragma unroll 1
   for (int k0 = 0; k0 < SLICES; k0 += ROUND) {
 #pragma unroll

@@ -97,8 +97,10 @@ DEV V4 load_weights(const V4* p) {
                : "r"((u32)__cvta_generic_to_shared(p)));
   return v;
 }
-// A line of 128 bytes into L2.
-DEV void prefetch(const char* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Memory into L2; `bytes` is a multiple of 16. On compute capability 9.0 or later.
+DEV void prefetch(const void* p, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+}
 // What is read once is not cached in L1.
 DEV V4 load_once(const V4* p) {
   V4 v;

@@ -299,7 +299,10 @@ template <int N> void wait_copies() {
   auto& copies = emulator::copies[emulator::current];
   for (; copies.size() > N; copies.pop_front()) *copies.front().first = copies.front().second;
 }
-DEV void prefetch(const char* p) { (void)*(const volatile char*)p; }
+DEV void prefetch(const void* p, int bytes) {
+  if ((uintptr_t)p % 16 || bytes % 16 || bytes <= 0) emulator::fail("a prefetch is not aligned");
+  for (int i = 0; i < bytes; i += 4) (void)((const volatile u32*)p)[i / 4];
+}
 DEV V4 load_weights(const V4* p) { return *p; }
 DEV V4 load_once(const V4* p) { return *p; }
 // Products of groups of warps read their operands, and write, as late as the program allows.

@@ -168,10 +168,12 @@ def registers(kernel: str, layout: Any, save: bool = True) -> dict[str, int] | N
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(kernel_ptx(kernel, layout, save))
-        command = [assembler, "-arch=sm_90", "-v", path, "-o", path.with_suffix(".o")]
+        target = "sm_90a" if layout.wgmma else "sm_90"
+        command = [assembler, f"-arch={target}", "-v", path, "-o", path.with_suffix(".o")]
         messages = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     shared = layout.forward_bytes if kernel == "forward" else layout.backward_bytes
-    found = {"shared_bytes": shared}
+    # Whether each product of a group of warps waits for the one before.
+    found = {"shared_bytes": shared, "serialized": int("serialized" in messages)}
     for name, pattern in {
         "registers": r"Used (\d+) registers",
         "spill_stores": r"(\d+) bytes spill stores",

@@ -87,7 +87,25 @@ def test_ptx_of_groups_of_warps_is_for_9_0_alone(kernel):
     assert set(products) == {f"m64n{layout.rows}k16"}
     # Operands are shown to them wherever they are written.
     assert 0 < ptx.count("fence.proxy.async.shared::cta") <= ptx.count("bar.sync")
-    assert "prefetch.global.L2" in ptx
+    assert "cp.async.bulk.prefetch.L2.global" in ptx
+
+
+@pytest.mark.skipif(h100.missing() is not None, reason=str(h100.missing()))
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_products_of_groups_of_warps_overlap(kernel):
+    cell = RelationalMemoryCell(8, 32, 8, attention_mlp_layers=2)
+    layout = dataclasses.replace(layout_of(cell, 1600), wgmma=True, prefetch=True)
+    found = h100.registers(kernel, layout)
+    print(found)
+    assert found is not None
+    assert found["serialized"] == 0
+    assert found["spill_stores"] <= 60
+
+
+def test_groups_of_warps_need_whole_groups():
+    layout = layout_of(RelationalMemoryCell(1, 16, 4), 2, cluster=4)
+    with pytest.raises(ValueError, match="wgmma needs groups of 4 warps"):
+        dataclasses.replace(layout, wgmma=True)
 
 
 @needs_nvrtc
