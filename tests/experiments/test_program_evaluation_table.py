@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -127,23 +128,65 @@ def test_the_command_of_a_run_names_what_differs_from_its_preset(tmp_path):
     )
 
 
+SEARCHED = Path(table.__file__).parents[1] / "results" / "program_evaluation" / "quick_rates.json"
+LABELS = {
+    "lstm": "LSTM",
+    "rmc": "core, gates per slot",
+    "rmc, gates per unit": "core, gates per unit",
+}
+
+
 def test_searched_rates_are_quoted_as_they_were_measured():
-    root = Path(table.__file__).parents[1]
-    text = (root / "program_evaluation" / "README.md").read_text()
-    kept = json.loads((root / "results" / "program_evaluation" / "quick_rates.json").read_text())
-    for task, found in kept.items():
-        for model, name in {"rmc": "Relational Memory Core", "lstm": "LSTM"}.items():
-            cells = [f"{100 * score:.1f} %" for score in found["rates"][model].values()]
-            assert f"| {task}, {name} | {' | '.join(cells)} |" in text
-        cells, differences = [], []
-        for row in found["seeds"]:
-            if row["at"] == "updates":
-                least, most = (100 * pick(row["values"]) for pick in (min, max))
-                cells.append(f"{100 * row['mean']:.1f} % ({least:.1f} to {most:.1f})")
-            if row["model"] == "lstm":
-                assert len(row["seeds"]) == 5
-                low, high = (100 * end for end in row["interval"])
-                differences.append(f"{100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})")
-        assert f"| {task} | {' | '.join(cells + differences)} |" in text
-        best = {model: max(rates.values()) for model, rates in found["rates"].items()}
-        assert best["lstm"] > best["rmc"]  # "Ahead on both".
+    text = (Path(table.__file__).parent / "README.md").read_text()
+    for task, found in json.loads(SEARCHED.read_text()).items():
+        for name, rates in found["rates"].items():
+            (line,) = re.findall(rf"^\| {task}, {LABELS[name]} \| (.*) \|$", text, re.M)
+            cells = [cell for cell in line.split(" | ") if cell != "-"]
+            assert cells == [f"{100 * score:.1f} %" for score in rates.values()]
+        for at in ("updates", "time"):
+            cells = dict.fromkeys(LABELS, "-")
+            for row in found["seeds"]:
+                if row["at"] == at:
+                    cells[row["model"]] = quoted(row)
+            assert f"| {task} | {' | '.join(cells.values())} |" in text
+
+
+def quoted(row):
+    assert len(row["seeds"]) == 5
+    least, most = (100 * pick(row["values"]) for pick in (min, max))
+    cell = f"{100 * row['mean']:.1f} % ({least:.1f} to {most:.1f})"
+    if "interval" not in row:
+        return cell
+    low, high = (100 * end for end in row["interval"])
+    return f"{cell}; {100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def test_what_is_said_of_searched_rates_follows_from_them():
+    kept = json.loads(SEARCHED.read_text())
+    text = " ".join((Path(table.__file__).parent / "README.md").read_text().split())
+    wide = {row["setting"]: f"{100 * row['test']:.1f} %" for row in kept["control"]["wider"]}
+    for gates, before in (("memory", "gates per slot give"), ("unit", "gates per unit")):
+        scores = [score for name, score in wide.items() if f"gate-style_{gates}" in name]
+        assert f"{before} {', '.join(scores)} with" in text
+    rows = {
+        (task, row["model"]): row
+        for task, found in kept.items()
+        for row in found["seeds"]
+        if row["at"] == "updates"
+    }
+    for task in ("control", "program"):  # "The LSTM is ahead", "most of the distance".
+        assert rows[task, "rmc"]["interval"][1] < 0
+        assert rows[task, "rmc, gates per unit"]["difference"] > rows[task, "rmc"]["difference"] / 2
+    low, high = rows["control", "rmc, gates per unit"]["interval"]
+    assert low < 0 < high  # "Level".
+    assert rows["program", "rmc, gates per unit"]["interval"][1] < 0
+    assert [value > 0.99 for value in rows["addition", "rmc"]["values"]].count(False) == 1
+    page = (Path(table.__file__).parents[2] / "README.md").read_text()
+    for name, title in {
+        "rmc": "Relational Memory Core, gates per slot",
+        "rmc, gates per unit": "gates per unit",
+        "lstm": "LSTM",
+    }.items():
+        means = [rows[task, name]["mean"] if (task, name) in rows else None for task in kept]
+        cells = ["-" if mean is None else f"{100 * mean:.1f} %" for mean in means]
+        assert f"| {title} | {' | '.join(cells)} |" in page
