@@ -3,6 +3,8 @@
 import re
 
 from experiments.common.records import read_rows
+from rrnn_jax import RelationalMemoryCell
+from rrnn_jax.scan.cuda.layout import layout_of
 from tests.benchmarks.test_reports import README
 
 
@@ -95,3 +97,20 @@ def test_the_documents_quote_the_kernels_on_an_h100():
             x for x in kernels.splitlines() if x.startswith(f"| `{setting}` | ") and "k" in x
         )
         assert re.findall(r"\d+k", line) == cells
+
+
+def test_traffic_that_is_quoted_follows_from_the_layout():
+    layout = layout_of(RelationalMemoryCell(8, 32, 8, attention_mlp_layers=2), 1600)
+    operand, weights = 2 * layout.rows * layout.width, 2 * layout.width**2
+    usual, groups = (readers * operand + 2 * weights for readers in (16, 4))
+    memories = 2 * 4 * layout.rows * layout.width
+    backward = 16 * layout.threads * layout.record + memories
+    text = " ".join((README.parents[1] / "rrnn_jax/scan/cuda/README.md").read_text().split())
+    assert layout.warps == 16
+    assert (
+        f"moves {round(usual, -4) // 1000} kB through shared memory: X, {operand // 1000} kB,"
+        in text
+    )
+    assert f"these are {round(usual / 128, -2):,.0f} cycles" in text
+    assert f"would move {groups // 1000} kB" in text
+    assert f"reads about {round(backward, -4) // 1000} kB in each step" in text

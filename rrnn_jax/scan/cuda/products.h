@@ -147,7 +147,7 @@ DEV void put(const Thread& me, Exchange& exchange, u16* X, const Low& x) {
   };
   if (CLUSTER == 1) {
     each_pair([&](int a, int n, int h) { *place(a, n, h, me.t) = transpose(x[a][n][h]); });
-    if (WGMMA) show_groups();
+    if (WGMMA) fence_operands();
     return;
   }
   exchange.bytes += rows_of(block_index()) * F * 2;

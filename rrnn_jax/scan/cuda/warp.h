@@ -180,15 +180,15 @@ DEV u64 in_shared(const void* B, int by_column, int by_row) {
   const u64 start = (u32)__cvta_generic_to_shared(B);
   return start >> 4 | (u64)(by_column >> 4) << 16 | (u64)(by_row >> 4) << 32;
 }
-// What a thread wrote to shared memory can be seen by them, after a barrier.
-DEV void show_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What a thread has written to shared memory is visible to them, after a barrier.
+DEV void fence_operands() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEV void begin_group() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEV void end_group() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits for all but the last N groups.
 template <int N> DEV void wait_groups() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// Results are not read before this.
+// The compiler moves no use of c across this.
 template <int TILES> DEV void settle(float (&c)[TILES][4]) {
 #pragma unroll
   for (int i = 0; i < 4 * TILES; i++) asm volatile("" : "+f"(c[i / 4][i % 4])::"memory");

@@ -311,7 +311,7 @@ DEV u64 in_shared(const void* B, int by_column, int by_row) {
   if (start % 16 || by_column % 16 || by_row % 16) emulator::fail("a matrix is not aligned");
   return start >> 4 | (u64)(by_column >> 4) << 16 | (u64)(by_row >> 4) << 32;
 }
-DEV void show_groups() {}
+DEV void fence_operands() {}
 DEV void begin_group() { emulator::groups[emulator::current].push_back({}); }
 DEV void end_group() {}
 template <int TILES> void group_mma(float (&c)[TILES][4], const u32 (&a)[4], u64 b) {

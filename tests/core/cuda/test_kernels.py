@@ -263,8 +263,7 @@ def test_a_cluster_gives_the_bits_of_a_block(monkeypatch):
     assert all(run_in_orders(case, [88172645463325252], monkeypatch))
 
 
-# Prepared for a GPU, and not the usual ones.
-PREPARED = {"wgmma": True, "prefetch": True}
+PREPARED = {"wgmma": True, "prefetch": True}  # Not the usual ones.
 
 
 @pytest.mark.parametrize(
@@ -303,9 +302,9 @@ BARRIERS = {
     "copies of weights": ("wait_copies<CLUSTER == 1 ? RING - NEXT * NA : 0>()", "(void)0"),
     "forward": ("      if (CLUSTER == 1) sync();\n      exchange", "      exchange"),
     "backward": ("        if (CLUSTER == 1) sync();\n", ""),
+    "groups of warps": ("      wait_groups<1>();", ""),
+    "last group of warps": ("  wait_groups<0>();\n", ""),
 }
-# Products of groups of warps end before their operands change, and before their results are read.
-GROUPS = {"wait in the loop": "      wait_groups<1>();", "last wait": "  wait_groups<0>();\n"}
 # What keeps the blocks of a cluster apart: waiting, and several buffers.
 APART = {
     "wait": ("    wait_for(barriers + turn % 2, turn / 2 % 2);\n", ""),
@@ -319,16 +318,9 @@ APART = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BARRIERS)
 def test_a_missing_barrier_is_seen(name, monkeypatch):
-    edit = BARRIERS[name]
-    case = QUICK["gates_of_units"]
-    assert not all(run_in_orders(case, range(1, 1000, 200), monkeypatch, [edit]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GROUPS)
-def test_a_missing_wait_for_a_group_is_seen(name, monkeypatch):
-    case, edit = QUICK["gates_of_units"], (GROUPS[name], "")
-    assert not any(run_in_orders(case, [0, 1], monkeypatch, [edit], **PREPARED))
+    case, orders = QUICK["gates_of_units"], range(1, 1000, 200)
+    changes = PREPARED if "group" in name else {}
+    assert not all(run_in_orders(case, orders, monkeypatch, [BARRIERS[name]], **changes))
 
 
 @pytest.mark.slow
