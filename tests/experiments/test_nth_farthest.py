@@ -184,10 +184,18 @@ def test_the_quick_runs_are_quoted():
     for share in (30, 50):
         reached = kept["rmc"]["summary"]["steps_to"][f"{share}%"]
         assert f"{share} % after {', '.join(f'{step:,}' for step in reached)}" in text
-    pace = json.loads((README.parents[1] / "results/nth_farthest/quick_pace.json").read_text())
-    runs = [pace[model] for model in ("rmc", "lstm")]
-    assert "first {updates} updates".format(**runs[0]) in text
-    assert "at {:.1f} and {:.1f} a second".format(*(r["updates_per_second"] for r in runs)) in text
+
+
+def test_the_timed_run_is_quoted():
+    kept = README.parents[1] / "results" / "nth_farthest" / "quick_timed.json"
+    runs = [json.loads(kept.read_text())[model] for model in ("rmc", "lstm")]
+    assert [run["environment"]["num_devices"] for run in runs] == [2, 2]
+    core, lstm = (run["summary"]["wall_seconds"] / 60 for run in runs)
+    scores = [f"{100 * run['summary']['test']['accuracy'][0]:.1f} %" for run in runs]
+    text = " ".join(README.read_text().split())
+    assert f"**{core + lstm:.0f} minutes for both models**" in text
+    assert f"{core:.1f} minutes for the core (seed 0: {scores[0]})" in text
+    assert f"{lstm:.1f} for the LSTM ({scores[1]})" in text
 
 
 def test_the_ablation_is_quoted():
