@@ -82,7 +82,7 @@ class Setting:
 _NTH_FARTHEST = Setting(
     "nth_farthest", batch=1600, steps=8, slots=8, heads=8, head_size=32, features=40
 )
-# Paper A.5: 2500 units in 4 heads, one slot, 5-layer MLP, BPTT over 100 steps, embedding of 512.
+# Paper A.4: 2500 units in 4 heads, one slot, 5-layer MLP, BPTT over 100 steps, embedding of 512.
 # The gate style is not stated there: unit, the default of the authors' module.
 _LANGUAGE = Setting(
     "language",

@@ -19,7 +19,7 @@ from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.findings import NEAR_TRIVIAL, points
 from experiments.ablations.problems import describe_task
 from experiments.common import markdown
-from experiments.common.report import Difference, difference
+from experiments.common.report import FEWEST_SEEDS, Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
 from experiments.program_evaluation.config import MEMORIZATION
@@ -205,11 +205,12 @@ def programs() -> str:
         markdown.table(["characters right", *scores], lines)
         + f"""
 
-In parentheses: the paper's Table 1, in percent. **RMC first in: {_names(first)}; level with the \
-best other model in: {_names(level)}; behind it in: {_names(behind)}.** Literals of up to \
-{difficulty["length"]} digits and nesting {difficulty["nesting"]} (paper: 5 and 2), numbers of \
-up to {difficulty["memorization_length"]} digits, {train["steps"]:,} updates (paper: 200,000), \
-{_seeds(train["num_seeds"])} ([numbers](results/program_evaluation/quick.json), \
+In parentheses: the paper's Table 1, in percent. RMC first in: {_names(first)}; level with the \
+best other model in: {_names(level)}; behind it in: {_names(behind)}. \
+{_seeds(train["num_seeds"]).capitalize()}, one learning rate: differences of a point or two are \
+not significant. Literals of up to {difficulty["length"]} digits and nesting \
+{difficulty["nesting"]} (paper: 5 and 2), numbers of up to {difficulty["memorization_length"]} \
+digits, {train["steps"]:,} updates (paper: 200,000; [numbers](results/program_evaluation/quick.json), \
 `python -m experiments.program_evaluation table --jobs 2`)."""
     )
 
@@ -283,9 +284,12 @@ def _grid(name: str) -> str:
         lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
     others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
     lines.append("")
-    for key in ("better", "worse", "not told apart"):
+    seeds = len(base["accuracy"])
+    undecided = "not told apart" if seeds >= FEWEST_SEEDS else f"no verdict with {_seeds(seeds)}"
+    for key, title in (("better",) * 2, ("worse",) * 2, ("not told apart", undecided)):
         found = [_effect(r, base) for r in others if _against(r, base).verdict == key]
-        lines.append(f"- Other rows, {key}: {'; '.join(found) or 'none'}.")
+        if found:
+            lines.append(f"- Other rows, {title}: {'; '.join(found)}.")
     stuck = [
         _label(row)
         for row in rows.values()

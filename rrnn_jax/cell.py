@@ -25,7 +25,7 @@ from rrnn_jax.typing import (
 
 
 class RelationalMemoryCell(nn.RNNCellBase):
-    r"""The Relational Memory Core (RMC) of Santoro et al. 2018, "Relational recurrent networks".
+    r"""The Relational Memory Core (RMC) of "Relational recurrent neural networks" (2018).
 
     A recurrent cell whose state is a matrix of S memory slots. At each step the slots attend to
     each other and to the input, a row-wise MLP is applied, and gates blend the result into the

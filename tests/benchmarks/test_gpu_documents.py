@@ -30,6 +30,8 @@ def test_the_documents_quote_the_rows_of_gpus():
     for name, rows, variants in (
         ("rl", h100, ("plain", "cuda", "fused", "hoisted", "torch")),
         ("nth_farthest", h100, ("plain", "cuda", "fused", "hoisted", "torch")),
+        ("rl", h200, ("plain", "hoisted", "fused", "cuda")),
+        ("nth_farthest", h200, ("plain", "hoisted", "fused", "cuda")),
         ("language", h200, ("plain", "hoisted")),
     ):
         own = [
@@ -39,6 +41,8 @@ def test_the_documents_quote_the_rows_of_gpus():
         ]
         cells = list(_cells(own, variants))
         assert f"| {sizes[name]} | {' | '.join(cells)} |" in text
+        if (name, rows) in (("rl", h200), ("nth_farthest", h200)):
+            continue
         time, speedup = cells[1].split(" (")
         assert f" | {cells[0]} | **{speedup[:-1]}** ({time}) | " in front
     least = {

@@ -262,6 +262,26 @@ def test_kept_numbers_are_of_committed_trees():
     }
 
 
+def test_the_time_of_recomputing_is_quoted():
+    rows = list(read_rows(README.parent / "results" / "cpu_remat.jsonl"))
+    more = {}
+    for setting in ("cpu", "rl_cpu"):
+        speedups = {
+            row["variant"]: row["speedup"]["median"]
+            for row in rows
+            if row["setting"]["name"] == setting and row["variant"] != "plain"
+        }
+        for name in ("full", "chunked"):
+            ratio = speedups["auto"] / speedups[f"auto:{name}"]
+            more.setdefault(name, []).append(round(100 * (ratio - 1)))
+    full, chunked = (f"{min(found)} to {max(found)} %" for found in more.values())
+    said = f'`remat="full"` takes {full} more time, `"chunked"` {chunked} more'
+    assert said in " ".join(README.read_text().split())
+    guide = (README.parents[1] / "docs" / "guides" / "long_sequences.md").read_text()
+    assert f"{full} more" in guide
+    assert f"{chunked} more" in guide
+
+
 def test_the_front_page_quotes_the_kept_rows():
     found = {}
     for kept in read_rows(README.parent / "results" / "cpu_training.jsonl"):

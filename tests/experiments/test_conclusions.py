@@ -110,7 +110,7 @@ def test_ablations_by_hand(results):
     assert "base 92.0 % (90.0 to 94.0), trivial score 50.0 %" in text
     assert "| memory slots 1: 81.0 %, -11.0 (-12.0 to -10.0) |" in text
     assert "| heads 1: 90.0 %, -2.0 (-5.0 to +1.0) |" in text
-    assert "not told apart: initial memory zeros: 50.5 %, -41.5 (-43.0 to -40.0)." in text
+    assert "no verdict with 2 seeds: initial memory zeros: 50.5 %, -41.5 (-43.0 to -40.0)." in text
     assert "Did not learn at all, with any seed: initial memory zeros." in text
     assert "**Nth Farthest, 3 objects of 2 features, 1,500 updates, 2 seeds a row**" in text
     assert "The loss became NaN: lstm." in text

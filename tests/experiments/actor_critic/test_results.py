@@ -127,22 +127,37 @@ def test_box_world_is_quoted():
 
 def test_the_front_page_quotes_it_too():
     text = (RESULTS.parents[1] / "README.md").read_text()
-    kept = read("box_world/quick")
-    cells = percents(mean(kept[name]["summary"]["test"]["solved"]) for name in MODELS)
-    assert f"levels solved, three seeds | {cells} |" in text
-    kept = read("mini_pacman/quick")
-    returns = (f"{mean(kept[name]['summary']['test']['return']):.0f}" for name in MODELS)
-    assert f"mean return, three seeds | {' | '.join(returns)} |" in text
-    rows = {row["model"]: row for row in read("language_model/quick_report")[:2]}
-    losses = " | ".join(f"{rows[name]['mean']:.3f}" for name in ("rmc", "lstm"))
-    assert f"nats, three seeds | {losses} |" in text
-    kept = read("language_model/bytes")
-    losses = " | ".join(f"{mean(kept[m]['summary']['test']['nats']):.3f}" for m in ("rmc", "lstm"))
-    assert f"by byte, 200,000 parameters: nats, three seeds | {losses} |" in text
-    kept = read("language_model/austen")
-    losses = (kept[m]["summary"]["test"]["nats"] for m in ("rmc", "lstm"))
-    found = " | ".join(f"{mean(np.exp(one)):.1f}" for one in losses)
-    assert f"perplexity, three seeds | {found} |" in text
+    report = {row["model"]: row["values"] for row in read("language_model/quick_report")[:2]}
+    bytes_, words = (
+        {name: np.array(run["summary"]["test"]["nats"]) for name, run in read(kept).items()}
+        for kept in ("language_model/bytes", "language_model/austen")
+    )
+    two, signs = ("rmc", "lstm"), {}
+    for title, found, digits in (
+        ("levels solved, %", scores("box_world/quick", "solved", 100), 1),
+        ("mean return", scores("mini_pacman/quick", "return"), 0),
+        ("by character, 175,000 parameters: nats", [report[name] for name in two], 3),
+        ("by byte, 200,000 parameters: nats", [bytes_[name] for name in two], 3),
+        ("by word, 460,000 parameters: perplexity", [np.exp(words[name]) for name in two], 1),
+    ):
+        cells = (" to ".join(f"{x:.{digits}f}" for x in (min(one), max(one))) for one in found)
+        cells = [f"{mean(one):.{digits}f} ({cell})" for one, cell in zip(found, cells, strict=True)]
+        assert f"{title} | {' | '.join(cells)} |" in text
+        signs[title] = set(np.sign(np.subtract(*found[:2])))
+    # "In every seed": games are better with more, texts with less.
+    assert list(signs.values())[:2] == [{1}, {-1}]
+    assert list(signs.values())[3:] == [{-1}, {1}]
+    rules = (
+        f" | {100 * read('box_world/quick_policies')['heuristic']['solved']:.1f} |",
+        f" | {read('mini_pacman/quick_policies')['heuristic']['return']:.0f} |",
+    )
+    assert all(rule in text for rule in rules)
+
+
+def scores(name, key, scale=1):
+    """The scores of every seed, by model."""
+    kept = read(name)
+    return [scale * np.array(kept[model]["summary"]["test"][key]) for model in MODELS]
 
 
 def test_the_skip_is_worth_what_is_said():
