@@ -117,10 +117,9 @@ def index() -> str:
         rows.append((f"experiments.ablations{option}", what, time, kept))
     rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
     lines = ([f"`{command}`", *cells] for command, *cells in rows)
-    environment = quick["rmc"]["environment"]
     return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
-        f"\n\nTimes are those of {environment['cpu_cores']} cores of an "
-        f"{environment['processor']}, except that of ten seeds: an Intel Xeon."
+        "\n\nTimes are those of {cpu_cores} cores of an {processor}, except that of ten seeds: an "
+        "Intel Xeon.".format(**quick["rmc"]["environment"])
     )
 
 
@@ -210,7 +209,8 @@ best other model in: {_names(level)}; behind it in: {_names(behind)}. \
 {_seeds(train["num_seeds"]).capitalize()}, one learning rate: differences of a point or two are \
 not significant. Literals of up to {difficulty["length"]} digits and nesting \
 {difficulty["nesting"]} (paper: 5 and 2), numbers of up to {difficulty["memorization_length"]} \
-digits, {train["steps"]:,} updates (paper: 200,000; [numbers](results/program_evaluation/quick.json), \
+digits, {train["steps"]:,} updates (paper: 200,000; \
+[numbers](results/program_evaluation/quick.json), \
 `python -m experiments.program_evaluation table --jobs 2`)."""
     )
 
