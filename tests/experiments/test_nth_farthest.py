@@ -194,7 +194,7 @@ def test_the_timed_run_is_quoted():
     scores = [f"{100 * run['summary']['test']['accuracy'][0]:.1f} %" for run in runs]
     text = " ".join(README.read_text().split())
     assert f"**{core + lstm:.0f} minutes for both models**" in text
-    assert f"{core:.1f} minutes for the core (seed 0: {scores[0]})" in text
+    assert f"{core:.1f} minutes for the RMC (seed 0: {scores[0]})" in text
     assert f"{lstm:.1f} for the LSTM ({scores[1]})" in text
 
 

@@ -131,8 +131,8 @@ def test_the_command_of_a_run_names_what_differs_from_its_preset(tmp_path):
 SEARCHED = Path(table.__file__).parents[1] / "results" / "program_evaluation" / "quick_rates.json"
 LABELS = {
     "lstm": "LSTM",
-    "rmc": "core, gates per slot",
-    "rmc, gates per unit": "core, gates per unit",
+    "rmc": "RMC, gates per slot",
+    "rmc, gates per unit": "RMC, gates per unit",
 }
 
 
