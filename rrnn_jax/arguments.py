@@ -16,7 +16,7 @@ from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.checks import check_bool, check_real, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
-from rrnn_jax.scan.sequence import SequenceInputs
+from rrnn_jax.scan.sequence import SequenceInputs, hold_last_valid
 from rrnn_jax.typing import Array, Carry
 
 
@@ -84,22 +84,25 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
         return flip_sequences(x, lengths, len(batch), call.time_major)
 
     row_mask = _checked_rows(cell, call, inputs)
+    every = range(len(per_step))
+    resets, mask = (None if x is None else beside(x, inputs, every) for x in (resets, mask))
     if call.reverse:
         inputs = flip(inputs)
         row_mask = None if row_mask is None else flip(row_mask)
         mask = None if mask is None else flip(mask)
         if resets is not None:
-            # Running backwards, an episode is entered after its first step has been left.
-            resets = _shift_right(flip(resets), time_axis)
+            # Running backwards, an episode is entered after its first step has been left, and
+            # masked steps between them.
+            left = flip(resets)
+            if mask is not None and mask.size > 0:
+                left = hold_last_valid(left, mask, jnp.zeros_like(left, shape=batch), time_axis)
+            resets = _shift_right(left, time_axis)
 
     valid = None
     if lengths is not None:
         index = jax.lax.broadcasted_iota(jnp.int32, per_step, time_axis)
-        valid = index < jnp.expand_dims(lengths, time_axis)
-    every = range(len(per_step))
-    resets, mask, valid = (
-        None if x is None else beside(x, inputs, every) for x in (resets, mask, valid)
-    )
+        valid = beside(index < jnp.expand_dims(lengths, time_axis), inputs, every)
+    resets, mask = (None if x is None else beside(x, inputs, every) for x in (resets, mask))
     if row_mask is not None:
         row_mask = beside(row_mask, inputs, range(row_mask.ndim))
     sequence = SequenceInputs(inputs, resets, mask, valid, row_mask)

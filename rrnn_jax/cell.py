@@ -158,7 +158,6 @@ class RelationalMemoryCell(nn.RNNCellBase):
             checks.check_positive(key_size=self.key_size)
         checks.check_choice("gate_style", self.gate_style, (*STYLES, None))
         checks.check_rate(dropout_rate=self.dropout_rate)
-        checks.check_float_dtype(dtype=self.dtype, param_dtype=self.param_dtype)
         checks.check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
         checks.check_fields(self, RelationalMemoryCell)
         if self.output_gate and self.gate_style is None:

@@ -12,8 +12,8 @@ from flax import linen as nn
 from rrnn_jax.typing import Array, Initializer
 
 
-def check_positive(**sizes: Any) -> None:
-    """Raises unless every size is an integer of at least 1."""
+def check_positive(least: int = 1, **sizes: Any) -> None:
+    """Raises unless every size is an integer of at least `least`."""
     for name, size in sizes.items():
         try:
             operator.index(size)
@@ -23,8 +23,8 @@ def check_positive(**sizes: Any) -> None:
             ) from None
         if isinstance(size, bool | Array):  # An array would be traced in a transformed module.
             raise TypeError(f"{name} must be an integer, got {size!r}")
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}")
 
 
 def check_between(name: str, value: Any, low: int, high: int) -> None:
@@ -106,12 +106,21 @@ def check_cell(cell: Any) -> None:
         raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {got}")
 
 
+def check_flag(**flags: Any) -> None:
+    """Raises unless every flag is a bool."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
 def check_fields(module: nn.Module, of: type) -> None:
-    """Raises unless attributes that class `of` annotates as bool or `Initializer` are one."""
+    """Raises unless attributes of class `of` are bools, initialisers and dtypes as annotated."""
     for field in dataclasses.fields(of):  # A subclass may have others, not set yet.
         value = getattr(module, field.name)
-        if field.type is bool and not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{field.name} must be True or False, got {value!r}")
+        if field.type is bool:
+            check_flag(**{field.name: value})
+        if field.name in ("dtype", "param_dtype"):
+            check_float_dtype(**{field.name: value})
         if field.type == Initializer and not callable(value):
             raise TypeError(f"{field.name} must be an initializer, got {value!r}")
 

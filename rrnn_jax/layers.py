@@ -40,6 +40,7 @@ class Bidirectional(nn.Bidirectional):
         inputs: Array,
         *,
         initial_carry: tuple[Carry, Carry] | None = None,
+        reset_carry: tuple[Carry, Carry] | None = None,
         init_key: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
@@ -50,40 +51,41 @@ class Bidirectional(nn.Bidirectional):
         Args:
           inputs: as for an `RNN`.
           initial_carry: a carry for each direction (default: each cell's own).
+          reset_carry: a carry after resets for each direction (default: see `RNN`).
           init_key: key for both cells' `initialize_carry`.
           return_carry: overrides the attribute.
           time_major: overrides the attribute.
-          **arguments: `seq_lengths`, `resets`, `reset_carry`, `mask` and `row_mask` of an `RNN`,
-            for both.
+          **arguments: `seq_lengths`, `resets`, `mask` and `row_mask` of an `RNN`, for both.
 
         Returns:
           ``outputs``, or ``((forward, backward), outputs)`` with `return_carry`.
+
+        Raises:
+          ValueError: carries that are not one for each direction.
+          TypeError: `return_all_carries`, or an attribute that is not an `RNN`.
         """
         _check_layers(forward_rnn=self.forward_rnn, backward_rnn=self.backward_rnn)
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
-        if "return_all_carries" in arguments:
-            raise TypeError("return_all_carries is an argument of RNN, not of Bidirectional")
-        carries = (None, None) if initial_carry is None else initial_carry
-        if not isinstance(carries, tuple | list) or len(carries) != 2:
-            raise TypeError(
-                "initial_carry must be a pair of carries (forward, backward), got "
-                f"{jax.tree.structure(carries)}"
-            )
+        _check_arguments(self, arguments)
+        starts = _one_for_each("initial_carry", initial_carry, "directions", 2)
+        resets = _one_for_each("reset_carry", reset_carry, "directions", 2)
         keys = (None, None) if init_key is None else jax.random.split(init_key)
         options = {"time_major": time_major, "return_carry": True, **arguments}
+        own = [{} if one is None else {"reset_carry": one} for one in resets]
         forward, ahead = self.forward_rnn(
-            inputs, initial_carry=carries[0], init_key=keys[0], reverse=False, **options
+            inputs, initial_carry=starts[0], init_key=keys[0], reverse=False, **options, **own[0]
         )
         backward, behind = self.backward_rnn(
             inputs,
-            initial_carry=carries[1],
+            initial_carry=starts[1],
             init_key=keys[1],
             reverse=True,
             keep_order=True,
             **options,
+            **own[1],
         )
-        outputs = self.merge_fn(ahead, behind)
+        outputs = jax.tree.map(self.merge_fn, ahead, behind)
         return ((forward, backward), outputs) if return_carry else outputs
 
 
@@ -104,8 +106,12 @@ class RNNStack(nn.Module):
     >>> y.shape, len(carries)
     ((8, 10, 64), 2)
 
+    Every layer gets the outputs of the one below in the order of the inputs, also those of a layer
+    that runs in reverse. The order of the last layer's outputs is that of an `RNN`.
+
     Attributes:
-      rnns: the layers, the lowest first. Their `return_carry` has no effect.
+      rnns: the layers, the lowest first. Their `return_carry` has no effect, and `keep_order` only
+        in the last.
     """
 
     rnns: Sequence[RNN]
@@ -115,6 +121,7 @@ class RNNStack(nn.Module):
         inputs: Array,
         *,
         initial_carry: Sequence[Carry] | None = None,
+        reset_carry: Sequence[Carry] | None = None,
         return_carry: bool = False,
         **arguments: Any,
     ) -> Any:
@@ -123,6 +130,7 @@ class RNNStack(nn.Module):
         Args:
           inputs: as for the first layer.
           initial_carry: a carry for each layer (default: each cell's own).
+          reset_carry: a carry after resets for each layer (default: see `RNN`).
           return_carry: also return the carries of all layers.
           **arguments: other arguments of an `RNN`, for every layer.
 
@@ -130,22 +138,41 @@ class RNNStack(nn.Module):
           The last layer's outputs, or ``(carries, outputs)`` with `return_carry`.
 
         Raises:
-          ValueError: the number of carries is not that of the layers.
+          ValueError: carries that are not one for each layer.
+          TypeError: `return_all_carries`, or a layer that is not an `RNN`.
         """
         if not isinstance(self.rnns, tuple | list) or not self.rnns:
             raise ValueError(f"rnns must be a list of at least one RNN, got {self.rnns!r}")
         _check_layers(**{f"rnns[{i}]": rnn for i, rnn in enumerate(self.rnns)})
-        starts = [None] * len(self.rnns) if initial_carry is None else initial_carry
-        if not isinstance(starts, tuple | list) or len(starts) != len(self.rnns):
-            raise ValueError(
-                f"initial_carry must hold a carry for each of {len(self.rnns)} layers, got "
-                f"{jax.tree.structure(starts)}"
-            )
+        _check_arguments(self, arguments)
+        starts = _one_for_each("initial_carry", initial_carry, "layers", len(self.rnns))
+        resets = _one_for_each("reset_carry", reset_carry, "layers", len(self.rnns))
         carries = []
-        for rnn, start in zip(self.rnns, starts, strict=True):
-            carry, inputs = rnn(inputs, initial_carry=start, return_carry=True, **arguments)
+        for i, (rnn, start, reset) in enumerate(zip(self.rnns, starts, resets, strict=True)):
+            options = {} if reset is None else {"reset_carry": reset}
+            if i + 1 < len(self.rnns):  # The flags of the next layer are in the inputs' order.
+                options["keep_order"] = True
+            options = {"initial_carry": start, "return_carry": True, **arguments, **options}
+            carry, inputs = rnn(inputs, **options)
             carries.append(carry)
         return (tuple(carries), inputs) if return_carry else inputs
+
+
+def _check_arguments(layer: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raises for arguments of an `RNN` that a layer of several does not have."""
+    if "return_all_carries" in arguments:
+        raise TypeError(f"return_all_carries is an argument of RNN, not of {type(layer).__name__}")
+
+
+def _one_for_each(name: str, carries: Any, of: str, count: int) -> Sequence[Carry | None]:
+    """The carries; None for each if there are none; raises if their number differs."""
+    if carries is None:
+        return [None] * count
+    if not isinstance(carries, tuple | list) or len(carries) != count:
+        raise ValueError(
+            f"{name} must hold a carry for each of {count} {of}, got {jax.tree.structure(carries)}"
+        )
+    return carries
 
 
 def _check_layers(**rnns: Any) -> None:

@@ -85,7 +85,8 @@ class RNN(nn.Module):
       return_carry: return ``(carry, outputs)`` (default: False).
       reverse: run from the last step to the first (default: False). Outputs are in the order of
         computation, unless `keep_order`.
-      keep_order: return reversed outputs (and carries) in the order of the inputs.
+      keep_order: return reversed outputs (and carries) in the order of the inputs. Captured
+        intermediates stay in the order of computation, as in Flax.
       unroll: steps per loop iteration (default: 1).
       variable_axes, variable_broadcast, variable_carry, split_rngs: as in `flax.linen.RNN`. When
         ``intermediates`` are mutable they are stacked along the time axis without being named.

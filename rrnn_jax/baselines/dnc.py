@@ -13,7 +13,7 @@ from rrnn_jax.baselines.dnc_memory import (
     unpack_interface,
 )
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_choice, check_positive, check_shape
+from rrnn_jax.checks import check_choice, check_fields, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -109,6 +109,7 @@ class DNCCell(VectorCell):
         check_choice("controller", self.controller, CONTROLLERS)
         if self.clip_value is not None and self.clip_value < 0:
             raise ValueError(f"clip_value must be at least 0, got {self.clip_value}")
+        check_fields(self, DNCCell)
         super().__post_init__()
 
     @nn.nowrap

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense
-from rrnn_jax.checks import check_choice, check_positive, check_shape
+from rrnn_jax.checks import check_choice, check_fields, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, Memory, accumulation_dtype
 
@@ -86,6 +86,7 @@ class EntNetCell(VectorCell):
     def __post_init__(self) -> None:
         check_positive(features=self.features, num_cells=self.num_cells)
         check_choice("output", self.output, OUTPUTS)
+        check_fields(self, EntNetCell)
         super().__post_init__()
 
     @property

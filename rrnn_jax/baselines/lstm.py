@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.checks import check_fields, check_positive, check_shape
 from rrnn_jax.initializers import lecun_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -102,6 +102,7 @@ class StackedLSTMCell(VectorCell):
             check_positive(features=self.features)
             if self.num_layers is not None:
                 check_positive(num_layers=self.num_layers)
+        check_fields(self, StackedLSTMCell)
         super().__post_init__()
 
     @property
@@ -153,9 +154,13 @@ class StackedLSTMCell(VectorCell):
         Returns:
           The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
-        if len(carry) != len(self.widths):
+        pairs = isinstance(carry, tuple | list) and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in carry
+        )
+        if not pairs or len(carry) != len(self.widths):
             raise ValueError(
-                f"carry must hold (c, h) for each of {len(self.widths)} layers, got {len(carry)}"
+                f"carry must hold (c, h) for each of {len(self.widths)} layers, got "
+                f"{jax.tree.structure(carry)}"
             )
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         shown = inputs.astype(dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.checks import check_fields, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -73,6 +73,7 @@ class LSTMBankCell(VectorCell):
 
     def __post_init__(self) -> None:
         check_positive(features=self.features, num_cells=self.num_cells)
+        check_fields(self, LSTMBankCell)
         super().__post_init__()
 
     @property

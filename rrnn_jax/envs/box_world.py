@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rrnn_jax.checks import check_positive, check_tuple
+from rrnn_jax.checks import check_flag, check_positive, check_tuple
 from rrnn_jax.envs.box_world_levels import (
     BACKGROUND,
     BORDER,
@@ -74,7 +74,7 @@ class BoxWorldParams(struct.PyTreeNode):
 
     Raises:
       ValueError: a size out of range, or more boxes than fit on the grid.
-      TypeError: a size that is not an integer.
+      TypeError: a size that is not an integer, or a `viewport` that is not a bool.
     """
 
     grid_size: int = struct.field(pytree_node=False, default=12)
@@ -93,8 +93,10 @@ class BoxWorldParams(struct.PyTreeNode):
         for length in self.solution_length:
             check_positive(solution_length=length)
         for number in self.num_distractors:
-            if number < 0:
-                raise ValueError(f"num_distractors must be at least 0, got {number}")
+            check_positive(least=0, num_distractors=number)
+        check_flag(viewport=self.viewport)
+        if isinstance(self.max_steps, int):  # Under jit it is an array.
+            check_positive(max_steps=self.max_steps)
         longest, most = max(self.solution_length), max(self.num_distractors)
         if longest > NUM_COLOURS - 2:
             raise ValueError(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
 NUM_COLOURS = 20
@@ -89,7 +90,7 @@ def _attempt(
     """A level, and whether all items fit."""
     most, others = max(lengths), max(distractors)
     for_sizes, for_colours, for_items, for_places, for_player = jax.random.split(key, 5)
-    which = jax.random.uniform(for_sizes, (2,))
+    which = jax.random.uniform(for_sizes, (2,), jnp.float32)
     length = _pick(which[0], lengths)
     number = _pick(which[1], distractors)
     # Ranks of random bits are a random order.
@@ -98,7 +99,7 @@ def _attempt(
 
     box = jnp.arange(1, most + 1, dtype=jnp.int32)
     contents = jnp.where(box == length, GEM, KEY + colours[box + 1])
-    fair = jax.random.uniform(for_items, (2, others))
+    fair = jax.random.uniform(for_items, (2, others), jnp.float32)
     locks = 1 + _below(fair[0], length)
     keys = length + 1 + _below(fair[1], NUM_COLOURS - 1 - length)
     items = {
@@ -109,16 +110,17 @@ def _attempt(
         "lock": jnp.concatenate(
             [jnp.array([BACKGROUND], jnp.int32), LOCK + colours[box], DISTRACTOR + colours[locks]]
         ),
-        "place": jax.random.uniform(for_places, (1 + most + others,)),
+        "place": jax.random.uniform(for_places, (1 + most + others,), jnp.float32),
     }
     row, column = _coordinates(grid_size)
     inside = (row >= 1) & (row <= grid_size) & (column >= 1) & (column <= grid_size)
     grid = jnp.where(inside, jnp.uint8(BACKGROUND), jnp.uint8(BORDER))
-    (grid, fits), _ = jax.lax.scan(_place, (grid, jnp.array(True)), items)
+    first = varying_over(varying_axes(items), (grid, jnp.array(True)))
+    (grid, fits), _ = jax.lax.scan(_place, first, items)
 
     # The player's cell: uniform over empty cells in rows 2..G-1 and columns 1..G-1.
     allowed = (row >= 2) & (row <= grid_size - 1) & (column >= 1) & (column <= grid_size - 1)
-    start = _choose(jax.random.uniform(for_player), allowed & (grid == BACKGROUND))
+    start = _choose(jax.random.uniform(for_player, (), jnp.float32), allowed & (grid == BACKGROUND))
     index = jnp.argmax(start.reshape(-1)).astype(jnp.int32)
     player = jnp.stack([index // (grid_size + 2), index % (grid_size + 2)])
     return Level(grid, player, length, number), fits

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.checks import check_choice, check_flag, check_positive
 from rrnn_jax.envs import mini_pacman_map as maze
 from rrnn_jax.envs.environment import Environment, Transition, at
 from rrnn_jax.envs.mini_pacman_ghosts import GhostDraws, Ghosts, move_ghosts
@@ -91,7 +91,7 @@ class MiniPacmanParams(struct.PyTreeNode):
 
     Raises:
       ValueError: an unknown mode, or no slot for ghosts.
-      TypeError: a number of slots that is not an integer.
+      TypeError: a number of slots that is not an integer, or a `viewport` that is not a bool.
     """
 
     mode: Mode = struct.field(pytree_node=False, default="regular")
@@ -104,6 +104,7 @@ class MiniPacmanParams(struct.PyTreeNode):
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, get_args(Mode))
         check_positive(max_ghosts=self.max_ghosts)
+        check_flag(viewport=self.viewport)
         for name in ("level", "max_frames"):
             if isinstance(getattr(self, name), int):  # Under jit it is an array.
                 check_positive(**{name: getattr(self, name)})
@@ -203,7 +204,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         """Draws the positions at the start of any level."""
         slots = params.max_ghosts
         for_cells, for_directions = jax.random.split(key)
-        cells = jax.random.uniform(for_cells, (3 + slots,))
+        cells = jax.random.uniform(for_cells, (3 + slots,), jnp.float32)
         open_cells = jnp.asarray(maze.OPEN)
         # Two bits of a word for each ghost's direction.
         words = jax.random.bits(for_directions, (-(-slots // 16),), jnp.uint32)
@@ -250,7 +251,7 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
     def draw(self, key: Array, params: MiniPacmanParams) -> Draws:
         """Draws the random values of a step."""
         for_ghosts, for_level = jax.random.split(key)
-        move, branch = jax.random.uniform(for_ghosts, (2, params.max_ghosts))
+        move, branch = jax.random.uniform(for_ghosts, (2, params.max_ghosts), jnp.float32)
         # Below 0.05 the branch is random, and the same number selects it.
         ghosts = GhostDraws(move, branch, jnp.clip(branch * 20.0, 0.0, 1.0))
         return Draws(ghosts, self._level(for_level, params))

@@ -35,7 +35,8 @@ class Discrete:
 
     def contains(self, x: Any) -> Array:
         """Whether `x` is one of them; a bool scalar."""
-        return (jnp.asarray(x) >= 0) & (jnp.asarray(x) < self.n)
+        x = jnp.asarray(x)
+        return (x >= 0) & (x < self.n) & (x == jnp.floor(x))
 
 
 @dataclasses.dataclass(frozen=True)

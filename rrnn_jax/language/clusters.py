@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
 TOKENS_PER_CHUNK = 512
@@ -43,7 +44,8 @@ def cluster_log_likelihood(
     where selected, else 0. In each row of the batch the selected tokens come first, and a loop
     processes `tokens_per_chunk` of them at a time until none is left. Its cost depends on the
     number of selected tokens, and only the logits of one chunk are in memory. A custom backward
-    pass recomputes them. Batch axes may be sharded over devices.
+    pass recomputes them. Batch axes may be sharded over automatic axes of a mesh, or within
+    `jax.shard_map`.
 
     >>> import jax.numpy as jnp
     >>> inputs, table = jnp.ones((1, 2, 3)), jnp.zeros((4, 3))
@@ -79,6 +81,10 @@ def cluster_log_likelihood(
     if inputs.size == 0:
         return jnp.zeros(tokens, jnp.float32)
     chunk = min(steps, max(1, tokens_per_chunk // inputs.shape[0]))
+    inputs, table, targets, selected, bias = varying_over(
+        varying_axes(inputs, table, targets, selected, bias),
+        (inputs, table, targets, selected, bias),
+    )
     order = _order(selected.reshape(-1, steps), chunk)
     likelihood = _log_likelihood(chunk, inputs, table, bias, targets, order)
     return jnp.asarray(likelihood).reshape(tokens)
@@ -114,7 +120,7 @@ def _forward(
     chunk: int, inputs: Array, table: Array, bias: Array | None, targets: Array, order: _Order
 ) -> tuple[Array, Array]:
     """The log-likelihood in the order of the tokens, and the log-normaliser in `order`."""
-    batch, steps = targets.shape
+    steps = targets.shape[1]
     ordered_inputs = _pad(_arrange(inputs, order.forward), chunk)
     ordered_targets = _pad(_arrange(targets, order.forward), chunk)
 
@@ -131,7 +137,7 @@ def _forward(
             jax.lax.dynamic_update_slice_in_dim(state[1], normaliser, k * chunk, axis=1),
         )
 
-    zeros = jnp.zeros((batch, ordered_targets.shape[1]), jnp.float32)
+    zeros = jnp.zeros_like(ordered_targets, jnp.float32)
     likelihood, normaliser = jax.lax.fori_loop(0, order.chunks, body, (zeros, zeros))
     likelihood = jnp.where(order.selected, likelihood[:, :steps], 0.0)
     return _arrange(likelihood, order.inverse), normaliser
@@ -165,7 +171,8 @@ def _log_likelihood_bwd(chunk: int, residuals: tuple, gradient: Array) -> tuple:
             for array in (ordered_inputs, ordered_targets, weights, normaliser)
         )
         probabilities = jnp.exp(_logits(x, table, bias) - z[..., None])
-        d_logits = (jax.nn.one_hot(y, table.shape[0]) - probabilities) * w[..., None]
+        wanted = jax.nn.one_hot(y, table.shape[0], dtype=probabilities.dtype)
+        d_logits = (wanted - probabilities) * w[..., None]
         if d_bias is not None:
             d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1))
         d_logits = d_logits.astype(x.dtype)
@@ -180,8 +187,8 @@ def _log_likelihood_bwd(chunk: int, residuals: tuple, gradient: Array) -> tuple:
 
     start = (
         jnp.zeros_like(ordered_inputs),
-        jnp.zeros(table.shape, jnp.float32),
-        None if bias is None else jnp.zeros(bias.shape, jnp.float32),
+        jnp.zeros_like(table, jnp.float32),
+        None if bias is None else jnp.zeros_like(bias, jnp.float32),
     )
     d_inputs, d_table, d_bias = jax.lax.fori_loop(0, order.chunks, body, start)
     d_inputs = _arrange(d_inputs[:, : targets.shape[1]], order.inverse)

@@ -81,10 +81,10 @@ def plain_scan(
     state = (initial_carry, None if sequence.valid is None else initial_carry)
     (carry, last_valid), (outputs, carries) = run(cell, state, sequence)
     if sequence.mask is not None and sequence.mask.size > 0:
-        before = output_before_first_step(
-            cell, initial_carry, jax.lax.index_in_dim(outputs, 0, time_axis, keepdims=False)
-        )
-        outputs = hold_last_valid(outputs, sequence.mask, before, time_axis)
+        mask = sequence.mask
+        first = jax.tree.map(lambda y: jax.lax.index_in_dim(y, 0, time_axis, False), outputs)
+        before = output_before_first_step(cell, initial_carry, first)
+        outputs = jax.tree.map(lambda y, b: hold_last_valid(y, mask, b, time_axis), outputs, before)
     return SequenceOutputs(carry if sequence.valid is None else last_valid, outputs, carries)
 
 

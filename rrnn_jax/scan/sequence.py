@@ -115,7 +115,7 @@ def _at_steps(x: Array, steps: Array, time_axis: int) -> Array:
     return x.at[tuple(index)].get(mode="promise_in_bounds", out_sharding=sharding)
 
 
-def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) -> Array:
+def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Any) -> Any:
     """The output of the initial carry; zeros if it is unknown.
 
     Args:
@@ -124,12 +124,14 @@ def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Array) ->
       like: an output of one step.
 
     Returns:
-      An array of the shape and dtype of `like`.
+      Arrays of the structure, shapes and dtypes of `like`.
     """
     if hasattr(cell, "output_from_carry"):
-        return cell.output_from_carry(carry).astype(like.dtype)
-    if isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.ConvLSTMCell):
-        return carry[1].astype(like.dtype)
-    if isinstance(cell, nn.GRUCell | nn.SimpleCell | nn.MGUCell):
-        return carry.astype(like.dtype)
-    return jnp.zeros(like.shape, like.dtype)
+        before = cell.output_from_carry(carry)
+    elif isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.ConvLSTMCell):
+        before = carry[1]
+    elif isinstance(cell, nn.GRUCell | nn.SimpleCell | nn.MGUCell):
+        before = carry
+    else:
+        before = jax.tree.map(jnp.zeros_like, like)
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), before, like)

@@ -15,6 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.collectives import find_collectives
 from rrnn_jax import RNN, RelationalMemoryCell, reset_carry
+from rrnn_jax.baselines import EntNetCell
+from rrnn_jax.envs import BoxWorld, MiniPacman
+from rrnn_jax.language import AdaptiveSoftmax
 from tests.core.random_variables import random_variables
 
 BATCH, STEPS, FEATURES = 8, 5, 3
@@ -208,6 +211,47 @@ def options_of(kind: str, implementation: Any) -> float:
         return error(gradient(*placed(mesh, (params, x, more))), expected)
 
 
+def other_cells() -> float:
+    """A cell without an output of its carry, masked, on a mesh with explicit axes."""
+    rnn = RNN(EntNetCell(features=4, num_cells=2))
+    x = jax.random.normal(jax.random.key(0), (BATCH, STEPS, FEATURES))
+    mask = jax.random.bernoulli(jax.random.key(1), 0.5, (BATCH, STEPS))
+    params = random_variables(rnn, x)
+    gradient = jax.jit(jax.grad(lambda p, x, more: jnp.mean(rnn.apply(p, x, **more) ** 2)))
+    expected = gradient(params, x, {"mask": mask})
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        return error(gradient(*placed(mesh, (params, x, {"mask": mask}))), expected)
+
+
+def mapped_parts() -> float:
+    """The adaptive softmax and the games within `jax.shard_map`."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    softmax = AdaptiveSoftmax(11, 4, (3,), use_bias=True)
+    hidden = jax.random.normal(jax.random.key(0), (BATCH, 3, 4))
+    words = jax.random.randint(jax.random.key(1), (BATCH, 3), 0, 11)
+    params = random_variables(softmax, hidden, words)
+
+    def loss(params: Any, hidden: Any, words: Any, mean: Callable) -> Any:
+        return mean(jnp.mean(softmax.apply(params, hidden, words)))  # type: ignore[arg-type]
+
+    def of_a_shard(*args: Any) -> Any:
+        return jax.grad(partial(loss, mean=lambda x: jax.lax.pmean(x, "data")))(*args)
+
+    specs = (P(), P("data"), P("data"))
+    found = jax.jit(jax.shard_map(of_a_shard, mesh=mesh, in_specs=specs, out_specs=P()))(
+        params, hidden, words
+    )
+    largest = error(found, jax.grad(partial(loss, mean=lambda x: x))(params, hidden, words))
+
+    keys = jax.random.split(jax.random.key(2), BATCH)
+    for env in (BoxWorld(grid_size=6, solution_length=(1,), num_distractors=(0,)), MiniPacman()):
+        play = jax.vmap(lambda k, env=env: env.step(k, env.reset(k)[1], jnp.int32(1))[0])
+        here = jax.shard_map(play, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        largest = max(largest, error(jax.jit(here)(keys), jax.jit(play)(keys)))
+    return largest
+
+
 def two_axes(**options: Any) -> dict[str, Any]:
     """Two batch axes, both sharded: nothing is gathered, but outputs by the scan with a mask."""
     names = FLAGS["no mask" if options == LAYERS["scan"] else "all flags"]
@@ -289,6 +333,8 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
         for implementation in ("scan", "hoisted")
     },
     "reset by hand": reset_by_hand,
+    "explicit, other cells": other_cells,
+    "mapped, parts": mapped_parts,
     **{f"two axes, {name}": partial(two_axes, **LAYERS[name]) for name in LAYERS},
     **{f"unchecked, {name}": partial(unchecked, **LAYERS[name]) for name in LAYERS},
     "sharded params": partial(sharded_params, "hoisted"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax.envs import BoxWorld, MiniPacman
 from rrnn_jax.scan import relational
 from rrnn_jax.tasks import nth_farthest
 from tests.core.random_variables import random_variables
@@ -91,6 +92,20 @@ def test_gradients_have_the_dtypes_of_what_they_belong_to(mix, large, monkeypatc
         found = jax.eval_shape(gradient, *args)
     for leaf, like in zip(*map(jax.tree.leaves, (found, args)), strict=True):
         assert leaf.dtype == like.dtype
+
+
+@pytest.mark.parametrize(
+    "env", [BoxWorld(grid_size=6, solution_length=(1,), num_distractors=(0,)), MiniPacman()]
+)
+def test_an_environment_is_the_same_under_x64(env):
+    def play(key: jax.Array) -> Any:
+        observation, state = env.reset(key)
+        return observation, env.step(key, state, jnp.int32(1))[:3]
+
+    expected = jax.jit(play)(jax.random.key(0))
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        found = jax.jit(play)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_task_keeps_its_dtypes_under_x64():

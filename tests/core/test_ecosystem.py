@@ -77,6 +77,61 @@ def test_both_directions_with_resets_and_a_mask():
     close(carry[1][0].reshape(-1), behind[0, 0])
 
 
+@pytest.mark.parametrize("cell", [RMC, nn.SimpleCell(4)])
+def test_masked_steps_are_not_there_in_reverse_either(cell):
+    """Resets and masks anywhere: as the valid steps alone, with the resets of those."""
+    rnn = RNN(cell, reverse=True, keep_order=True)
+    variables = random_variables(rnn, X)
+    rng = np.random.default_rng(2)
+    for _ in range(6):
+        resets, mask = rng.random((2, 1, 6)) < [[[0.4]], [[0.6]]]
+        y = rnn.apply(variables, X[:1], resets=resets, mask=mask)
+        valid = mask[0]
+        alone = rnn.apply(variables, X[:1, valid], resets=resets[:, valid])
+        close(y[:, valid], alone)
+
+
+class Named(nn.RNNCellBase):
+    """A cell with outputs by name."""
+
+    num_feature_axes = 1
+
+    @nn.compact
+    def __call__(self, carry: jax.Array, inputs: jax.Array) -> tuple[jax.Array, Any]:
+        carry = nn.tanh(carry + nn.Dense(4)(inputs))
+        return carry, {"h": carry, "sum": carry.sum(-1, keepdims=True)}
+
+    def initialize_carry(self, rng: jax.Array, input_shape: tuple[int, ...]) -> jax.Array:
+        return jnp.zeros((*input_shape[:-1], 4))
+
+
+def test_outputs_by_name():
+    both = Bidirectional(RNN(Named()), RNN(Named()))
+    variables = random_variables(both, X)
+    flax = nn.Bidirectional(RNN(Named()), RNN(Named()))
+    jax.tree.map(close, both.apply(variables, X), flax.apply(variables, X))
+    y = both.apply(variables, X, mask=MASK)
+    short = both.apply(variables, X[:1, :4])
+    jax.tree.map(close, jax.tree.map(lambda a: a[:1, :4], y), short)
+
+
+@pytest.mark.parametrize("keep_order", [False, True])
+def test_a_stack_in_reverse(keep_order):
+    """Two episodes in one sequence are two sequences; carries after resets are those given."""
+    stack = RNNStack([RNN(nn.SimpleCell(4)), RNN(nn.GRUCell(3))])
+    variables = random_variables(stack, X)
+    fresh = [jnp.full(4, 0.5), jnp.full(3, -0.5)]
+    starts = [jnp.broadcast_to(one, (2, *one.shape)) for one in fresh]
+    run = partial(stack.apply, variables, reverse=True, keep_order=keep_order)
+    resets = jnp.zeros((2, 6), bool).at[:, 2].set(True)
+    y = run(X, resets=resets, reset_carry=fresh, initial_carry=starts)
+    parts = [run(part, initial_carry=starts) for part in (X[:, :2], X[:, 2:])]
+    close(y, jnp.concatenate(parts if keep_order else parts[::-1], axis=1))
+    mixed = RNNStack([RNN(nn.SimpleCell(4), reverse=True), RNN(nn.GRUCell(3))])
+    y = mixed.apply(variables, X, resets=resets)
+    close(y[:, 2:], mixed.apply(variables, X[:, 2:]))
+
+
 def test_a_stack_is_its_layers_one_after_another():
     stack = RNNStack([RNN(RMC), RNN(nn.GRUCell(4)), RNN(RMC.clone(gate_style="memory"))])
     variables = random_variables(stack, X)

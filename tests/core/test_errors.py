@@ -101,8 +101,10 @@ def test_arguments_of_a_call(arguments, message):
 @pytest.mark.parametrize(
     ("layer", "arguments", "message"),
     [
-        (Bidirectional, {"return_all_carries": True}, "return_all_carries is an argument of RNN"),
-        (Bidirectional, {"initial_carry": CARRY}, r"initial_carry must be a pair of carries"),
+        (Bidirectional, {"return_all_carries": True}, "RNN, not of Bidirectional"),
+        (RNNStack, {"return_all_carries": True}, "RNN, not of RNNStack"),
+        (Bidirectional, {"initial_carry": CARRY}, r"a carry for each of 2 directions, got"),
+        (Bidirectional, {"reset_carry": [None]}, r"reset_carry must hold a carry for each of 2"),
         (RNNStack, {"initial_carry": CARRY}, r"a carry for each of 2 layers, got PyTreeDef\(\*\)"),
     ],
 )

@@ -43,7 +43,7 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
         ON_MESHES,
         keep=[
             *("explicit, closed over", "explicit, matrix with dropout, hoisted"),
-            *("mapped, carry", "reset by hand"),
+            *("mapped, carry", "mapped, parts", "explicit, other cells", "reset by hand"),
         ],
     ),
 )

@@ -211,6 +211,9 @@ def test_viewport_is_a_window_of_the_frame_and_the_key(held):
         ({"grid_size": 40, "solution_length": (19,)}, ValueError, "at most 18"),
         ({"grid_size": 8.0}, TypeError, "grid_size must be an integer, got 8.0"),
         ({"size": 8}, TypeError, "unexpected keyword argument 'size'"),
+        ({"num_distractors": (0.5,)}, TypeError, "num_distractors must be an integer, got 0.5"),
+        ({"viewport": "no"}, TypeError, "viewport must be True or False, got 'no'"),
+        ({"max_steps": -3}, ValueError, "max_steps must be at least 1, got -3"),
     ],
 )
 def test_bad_options(options, error, message):

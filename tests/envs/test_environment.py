@@ -95,7 +95,8 @@ def test_spaces():
     discrete, box = Discrete(4), Box(0.0, 1.0, (2, 3))
     draws = jax.vmap(discrete.sample)(jax.random.split(jax.random.key(0), 100))
     assert sorted(set(draws.tolist())) == [0, 1, 2, 3]
-    assert [bool(discrete.contains(x)) for x in (-1, 0, 3, 4)] == [False, True, True, False]
+    found = [bool(discrete.contains(x)) for x in (-1, 0, 3, 4, 2.5)]
+    assert found == [False, True, True, False, False]
     assert bool(box.contains(box.sample(jax.random.key(1))))
     assert not bool(box.contains(jnp.zeros((3, 2))))
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
@@ -109,6 +110,7 @@ def test_spaces():
         ({"max_ghosts": 0}, ValueError, "max_ghosts must be at least 1, got 0"),
         ({"level": 0}, ValueError, "level must be at least 1, got 0"),
         ({"max_frames": 0}, ValueError, "max_frames must be at least 1, got 0"),
+        ({"viewport": "no"}, TypeError, "viewport must be True or False, got 'no'"),
     ],
 )
 def test_bad_options_of_mini_pacman(options, error, message):

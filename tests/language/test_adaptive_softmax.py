@@ -166,6 +166,18 @@ def test_models_side_by_side():
         chex.assert_trees_all_close(found, apart, atol=1e-5)
 
 
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_gradients_under_x64(use_bias):
+    module = AdaptiveSoftmax(11, 4, (3,), use_bias=use_bias)
+    hidden, words = jnp.ones((2, 3, 4), jnp.float32), jnp.array([[0, 3, 10]] * 2, jnp.int32)
+    variables = module.init(jax.random.key(0), hidden, words)
+    gradient = jax.grad(lambda v: module.apply(v, hidden, words).sum())
+    expected = gradient(variables)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        found = gradient(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 def test_low_precision_products_accumulate_in_float32():
     module, variables, hidden, words = make()
     low = module.clone(dtype=jnp.bfloat16)
