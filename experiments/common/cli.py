@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from experiments.common import parallel
+from experiments.common.cells import Core
 from experiments.common.checkpoint import StorageError
 from experiments.common.interrupts import EXIT_INTERRUPTED, Interrupted, end_command
 from experiments.common.loop import NonFiniteError
@@ -139,7 +140,8 @@ def parse(
     run = options.run
     try:
         run = checked(run)
-        config = checked(_fit_micro_batch(_fit_warmup(options.config, args), args))
+        fitted = _fit_micro_batch(_fit_warmup(_fit_cores(options.config, args), args), args)
+        config = checked(fitted)
         check(config)
     except ValueError as error:
         print(f"error: {name_options(str(error), options.config)}", file=sys.stderr)
@@ -171,6 +173,25 @@ def _import_tyro() -> Any:
             f"(or call the experiment's `train` from Python, which does not): {error}"
         ) from error
     return tyro
+
+
+def _fit_cores(config: Any, args: Sequence[str]) -> Any:
+    """The config, without a core's own rate or schedule of the preset if the general one is given.
+
+    An explicit one is unchanged, and so are cores that the run does not train.
+    """
+    for field in ("learning_rate", "schedule"):
+        for name, core in vars(config).items() if is_given(field, args) else ():
+            if not isinstance(core, Core) or getattr(config, "model", "all") not in ("all", name):
+                continue
+            for own, value in vars(core).items():
+                if own.endswith(f"_{field}") and value is not None and not is_given(own, args):
+                    given = f"{option_of(field)} is given"
+                    print(f"{option_of(own)} {value} of the preset is dropped: {given}",
+                          file=sys.stderr)  # fmt: skip
+                    core = dataclasses.replace(core, **{own: None})
+            config = dataclasses.replace(config, **{name: core})
+    return config
 
 
 def _fit_warmup(config: Any, args: Sequence[str]) -> Any:

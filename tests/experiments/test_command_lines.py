@@ -6,6 +6,7 @@ import importlib
 import pytest
 
 from experiments import ablations, nth_farthest, program_evaluation
+from experiments.common.cells import recipe
 from experiments.common.cli import parse
 from experiments.common.options import changed_options, checked, without_checks
 from experiments.common.refused import RefusedError
@@ -106,6 +107,19 @@ def test_a_presets_warm_up_is_cut_to_the_steps(name, capsys):
     assert options == ["--steps", "5", "--warmup-steps", "5"]
     assert read(name, *options) == config
     assert read(name, "--steps", "100").train.warmup_steps == 100
+    assert capsys.readouterr().err == ""
+
+
+def test_a_given_rate_replaces_the_presets_own_of_a_core(capsys):
+    start = ("nth_farthest", "--preset", "laptop", "--model")
+    config = read(*start, "lstm", "--learning-rate", "0.5")
+    assert recipe(config, "lstm", config.train).learning_rate == 0.5
+    dropped = "--lstm-learning-rate 0.02 of the preset is dropped: --learning-rate is given\n"
+    assert capsys.readouterr().err == dropped
+    config = read(*start, "all", "--learning-rate", "0.5", "--lstm-learning-rate", "0.02")
+    assert recipe(config, "lstm", config.train).learning_rate == 0.02
+    assert read(*start, "rmc", "--learning-rate", "0.5").lstm.lstm_learning_rate == 0.02
+    assert read(*start, "lstm", "--schedule", "constant").lstm.lstm_learning_rate == 0.02
     assert capsys.readouterr().err == ""
 
 
