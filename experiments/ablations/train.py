@@ -7,7 +7,7 @@ from experiments.ablations.grid import RowConfig
 from experiments.ablations.problems import make_problem
 from experiments.common import loop
 from experiments.common.records import write_json
-from experiments.common.run_directory import FAILURE_FILE, check_run, open_run
+from experiments.common.run_directory import FAILURE_FILE, is_finished, open_run
 
 
 def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str, Any]:
@@ -36,12 +36,11 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
 
 
 def is_done(row: RowConfig, run_dir: Path) -> bool:
-    """Whether a row is finished or has failed.
+    """Whether a row is finished with its config, or has failed.
 
     Raises:
       ConfigMismatchError: the directory contains another config.
     """
     if not (run_dir / "config.json").exists():
         return False
-    check_run(run_dir, row)
-    return (run_dir / "summary.json").exists() or (run_dir / FAILURE_FILE).exists()
+    return is_finished(run_dir, row) or (run_dir / FAILURE_FILE).exists()

@@ -128,6 +128,17 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
     return changes
 
 
+def is_finished(run_dir: Path, config: Any) -> bool:
+    """Whether a directory contains a finished run with these steps, target and evaluations.
+
+    Raises:
+      RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
+    """
+    changes = {name.rpartition(".")[2] for name in check_run(run_dir, config)}
+    is_other = changes & {"steps", "target", "eval_samples"}
+    return not is_other and (run_dir / SUMMARY_FILE).exists()
+
+
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
     """Locks a directory against writes of other processes; it is created if missing.

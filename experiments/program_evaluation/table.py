@@ -14,7 +14,12 @@ from experiments.common.metrics import curve, read_metrics
 from experiments.common.options import changed_options
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.results import without_place
-from experiments.common.run_directory import check_run, read_environment, trained_at
+from experiments.common.run_directory import (
+    SUMMARY_FILE,
+    is_finished,
+    read_environment,
+    trained_at,
+)
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
@@ -137,15 +142,14 @@ def command_of(config: Config, run_dir: Path) -> list[str]:
 
 
 def find_finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
-    """The directories of runs that have a summary, by task and model.
+    """The directories of runs that are finished with this config, by task and model.
 
     Raises:
       ConfigMismatchError: a run there has another config.
     """
     finished = {}
     for names, (directory, one) in nested_runs(config, run_dir).items():
-        if (directory / "summary.json").exists():
-            check_run(directory, one)
+        if (directory / SUMMARY_FILE).exists() and is_finished(directory, one):
             finished[names] = directory
     return finished
 

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.ablations import make_rows
 from experiments.ablations.__main__ import main
-from experiments.ablations.train import train_row
+from experiments.ablations.train import is_done, train_row
 from experiments.common import loop
 from experiments.common.run_directory import ConfigMismatchError
 from tests.experiments.ablation_runs import CONFIG, ROWS, TINY, fail_run, make_grid, make_run
@@ -37,6 +37,17 @@ def test_what_is_done_is_skipped_and_the_rest_is_trained(grid, monkeypatch, caps
     trained.clear()
     assert main([*arguments, "--no-report"]) == 0
     assert not trained
+
+
+def test_a_row_of_fewer_steps_is_not_done(tmp_path):
+    steady = dataclasses.replace(CONFIG.train, schedule="constant")
+    rows, longer = (
+        make_rows(dataclasses.replace(CONFIG, train=dataclasses.replace(steady, steps=steps)))
+        for steps in (4, 6)
+    )
+    make_run(tmp_path, "base", [0.9, 0.9], rows=rows)
+    assert is_done(rows["base"], tmp_path / "base")
+    assert not is_done(longer["base"], tmp_path / "base")
 
 
 def test_stopped_rows_go_on_and_the_next_ones_wait(tmp_path, monkeypatch, capsys):

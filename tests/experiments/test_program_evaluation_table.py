@@ -96,6 +96,20 @@ def test_a_run_of_another_config_is_refused(run_dir, capsys):
     assert "train.seed: 0 there, 7 asked" in capsys.readouterr().err
 
 
+def test_a_run_of_fewer_steps_or_another_target_goes_on(run_dir, monkeypatch):
+    steady = dataclasses.replace(CONFIG.train, schedule="constant", eval_samples=128)
+    config = dataclasses.replace(CONFIG, train=steady)
+    for model in ("rmc", "lstm"):
+        directory, one = nested_runs(config, run_dir)["copy", model]
+        write_json(directory / "config.json", dataclasses.asdict(one))
+    assert {model for _, model in table.find_finished(config, run_dir)} == {"rmc", "lstm"}
+    for change in ({"steps": 9999}, {"target": 0.9}, {"eval_samples": 256}):
+        longer = dataclasses.replace(config, train=dataclasses.replace(steady, **change))
+        assert not table.find_finished(longer, run_dir)
+    often = dataclasses.replace(config, train=dataclasses.replace(steady, eval_every=50))
+    assert len(table.find_finished(often, run_dir)) == 2
+
+
 def test_trains_what_is_missing_and_reports_what_fails(run_dir, monkeypatch, capsys):
     script = "import sys; print(sys.argv[1:]); sys.exit(4 * (sys.argv[1] == 'dnc'))"
     monkeypatch.setattr(
