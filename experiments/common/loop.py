@@ -259,6 +259,9 @@ class _Session:
 
     def _evaluate(self, state: TrainState) -> None:
         self.evaluation = self.programs.evaluate(state)
+        score = {self.score.name: self.evaluation[self.score.name]}
+        at = f"in the evaluation at step {self.step}"
+        _refuse_non_finite(score, self.config, at, self.saved_step)
         self.writer.write(self.step, "valid", self.config.seeds, self.evaluation)
         if self.samples is not None:
             self.samples.write(self.step, str(self.programs.show(state)))
@@ -345,6 +348,11 @@ class _Clock:
 
 
 def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -> None:
+    """Checks the metrics of updates."""
+    _refuse_non_finite(metrics, config, f"in the updates before step {step}", saved)
+
+
+def _refuse_non_finite(metrics: Values, config: TrainConfig, at: str, saved: int) -> None:
     """Checks that values are finite; a metric may have no value, but not the loss."""
     for name, values in metrics.items():
         for seed, value in zip(config.seeds, values, strict=True):
@@ -354,8 +362,8 @@ def _check_finite(metrics: Values, config: TrainConfig, step: int, saved: int) -
             if saved >= 0:
                 kept = f"the checkpoint of step {saved} is kept"
             raise NonFiniteError(
-                f"{name} became {value} (seed {seed}) in the updates before step {step}; {kept}. A "
-                "lower --learning-rate or a --clip-norm, in another --run-dir, may help."
+                f"{name} became {value} (seed {seed}) {at}; {kept}. A lower "
+                "--learning-rate or a --clip-norm, in another --run-dir, may help."
             )
 
 

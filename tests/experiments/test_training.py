@@ -239,6 +239,25 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert max(row["step"] for row in read_metrics(tmp_path)) == 20
 
 
+def test_nan_in_an_evaluation_stops_too(tmp_path):
+    config = dataclasses.replace(CONFIG, steps=10, checkpoint_every=5)
+    problem = regression(config)
+    step = problem.evaluations["valid"].step
+
+    def lost(state, carry, key, batch):
+        carry, metrics = step(state, carry, key, batch)
+        accuracy = metrics["accuracy"]
+        total = jnp.where(state.level >= 10, jnp.nan, accuracy.total)
+        return carry, {**metrics, "accuracy": accuracy._replace(total=total)}
+
+    evaluations = {"valid": dataclasses.replace(problem.evaluations["valid"], step=lost)}
+    problem = dataclasses.replace(problem, evaluations=evaluations)
+    with pytest.raises(loop.NonFiniteError, match=r"accuracy became nan .* evaluation at step 10;"):
+        run(tmp_path, config, problem)
+    assert (tmp_path / "failure.json").exists()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["5"]
+
+
 def test_another_config_is_refused_with_its_fields(tmp_path):
     open_run(tmp_path / "r", Whole(CONFIG))
     other = Whole(dataclasses.replace(CONFIG, learning_rate=0.1), note="b")
