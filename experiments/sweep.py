@@ -12,6 +12,7 @@ models are compared with the first one, see `experiments.common.report`::
 
 import argparse
 import itertools
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
             if getattr(given, name) < least:
                 option = f"--{name.replace('_', '-')}"
                 raise RefusedError(f"{option} must be at least {least}, got {getattr(given, name)}")
+        _check_single(given, options)
+        _check_vary(given.models, given.vary or [])
         runs = {
             directory / model / name_of(setting): (model, setting)
             for model in given.models
@@ -64,8 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if given.final_seeds and not any(codes.values()):
             fresh = ["--seed", str(FINAL_SEED), "--num-seeds", str(given.final_seeds)]
             best = {row["model"]: row["setting"] for row in rows if row.get("best")}
+            start = f"final_{given.final_seeds},"
             final = {
-                directory / model / f"final,{name_of(setting)}": (model, setting)
+                directory / model / f"{start}{name_of(setting)}": (model, setting)
                 for model, setting in best.items()
             }
             codes.update(_run(final, given, [*options, *fresh]))
@@ -106,16 +110,18 @@ def _report(directory: Path, finished: Mapping[str, Path]) -> None:
 def settings_of(model: str, vary: Sequence[Sequence[str]]) -> list[Setting]:
     """All combinations of the values of options that apply to a model.
 
+    Those of the model replace those of all models.
+
     >>> settings_of("rmc", [["learning-rate", "1e-3", "3e-3"], ["lstm:lstm-layers", "1", "2"]])
     [{'learning-rate': '1e-3'}, {'learning-rate': '3e-3'}]
     """
-    axes: dict[str, Sequence[str]] = {}
-    for name, *values in vary:
-        owner, _, option = name.rpartition(":")
-        if not values:
-            raise RefusedError(f"--vary {name} must have values")
-        if owner in ("", model):
-            axes[option.lstrip("-")] = values
+    parts = [(*_owner_and_option(name), values) for name, *values in vary]
+    own = {option for owner, option, _ in parts if owner == model}
+    axes = {
+        option: values
+        for owner, option, values in parts
+        if owner == model or (not owner and option not in own)
+    }
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
@@ -153,6 +159,9 @@ def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
         summary = summary.get(model, summary)
         score = summary["score"]
         values = summary["evaluation"][score["name"]]
+        if not all(value is not None and math.isfinite(value) for value in values):
+            print(f"{run_dir}: its score has no finite value, and it is left out")
+            continue
         row = {"model": model, "setting": setting, "score": score["name"], "goal": score["goal"]}
         row |= {"valid": values, "test": summary.get("test", {}).get(score["name"])}
         rows.append({**row, "seeds": summary["seeds"], "parameters": summary["parameters"]})
@@ -183,6 +192,41 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     valid, more = f"valid {name}", (f"test {name}", "parameters", "settings tried")
     first = markdown.table(["model", "best setting", valid, *more], best)
     return f"{first}\n\n{markdown.table(['model', 'setting', valid], every.values())}\n"
+
+
+def _owner_and_option(name: str) -> tuple[str, str]:
+    """The model ("" for all) and the option that a name of ``--vary`` is about."""
+    owner, _, option = name.rpartition(":")
+    return owner, option.lstrip("-").replace("_", "-")
+
+
+def _check_vary(models: Sequence[str], vary: Sequence[Sequence[str]]) -> None:
+    """Checks that options have values, and are of a model of the sweep, each given once."""
+    seen = set()
+    for name, *values in vary:
+        owner, option = _owner_and_option(name)
+        if not values:
+            raise RefusedError(f"--vary {name} must have values")
+        if owner not in ("", *models):
+            raise RefusedError(
+                f"--vary {name} must be of one of --models {' '.join(models)}, got {owner!r}"
+            )
+        if (owner, option) in seen:
+            raise RefusedError(f"--vary {name} must be given once, with all its values")
+        seen.add((owner, option))
+
+
+def _check_single(given: argparse.Namespace, options: Sequence[str]) -> None:
+    """Checks that each run is of one model on one task, which has one score."""
+    if "all" in given.models:
+        raise RefusedError("--models must be names of single models, got all")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task", default="all")
+    tasks = [parser.parse_known_args(options)[0].task]
+    for name, *values in given.vary or []:
+        tasks = values if _owner_and_option(name)[1] == "task" else tasks
+    if given.experiment == "program_evaluation" and "all" in tasks:
+        raise RefusedError("--task must be one task, after --, got all")
 
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:

@@ -3,6 +3,8 @@
 import json
 import sys
 
+import pytest
+
 from experiments import sweep
 from tests.experiments.test_report import make_run
 
@@ -85,6 +87,9 @@ def test_the_best_settings_are_compared_with_fresh_seeds(tmp_path, monkeypatch, 
     assert sweep.main(command) == 0
     assert len(calls) == 6
     assert "2 of 2 runs are done" in capsys.readouterr().out
+    command[command.index("5")] = "2"  # Other final runs.
+    assert sweep.main(command) == 0
+    assert len(calls) == 8
     assert sweep.main([*command[:3], "--models", "rmc", "--final-seeds", "-1"]) == 2
     assert "--final-seeds must be at least 0, got -1" in capsys.readouterr().err
 
@@ -104,9 +109,41 @@ def test_a_setting_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "s" / "report.md").exists()
 
 
+def test_a_score_that_is_nan_is_left_out(tmp_path, monkeypatch, capsys):
+    nan = float("nan")
+    scores = {("rmc", "1"): ([nan, 1.0], [1.0]), ("rmc", "2"): ([2.0, 2.0], [1.0])}
+    monkeypatch.setattr(sweep, "run_commands", fake(scores, []))
+    command = ["some", "--run-dir", str(tmp_path / "s"), "--models", "rmc"]
+    assert sweep.main([*command, "--vary", "learning-rate", "1", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "learning-rate_1: its score has no finite value" in printed
+    assert "| rmc | learning-rate_2 | 2 (2 to 2) | 1 | 1,000 | 1 |" in printed
+
+
+REFUSED = {
+    "some --models rmc all": "--models must be names of single models, got all",
+    "program_evaluation --models rmc": "--task must be one task, after --, got all",
+    "program_evaluation --models rmc -- --task=all": "--task must be one task",
+    "some --models rmc --vary steps": "--vary steps must have values",
+    "some --models rmc --vary lstmm:steps 1": "one of --models rmc, got 'lstmm'",
+    "some --models rmc --vary num-seeds 1 --vary num_seeds 2": "must be given once",
+    "some --models rmc --vary rmc:steps 1 --vary rmc:steps 2": "--vary rmc:steps must be given",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_is_wrong_is_refused_before_training(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "run_commands", None)
+    assert sweep.main(command.split()) == 2
+    assert REFUSED[command] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_settings_are_all_combinations_of_what_is_the_models():
     vary = [["learning-rate", "1", "2"], ["lstm:lstm-layers", "1", "3"]]
     assert len(sweep.settings_of("lstm", vary)) == 4
     assert sweep.settings_of("lstm", vary)[1] == {"learning-rate": "1", "lstm-layers": "3"}
     assert sweep.settings_of("rmc", []) == [{}]
-    assert sweep.main(["some", "--models", "rmc", "--vary", "steps"]) == 2
+    for vary in ([["lstm:steps", "3"], ["steps", "1", "2"]], [["steps", "1"], ["lstm:steps", "3"]]):
+        assert sweep.settings_of("lstm", vary) == [{"steps": "3"}]
