@@ -23,8 +23,8 @@ LOCK_FILE = "lock"
 FAILURE_FILE = "failure.json"
 
 UNLEARNED = {
-    "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "micro_batch_size",
-    "implementation", "devices", "minutes", "target", "eval_samples",
+    "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "implementation",
+    "devices", "minutes", "target", "eval_samples",
 }  # fmt: skip
 """Fields that do not affect what a run learns, and may therefore change."""
 

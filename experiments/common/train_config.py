@@ -20,7 +20,8 @@ class TrainConfig:
     """Sequences per update."""
     micro_batch_size: int | None = None
     """Sequences per pass: gradients of several passes are averaged into an update. Less memory, and
-    on a CPU more speed, for the same result. None: the whole batch at once."""
+    on a CPU more speed. The result is the same, but for rounding, only if all sequences have
+    equally many targets: a pass has the same weight as any other. None: the whole batch at once."""
     optimizer: Optimizer = "adam"
     """The optimiser. "muon": Muon for matrices, Adam for all other parameters."""
     learning_rate: float = 1e-3
