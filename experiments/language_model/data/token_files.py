@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -138,7 +140,7 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
 
     def make() -> None:
         if not (folder / MANIFEST_FILE).exists():
-            _make(config, corpus, wanted, folder)
+            _make_whole(config, corpus, wanted, folder)
 
     parallel.first(make)
     return open_tokens(folder)
@@ -205,6 +207,21 @@ def make_vocabulary(config: DataConfig, corpus: Corpus) -> Vocabulary:
     return BytePairs.of(texts("train"), config.max_words or 4096)
 
 
+def _make_whole(config: DataConfig, corpus: Corpus, manifest: Any, folder: Path) -> None:
+    """As `_make`, but the folder appears when it is complete; of two runs at once the first's."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        _make(config, corpus, manifest, temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / MANIFEST_FILE).exists():  # Of a crash of an earlier version.
+                shutil.rmtree(folder)
+                temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: Path) -> None:
     vocabulary = make_vocabulary(config, corpus)
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,6 +248,5 @@ def _make(config: DataConfig, corpus: Corpus, manifest: dict[str, Any], folder: 
         entries[name] = {**total, "dtype": dtype.name, "sha256": digest.hexdigest()}
     np.save(folder / COUNTS_FILE, counts)
     write_json(folder / VOCABULARY_FILE, vocabulary.state())
-    # Last, so that a folder with a manifest is complete.
     whole = {**manifest, "vocabulary_size": vocabulary.size, "splits": entries}
     write_json(folder / MANIFEST_FILE, whole)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from experiments.common.refused import RefusedError
 from experiments.common.streaming import Windows
+from experiments.language_model.data import token_files
 from experiments.language_model.data.token_files import (
     MANIFEST_FILE,
     DataConfig,
@@ -60,6 +62,27 @@ def test_files_are_made_once(tmp_path):
     other = prepare(config, tmp_path / "tokens")
     assert other.manifest["sources"] != first.manifest["sources"]
     assert len(list((tmp_path / "tokens").iterdir())) == 2
+
+
+@pytest.mark.parametrize("other", ["complete", "of a crash"])
+def test_files_appear_when_they_are_complete(tmp_path, monkeypatch, other):
+    """Of two runs at once the first one's stay; what a crash left is replaced."""
+    made = token_files._make
+
+    def make_late(config, corpus, manifest, temporary):
+        made(config, corpus, manifest, temporary)
+        folder = temporary.with_name(temporary.name[1:].split(".")[0])
+        assert not folder.exists()
+        shutil.copytree(temporary, folder)
+        (folder / "theirs").touch()
+        if other == "of a crash":
+            (folder / MANIFEST_FILE).unlink()
+
+    monkeypatch.setattr(token_files, "_make", make_late)
+    make(tmp_path)
+    (folder,) = (tmp_path / "tokens").iterdir()
+    assert (folder / "theirs").exists() == (other == "complete")
+    assert (folder / MANIFEST_FILE).exists()
 
 
 def test_damaged_files_are_refused(tmp_path):
