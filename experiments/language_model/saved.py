@@ -111,7 +111,8 @@ def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = Fals
 def _restore(
     run_dir: Path, config: Config, vocabulary: Vocabulary, index: int
 ) -> tuple[int, Params]:
-    directory = run_dir / BEST if (run_dir / BEST).exists() else run_dir / "checkpoints"
+    has_best = any(path.name.isdigit() for path in (run_dir / BEST).glob("*"))
+    directory = run_dir / (BEST if has_best else "checkpoints")
     # The shapes of a state do not depend on the text.
     length = max(config.train.batch_size * config.text.window, config.text.eval_rows) + 1
     tokens = np.broadcast_to(np.uint16(0), (length,))

@@ -1,6 +1,7 @@
 """Runs: resumed bit for bit in the middle of the text, refused on another text, and reported."""
 
 import json
+import shutil
 
 import chex
 import jax
@@ -130,6 +131,14 @@ def test_a_model_can_be_given_away(done, tmp_path, capsys):
         load(base / "run")
     with pytest.raises(RefusedError, match="there is no seed 7"):
         load(base / "run" / "rmc", seed=7)
+
+
+def test_without_a_best_checkpoint_the_newest_is_loaded(done, tmp_path):
+    base, _, _ = done
+    shutil.copytree(base / "run" / "rmc", tmp_path / "run")
+    for path in (tmp_path / "run" / "best").iterdir():
+        shutil.rmtree(path)
+    assert load(tmp_path / "run").step == 8
 
 
 def test_command_line(done, capsys):
