@@ -184,12 +184,15 @@ def _fit_cores(config: Any, args: Sequence[str]) -> Any:
         for name, core in vars(config).items() if is_given(field, args) else ():
             if not isinstance(core, Core) or getattr(config, "model", "all") not in ("all", name):
                 continue
-            for own, value in vars(core).items():
-                if own.endswith(f"_{field}") and value is not None and not is_given(own, args):
-                    given = f"{option_of(field)} is given"
-                    print(f"{option_of(own)} {value} of the preset is dropped: {given}",
-                          file=sys.stderr)  # fmt: skip
-                    core = dataclasses.replace(core, **{own: None})
+            own = {
+                option: value
+                for option, value in vars(core).items()
+                if option.endswith(f"_{field}") and value is not None and not is_given(option, args)
+            }
+            for option, value in own.items():
+                what = f"{option_of(option)} {value} of the preset is dropped"
+                print(f"{what}: {option_of(field)} is given", file=sys.stderr)
+            core = dataclasses.replace(getattr(config, name), **dict.fromkeys(own))
             config = dataclasses.replace(config, **{name: core})
     return config
 
