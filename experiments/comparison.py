@@ -202,12 +202,13 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
     environment = read_environment(run_dir)
     flat = {name: value for name, value in flatten(config).items() if name not in _IRRELEVANT}
     sections = {name: name.split(".")[0] for name in flat}
-    others = {name for name in _MODEL_SECTIONS if name not in (config["model"], "dtype", "model")}
+    of_models = {*_MODEL_SECTIONS, *_unregistered(config)}
+    others = of_models - {config["model"], "dtype", "model"}
     experiment = re.search(r"experiments\.(\w+)", str(environment.get("command", "")))
     return Entry(
         experiment=experiment.group(1) if experiment else "a task",
         preset=config["preset"],
-        task={n: x for n, x in flat.items() if sections[n] not in (*_MODEL_SECTIONS, "train")},
+        task={n: x for n, x in flat.items() if sections[n] not in of_models | {"train"}},
         model=config["model"],
         config={n: x for n, x in flat.items() if sections[n] not in others},
         run=read_run(run_dir),
@@ -215,6 +216,20 @@ def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
                   f"{environment['device']}",),
         commits=tuple(environment["git_commits"]),
     )  # fmt: skip
+
+
+def _unregistered(config: Mapping[str, Any]) -> list[str]:
+    """The sections of cores, which may not be registered now: they have fields named after them.
+
+    >>> _unregistered({"gru": {"gru_features": 8}, "task": {"num_objects": 4}})
+    ['gru']
+    """
+    sections = {name: value for name, value in config.items() if isinstance(value, Mapping)}
+    return [
+        name
+        for name, fields in sections.items()
+        if any(field.startswith(f"{name}_") for field in fields)
+    ]
 
 
 def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:

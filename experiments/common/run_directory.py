@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common import parallel
+from experiments.common.cells import Core
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_json, read_rows, write_json
 from experiments.common.refused import RefusedError
@@ -114,7 +115,7 @@ def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         name: (there.get(name, "(absent)"), wanted.get(name, "(absent)"))
         for name in dict.fromkeys([*there, *wanted])
         if there.get(name, "(absent)") != wanted.get(name, "(absent)")
-        and not _of_another_model(name, wanted)
+        and not _of_another_model(name, wanted, config)
     }
     wrong = [name for name in changes if not _may_change(name, there, wanted)]
     if wrong:
@@ -272,8 +273,7 @@ def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) 
     section, _, field = name.rpartition(".")
     if field != "steps":
         return field in UNLEARNED
-    model = wanted.get("model")
-    schedule = wanted.get(f"{model}.{model}_schedule") or wanted.get(f"{section}.schedule")
+    schedule = _own_schedule(wanted) or wanted.get(f"{section}.schedule")
     return (
         schedule == "constant"
         and name in there
@@ -285,7 +285,18 @@ def _may_change(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) 
     )
 
 
-def _of_another_model(name: str, wanted: Mapping[str, Any]) -> bool:
+def _own_schedule(wanted: Mapping[str, Any]) -> str | None:
+    """The schedule of the run's core itself, in its section or named after it (ablations)."""
+    model = wanted.get("model")
+    for name, value in wanted.items():
+        section, _, field = name.rpartition(".")
+        is_own = section == model or field == f"{model}_schedule"
+        if value and is_own and field.endswith("_schedule"):
+            return value
+    return None
+
+
+def _of_another_model(name: str, wanted: Mapping[str, Any], config: Any) -> bool:
     """Whether a field belongs to the core of another model than the run's.
 
     A section that the config does not have now is that of a core that is not registered now.
@@ -293,8 +304,7 @@ def _of_another_model(name: str, wanted: Mapping[str, Any]) -> bool:
     section, _, field = name.partition(".")
     if wanted.get("model") in (None, "all", section) or not field:
         return False
-    sections = {other.partition(".")[0] for other in wanted}
-    return section not in sections or f"{section}.{section}_schedule" in wanted
+    return not hasattr(config, section) or isinstance(getattr(config, section), Core)
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -113,6 +113,17 @@ def test_other_sizes_of_a_model_are_told_apart_and_other_models_sizes_do_not_mat
     assert rows[0]["seeds"] == [0, 1]  # Those that both have.
 
 
+def test_a_core_that_is_not_registered_now_does_not_define_a_task(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", gru={"gru_features": 3}, accuracies={7: [0.5, 0.6, 0.7]})
+    make_run(tmp_path / "c", "gru", gru={"gru_features": 3})
+    entries, _ = collect(find_runs([tmp_path]))
+    assert [(entry.model, list(entry.run.seeds)) for entry in entries] == [
+        *(("rmc", [0, 1, 7]), ("gru", [0, 1])),
+    ]
+    assert len({json.dumps(entry.task) for entry in entries}) == 1
+
+
 def test_tasks_have_tables_of_their_own_named_by_what_differs(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", task__num_objects=8)

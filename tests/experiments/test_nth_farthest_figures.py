@@ -48,6 +48,15 @@ def test_config_is_read_back(run_dir, tmp_path):
     assert read_config(run_dir / "rmc", PRESETS["paper"]) == CONFIG
     with pytest.raises(FileNotFoundError, match="no run in"):
         read_config(tmp_path, PRESETS["paper"])
+    # The section of a core that is not registered now does not matter, unless it is the run's.
+    config = json.loads((run_dir / "rmc" / "config.json").read_text())
+    for model in ("rmc", "gru"):
+        more = {"gru": {"gru_features": 8}, "model": model}
+        (tmp_path / "config.json").write_text(json.dumps(config | more))
+        if model == "rmc":
+            assert read_config(tmp_path, PRESETS["paper"]) == CONFIG
+    with pytest.raises(ValueError, match="fields that Config lacks: gru"):
+        read_config(tmp_path, PRESETS["paper"])
     (tmp_path / "config.json").write_text('{"rmc": {"mem_slots": 2, "colour": "red"}}')
     with pytest.raises(ValueError, match="fields that RMCConfig lacks: colour"):
         read_config(tmp_path, PRESETS["paper"])

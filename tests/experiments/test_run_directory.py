@@ -21,6 +21,7 @@ from experiments.common.run_directory import (
     ConfigMismatchError,
     RunBusyError,
     RunExistsError,
+    check_run,
     hold,
     open_run,
     read_environment,
@@ -243,6 +244,25 @@ def test_settings_of_other_models_do_not_matter(tmp_path):
     open_run(own, Trained(QUICK, cells.LSTMConfig(8), "lstm"))
     with pytest.raises(ConfigMismatchError, match=r"lstm\.lstm_features: 8 there, 9 asked"):
         open_run(own, Trained(QUICK, cells.LSTMConfig(9), "lstm"))
+
+
+def test_settings_of_a_core_without_a_schedule_do_not_matter_either(tmp_path):
+    """One of the user's own; and a row of a grid has its own schedule in a section of a section."""
+    make = {"make": lambda self, dtype: None}
+    width = ("width", int, 3)
+    plain = dataclasses.make_dataclass("Plain", [width], bases=(cells.Core,), namespace=make)
+    fields = [("train", TrainConfig), ("plain", plain), ("model", str)]
+    made = dataclasses.make_dataclass("Made", fields)
+    open_run(tmp_path / "own", made(QUICK, plain(3), "rmc"))
+    open_run(tmp_path / "own", made(QUICK, plain(4), "rmc"))
+    with pytest.raises(ConfigMismatchError, match=r"plain\.width: 3 there, 4 asked"):
+        check_run(tmp_path / "own", made(QUICK, plain(4), "plain"))
+    row = dataclasses.make_dataclass("Row", [("config", made), ("model", str)])
+    cosine = Trained(QUICK, cells.LSTMConfig(lstm_schedule="cosine"), "lstm")
+    more = dataclasses.replace(cosine, train=dataclasses.replace(QUICK, steps=20))
+    open_run(tmp_path / "row", row(cosine, "lstm"))
+    with pytest.raises(ConfigMismatchError, match=r"config\.train\.steps: 10 there, 20 asked"):
+        check_run(tmp_path / "row", row(more, "lstm"))
 
 
 def test_a_field_that_came_later_had_its_default(tmp_path):
