@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.records import Row, describe_sizes, key, read_measurements
+from benchmarks.records import Row, describe_sizes, key, read_or_exit
 from benchmarks.variants import IMPLEMENTATIONS, REFERENCE
 
 EPILOG = """A point counts as slower if the median of the paired ratios is below 1 - TOLERANCE and
@@ -32,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
         help="compare with the fastest of rrnn_jax.RNN's implementations at each point as well",
     )
     given = parser.parse_args(args)
-    rows = read_measurements(given.files)
+    rows = read_or_exit(given.files)
     checked = [row for row in rows if row["variant"] == given.variant]
     checked = [row for row in checked if row["status"] != "skipped"]
     if not checked:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.records import Row, axis_points, flags, is_base, read_measurements
+from benchmarks.records import Row, axis_points, flags, is_base, read_or_exit
 from benchmarks.settings import AXES
 from benchmarks.table import TITLES
 from benchmarks.variants import REFERENCE
@@ -29,7 +29,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--out-dir", type=Path, required=True, help="where the plots go")
     parser.add_argument("--variants", nargs="+", help="what to draw, in order (default: all)")
     given = parser.parse_args(args)
-    rows = [row for row in read_measurements(given.files) if row["status"] == "ok"]
+    rows = [row for row in read_or_exit(given.files) if row["status"] == "ok"]
     if given.variants:
         wanted = [row for row in rows if row["variant"] in given.variants]
         rows = sorted(wanted, key=lambda row: given.variants.index(row["variant"]))

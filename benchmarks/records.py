@@ -1,6 +1,7 @@
 """Rows of measurements: keys for replacement, and selection by setting or sweep."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def read_measurements(paths: Iterable[Path]) -> list[Row]:
                 )
             rows[key(row)] = row
     return list(rows.values())
+
+
+def read_or_exit(paths: Iterable[Path]) -> list[Row]:
+    """As `read_measurements`, for commands: an error is a message and exit code 2."""
+    try:
+        return read_measurements(paths)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def is_base(row: Mapping[str, Any]) -> bool:

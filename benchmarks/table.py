@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import Row, flags, is_base, read_measurements
+from benchmarks.records import Row, flags, is_base, read_or_exit
 from experiments.common import markdown
 
 TITLES = {
@@ -38,11 +38,13 @@ def main(args: Sequence[str] | None = None) -> int:
         "--details", action="store_true", help="also compile time, memory and share of the limit"
     )
     given = parser.parse_args(args)
-    rows = [row for row in read_measurements(given.files) if given.sweep or is_base(row)]
+    rows = [row for row in read_or_exit(given.files) if given.sweep or is_base(row)]
     if given.variants:
         rows = [row for row in rows if row["variant"] in given.variants]
+    measured = {_place(row) for row in rows if row["status"] == "ok"}
+    rows = [row for row in rows if _place(row) in measured]
     if not rows:
-        print("there are no rows to show", file=sys.stderr)
+        print("error: there are no measured rows to show", file=sys.stderr)
         return 2
     # One table for each machine, because times of different machines are not comparable.
     for place in dict.fromkeys(map(_place, rows)):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from experiments.ablations.grid import RowConfig
 from experiments.ablations.train import is_done
-from experiments.common.metrics import curve, first_step_at, read_metrics
+from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.records import read_json
 from experiments.common.report import Difference, difference
 from experiments.common.run_directory import FAILURE_FILE, read_environment
@@ -68,8 +68,8 @@ def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
     if (run_dir / FAILURE_FILE).exists():
         return RowNumbers(row, [], [], None, None, None, None, read_environment(run_dir))
     summary = read_json(run_dir / "summary.json")
-    curves = curve(read_metrics(run_dir), "valid", "accuracy")
     seeds = row.config.train.seeds
+    curves = read_curves(run_dir, "accuracy", seeds)
     threshold = threshold_of(summary["trivial_accuracy"])
     speed = summary["steps"] * len(seeds) / max(summary["train_seconds"], 1e-9)
     return RowNumbers(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.records import RowWriter, read_rows, writes
+from experiments.common.refused import RefusedError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -82,6 +83,22 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise FileNotFoundError(f"no {METRICS_FILE} in {run_dir}")
     return read_rows(path)
+
+
+def read_curves(
+    run_dir: Path, metric: str, seeds: Sequence[int]
+) -> dict[int, tuple[list[int], list[float]]]:
+    """The curves of a metric of "valid", for each of these seeds.
+
+    Raises:
+      FileNotFoundError: the directory contains no metrics.
+      RefusedError: there is no evaluation of a seed.
+    """
+    curves = curve(read_metrics(run_dir), "valid", metric)
+    if lost := [seed for seed in seeds if seed not in curves]:
+        path = run_dir / METRICS_FILE
+        raise RefusedError(f"{path} must hold {metric} of seeds {list(seeds)}, but lacks {lost}")
+    return curves
 
 
 def curve(

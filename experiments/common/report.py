@@ -25,9 +25,10 @@ import numpy as np
 
 from experiments.common import markdown
 from experiments.common.loop import TIMINGS_FILE
-from experiments.common.metrics import curve, first_step_at, read_metrics
+from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.problem import Score
 from experiments.common.records import read_json, read_rows
+from experiments.common.refused import RefusedError
 
 FEWEST_SEEDS = 5
 """With fewer seeds no model counts as better."""
@@ -96,6 +97,7 @@ def read_run(run_dir: Path, model: str = "") -> Run:
 
     Raises:
       FileNotFoundError: the run is not finished.
+      RefusedError: evaluations or their times are missing.
     """
     if not (run_dir / "summary.json").exists():
         raise FileNotFoundError(f"{run_dir} holds no finished run")
@@ -104,7 +106,12 @@ def read_run(run_dir: Path, model: str = "") -> Run:
     score = Score(summary["score"]["name"], summary["score"]["goal"])
     count = len(summary["seeds"])
     times = {row["step"]: row["seconds"] / count for row in read_rows(run_dir / TIMINGS_FILE)}
-    curves = curve(read_metrics(run_dir), "valid", score.name)
+    curves = read_curves(run_dir, score.name, summary["seeds"])
+    evaluated = {step for steps, _ in curves.values() for step in steps if step}
+    if lost := sorted(evaluated - times.keys()):
+        path = run_dir / TIMINGS_FILE
+        raise RefusedError(f"{path} must hold the seconds of all evaluated updates, but lacks "
+                           f"{len(lost)} of {len(evaluated)}, such as {lost[0]}")  # fmt: skip
     tests = summary.get("test", {}).get(score.name) or [None] * count
     return Run(
         score,

@@ -4,6 +4,8 @@ A run's parameters can also be in one small NumPy file, ``params.npz`` beside it
 """
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,11 +101,14 @@ def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
       wanted: arrays or shapes with the structure and dtypes of the parameters.
 
     Raises:
-      RefusedError: the file contains other parameters.
+      RefusedError: the file contains other parameters, or is damaged.
     """
-    with np.load(folder / PARAMS_FILE) as arrays:
-        flat = {name: arrays[name] for name in arrays.files}
-    step = int(flat.pop("step"))
+    try:
+        with (folder / PARAMS_FILE).open("rb") as file, np.load(file) as arrays:
+            flat = {name: arrays[name] for name in arrays.files}
+        step = int(flat.pop("step"))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        raise RefusedError(f"{folder / PARAMS_FILE} is empty or damaged ({error})") from error
     leaves: dict[str, Any] = flatten_dict(wanted, sep="/")  # type: ignore[assignment]
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     if {name: leaf.shape for name, leaf in flat.items()} != expected:

@@ -10,14 +10,18 @@ of a summary. Of ``--policies-only`` the scores are kept.
 import argparse
 import re
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common.actor_critic.config import POLICIES_FILE, TITLES, policy_lines
+from experiments.common.cli import exit_code
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, read_rows, write_json
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -34,6 +38,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no run.
+      RefusedError: a run has no metrics.
     """
     if not (run_dir / METRICS_FILE).exists():
         if (run_dir / POLICIES_FILE).exists():
@@ -45,6 +50,8 @@ def collect(run_dir: Path) -> dict[str, Any]:
             raise FileNotFoundError(f"no run in {run_dir}")
         return _seeds_joined({path.name: collect(path) for path in found})
     rows = read_metrics(run_dir)
+    if not rows:
+        raise RefusedError(f"{run_dir / METRICS_FILE} must hold evaluations, but is empty")
     found = {"environment": read_environment(run_dir)}
     finished = (run_dir / "summary.json").exists()
     found["config"] = read_json(run_dir / "config.json")
@@ -82,12 +89,12 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     """Joins runs of one model with different seeds into one run.
 
     Raises:
-      ValueError: they differ in other settings.
+      RefusedError: they differ in other settings.
     """
     first = runs[0]
     for run in runs[1:]:
         if _settings(run["config"]) != _settings(first["config"]):
-            raise ValueError(f"runs of {name} must differ only in the seed")
+            raise RefusedError(f"runs of {name} must differ only in the seed")
     joined = first | {"summary": _together([run["summary"] for run in runs])}
     if len(runs) > 1:
         commands = [run["environment"]["command"] for run in runs]
@@ -128,24 +135,28 @@ def without_place(command: str) -> str:
     return re.sub(r" (--(?:run|tokens)-dir[ =]\S+|--(no-)?progress)", "", command)
 
 
-def main() -> None:
-    """Runs the command line."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.common.results")
     parser.add_argument("run_dir", type=Path, help="a run's directory, or one with several")
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
     parser.add_argument("--policies", help="a kept result of policies to draw as lines, such as "
                         "box_world/policies (default: those of the run)")  # fmt: skip
-    given = parser.parse_args()
-    target = RESULTS / f"{given.name}.json"
+    given = parser.parse_args(args)
+    return exit_code(lambda: _keep(given.run_dir, given.name, given.policies))
+
+
+def _keep(run_dir: Path, name: str, policies: str | None) -> None:
+    kept = collect(run_dir)
+    target = RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    kept = collect(given.run_dir)
     write_json(target, kept)
-    plots = [given.run_dir / "plots" / name for name in PLOTS]
+    plots = [run_dir / "plots" / name for name in PLOTS]
     if found := [path for path in plots if path.exists()]:
         shutil.copyfile(found[0], target.with_suffix(".png"))
     elif "config" not in kept:
-        policies = read_json(RESULTS / f"{given.policies}.json") if given.policies else None
-        draw(kept, target.with_suffix(".png"), policies)
+        lines = read_json(RESULTS / f"{policies}.json") if policies else None
+        draw(kept, target.with_suffix(".png"), lines)
     print(f"wrote {target}")
 
 
@@ -204,4 +215,4 @@ def fastest(summary: dict[str, Any], name: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

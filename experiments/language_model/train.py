@@ -1,6 +1,5 @@
 """Training of one model, or of both, on one text."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.plots import plot_metric
 from experiments.common.problem import Problem
-from experiments.common.records import write_json
+from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.language_model.config import Config
@@ -86,7 +85,7 @@ def check_text(run_dir: Path, tokens: Tokens, hint: str = "choose another --run-
     path = run_dir / TEXT_FILE
     if not path.exists():
         return
-    found = json.loads(path.read_text())
+    found = read_json(path)
     if found != tokens.manifest:
         names = [source["name"] for source in found["sources"]]
         raise RefusedError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
-from experiments.common.metrics import curve, read_metrics
+from experiments.common.metrics import read_curves
 from experiments.common.plots import plot_metric
 from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.records import write_json
@@ -172,7 +172,7 @@ def summarise(
     outcome: loop.Outcome, config: Config, run_dir: Path, trivial_accuracy: float
 ) -> dict[str, Any]:
     """The numbers of a finished run for tables."""
-    curves = curve(read_metrics(run_dir), "valid", "accuracy")
+    curves = read_curves(run_dir, "accuracy", config.train.seeds)
     summary = loop.summarise(outcome, config.train)
     summary["best_accuracy"] = [max(curves[seed][1]) for seed in config.train.seeds]
     summary["trivial_accuracy"] = trivial_accuracy

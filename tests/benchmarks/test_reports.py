@@ -86,6 +86,13 @@ def test_nothing_to_show(write, capsys, tmp_path):
     assert table.main([path, "--variants", "torch"]) == 2
     assert check.main([path, "--variant", "torch"]) == 2
     assert "no row of variant torch" in capsys.readouterr().err
+    assert table.main([path]) == 2
+    assert capsys.readouterr().err == "error: there are no measured rows to show\n"
+    for command in (table.main, check.main):
+        with pytest.raises(SystemExit) as stop:
+            command([str(tmp_path / "none.jsonl")])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("error: no measurements in")
 
 
 def test_plots(write, tmp_path):
@@ -209,7 +216,7 @@ def test_readme_has_commands():
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda words: " ".join(words[2:5]))
-def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
+def test_commands_of_the_readme_can_be_parsed(command, monkeypatch, capsys):
     assert command[:2] == ["python", "-m"]
     module = command[2].removeprefix("benchmarks.")
     if module == "scan_throughput":
@@ -224,11 +231,13 @@ def test_commands_of_the_readme_can_be_parsed(command, monkeypatch):
         out = names[module].parser().parse_args(command[3:]).out
         assert out.is_relative_to("benchmarks/results")
         return
-    with pytest.raises(FileNotFoundError, match=r"benchmarks/results/(\w+/)?\w+\.jsonl"):
+    with pytest.raises(SystemExit):
         {"table": table, "plots": plots, "check": check}[module].main([
             word.replace("benchmarks/results/", "absent/benchmarks/results/")
             for word in command[3:]
         ])  # fmt: skip
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: no measurements in .*/results/(\w+/)?\w+\.jsonl\n", error)
 
 
 @pytest.mark.parametrize(

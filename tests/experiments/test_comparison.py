@@ -170,5 +170,6 @@ def test_nothing_to_compare_exits_with_2(tmp_path, capsys):
     (tmp_path / "b" / "summary.json").unlink()
     rows = [{"step": 7, "split": "valid", "seed": seed, "accuracy": 0.5} for seed in (0, 1)]
     (tmp_path / "c" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "c" / "timings.jsonl").write_text('{"step": 7, "seconds": 1.0}\n')
     assert main([str(tmp_path)]) == 2
     assert "were not evaluated at any update in common" in capsys.readouterr().err

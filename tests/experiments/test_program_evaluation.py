@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,13 @@ def test_the_same_command_again_trains_nothing_and_evaluation_agrees(run_dir, ca
     assert main(["--run-dir", str(run_dir), *FAST]) == 0
     assert (run_dir / "metrics.jsonl").read_bytes() == metrics
     assert json.loads((run_dir / "summary.json").read_text()) == summary
+
+
+def test_lost_metrics_of_a_finished_run_are_an_error_in_a_line(run_dir, tmp_path, capsys):
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert main(["--run-dir", str(tmp_path / "run"), *FAST]) == 2
+    assert "metrics.jsonl must hold accuracy of seeds [0]" in capsys.readouterr().err
 
 
 def test_plots_can_be_rebuilt_from_metrics_alone(run_dir, tmp_path):

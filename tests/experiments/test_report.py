@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from experiments.common.refused import RefusedError
 from experiments.common.report import (
     compare,
     paired_interval,
@@ -85,3 +86,9 @@ def test_models_at_equal_updates_and_at_equal_time(tmp_path):
     assert [row["verdict"] for row in read] == ["", "better", "", "not told apart"]
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         read_run(tmp_path)
+    (tmp_path / "slow" / "timings.jsonl").write_text("")
+    with pytest.raises(RefusedError, match=r"timings\.jsonl must .* lacks 2 of 2, such as 10"):
+        read_run(tmp_path / "slow")
+    (tmp_path / "quick" / "metrics.jsonl").write_text("")
+    with pytest.raises(RefusedError, match=r"metrics\.jsonl must hold nats of seeds \[7, 8"):
+        read_run(tmp_path / "quick")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments.common.results import collect, draw
+from experiments.common.results import RESULTS, collect, draw, main
 from tests.experiments.toys import write_run
 
 
@@ -54,9 +54,14 @@ def test_collects_policies(tmp_path):
     assert collect(tmp_path) == kept | {"environment": {"command": "python -m it"}}
 
 
-def test_no_run(tmp_path):
+def test_no_run(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no run in"):
         collect(tmp_path)
+    assert main([str(tmp_path / "none"), "nowhere/x"]) == 2
+    (tmp_path / "metrics.jsonl").touch()
+    assert main([str(tmp_path), "nowhere/x"]) == 2
+    assert "metrics.jsonl must hold evaluations, but is empty" in capsys.readouterr().err
+    assert not (RESULTS / "nowhere").exists()
 
 
 def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from experiments.common import parallel
-from experiments.common.records import write_json
+from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.language_model.data.bpe import BytePairs
 from experiments.language_model.data.corpus import (
@@ -155,7 +155,7 @@ def open_tokens(folder: Path) -> Tokens:
     path = folder / MANIFEST_FILE
     if not path.exists():
         raise RefusedError(f"there is no {MANIFEST_FILE} in {folder}")
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     splits = {}
     for name, entry in manifest["splits"].items():
         file = folder / f"{name}.bin"
@@ -168,7 +168,7 @@ def open_tokens(folder: Path) -> Tokens:
             )
         tokens = np.memmap(file, dtype, mode="r")
         splits[name] = Split(name, tokens, entry["bytes"], entry["words"])
-    vocabulary = vocabulary_from(json.loads((folder / VOCABULARY_FILE).read_text()))
+    vocabulary = vocabulary_from(read_json(folder / VOCABULARY_FILE))
     return Tokens(vocabulary, splits, np.load(folder / COUNTS_FILE), manifest)
 
 

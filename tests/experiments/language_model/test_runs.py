@@ -14,7 +14,7 @@ from experiments.language_model.__main__ import main
 from experiments.language_model.data.token_files import prepare
 from experiments.language_model.report import main as report_main
 from experiments.language_model.saved import load, save
-from experiments.language_model.train import evaluate, train
+from experiments.language_model.train import check_text, evaluate, train
 from tests.experiments.language_model.small import TEXT, small_config, with_text
 
 
@@ -65,6 +65,14 @@ def test_another_text_is_refused(done):
         train(other, base / "run", tokens_dir=base / "tokens", progress=False)
     with pytest.raises(RefusedError, match="was made on another text"):
         evaluate(other, base / "run", base / "tokens")
+
+
+def test_a_damaged_text_is_refused(done, tmp_path):
+    base, config, _ = done
+    tokens = prepare(config.data, base / "tokens")
+    (tmp_path / "text.json").write_text('{"sources": [')
+    with pytest.raises(RefusedError, match=r"text\.json is empty or damaged"):
+        check_text(tmp_path, tokens)
 
 
 def test_evaluation_is_that_of_training(done):

@@ -275,3 +275,8 @@ def test_parameters_of_another_config_are_refused(folder, tmp_path, capsys):
     write_json(other / "config.json", config)
     assert main([str(other)]) == 2
     assert "does not hold the parameters of the config" in capsys.readouterr().err
+    content = (other / PARAMS_FILE).read_bytes()
+    for size in (0, 50, len(content) - 50):
+        (other / PARAMS_FILE).write_bytes(content[:size])
+        assert main([str(other)]) == 2
+        assert "params.npz is empty or damaged" in capsys.readouterr().err
