@@ -33,7 +33,9 @@ def flags(environment: Mapping[str, Any]) -> str:
 
 
 def is_finished(row: Mapping[str, Any], rounds: int, slope: bool = False) -> bool:
-    """Whether a row has enough rounds and, if requested, a slope."""
+    """Whether a row has enough rounds and, if requested, a slope; or was skipped."""
+    if row["status"] == "skipped":
+        return True
     if row["status"] != "ok" or row["seconds"]["n"] < rounds:
         return False
     return not slope or row["slope"] is not None

@@ -22,8 +22,8 @@ from experiments.common.environment import count_cores, describe_environment, li
 from experiments.common.records import append_rows
 
 EPILOG = """The variants of a point are timed in interleaved rounds within one process, after a
-check against the reference. With an existing --out, finished rows are skipped; Ctrl-C keeps
-finished rows."""
+check against the reference. With an existing --out, finished rows are skipped, and so are those of
+variants that were not available; Ctrl-C keeps finished rows."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -53,8 +53,8 @@ class RunOptions(DirectoryOptions):
     fresh: bool = False
     """Fail if there is a run already."""
     eval_only: bool = False
-    """Do not train, but evaluate the newest checkpoint on the evaluation data, which --seed
-    determines; writes evaluation.json."""
+    """Do not train, but evaluate the newest checkpoint on the evaluation data of the run's seeds;
+    give the options of the run. Writes evaluation.json."""
     distributed: bool = False
     """This is one of several processes, as SLURM, Open MPI or Kubernetes started them; see
     experiments/README.md."""

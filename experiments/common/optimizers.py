@@ -78,8 +78,10 @@ def _by_name(config: TrainConfig) -> optax.GradientTransformation:
     return optax.contrib.muon(
         rate,
         beta=0.95 if config.beta1 is None else config.beta1,
+        eps=eps,
         weight_decay=config.weight_decay,
         weight_decay_mask=decaying,
+        adam_b1=b1,
         adam_b2=b2,
         adam_learning_rate=make_schedule(config, config.adam_learning_rate),
         muon_weight_dimension_numbers=_matrices,

@@ -39,7 +39,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Decay of weights (not of biases and norms) per update, times the rate; "adamw" and "muon"."""
     beta1: float | None = None
-    """Decay of the gradients' mean. None: 0.9; "muon": 0.95; "rmsprop": no momentum."""
+    """Decay of the gradients' mean. None: 0.9, for matrices with "muon" 0.95; "rmsprop": no
+    momentum."""
     beta2: float | None = None
     """Decay of the squared gradients' mean. None: 0.999; "rmsprop": 0.9."""
     epsilon: float | None = None

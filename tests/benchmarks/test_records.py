@@ -67,6 +67,7 @@ def test_finished():
     assert records.is_finished(row(), rounds=10)
     assert not records.is_finished(row(), rounds=11)
     assert not records.is_finished(row() | {"status": "failed"}, rounds=1)
+    assert records.is_finished(row() | {"status": "skipped", "seconds": None}, rounds=1)
     assert not records.is_finished(row(), rounds=10, slope=True)
     assert records.is_finished(row() | {"slope": {"steps": [1, 2]}}, rounds=10, slope=True)
 

@@ -213,6 +213,9 @@ def test_muon_is_for_matrices_and_adam_has_its_own_rate():
     np.testing.assert_allclose(updates["bias"], first, rtol=1e-4)
     np.testing.assert_allclose(updates["embedding"], first, rtol=1e-4)
     singular = np.linalg.svd(updates["kernel"], compute_uv=False)
+    optimizer = make_optimizer(dataclasses.replace(config, beta1=0.5, epsilon=1.0))
+    own, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(own["bias"], -1e-4 * (0.5 / 1.5 + 1) / 2, rtol=1e-4)
     assert singular.min() > 0.05
     assert singular.max() < 0.13
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.common.actor_critic import runs
-from experiments.common.actor_critic.problem import check_minibatch
+from experiments.common.actor_critic.problem import check
 from experiments.common.cli import RunOptions, exit_code, parse, run_command
 
 
@@ -32,7 +32,7 @@ def run(
     args: Sequence[str] | None,
 ) -> int:
     """Runs the command line of one experiment, and returns the exit code."""
-    config, options = parse(presets, experiment, description, args, Options(), check_minibatch)
+    config, options = parse(presets, experiment, description, args, Options(), check)
     game = make_game(config)
     if options.policies_only:
         assert options.run_dir is not None

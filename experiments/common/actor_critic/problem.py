@@ -20,6 +20,7 @@ def make_learner(
     train: TrainConfig, learner: LearnerConfig, env: Environment, agent: Agent, easy: Any = None
 ) -> Learner:
     """The learner of a problem; arguments and errors are those of `actor_critic`."""
+    _check_used(train)
     inner = learner.gradient_steps(train.batch_size)
     optimizer = make_optimizer(
         dataclasses.replace(
@@ -66,7 +67,8 @@ def actor_critic(
       The problem; its state is a `LearnerState`.
 
     Raises:
-      ValueError: ``minibatch_envs`` does not divide the number of environments.
+      ValueError: ``minibatch_envs`` does not divide the number of environments, or an option has
+        no effect here.
     """
     learns = make_learner(train, learner, env, agent, easy)
 
@@ -110,6 +112,14 @@ def _evaluation(
     return Evaluation(step, -(-episodes // rows))
 
 
-def check_minibatch(config: Any) -> None:
-    """Raises ValueError unless a config's minibatch divides its environments."""
+def check(config: Any) -> None:
+    """Raises the errors of `actor_critic` that are about a config alone."""
+    _check_used(config.train)
     config.learner.gradient_steps(config.train.batch_size)
+
+
+def _check_used(train: TrainConfig) -> None:
+    for name in ("micro_batch_size", "average_decay"):
+        if getattr(train, name) is not None:
+            value = getattr(train, name)
+            raise ValueError(f"{name} must be None with an actor-critic, got {value}")

@@ -113,6 +113,8 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--micro-batch-size", "64"], "--micro-batch-size must be None with an actor-critic"),
+        (["--average-decay", "0.5"], "--average-decay must be None with an actor-critic, got 0.5"),
         (["--batch-size", "100"], "--minibatch-envs must divide --batch-size=100, got 64"),
         (["--grid-size", "6"], "--grid-size=6 has room for 2 items at most"),
         (["--level-pool", "100"], "--level-pool must be 0 or a multiple of --fresh-levels=128"),
