@@ -240,9 +240,12 @@ class _Session:
         return is_done
 
     def _recorded(self, split: str) -> Values | None:
-        """An evaluation of this step in the metrics; None if a seed is missing."""
-        if parallel.count() > 1:
+        """An evaluation of this step in the metrics; None without, or of other samples."""
+        if self.checkpoints is None or parallel.count() > 1:
             return None  # The first process may be writing; all processes must do the same.
+        samples = self.config.eval_samples
+        if self.checkpoints.note("eval_samples") not in (None, samples):
+            return None
         rows = {
             row["seed"]: row
             for row in read_rows(self.run_dir / METRICS_FILE)
@@ -293,10 +296,10 @@ class _Session:
         stops, late = parallel.agree(requested or over, late)
         if stops or late or is_done or self._due(num_steps, config.checkpoint_every):
             self.writer.flush()
-            rows = {"rows": self.writer.count}
+            notes = {"rows": self.writer.count, "eval_samples": config.eval_samples}
             whole = parallel.to_host(state)
             if self.checkpoints is not None:
-                self.checkpoints.save(self.step, whole, rows)
+                self.checkpoints.save(self.step, whole, notes)
             parallel.wait()
             self.saved_step, self.saved = self.step, time.perf_counter()
         return stops

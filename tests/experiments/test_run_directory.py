@@ -195,6 +195,15 @@ def test_what_changes_nothing_learned_may_change(tmp_path):
             open_run(tmp_path, Whole(dataclasses.replace(changed, **more)))
 
 
+def test_a_finished_run_is_evaluated_on_the_samples_asked_for(tmp_path):
+    before = run(tmp_path, QUICK)
+    assert run(tmp_path, QUICK).metrics == before.metrics
+    more = dataclasses.replace(QUICK, eval_samples=64)
+    outcome = run(tmp_path, more)
+    assert outcome.metrics != before.metrics
+    assert outcome.metrics == loop.evaluate_run(regression(more), more, tmp_path)[1]
+
+
 def test_more_steps_at_a_constant_rate(finished, tmp_path):
     more = dataclasses.replace(QUICK, steps=20)
     whole = run(tmp_path / "whole", more)
