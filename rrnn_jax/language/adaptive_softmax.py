@@ -28,8 +28,8 @@ class AdaptiveSoftmax(nn.Module):
             + \log\mathrm{softmax}(E_{j+1} P_j x)_{w - c_j} & w \text{ in cluster } j
 
     where :math:`P_j` projects to :math:`\max(1, \lfloor d / k^{j+1} \rfloor)` features for the
-    divisor k. `__call__` computes a cluster only for the tokens that belong to it. Batch axes may be
-    sharded over automatic axes of a mesh, or within `jax.shard_map`.
+    divisor k. `__call__` computes a cluster only for the tokens that belong to it. Batch axes may
+    be sharded over automatic axes of a mesh, or within `jax.shard_map`.
 
     Tables are tied (Baevski & Auli 2019): the embedding of word w is its row times the transposed
     projection, :math:`x = E_{j+1,w-c_j} P_j` (rows), of width d.
