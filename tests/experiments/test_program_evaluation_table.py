@@ -201,5 +201,8 @@ def test_what_is_said_of_searched_rates_follows_from_them():
         "rmc, gates per unit": "Relational Memory Core, gates per unit",
         "lstm": "LSTM",
     }.items():
-        cells = [quoted(rows[task, name]).split(";")[0].replace(" %", "") for task in kept]
+        cells = [
+            quoted(rows[task, name]).split(";")[0].replace(" %", "") if (task, name) in rows else "-"
+            for task in kept
+        ]
         assert f"| {title} | {' | '.join(cells)} |" in page
