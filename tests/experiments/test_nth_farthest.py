@@ -316,8 +316,8 @@ def test_scores_and_minutes_are_those_of_the_runs():
     assert f"trained {minutes} there ({summary['steps']:,} updates" in text
     assert f"has {score} (" in text
     front_page = " ".join((README.parents[2] / "README.md").read_text().split())
-    assert f"With [{spent}](experiments/nth_farthest/README.md#results) of a core" in front_page
-    assert f"gives {scores}; an LSTM that trained there {minutes} has" in front_page
+    assert f"[{spent}](experiments/nth_farthest/README.md#results) of training give" in front_page
+    assert f"Memory Core {scores}; an LSTM that trained there {minutes} has" in front_page
     assert f"has {score} ({summary['steps']:,} updates" in front_page
 
 

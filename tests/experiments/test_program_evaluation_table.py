@@ -201,8 +201,34 @@ def test_what_is_said_of_searched_rates_follows_from_them():
         "rmc, gates per unit": "Relational Memory Core, gates per unit",
         "lstm": "LSTM",
     }.items():
-        cells = [
-            quoted(rows[task, name]).split(";")[0].replace(" %", "") if (task, name) in rows else "-"
-            for task in kept
-        ]
+        found = [rows.get((task, name)) for task in kept]
+        cells = [quoted(row).split(";")[0].replace(" %", "") if row else "-" for row in found]
         assert f"| {title} | {' | '.join(cells)} |" in page
+
+
+def test_the_papers_difficulty_is_quoted_as_it_was_measured():
+    kept = json.loads(SEARCHED.with_name("length_5.json").read_text())
+    page = (Path(table.__file__).parent / "README.md").read_text()
+    section = page.split("### The paper's difficulty\n")[1]
+    assert len(kept) == 4
+    for model, title in {"rmc": "RMC, gates per unit", "lstm": "LSTM"}.items():
+        cells = []
+        for task in ("control", "program"):
+            run = kept[f"{task}-{model}"]
+            assert run["config"]["difficulty"]["length"] == 5
+            assert run["config"]["difficulty"]["nesting"] == 2
+            found = run["summary"]["test"]
+            shares = (found[name][0] for name in ("accuracy", "sequence_accuracy"))
+            cells.append("{:.1f} % ({:.1f} %)".format(*(100 * share for share in shares)))
+        assert f"| {title} | {' | '.join(cells)} |" in section
+    gaps = [
+        kept[f"{task}-lstm"]["summary"]["test"]["accuracy"][0]
+        - kept[f"{task}-rmc"]["summary"]["test"]["accuracy"][0]
+        for task in ("control", "program")
+    ]
+    assert abs(gaps[0]) < 0.005  # "As many characters."
+    assert gaps[1] > 0.02
+    minutes = {name: f"{run['summary']['train_seconds'] / 60:.0f}" for name, run in kept.items()}
+    text = " ".join(section.split())
+    assert "took {control-rmc} and {program-rmc} minutes".format(**minutes) in text
+    assert "{control-lstm} and {program-lstm} for the LSTM".format(**minutes) in text
