@@ -150,8 +150,8 @@ class RNNStack(nn.Module):
         carries = []
         for i, (rnn, start, reset) in enumerate(zip(self.rnns, starts, resets, strict=True)):
             options = {} if reset is None else {"reset_carry": reset}
-            if i + 1 < len(self.rnns):  # The flags of the next layer are in the inputs' order.
-                options["keep_order"] = True
+            if i + 1 < len(self.rnns) and not isinstance(rnn, nn.Bidirectional):
+                options["keep_order"] = True  # The flags of the next layer are in that order.
             options = {"initial_carry": start, "return_carry": True, **arguments, **options}
             carry, inputs = rnn(inputs, **options)
             carries.append(carry)

@@ -132,6 +132,15 @@ def test_a_stack_in_reverse(keep_order):
     close(y[:, 2:], mixed.apply(variables, X[:, 2:]))
 
 
+def test_a_stack_of_both_directions():
+    both = Bidirectional(RNN(nn.SimpleCell(4)), RNN(nn.SimpleCell(4)))
+    stack = RNNStack([both, RNN(nn.GRUCell(3))])
+    variables = random_variables(stack, X)
+    below, above = ({"params": variables["params"][f"rnns_{i}"]} for i in (0, 1))
+    expected = stack.rnns[1].apply(above, both.apply(below, X, mask=MASK), mask=MASK)
+    close(stack.apply(variables, X, mask=MASK), expected)
+
+
 def test_a_stack_is_its_layers_one_after_another():
     stack = RNNStack([RNN(RMC), RNN(nn.GRUCell(4)), RNN(RMC.clone(gate_style="memory"))])
     variables = random_variables(stack, X)
