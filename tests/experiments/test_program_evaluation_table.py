@@ -210,10 +210,10 @@ def test_the_papers_difficulty_is_quoted_as_it_was_measured():
     kept = json.loads(SEARCHED.with_name("length_5.json").read_text())
     page = (Path(table.__file__).parent / "README.md").read_text()
     section = page.split("### The paper's difficulty\n")[1]
-    assert len(kept) == 4
+    assert len(kept) == 6
     for model, title in {"rmc": "RMC, gates per unit", "lstm": "LSTM"}.items():
         cells = []
-        for task in ("control", "program"):
+        for task in ("addition", "control", "program"):
             run = kept[f"{task}-{model}"]
             assert run["config"]["difficulty"]["length"] == 5
             assert run["config"]["difficulty"]["nesting"] == 2
@@ -224,11 +224,12 @@ def test_the_papers_difficulty_is_quoted_as_it_was_measured():
     gaps = [
         kept[f"{task}-lstm"]["summary"]["test"]["accuracy"][0]
         - kept[f"{task}-rmc"]["summary"]["test"]["accuracy"][0]
-        for task in ("control", "program")
+        for task in ("addition", "control", "program")
     ]
-    assert abs(gaps[0]) < 0.005  # "As many characters."
-    assert gaps[1] > 0.02
+    assert gaps[0] < -0.05  # "Ahead."
+    assert abs(gaps[1]) < 0.005  # "As many characters."
+    assert gaps[2] > 0.02
     minutes = {name: f"{run['summary']['train_seconds'] / 60:.0f}" for name, run in kept.items()}
     text = " ".join(section.split())
-    assert "took {control-rmc} and {program-rmc} minutes".format(**minutes) in text
-    assert "{control-lstm} and {program-lstm} for the LSTM".format(**minutes) in text
+    assert "took {addition-rmc}, {control-rmc} and {program-rmc} min".format(**minutes) in text
+    assert "{addition-lstm}, {control-lstm} and {program-lstm} for".format(**minutes) in text
