@@ -95,14 +95,14 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
             # masked steps between them.
             left = flip(resets)
             if mask is not None and mask.size > 0:
-                left = hold_last_valid(left, mask, jnp.zeros_like(left, shape=batch), time_axis)
+                before = jnp.zeros_like(jax.lax.index_in_dim(left, 0, time_axis, False))
+                left = hold_last_valid(left, mask, before, time_axis)
             resets = _shift_right(left, time_axis)
 
     valid = None
     if lengths is not None:
         index = jax.lax.broadcasted_iota(jnp.int32, per_step, time_axis)
         valid = beside(index < jnp.expand_dims(lengths, time_axis), inputs, every)
-    resets, mask = (None if x is None else beside(x, inputs, every) for x in (resets, mask))
     if row_mask is not None:
         row_mask = beside(row_mask, inputs, range(row_mask.ndim))
     sequence = SequenceInputs(inputs, resets, mask, valid, row_mask)

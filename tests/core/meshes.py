@@ -80,9 +80,9 @@ def shared_params() -> Any:
 
 
 @cache
-def on_one_device(names: tuple[str, ...]) -> Any:
+def on_one_device(names: tuple[str, ...], reverse: bool = False) -> Any:
     """Loss and gradients by the plain scan."""
-    loss, args = problem(names, "scan")
+    loss, args = problem(names, "scan", reverse=reverse)
     return jax.device_get(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(*args))
 
 
@@ -99,7 +99,7 @@ def explicit(names: tuple[str, ...], implementation: str, **options: Any) -> flo
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         found = gradient(*placed(mesh, args))
-    return error(found, on_one_device(names))
+    return error(found, on_one_device(names, options.get("reverse", False)))
 
 
 def closed_over() -> float:
@@ -142,7 +142,8 @@ def mapped(
     function = jax.shard_map(
         of_a_shard, mesh=mesh, in_specs=specs, out_specs=(P(), (P(), P("data")))
     )
-    return error(jax.jit(function)(*args), on_one_device(names))
+    found = jax.jit(function)(*args)
+    return error(found, on_one_device(names, options.get("reverse", False)))
 
 
 def unchecked(**options: Any) -> dict[str, Any]:
@@ -327,6 +328,8 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "mapped, chunked": partial(mapped, FLAGS["all flags"], "scan", remat="chunked"),
     "explicit, chunked": partial(explicit, FLAGS["all flags"], "scan", remat="chunked"),
     "explicit, closed over": closed_over,
+    "explicit, reversed": partial(explicit, FLAGS["all flags"], "scan", reverse=True),
+    "mapped, reversed": partial(mapped, FLAGS["all flags"], "auto", reverse=True),
     **{
         f"explicit, {kind}, {implementation}": partial(options_of, kind, implementation)
         for kind in ("matrix", "dropout", "matrix with dropout")

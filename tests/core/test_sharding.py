@@ -44,6 +44,7 @@ ON_MESHES = [name for name in meshes.PROGRAMS if name not in (*COLLECTIVES, "sha
         keep=[
             *("explicit, closed over", "explicit, matrix with dropout, hoisted"),
             *("mapped, carry", "mapped, parts", "explicit, other cells", "reset by hand"),
+            *("explicit, reversed", "mapped, reversed"),
         ],
     ),
 )
