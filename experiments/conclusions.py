@@ -1,8 +1,8 @@
-"""Writes the numbers of the experiments' README: ``python -m experiments.conclusions``.
+"""Writes numbers of the READMEs: ``python -m experiments.conclusions``.
 
-Every number there is between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, and is
-made from the files in ``experiments/results``. ``--check`` writes nothing; its exit code is 1 if
-the README is out of date.
+A block between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, is made from the
+files in ``experiments/results``; in ``experiments/README.md`` all numbers are in such blocks.
+``--check`` writes nothing; its exit code is 1 if a README is out of date.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from experiments.common import markdown
 from experiments.common.report import FEWEST_SEEDS, Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
+from experiments.program_evaluation import searched
 from experiments.program_evaluation.config import MEMORIZATION
+from experiments.program_evaluation.config import PRESETS as PROGRAMS
 from rrnn_jax.visualize import InputShare
 
 README = Path(__file__).with_name("README.md")
-LABELS = {"rmc": "RMC", "lstm": "LSTM", "entnet": "EntNet", "dnc": "DNC"}
 GRIDS = {
     "quick": "",
     "quick_program": " --preset quick_program",
@@ -42,14 +43,21 @@ def read(name: str) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def blocks() -> dict[str, str]:
-    """All blocks by name, in Markdown."""
-    return {
+def documents() -> dict[Path, dict[str, str]]:
+    """The blocks of each document by name, in Markdown."""
+    kept = read(searched.NAME)
+    of_all = {
         "index": index(),
         "nth_farthest": nth_farthest(),
         "programs": programs(),
         "attention": attention(),
         "ablations": ablations(),
+    }
+    scores, verdicts = searched.scores(kept), searched.verdicts(kept)
+    return {
+        README: of_all,
+        README.parent / "program_evaluation/README.md": {"scores": scores, "verdicts": verdicts},
+        README.parents[1] / "README.md": {"scores": scores},
     }
 
 
@@ -68,10 +76,10 @@ def fill(text: str, content: dict[str, str]) -> str:
 
 def index() -> str:
     """The experiments: command, what it reproduces, time, results."""
-    quick, program = read("nth_farthest/small"), read("program_evaluation/quick")
+    quick, programs = read("nth_farthest/small"), read(searched.NAME)
     minutes = sum(run["summary"]["wall_seconds"] for run in quick.values()) / 60
-    runs = [run for models in program["runs"].values() for run in models.values()]
-    hours = sum(run["summary"]["wall_seconds"] for run in runs) / 3600 / 2  # Two at a time.
+    finals = [run for sweep in programs["sweeps"].values() for run in sweep["final"].values()]
+    hours = sum(run["summary"]["wall_seconds"] for run in finals) / 3600
     rows = []
     for command, what, name in (
         ("nth_farthest --preset laptop",
@@ -100,10 +108,10 @@ def index() -> str:
             "[figures](results/nth_farthest/figures)",
         ),
         (
-            "experiments.program_evaluation table --jobs 2",
-            "[table 1](program_evaluation/README.md), small: four models, six tasks (4.2, A.2)",
-            f"{hours:.1f} h, beside other programs",
-            "[numbers](results/program_evaluation/quick.json)",
+            "experiments.sweep program_evaluation ...",
+            "[table 1](program_evaluation/README.md#commands), small: 4 models, 6 tasks (4.2, A.2)",
+            f"{hours:.0f} h of 1 core beside other programs, without the search",
+            f"[numbers](results/{searched.NAME}.json)",
         ),
     ]
     for name, option in GRIDS.items():
@@ -177,42 +185,21 @@ def _elsewhere() -> str:
 
 
 def programs() -> str:
-    """Table 1: where the memory core is first, and where it is not."""
-    quick = read("program_evaluation/quick")
-    config = quick["config"]
-    scores = {
-        task: {
-            model: max(max(curve["value"]) for curve in models[model]["accuracy"].values())
-            for model in LABELS
-            if model in models
-        }
-        for task, models in quick["runs"].items()
-    }
-    lines = []
-    for model, label in LABELS.items():
-        cells = [label]
-        for task, found in scores.items():
-            here = _percent(found[model]) if model in found else "not run"
-            cells.append(f"{here} ({quick['paper'][task][model]})")
-        lines.append(cells)
-    first, level, behind = [], [], []
-    for task, found in scores.items():
-        gap = _points(found["rmc"]) - max(_points(found[m]) for m in found if m != "rmc")
-        (first if gap > 0 else level if gap == 0 else behind).append(task)
-    difficulty, train = config["difficulty"], config["train"]
-    return (
-        markdown.table(["characters right", *scores], lines)
-        + f"""
+    """Table 1 beside the paper's, and on which tasks the models differ from the LSTM."""
+    kept, quick = read(searched.NAME), PROGRAMS["quick"]
+    finals = [record for sweep in kept["sweeps"].values() for record in sweep["final"].values()]
+    (seeds,) = {len(record["summary"]["seeds"]) for record in finals}
+    difficulty = quick.difficulty
+    return f"""\
+{searched.scores(kept, paper=True)}
 
-In parentheses: the paper's Table 1, in percent. RMC first in: {_names(first)}; level with the \
-best other model in: {_names(level)}; behind it in: {_names(behind)}. \
-{_seeds(train["num_seeds"]).capitalize()}, one learning rate: differences of a point or two are \
-not significant. Literals of up to {difficulty["length"]} digits and nesting \
-{difficulty["nesting"]} (paper: 5 and 2), numbers of up to {difficulty["memorization_length"]} \
-digits, {train["steps"]:,} updates (paper: 200,000; \
-[numbers](results/program_evaluation/quick.json), \
-`python -m experiments.program_evaluation table --jobs 2`)."""
-    )
+In parentheses: the paper's Table 1. {_seeds(seeds).capitalize()} at the best rate of each model \
+and task. Literals of up to {difficulty.length} digits and nesting {difficulty.nesting} (paper: 5 \
+and 2), numbers of up to {difficulty.memorization_length} digits, {quick.train.steps:,} updates \
+(paper: 200,000; \
+[numbers](results/{searched.NAME}.json), [commands](program_evaluation/README.md#commands)).
+
+{searched.verdicts(kept)}"""
 
 
 def attention() -> str:
@@ -382,18 +369,17 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.conclusions",
-        description="Writes the numbers of experiments/README.md from experiments/results.",
+        description="Writes numbers of the READMEs from experiments/results.",
     )
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
     given = parser.parse_args(args)
-    text = README.read_text()
-    filled = fill(text, blocks())
-    if given.check:
-        print("up to date" if filled == text else "out of date: python -m experiments.conclusions")
-        return int(filled != text)
-    README.write_text(filled)
-    print(f"wrote {README}")
-    return 0
+    filled = {path: fill(path.read_text(), blocks) for path, blocks in documents().items()}
+    stale = [path for path, text in filled.items() if text != path.read_text()]
+    for path in stale:
+        print(f"out of date: {path}" if given.check else f"wrote {path}")
+        if not given.check:
+            path.write_text(filled[path])
+    return int(bool(given.check and stale))
 
 
 if __name__ == "__main__":

@@ -103,21 +103,39 @@ def read_run(run_dir: Path, model: str = "") -> Run:
         raise FileNotFoundError(f"{run_dir} holds no finished run")
     summary = read_json(run_dir / "summary.json")
     summary = summary.get(model, summary)
-    score = Score(summary["score"]["name"], summary["score"]["goal"])
-    count = len(summary["seeds"])
-    times = {row["step"]: row["seconds"] / count for row in read_rows(run_dir / TIMINGS_FILE)}
-    curves = read_curves(run_dir, score.name, summary["seeds"])
+    times = {row["step"]: row["seconds"] for row in read_rows(run_dir / TIMINGS_FILE)}
+    curves = read_curves(run_dir, summary["score"]["name"], summary["seeds"])
     evaluated = {step for steps, _ in curves.values() for step in steps if step}
     if lost := sorted(evaluated - times.keys()):
         path = run_dir / TIMINGS_FILE
         raise RefusedError(f"{path} must hold the seconds of all evaluated updates, but lacks "
                            f"{len(lost)} of {len(evaluated)}, such as {lost[0]}")  # fmt: skip
-    tests = summary.get("test", {}).get(score.name) or [None] * count
+    return _run(summary, curves, times)
+
+
+def run_of(record: Mapping[str, Any]) -> Run:
+    """A finished run from its record, see `experiments.common.results`."""
+    curves = record[record["summary"]["score"]["name"]]
+    by_seed = {int(seed): (curve["step"], curve["value"]) for seed, curve in curves.items()}
+    seconds = record["seconds"]
+    times = dict(zip(seconds["step"], seconds["value"], strict=True))
+    return _run(record["summary"], by_seed, times)
+
+
+def _run(
+    summary: Mapping[str, Any],
+    curves: Mapping[int, tuple[list[int], list[float]]],
+    times: Mapping[int, float],
+) -> Run:
+    """A run from its summary, its curves by seed, and the seconds by update."""
+    score, seeds = summary["score"], summary["seeds"]
+    count = len(seeds)
+    tests = summary.get("test", {}).get(score["name"]) or [None] * count
     return Run(
-        score,
+        Score(score["name"], score["goal"]),
         {
-            seed: SeedCurve(*curves[seed], [times.get(s, 0.0) for s in curves[seed][0]], test)
-            for seed, test in zip(summary["seeds"], tests, strict=True)
+            s: SeedCurve(*curves[s], [times.get(x, 0.0) / count for x in curves[s][0]], test)
+            for s, test in zip(seeds, tests, strict=True)
         },
         summary["parameters"],
         summary.get("core_parameters"),

@@ -67,18 +67,17 @@ def test_another_result_is_another_text(results):
         assert f"2 seeds a row) the LSTM is {said} the RMC: 8" in conclusions.nth_farthest()
 
 
-def test_first_level_and_behind_are_told_by_what_is_written(results):
+def test_programs_stand_beside_the_papers(results):
     other = copy.deepcopy(PROGRAMS)
-    del other["runs"]["control"]["dnc"]
-    for task, rmc, lstm in (("addition", 0.9004, 0.8996), ("copy", 0.5, 0.6), ("double", 0.7, 0.6)):
-        models = other["runs"][task]
-        for model, value in (("rmc", rmc), ("lstm", lstm), ("entnet", 0.1), ("dnc", 0.1)):
-            models[model]["accuracy"]["0"]["value"] = [0.0, value]
+    sweep = other["sweeps"]["control"]["final"]
+    sweep["lstm"]["summary"]["test"]["accuracy"] = [0.25] * 5
+    sweep["rmc"]["summary"]["test"]["accuracy"] = [0.5] * 5
     results("program_evaluation/quick", other)
     text = conclusions.programs()
-    assert "level with the best other model in: addition, reverse" in text
-    assert "behind it in: copy." in text
-    assert "not run (83.8)" in text
+    assert "25.0 (97.4)" in text
+    assert "50.0 (99.6)" in text
+    assert "5 seeds at the best rate of each model and task." in text
+    assert "up to 2 digits and nesting 1 (paper: 5 and 2)" in text
 
 
 def grid(**accuracies):
@@ -164,11 +163,12 @@ def test_marks_and_blocks_must_agree():
 
 
 def test_check_tells_what_is_out_of_date(tmp_path, monkeypatch, capsys):
-    fresh = conclusions.fill(README, conclusions.blocks())
+    fresh, blocks = next(iter((path.read_text(), x) for path, x in conclusions.documents().items()))
     stale = tmp_path / "README.md"
     stale.write_text(fresh.replace("begin: nth_farthest -->", "begin: nth_farthest -->\n1.0 %"))
-    monkeypatch.setattr(conclusions, "README", stale)
+    monkeypatch.setattr(conclusions, "documents", lambda: {stale: blocks})
     assert conclusions.main(["--check"]) == 1
-    assert "out of date" in capsys.readouterr().out
+    assert f"out of date: {stale}" in capsys.readouterr().out
     assert conclusions.main([]) == 0
     assert stale.read_text() == fresh
+    assert conclusions.main(["--check"]) == 0

@@ -18,7 +18,7 @@ from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation import PRESETS
 from experiments.program_evaluation.__main__ import default_dir, main
-from experiments.program_evaluation.config import DifficultyConfig, LSTMConfig
+from experiments.program_evaluation.config import MEMORIZATION, DifficultyConfig, LSTMConfig
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import list_runs, make_problem, plot, train
 
@@ -176,10 +176,8 @@ def test_evaluation_may_have_a_loss_of_its_own():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "steps"), [("copy", 3000), ("reverse", 3000), ("double", 4500)])
-def test_quick_preset_teaches_the_rmc_to_memorize(tmp_path, task, steps):
-    quick = PRESETS["quick"]
-    train_config = dataclasses.replace(quick.train, steps=steps)
-    config = dataclasses.replace(quick, task=task, model="rmc", train=train_config)
+@pytest.mark.parametrize("task", MEMORIZATION)
+def test_quick_preset_teaches_the_rmc_to_memorize(tmp_path, task):
+    config = dataclasses.replace(PRESETS["quick"], task=task, model="rmc")
     summary = train(config, tmp_path, progress=False)
     assert summary[task]["rmc"]["evaluation"]["accuracy"][0] >= 0.99

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import re
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -140,96 +138,3 @@ def test_the_command_of_a_run_names_what_differs_from_its_preset(tmp_path):
         "--preset paper --task double --model dnc --clip-norm 0.5 --num-seeds 2 "
         f"--run-dir {tmp_path} --no-progress"
     )
-
-
-SEARCHED = Path(table.__file__).parents[1] / "results" / "program_evaluation" / "quick_rates.json"
-LABELS = {
-    "lstm": "LSTM",
-    "rmc": "RMC, gates per slot",
-    "rmc, gates per unit": "RMC, gates per unit",
-}
-
-
-def test_searched_rates_are_quoted_as_they_were_measured():
-    text = (Path(table.__file__).parent / "README.md").read_text()
-    for task, found in json.loads(SEARCHED.read_text()).items():
-        for name, rates in found["rates"].items():
-            (line,) = re.findall(rf"^\| {task}, {LABELS[name]} \| (.*) \|$", text, re.M)
-            cells = [cell for cell in line.split(" | ") if cell != "-"]
-            assert cells == [f"{100 * score:.1f} %" for score in rates.values()]
-        for at in ("updates", "time"):
-            cells = dict.fromkeys(LABELS, "-")
-            for row in found["seeds"]:
-                if row["at"] == at:
-                    cells[row["model"]] = quoted(row)
-            assert f"| {task} | {' | '.join(cells.values())} |" in text
-
-
-def quoted(row):
-    assert len(row["seeds"]) == 5
-    least, most = (100 * pick(row["values"]) for pick in (min, max))
-    cell = f"{100 * row['mean']:.1f} % ({least:.1f} to {most:.1f})"
-    if "interval" not in row:
-        return cell
-    low, high = (100 * end for end in row["interval"])
-    return f"{cell}; {100 * row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def test_what_is_said_of_searched_rates_follows_from_them():
-    kept = json.loads(SEARCHED.read_text())
-    text = " ".join((Path(table.__file__).parent / "README.md").read_text().split())
-    wide = {row["setting"]: f"{100 * row['test']:.1f} %" for row in kept["control"]["wider"]}
-    for gates, before in (("memory", "gates per slot give"), ("unit", "gates per unit")):
-        scores = [score for name, score in wide.items() if f"gate-style_{gates}" in name]
-        assert f"{before} {', '.join(scores)} with" in text
-    rows = {
-        (task, row["model"]): row
-        for task, found in kept.items()
-        for row in found["seeds"]
-        if row["at"] == "updates"
-    }
-    for task in ("control", "program"):  # "The LSTM is ahead", "most of the distance".
-        assert rows[task, "rmc"]["interval"][1] < 0
-        assert rows[task, "rmc, gates per unit"]["difference"] > rows[task, "rmc"]["difference"] / 2
-    low, high = rows["control", "rmc, gates per unit"]["interval"]
-    assert low < 0 < high  # "Level".
-    assert rows["program", "rmc, gates per unit"]["interval"][1] < 0
-    assert [value > 0.99 for value in rows["addition", "rmc"]["values"]].count(False) == 1
-    page = (Path(table.__file__).parents[2] / "README.md").read_text()
-    for name, title in {
-        "rmc": "Relational Memory Core, gates per slot, as in the paper",
-        "rmc, gates per unit": "Relational Memory Core, gates per unit",
-        "lstm": "LSTM",
-    }.items():
-        found = [rows.get((task, name)) for task in kept]
-        cells = [quoted(row).split(";")[0].replace(" %", "") if row else "-" for row in found]
-        assert f"| {title} | {' | '.join(cells)} |" in page
-
-
-def test_the_papers_difficulty_is_quoted_as_it_was_measured():
-    kept = json.loads(SEARCHED.with_name("length_5.json").read_text())
-    page = (Path(table.__file__).parent / "README.md").read_text()
-    section = page.split("### The paper's difficulty\n")[1]
-    assert len(kept) == 6
-    for model, title in {"rmc": "RMC, gates per unit", "lstm": "LSTM"}.items():
-        cells = []
-        for task in ("addition", "control", "program"):
-            run = kept[f"{task}-{model}"]
-            assert run["config"]["difficulty"]["length"] == 5
-            assert run["config"]["difficulty"]["nesting"] == 2
-            found = run["summary"]["test"]
-            shares = (found[name][0] for name in ("accuracy", "sequence_accuracy"))
-            cells.append("{:.1f} % ({:.1f} %)".format(*(100 * share for share in shares)))
-        assert f"| {title} | {' | '.join(cells)} |" in section
-    gaps = [
-        kept[f"{task}-lstm"]["summary"]["test"]["accuracy"][0]
-        - kept[f"{task}-rmc"]["summary"]["test"]["accuracy"][0]
-        for task in ("addition", "control", "program")
-    ]
-    assert gaps[0] < -0.05  # "Ahead."
-    assert abs(gaps[1]) < 0.005  # "As many characters."
-    assert gaps[2] > 0.02
-    minutes = {name: f"{run['summary']['train_seconds'] / 60:.0f}" for name, run in kept.items()}
-    text = " ".join(section.split())
-    assert "took {addition-rmc}, {control-rmc} and {program-rmc} min".format(**minutes) in text
-    assert "{addition-lstm}, {control-lstm} and {program-lstm} for".format(**minutes) in text

@@ -1,0 +1,212 @@
+"""Table 1 with searched rates: ``python -m experiments.program_evaluation.searched DIR``.
+
+Collects the sweeps in ``DIR/<task>`` and ``DIR/<task>-<variant>``, which README.md lists, in
+``experiments/results/program_evaluation/quick.json``, with a report and plots beside it.
+`experiments.conclusions` writes the documents' tables from that file.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common import markdown
+from experiments.common.cli import exit_code
+from experiments.common.metrics import METRICS_FILE
+from experiments.common.plots import plot_curves
+from experiments.common.records import read_json, write_json, write_text
+from experiments.common.report import Run, compare, run_of
+from experiments.common.results import RESULTS
+from experiments.common.results import collect as collect_run
+from experiments.common.run_directory import read_environment
+from experiments.program_evaluation.config import PRESETS, TASKS
+from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.table import PAPER
+
+NAME = "program_evaluation/quick"
+TITLES = {
+    ("", "lstm"): "LSTM",
+    ("", "entnet"): "EntNet",
+    ("", "dnc"): "DNC",
+    ("", "rmc"): "RMC, gates per unit",
+    ("-slot", "rmc"): "RMC, gates per slot",
+    ("-wide", "rmc"): "RMC, 96 units a slot",
+}
+"""The rows by suffix of the sweep's name and model; the first is the one compared with."""
+PLOTTED = ("control", "program")
+"""The tasks with a plot: those that the models do not solve."""
+MISSING = "-"
+
+Kept = Mapping[str, Any]
+"""The numbers, see `collect`."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.program_evaluation.searched")
+    parser.add_argument("directory", type=Path, help="the directory of the sweeps")
+    directory = parser.parse_args(args).directory
+
+    def action() -> None:
+        kept = collect(directory)
+        target = RESULTS / f"{NAME}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, kept)
+        write_text(target.with_suffix(".md"), report(kept))
+        for task in PLOTTED:
+            plot(kept, task, target.with_name(f"{target.stem}_{task}.png"))
+        print(f"wrote {target}")
+
+    return exit_code(action)
+
+
+def collect(directory: Path) -> dict[str, Any]:
+    """Trivial and paper's scores, and the settings, final runs and commits of each sweep.
+
+    Raises:
+      FileNotFoundError: there is no finished sweep.
+    """
+    sweeps = {}
+    for task in TASKS:
+        for name in dict.fromkeys(task + suffix for suffix, _ in TITLES):
+            if (directory / name / "sweep.json").exists():
+                sweeps[name] = _collect_sweep(directory / name)
+    if not sweeps:
+        raise FileNotFoundError(f"no finished sweep of {', '.join(TASKS)} in {directory}")
+    quick = PRESETS["quick"]
+    trivial = {t: make_task(dataclasses.replace(quick, task=t)).trivial_accuracy() for t in TASKS}
+    return {"trivial": trivial, "paper": PAPER, "sweeps": sweeps}
+
+
+def _collect_sweep(directory: Path) -> dict[str, Any]:
+    runs = [path.parent for path in sorted(directory.glob(f"*/*/{METRICS_FILE}"))]
+    return {
+        "git_commits": sorted({c for run in runs for c in read_environment(run)["git_commits"]}),
+        "settings": read_json(directory / "sweep.json"),
+        "final": {run.parent.name: collect_run(run) for run in runs if run.name[:6] == "final_"},
+    }
+
+
+def scores(kept: Kept, paper: bool = False) -> str:
+    """A table of the final runs' test scores in percent, after equal updates.
+
+    Args:
+      kept: the numbers.
+      paper: give the paper's scores in parentheses, not the range of the seeds.
+    """
+    compared = {task: _compared(kept, task, "updates") for task in TASKS}
+    lines = []
+    for (_, model), title in TITLES.items():
+        found = [compared[task].get(title) for task in TASKS]
+        if any(found):
+            beside = [f"{PAPER[task][model]}" if paper else None for task in TASKS]
+            lines.append([title, *map(_score, found, beside)])
+    lines.append(["trivial", *(_percent(kept["trivial"][task]) for task in TASKS)])
+    return markdown.table(["characters right, %", *TASKS], lines)
+
+
+def verdicts(kept: Kept) -> str:
+    """A table of the tasks on which models are better or worse than the LSTM."""
+    base, *others = TITLES.values()
+    head = [f"against the {base}"]
+    found: dict[str, list[str]] = {title: [] for title in others}
+    for at in ("updates", "time"):
+        compared = {task: _compared(kept, task, at) for task in TASKS}
+        for verdict in ("better", "worse"):
+            head.append(f"{verdict}, equal {at}")
+            for title, cells in found.items():
+                tasks = [t for t in TASKS if compared[t].get(title, {}).get("verdict") == verdict]
+                cells.append(", ".join(tasks) or MISSING)
+    ran = {title for task in TASKS for title in _compared(kept, task, "updates")}
+    return markdown.table(head, ([t, *cells] for t, cells in found.items() if t in ran))
+
+
+def report(kept: Kept) -> str:
+    """The scores of all rates, and the differences from the LSTM with their intervals."""
+    rates: dict[tuple[str, str], dict[str, float]] = {}
+    for task, suffix, sweep in _sweeps(kept):
+        for row in sweep["settings"]:
+            rate, *others = sorted(row["setting"].items(), key=lambda x: x[0] != "learning-rate")
+            title = ", ".join([TITLES[suffix, row["model"]], *(value for _, value in others)])
+            rates.setdefault((task, title), {})[rate[1]] = statistics.fmean(row["test"])
+    columns = sorted({rate for found in rates.values() for rate in found}, key=float)
+    parts = {
+        "Characters right on the test stream (%), by rate": markdown.table(
+            ["task", "model", *columns],
+            (
+                [*key, *(_percent(found.get(rate)) for rate in columns)]
+                for key, found in rates.items()
+            ),
+        )
+    }
+    for at, what in (("updates", "test stream"), ("time", "validation stream")):
+        lines = [
+            [task, title, _score(row), _difference(row), row.get("verdict", MISSING)]
+            for task in TASKS
+            for title, row in _compared(kept, task, at).items()
+        ]
+        head = ["task", "model", f"characters right ({what})", "difference, 95 %", "verdict"]
+        parts[f"Fresh seeds, after equal {at}"] = markdown.table(head, lines)
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
+
+
+def plot(kept: Kept, task: str, path: Path) -> None:
+    """Draws the learning curves of the final runs on a task, if there are any."""
+    curves = {
+        title: {seed: (one.steps, one.values) for seed, one in run.seeds.items()}
+        for title, run in _finals(kept, task).items()
+    }
+    if curves:
+        what = f"{task}: characters right, validation stream"
+        plot_curves(path, curves, title=task, y_label=what, trivial=kept["trivial"][task])
+
+
+def _sweeps(kept: Kept) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Task, suffix and numbers of each sweep."""
+    for name, sweep in kept["sweeps"].items():
+        task, dash, variant = name.partition("-")
+        yield task, dash + variant, sweep
+
+
+def _finals(kept: Kept, task: str) -> dict[str, Run]:
+    """The final runs on a task by title, that of the LSTM first."""
+    found = {
+        TITLES[suffix, model]: run_of(record)
+        for of, suffix, sweep in _sweeps(kept)
+        for model, record in sweep["final"].items()
+        if of == task
+    }
+    return {title: found[title] for title in TITLES.values() if title in found}
+
+
+def _compared(kept: Kept, task: str, at: str) -> dict[str, dict[str, Any]]:
+    """The final runs on a task compared with the LSTM, see `report.compare`, by title."""
+    runs = _finals(kept, task)
+    rows = compare(runs) if TITLES["", "lstm"] in runs else []
+    return {row["model"]: row for row in rows if row["at"] == at}
+
+
+def _score(row: Mapping[str, Any] | None, beside: str | None = None) -> str:
+    """The mean over seeds in percent, and in parentheses their range or something else."""
+    if row is None:
+        return MISSING
+    low, high = (_percent(pick(row["values"])) for pick in (min, max))
+    return f"{_percent(row['mean'])} ({beside or f'{low} to {high}'})"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if "difference" not in row:
+        return MISSING
+    low, high = (f"{100 * end:+.1f}" for end in row["interval"])
+    return f"{100 * row['difference']:+.1f} ({low} to {high})"
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Table 1 with searched rates: made from sweeps, and quoted as it was measured."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.common.records import write_json
+from experiments.common.report import difference
+from experiments.program_evaluation import PRESETS, searched
+from tests.experiments.toys import write_run
+
+KEPT = searched.RESULTS / f"{searched.NAME}.json"
+README = Path(searched.__file__).with_name("README.md")
+SEEDS = [1000, 1001, 1002, 1003, 1004]
+
+
+def leave_run(directory, early, tests, seconds):
+    """A finished run with fresh seeds, evaluated after half of its updates and at the end."""
+    rows = [
+        {"step": step, "split": "valid", "seed": seed, "accuracy": value}
+        for step, values in ((5, early), (10, tests))
+        for seed, value in zip(SEEDS, values, strict=True)
+    ]
+    walls = [{"step": step, "seconds": step * seconds} for step in (5, 10)]
+    summary = {
+        **{"seeds": SEEDS, "parameters": 9, "steps": 10, "train_seconds": 10 * seconds},
+        **{"test": {"accuracy": tests}, "score": {"name": "accuracy", "goal": "max"}},
+    }
+    environment = {"command": "python -m it", "git_commit": "a"}
+    write_run(directory, rows, walls, config={}, summary=summary, environment=environment)
+
+
+def leave_sweep(directory, rates, **finals):
+    """A finished sweep over rates, and its final runs: (early, tests, seconds) by model."""
+    settings = [
+        {"model": model, "setting": {"learning-rate": rate}, "test": [score]}
+        for model in finals
+        for rate, score in rates.items()
+    ]
+    for model, final in finals.items():
+        leave_run(directory / model / "final_5,learning-rate_1e-3", *final)
+    write_json(directory / "sweep.json", settings)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    low, high = [0.5, 0.5, 0.5, 0.5, 0.6], [0.7, 0.7, 0.8, 0.8, 0.9]
+    leave_sweep(
+        *(tmp_path / "copy", {"2e-3": 0.25, "1e-3": 0.5}), lstm=(low, low, 1), rmc=(low, high, 2)
+    )
+    leave_sweep(tmp_path / "copy-slot", {"1e-3": 0.5}, rmc=([0.1] * 5, low, 4))
+    leave_sweep(tmp_path / "double", {"1e-3": 0.5}, lstm=(low, high, 1), rmc=(low, low, 1))
+    return searched.collect(tmp_path)
+
+
+def test_scores_of_sweeps_by_hand(kept):
+    assert list(kept["sweeps"]) == ["copy", "copy-slot", "double"]
+    assert kept["sweeps"]["copy"]["git_commits"] == ["a"]
+    lines = searched.scores(kept).splitlines()
+    assert lines[0] == "| characters right, % | " + " | ".join(searched.TASKS) + " |"
+    start = "| - | - | - |"
+    assert lines[2:-1] == [
+        f"| LSTM {start} 52.0 (50.0 to 60.0) | - | 78.0 (70.0 to 90.0) |",
+        f"| RMC, gates per unit {start} 78.0 (70.0 to 90.0) | - | 52.0 (50.0 to 60.0) |",
+        f"| RMC, gates per slot {start} 52.0 (50.0 to 60.0) | - | - |",
+    ]
+    assert lines[-1].startswith("| trivial | 31.4 | 14.0 |")
+    assert "| LSTM | - | - | - | 52.0 (99.8) | - | 78.0 (99.7) |" in (
+        searched.scores(kept, paper=True)
+    )
+
+
+def test_a_verdict_needs_an_interval_without_zero(kept):
+    assert searched.verdicts(kept).splitlines()[2:] == [
+        # On copy it has half of its updates in the time of the LSTM.
+        "| RMC, gates per unit | copy | double | - | double |",
+        "| RMC, gates per slot | - | - | - | copy |",
+    ]
+    text = searched.report(kept)
+    assert "| task | model | 1e-3 | 2e-3 |" in text
+    assert "| copy | RMC, gates per unit | 50.0 | 25.0 |" in text
+    assert "| double | LSTM | 50.0 | - |" in text
+    assert "| copy | RMC, gates per unit | 78.0 (70.0 to 90.0) | +26.0 (" in text
+    assert "| copy | RMC, gates per slot | 10.0 (10.0 to 10.0) | -42.0 (" in text
+
+
+def test_without_the_lstm_nothing_is_compared(kept):
+    other = copy.deepcopy(kept)
+    del other["sweeps"]["copy"]["final"]["lstm"]
+    assert "| LSTM | - | - | - | - | - | 78.0 (70.0 to 90.0) |" in searched.scores(other)
+    assert "copy" not in searched.verdicts(other)
+
+
+def test_the_command_writes_numbers_report_and_plots(kept, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(searched, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(searched, "PLOTTED", ("copy", "reverse"))
+    assert searched.main([str(tmp_path)]) == 0
+    directory = (tmp_path / "results" / searched.NAME).parent
+    names = ["quick.json", "quick.md", "quick_copy.png"]
+    assert sorted(path.name for path in directory.iterdir()) == names
+    assert json.loads((directory / "quick.json").read_text()) == json.loads(json.dumps(kept))
+    assert searched.main([str(tmp_path / "results")]) == 2
+    assert "error: no finished sweep of addition, control" in capsys.readouterr().err
+
+
+def test_the_report_is_that_of_the_numbers():
+    assert KEPT.with_suffix(".md").read_text() == searched.report(json.loads(KEPT.read_text()))
+
+
+def test_final_runs_have_the_best_rate_and_fresh_seeds():
+    for name, sweep in json.loads(KEPT.read_text())["sweeps"].items():
+        for model, run in sweep["final"].items():
+            own = [row for row in sweep["settings"] if row["model"] == model]
+            assert all(row["seeds"] == [0] for row in own)
+            best = max(own, key=lambda row: row["valid"][0])
+            assert best["best"]
+            assert run["config"]["train"]["learning_rate"] == float(
+                best["setting"]["learning-rate"]
+            ), name
+            assert run["summary"]["seeds"] == SEEDS
+            gates = "memory" if name.endswith("-slot") else "unit"
+            assert model != "rmc" or run["config"]["rmc"]["gate_style"] == gates
+            quick, train = PRESETS["quick"], run["config"]["train"]
+            assert run["config"]["difficulty"]["length"] == quick.difficulty.length
+            assert (train["steps"], train["schedule"]) == (quick.train.steps, "cosine")
+
+
+def test_what_is_said_of_the_scores_follows_from_them():
+    sweeps = json.loads(KEPT.read_text())["sweeps"]
+
+    def seeds(task, model, variant=""):
+        return sweeps[task + variant]["final"][model]["summary"]["test"]["accuracy"]
+
+    def at(rate, task, model, variant=""):
+        return max(
+            row["test"][0]
+            for row in sweeps[task + variant]["settings"]
+            if row["model"] == model and (rate is None or row["setting"]["learning-rate"] == rate)
+        )
+
+    solved = ("addition", "copy", "reverse")
+    low = [
+        (name, model, value < 0.99)
+        for name, sweep in sweeps.items()
+        for model in {"lstm", "rmc"} & set(sweep["final"])
+        for value in seeds(name, model)
+        if name.startswith(solved)
+    ]
+    assert [place[:2] for place in low if place[2]] == [("addition-slot", "rmc")]
+    for task in ("control", "program"):
+        unit, slot, lstm = seeds(task, "rmc"), seeds(task, "rmc", "-slot"), seeds(task, "lstm")
+        assert difference(slot, lstm).verdict == "worse"
+        assert np.mean(lstm) - np.mean(unit) < (np.mean(lstm) - np.mean(slot)) / 2
+    assert difference(seeds("control", "rmc"), seeds("control", "lstm")).verdict == "not told apart"
+    assert difference(seeds("program", "rmc"), seeds("program", "lstm")).verdict == "worse"
+    for task in ("addition", "control", "program"):  # At one rate for all.
+        assert at("1e-3", task, "rmc", "-slot") > at("1e-3", task, "lstm")
+    wide = sweeps["control-wide"]["settings"]
+    slot = [row["test"][0] for row in wide if row["setting"]["gate-style"] == "memory"]
+    assert max(slot) < at(None, "control", "rmc", "-slot")  # "Gains nothing."
+
+
+def test_the_papers_difficulty_is_quoted_as_it_was_measured():
+    kept = json.loads(KEPT.with_name("length_5.json").read_text())
+    page = README.read_text()
+    section = page.split("### The paper's difficulty\n")[1]
+    assert len(kept) == 6
+    for model, title in {"rmc": "RMC, gates per unit", "lstm": "LSTM"}.items():
+        cells = []
+        for task in ("addition", "control", "program"):
+            run = kept[f"{task}-{model}"]
+            assert run["config"]["difficulty"]["length"] == 5
+            assert run["config"]["difficulty"]["nesting"] == 2
+            found = run["summary"]["test"]
+            shares = (found[name][0] for name in ("accuracy", "sequence_accuracy"))
+            cells.append("{:.1f} % ({:.1f} %)".format(*(100 * share for share in shares)))
+        assert f"| {title} | {' | '.join(cells)} |" in section
+    gaps = [
+        kept[f"{task}-lstm"]["summary"]["test"]["accuracy"][0]
+        - kept[f"{task}-rmc"]["summary"]["test"]["accuracy"][0]
+        for task in ("addition", "control", "program")
+    ]
+    assert gaps[0] < -0.05  # "Ahead."
+    assert abs(gaps[1]) < 0.005  # "As many characters."
+    assert gaps[2] > 0.02
+    minutes = {name: f"{run['summary']['train_seconds'] / 60:.0f}" for name, run in kept.items()}
+    text = " ".join(section.split())
+    assert "took {addition-rmc}, {control-rmc} and {program-rmc} min".format(**minutes) in text
+    assert "{addition-lstm}, {control-lstm} and {program-lstm} for".format(**minutes) in text
