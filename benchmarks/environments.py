@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.records import about
 from benchmarks.timing import Run, interleave
-from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.environment import count_cores, limit_threads
 from experiments.common.records import append_rows
 from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
 
-SCHEMA = 1
 STEPS = 200
 """Steps of every environment in one call."""
 POOL = 4096
@@ -64,13 +64,10 @@ def main(args: Sequence[str] | None = None) -> int:
     result = interleave(
         runs, rounds=given.rounds, warmup=1, min_seconds=given.min_seconds, clock=clock
     )
+    common = about("environments", threads=count_cores(), clock=given.clock)
     rows = [
         {
-            "schema": SCHEMA,
-            "benchmark": "environments",
-            "threads": count_cores(),
-            "clock": given.clock,
-            "environment": describe_environment(),
+            **common,
             "program": name,
             "environments": programs[name].envs,
             "seconds": dataclasses.asdict(timing),

@@ -31,8 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.records import about
 from benchmarks.timing import interleave
-from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.environment import count_cores, limit_threads
 from experiments.common.records import append_rows
 from experiments.common.streaming import Window
 from experiments.language_model.config import PRESETS, Config
@@ -43,7 +44,6 @@ from experiments.language_model.problem import init_params, make_problem
 from experiments.language_model.sampling import Choice, Session, Writer
 from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 
-SCHEMA = 1
 PARTS = ("train", "softmax", "write", "prompt", "paper")
 CUTOFFS = {10_000: (2_000,), 50_000: (5_000, 20_000), 250_000: (10_000, 20_000, 200_000)}
 SOFTMAX_ROWS, SOFTMAX_STEPS, FEATURES = 16, 64, 256
@@ -293,12 +293,11 @@ def main(args: Sequence[str] | None = None) -> int:
             arguments.error(str(error))
     made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt,
             "paper": paper}  # fmt: skip
-    about = {"schema": SCHEMA, "benchmark": "language_model", "threads": count_cores()}
     for part in given.parts or PARTS:
         for row in made[part](given.rounds):
             print(json.dumps(row), flush=True)
             if given.out is not None:
-                append_rows(given.out, [about | row | {"environment": describe_environment()}])
+                append_rows(given.out, [about("language_model", threads=count_cores()) | row])
     return 0
 
 

@@ -12,14 +12,11 @@ from typing import Any
 
 from benchmarks import jax_programs
 from benchmarks.problem import make_problem
+from benchmarks.records import about
 from benchmarks.settings import SETTINGS, Setting
 from experiments.common import markdown
-from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows
 from rrnn_jax.scan.dispatch import REMATS
-
-SCHEMA = 1
-"""Version of rows; increased whenever a field changes its meaning."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
     rows = [row for setting in settings for row in measure(setting)]
     print(table(rows))
     if given.out is not None:
-        common = {"schema": SCHEMA, "benchmark": "memory", "environment": describe_environment()}
+        common = about("memory")
         append_rows(given.out, [common | row for row in rows])
     return 0
 

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.settings import SETTINGS, Setting
+from experiments.common.environment import describe_environment
 from experiments.common.records import Row, read_rows
 
 SCHEMA = 1
 """Version of rows; increased whenever a field changes its meaning."""
+
+
+def about(benchmark: str, **more: Any) -> Row:
+    """The fields common to all rows of a benchmark: schema, its name, `more`, and environment."""
+    return {"schema": SCHEMA, "benchmark": benchmark, **more, "environment": describe_environment()}
 
 
 def key(row: Mapping[str, Any]) -> str:

@@ -27,16 +27,15 @@ from benchmarks.collectives import (
     find_collectives,
 )
 from benchmarks.program import UnavailableError
+from benchmarks.records import about
 from benchmarks.table import human_bytes, human_seconds
 from experiments.common import markdown
-from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows
 from experiments.common.steps import make_programs
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.config import PRESETS, Config
 from experiments.nth_farthest.train import make_problem
 
-SCHEMA = 1
 GPUS = (8, 64, 512, 1024)
 """Numbers of GPUs to compute the efficiency for."""
 _STEPS = 5
@@ -68,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
         row = work(make_config("small", given.batch_size), given.chunks, **given.worker)
         print(json.dumps(row), flush=True)
         return 0
-    common = {"schema": SCHEMA, "benchmark": "scaling", "environment": describe_environment()}
+    common = about("scaling")
     rows = []
     for row in all_rows(given):
         print(f"{row['kind']}: done", file=sys.stderr)

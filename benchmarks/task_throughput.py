@@ -19,8 +19,9 @@ import jax
 from tqdm import tqdm
 
 from benchmarks import python_programs
+from benchmarks.records import about
 from benchmarks.timing import Rounds, Run, interleave
-from experiments.common.environment import count_cores, describe_environment, limit_threads
+from experiments.common.environment import count_cores, limit_threads
 from experiments.common.records import append_rows
 from experiments.common.steps import make_programs
 from experiments.program_evaluation.config import PRESETS, Config
@@ -28,9 +29,6 @@ from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import make_problem
 from rrnn_jax.tasks import curriculum
 from rrnn_jax.tasks import learn_to_execute as lte
-
-SCHEMA = 1
-"""Version of rows; increased whenever a field changes its meaning."""
 
 SETTINGS = ((5, 2), (6, 3))
 """Length and nesting: table 1 of the paper, and its harder curves (figure 8)."""
@@ -79,12 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ValueError as error:
         arguments.error(str(error))
     jax.config.update("jax_enable_compilation_cache", False)  # Compile time is measured.
-    common = {
-        "schema": SCHEMA,
-        "benchmark": "task_throughput",
-        "threads": count_cores(),
-        "environment": describe_environment(),
-    }
+    common = about("task_throughput", threads=count_cores())
     generators = ((describe, measure(config, batch, given)) for config, batch in configs)
     steps = (
         (describe_share, measure_share(config, given.rounds, given.min_seconds))
