@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.records import about
-from benchmarks.timing import Run, interleave
-from experiments.common.environment import count_cores, limit_threads
+from benchmarks.timing import Run, interleave, limit_threads_or_exit
+from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
 
@@ -52,11 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = arguments.parse_args(args)
     if given.envs < 1 or given.rounds < 1:
         arguments.error("--envs and --rounds must be at least 1")
-    if given.threads:
-        try:
-            limit_threads(given.threads)
-        except ValueError as error:
-            arguments.error(str(error))
+    limit_threads_or_exit(arguments, given.threads)
     preset = given.training
     programs = training_programs(preset) if preset else environment_programs(given.envs)
     clock = time.perf_counter if given.clock == "wall" else time.process_time

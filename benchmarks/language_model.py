@@ -32,8 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.records import about
-from benchmarks.timing import interleave
-from experiments.common.environment import count_cores, limit_threads
+from benchmarks.timing import interleave, limit_threads_or_exit
+from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from experiments.common.streaming import Window
 from experiments.language_model.config import PRESETS, Config
@@ -286,11 +286,7 @@ def main(args: Sequence[str] | None = None) -> int:
     unknown = set(given.parts) - set(PARTS)
     if unknown or given.rounds < 1:
         arguments.error(f"parts must be of {PARTS} and --rounds at least 1")
-    if given.threads:
-        try:
-            limit_threads(given.threads)
-        except ValueError as error:
-            arguments.error(str(error))
+    limit_threads_or_exit(arguments, given.threads)
     made = {"train": train, "softmax": softmax, "write": write, "prompt": prompt,
             "paper": paper}  # fmt: skip
     for part in given.parts or PARTS:

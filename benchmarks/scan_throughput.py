@@ -17,8 +17,8 @@ from benchmarks.measure import Interrupted, Options, describe_row, measure
 from benchmarks.program import MODES, UnavailableError
 from benchmarks.records import Row, is_finished, key, read_measurements
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
-from benchmarks.timing import positive_minutes, time_limit
-from experiments.common.environment import count_cores, describe_environment, limit_threads
+from benchmarks.timing import limit_threads_or_exit, positive_minutes, time_limit
+from experiments.common.environment import count_cores, describe_environment
 from experiments.common.records import append_rows
 
 EPILOG = """The variants of a point are timed in interleaved rounds within one process, after a
@@ -78,10 +78,9 @@ def main(args: Sequence[str] | None = None) -> int:
     given = arguments.parse_args(args)
     if given.slope and given.streaming:
         arguments.error("--slope has no meaning with --streaming, which takes one step at a time")
+    limit_threads_or_exit(arguments, given.threads)
     try:
         names = variant_names(given.variants, given.remat)
-        if given.threads is not None:
-            limit_threads(given.threads)
         # Before JAX creates its backends. Compile time is measured; PyTorch needs some memory too.
         jax.config.update("jax_enable_compilation_cache", False)
         if any(name.startswith("torch") for name in names):

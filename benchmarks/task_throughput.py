@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from benchmarks import python_programs
 from benchmarks.records import about
-from benchmarks.timing import Rounds, Run, interleave
-from experiments.common.environment import count_cores, limit_threads
+from benchmarks.timing import Rounds, Run, interleave, limit_threads_or_exit
+from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from experiments.common.steps import make_programs
 from experiments.program_evaluation.config import PRESETS, Config
@@ -64,9 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
     arguments = parser()
     given = arguments.parse_args(args)
+    limit_threads_or_exit(arguments, given.threads)
     try:
-        if given.threads:
-            limit_threads(given.threads)
         configs = [
             (lte.Config(task, length, nesting, curriculum), batch)
             for task in given.task

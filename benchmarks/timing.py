@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
 
+from experiments.common.environment import limit_threads
+
 Run = Callable[[], object]
 """Runs a program once and returns when it has finished."""
 
@@ -131,6 +133,15 @@ def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable
     for _ in range(max(warmup, 1)):
         fastest = min(fastest, _sample(run, 1, clock))
     return max(1, round(min_seconds / fastest)) if fastest > 0 else 1
+
+
+def limit_threads_or_exit(arguments: argparse.ArgumentParser, threads: int | None) -> None:
+    """As `limit_threads`, for commands: exits with a message. None and 0 are no limit."""
+    try:
+        if threads:
+            limit_threads(threads)
+    except ValueError as error:
+        arguments.error(str(error))
 
 
 def positive_minutes(text: str) -> float:
