@@ -69,5 +69,5 @@ def make_cell(setting: Setting) -> RelationalMemoryCell:
         num_blocks=setting.blocks,
         attention_mlp_layers=setting.mlp_layers,
         gate_style=setting.gate_style,
-        dtype=jnp.bfloat16 if setting.dtype == "bfloat16" else jnp.float32,
+        dtype=jnp.dtype(setting.array_dtype),
     )

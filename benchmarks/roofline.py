@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks.flops import Work
 from benchmarks.jax_programs import matmul_precision
+from benchmarks.settings import DTYPES
 
 SIZES = {"cpu": (1536, 1 << 25), "gpu": (8192, 1 << 28), "tpu": (8192, 1 << 28)}
 """Rows of the square product, and elements of the vector for bandwidth."""
@@ -50,7 +51,7 @@ def measure_limits(dtype: str) -> Limits:
     """Measures the machine in one of `settings.DTYPES`; takes a few seconds."""
     size, elements = SIZES[jax.default_backend()]
     product, stream, launch = _compiled(dtype, size, elements)
-    array_dtype = _array_dtype(dtype)
+    array_dtype = DTYPES[dtype]
     vector = jnp.ones((elements,), jnp.float32)
     square = jnp.full((size, size), 1 / size, array_dtype)
     small = jnp.full((8, 8), 1 / 8, array_dtype)
@@ -68,17 +69,13 @@ def _compiled(dtype: str, size: int, elements: int) -> tuple[Program, Program, P
     def compiled(function: Program, shape: tuple[int, ...], dtype: str) -> Program:
         return jax.jit(function).lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
 
-    array_dtype = _array_dtype(dtype)
+    array_dtype = DTYPES[dtype]
     with matmul_precision(dtype):
         return (
             compiled(lambda x: x @ x, (size, size), array_dtype),
             compiled(lambda x: x * 1.5 + 1.0, (elements,), "float32"),
             compiled(_chain, (8, 8), array_dtype),
         )
-
-
-def _array_dtype(dtype: str) -> str:
-    return "bfloat16" if dtype == "bfloat16" else "float32"
 
 
 def roofline(work: Work, limits: Limits, seconds: float) -> dict[str, Any]:

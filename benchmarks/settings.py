@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from rrnn_jax.gating import GateStyle
 
-DTYPES = ("float32", "tf32", "bfloat16")
-"""Dtypes of products; tf32 means float32 arrays with TF32 products of a GPU."""
+DTYPES = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"}
+"""Dtypes of arrays by that of products; tf32 means TF32 products of a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Setting:
             if getattr(self, size) < 1:
                 raise ValueError(f"{size} must be at least 1, got {getattr(self, size)}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+            raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {self.dtype!r}")
 
     @property
     def width(self) -> int:
@@ -58,7 +58,7 @@ class Setting:
     @property
     def array_dtype(self) -> str:
         """The dtype of inputs and outputs."""
-        return "bfloat16" if self.dtype == "bfloat16" else "float32"
+        return DTYPES[self.dtype]
 
     def replace(self, **changes: object) -> "Setting":
         """The same setting with some sizes changed."""
