@@ -39,7 +39,6 @@ THROUGHPUT = {
     "time": "--setting nth_farthest rl --dtype bfloat16 --variants cuda fused hoisted torch",
     "lstm": "--setting rl --dtype tf32 --variants cudnn_lstm_width",
     "language": "--setting language --dtype bfloat16 --variants hoisted",
-    "while": "--setting nth_farthest rl --dtype bfloat16 --variants cuda fused hoisted",
 }
 """Options of `benchmarks.scan_throughput` for the parts that it measures."""
 
@@ -52,7 +51,6 @@ LIMITS = {
     "l2": 40,
     "lstm": 60,
     "language": 90,
-    "while": 120,
 }
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
@@ -136,8 +134,6 @@ def _command(part: str, given: argparse.Namespace) -> tuple[list[str], str]:
     """A part's command, and flags for XLA."""
     # To choose among Triton's products takes most of the time of compiling.
     flags = "" if given.toy else "--xla_gpu_enable_triton_gemm=false"
-    if part == "while" and not given.toy:  # XLA may not know it on a CPU.
-        flags += " --xla_gpu_enable_command_buffer=+WHILE"
     if part not in THROUGHPUT:
         toy = ["--toy"] if given.toy else []
         return [sys.executable, "-m", "benchmarks.cuda", "--here", part, *toy], flags
