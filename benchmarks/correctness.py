@@ -187,9 +187,7 @@ def golden_check(golden: Any, name: str, runner: str) -> Check:
     return judge_golden(golden, case, *golden_results(case, runner))
 
 
-def golden_results(
-    case: Any, runner: str, jit: Callable[[Callable], Callable] = jax.jit
-) -> tuple[jax.Array, Any]:
+def golden_results(case: Any, runner: str) -> tuple[jax.Array, Any]:
     """Outputs of a recorded case and the gradients of its parameters, inputs and memory."""
     if runner == variants.REFERENCE:
         rnn: Any = nn.RNN(case.cell, time_major=True)
@@ -201,7 +199,7 @@ def golden_results(
         return jnp.mean(outputs * case.loss_weights), outputs
 
     with matmul_precision("float32"):
-        value_and_grad = jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
         (_, outputs), gradients = value_and_grad(case.params, case.inputs, case.initial_memory)
     return outputs, gradients
 

@@ -197,7 +197,7 @@ def _check(toy: bool) -> Iterator[dict[str, Any]]:
             ]
 
         rounding = max(errors(_gradients(plain(low), low)(low.params, low.inputs)))
-        for name, step in _steps(low, setting.name).items():
+        for name, step in _steps(low).items():
             found = [step(low.params, low.inputs) for _ in range(3)]
             row: dict[str, Any] = {"setting": setting.name, "layout": name, "plain": rounding}
             row["kernels"] = max(errors(found[0]))
@@ -220,7 +220,7 @@ def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
         if reason := _why_not(problem):
             yield {"setting": setting.name, "skipped": reason}
             continue
-        steps = _steps(problem, setting.name)
+        steps = _steps(problem)
         runs = {
             f"{name}, {times}": partial(_finish, times, step, problem.params, problem.inputs)
             for name, step in steps.items()
@@ -236,9 +236,9 @@ def _kernels(toy: bool) -> Iterator[dict[str, Any]]:
             yield row | {x: found.get(f"rrnn_{x}") for x in ("forward", "backward")}
 
 
-def _steps(problem: Problem, setting: str) -> dict[str, Any]:
+def _steps(problem: Problem) -> dict[str, Any]:
     """The compiled training step with each of `_layouts`."""
-    names, layouts = zip(*_layouts(problem, setting), strict=True)
+    names, layouts = zip(*_layouts(problem), strict=True)
     with ThreadPoolExecutor(8) as pool:  # NVRTC and XLA compile side by side.
         kernels = itertools.product(("forward", "backward"), layouts)
         list(pool.map(lambda each: nvrtc.kernel_ptx(*each, True), kernels))
@@ -247,10 +247,10 @@ def _steps(problem: Problem, setting: str) -> dict[str, Any]:
     return dict(zip(names, steps, strict=True))
 
 
-def _layouts(problem: Problem, setting: str) -> list[tuple[str, Layout]]:
+def _layouts(problem: Problem) -> list[tuple[str, Layout]]:
     """Layouts to try, by name; the first is the usual one."""
     tried: list[dict[str, Any]] = [{}]
-    if setting == "nth_farthest":
+    if problem.setting.name == "nth_farthest":
         both = {"wgmma": True, "prefetch": True}
         tried += [{"prefetch": True}, {"wgmma": True}, both, both | {"tiles": 4}]
         tried += [both | {"tiles": 4, "ring": 8}, {"prefetch": True, "tiles": 4}]

@@ -105,18 +105,18 @@ def core_work(setting: Setting, mode: str) -> Work:
       setting: the sizes.
       mode: "forward", "train" or "streaming".
     """
-    B, S, F = setting.batch, setting.slots, setting.width
+    S, F = setting.slots, setting.width
     # In each block: queries, logits, the weighted sum, then the MLP. Gates are parallel to them.
     chain = setting.blocks * (3 + setting.mlp_layers)
     rows = (S + 4) * F, (2 * S + 8) * F
-    return _work(setting, mode, products(setting), attention_flops(setting), B, rows, chain)
+    return _work(setting, mode, products(setting), attention_flops(setting), rows, chain)
 
 
 def gated_work(setting: Setting, width: int, gates: int, mode: str) -> Work:
     """The work of an LSTM (4 gates) or a GRU (3); terms as in `core_work`."""
     needed = gated_products(setting, width, gates)
     rows = (1 + gates) * width, (2 + 2 * gates) * width
-    return _work(setting, mode, needed, 0, setting.batch, rows, 1)
+    return _work(setting, mode, needed, 0, rows, 1)
 
 
 def _work(
@@ -124,12 +124,11 @@ def _work(
     mode: str,
     needed: list[Product],
     attention: int,
-    batch: int,
     rows: tuple[int, int],
     chain: int,
 ) -> Work:
     """The sum over a sequence: `rows` are elements moved per row and step, forward and backward."""
-    train, steps = mode == "train", setting.steps
+    train, batch, steps = mode == "train", setting.batch, setting.steps
     size = 2 if setting.dtype == "bfloat16" else 4
     weights = sum(product.k * product.n for product in needed)
     flops = attention + sum(product.flops for product in needed)

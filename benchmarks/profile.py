@@ -27,7 +27,7 @@ from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
 
 _CALLS = 5
-_LISTED = 40
+_LISTED, _PRINTED = 40, 12
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,7 +111,7 @@ def profile(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-def describe(row: dict[str, Any], listed: int = 12) -> str:
+def describe(row: dict[str, Any]) -> str:
     """A profile as a table of the longest operations."""
     busy = row["busy_seconds_per_call"]
     head = ["Operation", "Time per call", "Share", "Times per call"]
@@ -122,7 +122,7 @@ def describe(row: dict[str, Any], listed: int = 12) -> str:
             f"{entry['seconds_per_call'] / busy:.0%}",
             f"{entry['times_per_call']:.0f}",
         ]
-        for entry in row["operations"][:listed]
+        for entry in row["operations"][:_PRINTED]
     ]
     title = (
         f"{row['setting']}, {row['dtype']}, {row['variant']}: "

@@ -215,7 +215,7 @@ def _describe_compiled(row: dict[str, Any]) -> str:
         return f"Compiled for {row['tpus']} chips of a TPU v5e, one update has: {found}."
     step = row["step_seconds"]
     lines = [
-        [n, human_seconds(seconds), f"{step / (step + seconds):.1%}"]
+        [n, human_seconds(seconds), f"{row['efficiency'][n]:.1%}"]
         for n, seconds in row["all_reduce_seconds"].items()
     ]
     return (

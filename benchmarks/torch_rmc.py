@@ -67,16 +67,15 @@ class TorchRMC(nn.Module):
             arrays[name.replace("-", "/")] = value.T if name.endswith("kernel") else value
         return arrays
 
-    def initial_memory(self, batch: int, device: torch.device | None = None) -> Tensor:
+    def initial_memory(self, batch: int, device: torch.device) -> Tensor:
         """Identity rows, ``[B, S, F]``."""
         cell = self.cell
         rows = torch.eye(cell.mem_slots, cell.mem_size, device=device)
         return rows.expand(batch, -1, -1).contiguous()
 
-    def forward(self, inputs: Tensor, memory: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Runs ``inputs [B, T, I]`` from identity rows; returns ``[B, T, S*F]``."""
-        initial = self.initial_memory(inputs.shape[0], inputs.device)
-        carry = initial if memory is None else memory
+        carry = self.initial_memory(inputs.shape[0], inputs.device)
         weights = self.compute_weights()
         outputs = []
         for x in inputs.unbind(1):

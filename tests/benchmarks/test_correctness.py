@@ -25,11 +25,11 @@ cached_problem = functools.cache(make_problem)
 
 @functools.cache
 def results_of(name):
-    return compute_results(golden.load(name), "hoisted", jit=jax.jit)
+    return compute_results(golden.load(name), "hoisted")
 
 
 def golden_results(case, runner):
-    """Compiled once, and without XLA's optimisations."""
+    """Compiled once."""
     del runner
     return results_of(case.name)
 
