@@ -49,7 +49,7 @@ class CoreConfig(RMCConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if problem := misfit(self.gate_style, self.output_gate, self.initial_memory):
+        if problem := misfit(self.gate_style, self.output_gate):
             raise ValueError(problem)
 
     @property
@@ -58,16 +58,14 @@ class CoreConfig(RMCConfig):
         return self.num_heads * self.head_size
 
 
-def misfit(gate_style: str, output_gate: bool, initial_memory: str) -> str | None:
+def misfit(gate_style: str, output_gate: bool) -> str | None:
     """Why settings of a core are incompatible; None if they are not.
 
-    >>> misfit("none", True, "identity")
+    >>> misfit("none", True)
     "gate_style must be 'unit' or 'memory' with output_gate=True, got 'none'"
     """
     if output_gate and gate_style == "none":
         return "gate_style must be 'unit' or 'memory' with output_gate=True, got 'none'"
-    if output_gate and initial_memory == "learned":
-        return "initial_memory must not be 'learned' with output_gate=True, got 'learned'"
     return None
 
 

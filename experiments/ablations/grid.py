@@ -65,7 +65,7 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
     rows = {BASE: RowConfig(BASE, "", BASE, "rmc", config)}
     for name, factor, value, changes in _departures(core):
         settings = vars(core) | changes
-        if misfit(*(settings[n] for n in ("gate_style", "output_gate", "initial_memory"))):
+        if misfit(settings["gate_style"], settings["output_gate"]):
             continue
         changed = dataclasses.replace(core, **changes)
         if changed != core and name not in rows:
@@ -135,11 +135,6 @@ def _departures(core: CoreConfig) -> list[tuple[str, str, str, dict[str, Any]]]:
         add(f"key_{size}", "key size", str(size), key_size=size)
     add("no_qkv_norm", "LayerNorm of q, k, v", "off", qkv_norm=False)
     add("no_input_queries", "input row attends", "no (eq. 2)", input_queries=False)
-    for start, value in (
-        ("identity", "identity"),
-        ("random", "random"),
-        ("learned", "learned"),
-        ("zeros", "zeros"),
-    ):
-        add(f"initial_{start}", "initial memory", value, initial_memory=start)
+    for start in ("identity", "random", "learned", "zeros"):
+        add(f"initial_{start}", "initial memory", start, initial_memory=start)
     return found

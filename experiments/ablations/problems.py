@@ -1,6 +1,7 @@
 """The training problem of a row: its model on the grid's task."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ from flax import linen as nn
 
 from experiments.ablations.config import Config, CoreConfig
 from experiments.ablations.grid import RowConfig, make_rows
-from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.supervised import Curriculum, supervised
 from experiments.nth_farthest import problem
@@ -22,8 +22,35 @@ from experiments.program_evaluation.model import Model as ProgramModel
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.initializers import identity_rows
 from rrnn_jax.tasks import curriculum, nth_farthest
+from rrnn_jax.typing import Array, Dtype
 
-_INITIAL = {"identity": identity_rows, "random": random_rows, "zeros": zero_rows}
+
+def random_rows(key: Array | None, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """Normal rows of about unit length, equal for all sequences and calls.
+
+    >>> a, b = random_rows(None, (2, 3, 4))
+    >>> bool((a == b).all()), bool((a[0] == a[1]).any())
+    (True, False)
+
+    Args:
+      key: ignored, because training and evaluation must use the same rows.
+      shape: ``[*B, S, F]``.
+      dtype: dtype of the result.
+
+    Returns:
+      An array of that shape.
+    """
+    del key
+    rows = jax.random.normal(jax.random.key(0), shape[-2:], dtype)
+    return jnp.broadcast_to(rows / jnp.asarray(math.sqrt(shape[-1]), dtype), shape)
+
+
+_INITIAL = {
+    "identity": identity_rows,
+    "learned": identity_rows,
+    "random": random_rows,
+    "zeros": nn.initializers.zeros_init(),
+}
 
 
 def make_problem(row: RowConfig) -> Problem:
@@ -39,10 +66,7 @@ def make_cell(row: RowConfig) -> nn.RNNCellBase:
     """The core of a row."""
     if row.model == "lstm":
         return row.config.lstm.make(None)
-    core = row.config.core
-    if core.initial_memory == "learned":
-        return LearnedStartCell(_memory_core(core))
-    return _memory_core(core)
+    return _memory_core(row.config.core)
 
 
 def check(config: Config) -> None:
@@ -80,7 +104,8 @@ def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
         forget_bias=core.forget_bias,
         output_gate=core.output_gate,
         input_queries=core.input_queries,
-        carry_init=_INITIAL.get(core.initial_memory, identity_rows),
+        carry_init=_INITIAL[core.initial_memory],
+        learned_carry=core.initial_memory == "learned",
     )
 
 

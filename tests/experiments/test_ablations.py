@@ -10,9 +10,8 @@ import pytest
 from experiments.ablations import PRESETS, make_rows
 from experiments.ablations.__main__ import main
 from experiments.ablations.grid import base_values
-from experiments.ablations.initial_memory import LearnedStartCell, random_rows, zero_rows
 from experiments.ablations.problems import make_cell, make_problem
-from rrnn_jax import RNN, RelationalMemoryCell
+from rrnn_jax import RelationalMemoryCell
 from tests.core.random_variables import random_variables
 from tests.experiments.ablation_runs import CONFIG, ROWS
 
@@ -75,9 +74,8 @@ def test_rows_that_cannot_be_made_are_left_out(tmp_path, capsys):
     """Of a base with an output gate, and of one without gates."""
     usual = set(make_rows(CONFIG))
     for changes, missing in (
-        ({"output_gate": True}, {"output_gate", "gates_none", "initial_learned"}),
+        ({"output_gate": True}, {"output_gate", "gates_none"}),
         ({"gate_style": "none"}, {"output_gate", "gates_none"}),
-        ({"initial_memory": "learned"}, {"output_gate", "initial_learned"}),
     ):
         config = dataclasses.replace(CONFIG, core=dataclasses.replace(CONFIG.core, **changes))
         rows = make_rows(config)
@@ -87,9 +85,6 @@ def test_rows_that_cannot_be_made_are_left_out(tmp_path, capsys):
     for options in ("--output-gate", "--gate-style none"):
         assert main(["--list", *options.split()]) == 0
     capsys.readouterr()
-    cell = RelationalMemoryCell(mem_slots=2, head_size=4, num_heads=1, output_gate=True)
-    with pytest.raises(ValueError, match="cell must have output_gate=False, got output_gate=True"):
-        LearnedStartCell(cell)
 
 
 def test_a_label_is_no_part_of_what_is_compared():
@@ -123,49 +118,20 @@ def test_a_row_of_the_program_grid_has_the_same_core():
     assert 0 < problem.score.trivial < 1
 
 
-@pytest.fixture(scope="module")
-def starts():
-    """A cell's weights, an input, and its memory after a step from each initial memory."""
+def test_slots_that_start_equal_stay_equal():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5)), jnp.float32)
-    cell = make_cell(ROWS["base"])
-    assert isinstance(cell, RelationalMemoryCell)
-    carry = cell.initialize_carry(jax.random.key(0), x.shape)
-    variables = random_variables(cell, carry, x)
-    step = jax.jit(lambda variables, carry: cell.apply(variables, carry, x)[0])
-    return cell, variables, x, step
-
-
-def test_slots_that_start_equal_stay_equal(starts):
-    cell, variables, _, step = starts
-    shape = (2, cell.mem_slots, cell.mem_size)
-    for start, is_equal in ((zero_rows, True), (random_rows, False), (cell.carry_init, False)):
-        memory = step(variables, start(None, shape))
-        memory = step(variables, memory)
+    for start, is_equal in (("zeros", True), ("random", False), ("identity", False)):
+        cell = make_cell(ROWS["base" if start == "identity" else f"initial_{start}"])
+        memory = cell.initialize_carry(jax.random.key(0), x.shape)
+        variables = random_variables(cell, memory, x)
+        for _ in range(2):
+            memory, _ = cell.apply(variables, memory, x)
         gap = float(jnp.abs(memory[:, 0] - memory[:, 1]).max())
         assert (gap < 1e-6) == is_equal, start
 
 
-def test_learned_start_begins_as_identity_and_is_learned(starts):
-    cell, variables, x, _ = starts
-    learned = LearnedStartCell(cell)
-    rnn = RNN(learned)
-    start = jnp.eye(cell.mem_slots, cell.mem_size)
-    params = {"cell": {"cell": variables["params"], "initial_memory": start}}
-    inputs = jnp.stack([x, 2 * x, -x], axis=1)
-
-    @jax.jit
-    def run(params):
-        def total(params):
-            outputs = rnn.apply({"params": params}, inputs)
-            return outputs.sum(), outputs
-
-        slope, outputs = jax.grad(total, has_aux=True)(params)
-        return outputs, slope["cell"]["initial_memory"]
-
-    plain = jax.jit(RNN(cell).apply)({"params": {"cell": variables["params"]}}, inputs)
-    outputs, slope = run(params)
-    np.testing.assert_allclose(outputs, plain, atol=1e-5)
-    assert float(jnp.abs(slope).max(axis=-1).min()) > 0
-    # Twice the start is another run, to the last step.
-    doubled, _ = run({"cell": {**params["cell"], "initial_memory": 2 * start}})
-    assert float(jnp.abs(doubled - plain)[:, -1].max()) > 1e-3
+def test_a_learned_start_begins_as_the_base():
+    base, learned = make_cell(ROWS["base"]), make_cell(ROWS["initial_learned"])
+    assert isinstance(learned, RelationalMemoryCell)
+    assert learned.learned_carry
+    assert learned.clone(learned_carry=False) == base
