@@ -31,7 +31,7 @@ from benchmarks.records import about
 from benchmarks.table import human_bytes, human_seconds
 from experiments.common import markdown
 from experiments.common.records import append_rows
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.config import PRESETS, Config
 from experiments.nth_farthest.train import make_problem
@@ -140,7 +140,7 @@ def work(
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(coordinator, processes, index)
     train = dataclasses.replace(config.train, devices=devices)
-    programs = make_programs(make_problem(config), train)
+    programs = Programs(make_problem(config), train)
     state = programs.init()
     programs.compile(state, _STEPS, None)
     seconds: list[float] = []

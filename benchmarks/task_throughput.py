@@ -23,7 +23,7 @@ from benchmarks.records import about
 from benchmarks.timing import Rounds, Run, interleave, limit_threads_or_exit
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import make_problem
@@ -163,7 +163,7 @@ def measure_share(
     Returns:
       The row (none if nothing was timed), and whether Ctrl-C ended it early.
     """
-    programs = make_programs(make_problem(config), config.train)
+    programs = Programs(make_problem(config), config.train)
     task = make_task(config)
     level = curriculum.initial_state(task.config)
     kept = {"state": programs.init()}

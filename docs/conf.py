@@ -17,7 +17,6 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 # The pages' equations are plain text; a browser loads MathJax for those of docstrings.
-myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # The blocks run as tests: tests/test_docs.py.
 

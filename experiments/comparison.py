@@ -22,7 +22,7 @@ from experiments.common.metrics import METRICS_FILE
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
-from experiments.common.run_directory import UNLEARNED, flatten, read_environment
+from experiments.common.run_directory import SUMMARY_FILE, UNLEARNED, flatten, read_environment
 
 _MODEL_SECTIONS = (*TITLES, "dtype", "model")
 """Parts of a config that belong to a model. All others except `train` define the task."""
@@ -98,7 +98,7 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
     directories = list(directories)
     if absent := [str(directory) for directory in directories if not directory.is_dir()]:
         raise FileNotFoundError(f"no such directory: {', '.join(absent)}")
-    summaries = {path for directory in directories for path in directory.rglob("summary.json")}
+    summaries = {path for directory in directories for path in directory.rglob(SUMMARY_FILE)}
     runs = sorted(path.parent for path in summaries if (path.parent / METRICS_FILE).exists())
     if not runs:
         raise FileNotFoundError(f"no finished run in {', '.join(map(str, directories))}")

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.ablations.config import PRESETS, Config
-from experiments.ablations.findings import NEAR_TRIVIAL, points
+from experiments.ablations.config import Config
+from experiments.ablations.findings import points
 from experiments.ablations.problems import describe_task
 from experiments.common import markdown
-from experiments.common.report import FEWEST_SEEDS, Difference, difference
+from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
 from experiments.program_evaluation import searched
@@ -38,9 +38,8 @@ GRIDS = {
 
 
 def read(name: str) -> Any:
-    """Reads a file of results; None if it does not exist."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """Reads a file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def documents() -> dict[Path, dict[str, str]]:
@@ -120,9 +119,8 @@ def index() -> str:
         what = f"[ablations](ablations/README.md) on {task}: "
         what += "ten rows with ten seeds" if name.endswith("_10") else "slots, heads, gates"
         what += "" if option else " (figure 4)"
-        time = "an hour or so" if grid is None else _hours(grid)
-        kept = "not run yet" if grid is None else f"[numbers](results/ablations/{name}.json)"
-        rows.append((f"experiments.ablations{option}", what, time, kept))
+        kept = f"[numbers](results/ablations/{name}.json)"
+        rows.append((f"experiments.ablations{option}", what, _hours(grid), kept))
     rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
     lines = ([f"`{command}`", *cells] for command, *cells in rows)
     return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
@@ -173,8 +171,6 @@ def _fresh(summary: dict[str, Any]) -> list[float]:
 def _elsewhere() -> str:
     """The same two models on the task of the ablations, with several seeds."""
     grid = read("ablations/quick")
-    if grid is None or not grid["rows"].get("lstm", {}).get("accuracy"):
-        return ""
     base, lstm = grid["rows"]["base"], grid["rows"]["lstm"]
     said = {"better": "ahead of", "worse": "behind", "not told apart": "not clearly different from"}
     return (
@@ -246,9 +242,6 @@ def ablations() -> str:
 
 def _grid(name: str) -> str:
     grid = read(f"ablations/{name}")
-    command = f"`python -m experiments.ablations{GRIDS[name]}`"
-    if grid is None:
-        return f"{command} was not run yet: `results/ablations/{name}.json` does not exist."
     config = _config(name, grid)
     rows = {key: row for key, row in grid["rows"].items() if row["accuracy"]}
     base = rows["base"]
@@ -269,32 +262,15 @@ def _grid(name: str) -> str:
     for factor, claim in claims.items():
         cells = [_effect(row, base) for row in rows.values() if row["factor"] == factor]
         lines.append(f"| {claim} | {'; '.join(cells) or 'not run'} |")
-    others = [row for row in rows.values() if row["factor"] and row["factor"] not in claims]
-    lines.append("")
-    seeds = len(base["accuracy"])
-    undecided = "not told apart" if seeds >= FEWEST_SEEDS else f"no verdict with {_seeds(seeds)}"
-    for key, title in (("better",) * 2, ("worse",) * 2, ("not told apart", undecided)):
-        found = [_effect(r, base) for r in others if _against(r, base).verdict == key]
-        if found:
-            lines.append(f"- Other rows, {title}: {'; '.join(found)}.")
-    stuck = [
-        _label(row)
-        for row in rows.values()
-        if max(row["accuracy"]) <= base["trivial_accuracy"] + NEAR_TRIVIAL
-    ]
-    lines.append(f"- Did not learn at all, with any seed: {_names(stuck)}.")
-    missing = [key for key in grid["rows"] if key not in rows]
-    if missing:
-        lines.append(f"- The loss became NaN: {_names(missing)}.")
-    if grid["not_run"]:
-        lines.append(f"- Not run: {_names(grid['not_run'])}.")
-    return "\n".join(lines) + f"\n\n[All numbers](results/ablations/{name}.json), {command}."
+    return "\n".join(lines) + (
+        f"\n\n[All rows](results/ablations/{name}_findings.md), "
+        f"[numbers](results/ablations/{name}.json), "
+        f"`python -m experiments.ablations{GRIDS[name]}`."
+    )
 
 
-def _config(name: str, grid: dict[str, Any] | None) -> Config:
-    """The config of a grid, or of its preset if it was not run."""
-    if grid is None:
-        return PRESETS[name.removesuffix("_10")]
+def _config(name: str, grid: dict[str, Any]) -> Config:
+    """The config of a grid."""
     return config_from(Config(), grid["config"], f"ablations/{name}.json")
 
 
@@ -359,10 +335,6 @@ def _mean(values: Sequence[float]) -> float:
 
 def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def main(args: Sequence[str] | None = None) -> int:

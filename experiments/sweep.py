@@ -27,6 +27,7 @@ from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.common.report import compare, read_run, text_of, to_csv
 from experiments.common.report import to_markdown as report_markdown
+from experiments.common.run_directory import SUMMARY_FILE
 
 FINAL_SEED = 1000
 """The first of the fresh seeds."""
@@ -85,7 +86,7 @@ def _run(
     todo = {
         run_dir: command_of(given.experiment, model, setting, options, run_dir)
         for run_dir, (model, setting) in runs.items()
-        if not (run_dir / "summary.json").exists()
+        if not (run_dir / SUMMARY_FILE).exists()
     }
     print(f"{len(runs) - len(todo)} of {len(runs)} runs are done", flush=True)
     return run_commands(todo, given.jobs, given.progress) if todo else {}
@@ -153,9 +154,9 @@ def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
     """
     rows = []
     for run_dir, (model, setting) in runs.items():
-        if not (run_dir / "summary.json").exists():
+        if not (run_dir / SUMMARY_FILE).exists():
             continue
-        summary = read_json(run_dir / "summary.json")
+        summary = read_json(run_dir / SUMMARY_FILE)
         summary = summary.get(model, summary)
         score = summary["score"]
         values = summary["evaluation"][score["name"]]

@@ -9,7 +9,7 @@ from experiments.ablations.train import is_done
 from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.records import read_json
 from experiments.common.report import Difference, difference
-from experiments.common.run_directory import FAILURE_FILE, read_environment
+from experiments.common.run_directory import FAILURE_FILE, SUMMARY_FILE, read_environment
 
 
 class RowNumbers(NamedTuple):
@@ -67,7 +67,7 @@ def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumber
 def _read(row: RowConfig, run_dir: Path) -> RowNumbers:
     if (run_dir / FAILURE_FILE).exists():
         return RowNumbers(row, [], [], None, None, None, None, read_environment(run_dir))
-    summary = read_json(run_dir / "summary.json")
+    summary = read_json(run_dir / SUMMARY_FILE)
     seeds = row.config.train.seeds
     curves = read_curves(run_dir, "accuracy", seeds)
     threshold = threshold_of(summary["trivial_accuracy"])

@@ -18,7 +18,6 @@ from experiments.common import markdown
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
 from experiments.common.records import write_json, write_text
-from experiments.common.run_directory import trained_at
 from rrnn_jax.visualize import bars_figure
 
 FILES = {
@@ -66,7 +65,7 @@ def write_report(
         "base": base_values(config),
         "config": dataclasses.asdict(config),
         "environment": numbers[BASE].environment | {"command": grid_command(config, rows, numbers)},
-        "commits": sorted({c for n in numbers.values() for c in trained_at(n.environment)}),
+        "commits": sorted({c for n in numbers.values() for c in n.environment["git_commits"]}),
         "not_run": missing,
         "rows": {name: _numbers(row, numbers[BASE]) for name, row in numbers.items()},
     }

@@ -7,7 +7,7 @@ from experiments.ablations.grid import RowConfig
 from experiments.ablations.problems import make_problem
 from experiments.common import loop
 from experiments.common.records import write_json
-from experiments.common.run_directory import FAILURE_FILE, is_finished, open_run
+from experiments.common.run_directory import FAILURE_FILE, SUMMARY_FILE, is_finished, open_run
 
 
 def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def train_row(row: RowConfig, run_dir: Path, progress: bool = True) -> dict[str,
     outcome = loop.train(problem, row.config.train, run_dir, row.row, progress)
     summary = loop.summarise(outcome, row.config.train)
     summary["trivial_accuracy"] = problem.score.trivial
-    write_json(run_dir / "summary.json", summary)
+    write_json(run_dir / SUMMARY_FILE, summary)
     return summary
 
 

@@ -41,41 +41,31 @@ class Restored(NamedTuple):
     notes: Mapping[str, Any]
 
 
-class Reader:
-    """Read-only access to the checkpoints of a run, which may still be training.
+def read_latest(directory: Path, like: Any) -> Restored:
+    """The newest valid checkpoint of a run, which may still be training; changes nothing.
+
+    A message lists damaged ones.
 
     Args:
       directory: the run's ``checkpoints``.
+      like: a state of the same structure, shapes and dtypes (or its `jax.eval_shape`).
 
     Raises:
-      FileNotFoundError: the directory does not exist.
+      FileNotFoundError: there is no checkpoint.
+      RefusedError: there are checkpoints, but none of them can be used.
     """
-
-    def __init__(self, directory: Path) -> None:
-        if not directory.is_dir():
-            raise FileNotFoundError(f"no checkpoint in {directory.parent}; train first")
-        self._directory = directory
-
-    def restore_latest(self, like: Any) -> Restored:
-        """The newest valid checkpoint. A message lists damaged ones.
-
-        Args:
-          like: a state of the same structure, shapes and dtypes (or its `jax.eval_shape`).
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          RefusedError: there are checkpoints, but none of them can be used.
-        """
+    restored = None
+    if directory.is_dir():
         with _quiet():  # Orbax warns that it only reads.
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, multiprocessing_options=_alone()
             )
-            manager = ocp.CheckpointManager(self._directory.absolute(), options=options)
+            manager = ocp.CheckpointManager(directory.absolute(), options=options)
             with contextlib.closing(manager):
                 restored, _ = _restore_latest(manager, like)
-        if restored is None:
-            raise FileNotFoundError(f"no checkpoint in {self._directory.parent}; train first")
-        return restored
+    if restored is None:
+        raise FileNotFoundError(f"no checkpoint in {directory.parent}; train first")
+    return restored
 
 
 class Writer:
@@ -142,7 +132,7 @@ class Writer:
         )
 
     def restore_latest(self, like: Any) -> Restored | None:
-        """As `Reader.restore_latest`; None if there is no checkpoint.
+        """As `read_latest`; None if there is no checkpoint.
 
         Newer damaged checkpoints are removed, so that they can be written again.
         """

@@ -267,21 +267,16 @@ def exit_code(action: Callable[[], Any]) -> int:
     """
     try:
         action()
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return end_command(EXIT_REFUSED)  # Threads of libraries would print more messages.
-    except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_REFUSED
-    except OSError as error:
+    except (RefusedError, NonFiniteError, RunFailedError, OSError) as error:
         # Errors of other libraries have only a message.
-        if error.errno is not None and error.errno not in _PLACES:
+        if isinstance(error, OSError) and error.errno not in (None, *_PLACES):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return end_command(EXIT_REFUSED)
-    except (NonFiniteError, RunFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_NON_FINITE
+        if isinstance(error, NonFiniteError | RunFailedError):
+            return EXIT_NON_FINITE
+        if isinstance(error, StorageError | OSError):
+            return end_command(EXIT_REFUSED)  # Threads of libraries would print more messages.
+        return EXIT_REFUSED
     except Interrupted as stop:
         print(f"{stop}", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.common import parallel
-from experiments.common.checkpoint import Reader, Writer
+from experiments.common.checkpoint import Writer, read_latest
 from experiments.common.interrupts import Interrupted, StopRequest, keep_request, kept_request
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem, Score
@@ -24,7 +24,7 @@ from experiments.common.run_directory import (
     note_session,
 )
 from experiments.common.samples import SamplesWriter
-from experiments.common.steps import Programs, TrainState, Values, make_programs, to_values
+from experiments.common.steps import Programs, TrainState, Values, to_values
 from experiments.common.train_config import TrainConfig
 
 TIMINGS_FILE = "timings.jsonl"
@@ -91,7 +91,7 @@ def train(
       Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
-    programs = make_programs(problem, config)
+    programs = Programs(problem, config)
     with contextlib.ExitStack() as stack:
         checkpoints = best = restored = None
         if parallel.is_main():
@@ -102,7 +102,7 @@ def train(
         parallel.wait()  # Until the first process has removed damaged checkpoints.
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
-                restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
+                restored = read_latest(run_dir / "checkpoints", programs.shapes)
         check_shared(run_dir, -1 if restored is None else restored.step)
         if parallel.agree(kept_request())[0]:
             raise Interrupted(f"stopped before {name or 'a run'}; run the same command to resume")
@@ -134,8 +134,8 @@ def evaluate_run(
     Raises:
       FileNotFoundError: the run has no checkpoint.
     """
-    programs = make_programs(problem, config)
-    restored = Reader(run_dir / "checkpoints").restore_latest(programs.shapes)
+    programs = Programs(problem, config)
+    restored = read_latest(run_dir / "checkpoints", programs.shapes)
     return restored.step, programs.evaluate(programs.place(restored.state), name)
 
 

@@ -112,9 +112,7 @@ def curve(
     """
     curves: dict[int, tuple[list[int], list[float]]] = {}
     for row in rows:
-        # Earlier versions wrote "eval".
-        is_meant = row["split"] == split or (row["split"], split) == ("eval", "valid")
-        if is_meant and metric in row:
+        if row["split"] == split and metric in row:
             steps, values = curves.setdefault(row["seed"], ([], []))
             steps.append(row["step"])
             values.append(row[metric])

@@ -29,6 +29,7 @@ from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.problem import Score
 from experiments.common.records import read_json, read_rows
 from experiments.common.refused import RefusedError
+from experiments.common.run_directory import SUMMARY_FILE
 
 FEWEST_SEEDS = 5
 """With fewer seeds no model counts as better."""
@@ -99,9 +100,9 @@ def read_run(run_dir: Path, model: str = "") -> Run:
       FileNotFoundError: the run is not finished.
       RefusedError: evaluations or their times are missing.
     """
-    if not (run_dir / "summary.json").exists():
+    if not (run_dir / SUMMARY_FILE).exists():
         raise FileNotFoundError(f"{run_dir} holds no finished run")
-    summary = read_json(run_dir / "summary.json")
+    summary = read_json(run_dir / SUMMARY_FILE)
     summary = summary.get(model, summary)
     times = {row["step"]: row["seconds"] for row in read_rows(run_dir / TIMINGS_FILE)}
     curves = read_curves(run_dir, summary["score"]["name"], summary["seeds"])

@@ -15,11 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.common.cells import CellConfigs
-from experiments.common.checkpoint import Reader
+from experiments.common.checkpoint import read_latest
 from experiments.common.problem import Params, Problem
 from experiments.common.records import read_json
 from experiments.common.refused import RefusedError
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.common.train_config import TrainConfig
 
 ConfigT = TypeVar("ConfigT")
@@ -49,7 +49,11 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 
 
 def restore_params(
-    problem: Problem, config: TrainConfig, run_dir: Path, seed: int
+    problem: Problem,
+    config: TrainConfig,
+    run_dir: Path,
+    seed: int,
+    folder: str = "checkpoints",
 ) -> tuple[int, Params]:
     """One seed's parameters, from ``params.npz`` or the newest valid checkpoint.
 
@@ -58,9 +62,10 @@ def restore_params(
       config: its training config.
       run_dir: the run's directory.
       seed: one of the run's seeds.
+      folder: the directory of checkpoints in it.
 
     Returns:
-      The checkpoint's step, and the parameters as `problem.loss` takes them.
+      The checkpoint's step and the parameters.
 
     Raises:
       FileNotFoundError: the run has no checkpoint, or no such seed.
@@ -71,8 +76,8 @@ def restore_params(
         return read_params(run_dir, wanted)
     if seed not in config.seeds:
         raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
-    shapes = make_programs(problem, config).shapes
-    restored = Reader(run_dir / "checkpoints").restore_latest(shapes)
+    shapes = Programs(problem, config).shapes
+    restored = read_latest(run_dir / folder, shapes)
     index = config.seeds.index(seed)
     return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
 

@@ -22,7 +22,7 @@ from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, read_rows, write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import read_environment
+from experiments.common.run_directory import SUMMARY_FILE, read_environment
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -53,10 +53,10 @@ def collect(run_dir: Path) -> dict[str, Any]:
     if not rows:
         raise RefusedError(f"{run_dir / METRICS_FILE} must hold evaluations, but is empty")
     found = {"environment": read_environment(run_dir)}
-    finished = (run_dir / "summary.json").exists()
+    finished = (run_dir / SUMMARY_FILE).exists()
     found["config"] = read_json(run_dir / "config.json")
     found["summary"] = (
-        read_json(run_dir / "summary.json") if finished else {"stopped_at": rows[-1]["step"]}
+        read_json(run_dir / SUMMARY_FILE) if finished else {"stopped_at": rows[-1]["step"]}
     )
     found["environment"]["command"] = without_place(found["environment"]["command"])
     for metric in CURVES:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -173,11 +174,14 @@ def hold(run_dir: Path) -> Iterator[None]:
 def note_session(run_dir: Path, step: int) -> None:
     """Records the environment of a session and its first step in ``sessions.jsonl``.
 
-    The summary of a run that goes on is removed; it is written again at the end.
+    ``environment.json`` has that of the latest session. The summary of a run that goes on is
+    removed; it is written again at the end.
     """
     if parallel.is_main():
         (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
-    append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": describe_environment()}])
+    environment = describe_environment()
+    append_rows(run_dir / SESSIONS_FILE, [{"step": step, "environment": environment}])
+    write_json(run_dir / "environment.json", environment)
 
 
 def check_shared(run_dir: Path, step: int) -> None:
@@ -221,23 +225,10 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
       FileNotFoundError: the run has not been trained.
     """
     sessions = [row["environment"] for row in read_rows(run_dir / SESSIONS_FILE)]
-    if not sessions:  # The format of earlier versions.
-        if not (run_dir / "environment.json").exists():
-            raise FileNotFoundError(f"no {SESSIONS_FILE} in {run_dir}")
-        sessions = [read_json(run_dir / "environment.json")]
-    all_commits = [commit for environment in sessions for commit in trained_at(environment)]
-    commits = [commit for commit, before in zip(all_commits, [None, *all_commits], strict=False)
-               if commit != before]  # fmt: skip
-    return sessions[0] | {"git_commits": commits}
-
-
-def trained_at(environment: Mapping[str, Any]) -> list[str]:
-    """The commits at which a run was trained, in order.
-
-    >>> trained_at({"git_commit": "abc"}), trained_at({"git_commits": ["abc", "def"]})
-    (['abc'], ['abc', 'def'])
-    """
-    return environment.get("git_commits") or [str(environment["git_commit"])]
+    if not sessions:
+        raise FileNotFoundError(f"no {SESSIONS_FILE} in {run_dir}")
+    commits = (environment["git_commit"] for environment in sessions)
+    return sessions[0] | {"git_commits": [commit for commit, _ in itertools.groupby(commits)]}
 
 
 def write_evaluation(run_dir: Path, result: Any) -> None:

@@ -260,11 +260,6 @@ class Programs:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def make_programs(problem: Problem, config: TrainConfig) -> Programs:
-    """Builds the jitted functions of a problem."""
-    return Programs(problem, config)
-
-
 def to_values(metrics: Mapping[str, Pooled]) -> dict[str, list[float | None]]:
     """Pooled metrics as numbers, one for each seed; waits for the device.
 

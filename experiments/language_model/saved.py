@@ -18,14 +18,18 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from experiments.common.checkpoint import Reader
 from experiments.common.cli import exit_code
 from experiments.common.loop import BEST
 from experiments.common.problem import Params
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
-from experiments.common.restore import PARAMS_FILE, read_config, read_params, write_params
-from experiments.common.steps import make_programs
+from experiments.common.restore import (
+    PARAMS_FILE,
+    read_config,
+    read_params,
+    restore_params,
+    write_params,
+)
 from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Split, Tokens
 from experiments.language_model.data.vocabulary import Vocabulary, vocabulary_from
@@ -71,8 +75,8 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
       The model with its best parameters on the validation text.
 
     Raises:
-      RefusedError: the run or the seed does not exist; a saved model has no seeds.
-      FileNotFoundError: nothing was saved yet.
+      RefusedError: the run does not exist; a saved model has no seeds.
+      FileNotFoundError: the seed does not exist; nothing was saved yet.
     """
     if not (run_dir / "config.json").exists():
         below = sorted(path.parent.name for path in run_dir.glob("*/config.json"))
@@ -87,11 +91,8 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
         wanted = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
         step, params = read_params(run_dir, wanted)
         return Saved(config, vocabulary, model, params, step)
-    seeds = config.train.seeds
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-        raise RefusedError(f"there is no seed {seed} in {run_dir}, but {list(seeds)}")
-    step, params = _restore(run_dir, config, vocabulary, seeds.index(seed))
+    seed = config.train.seeds[0] if seed is None else seed
+    step, params = _restore(run_dir, config, vocabulary, seed)
     return Saved(config, vocabulary, model, params, step)
 
 
@@ -109,19 +110,17 @@ def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = Fals
 
 
 def _restore(
-    run_dir: Path, config: Config, vocabulary: Vocabulary, index: int
+    run_dir: Path, config: Config, vocabulary: Vocabulary, seed: int
 ) -> tuple[int, Params]:
     has_best = any(path.name.isdigit() for path in (run_dir / BEST).glob("*"))
-    directory = run_dir / (BEST if has_best else "checkpoints")
     # The shapes of a state do not depend on the text.
     length = max(config.train.batch_size * config.text.window, config.text.eval_rows) + 1
     tokens = np.broadcast_to(np.uint16(0), (length,))
     splits = {name: Split(name, tokens, 1, 1) for name in ("train", "valid")}
     text = Tokens(vocabulary, splits, np.ones(vocabulary.size, np.int64), {})
     one = dataclasses.replace(config.train, devices=1)
-    programs = make_programs(make_problem(config, text), one)
-    restored = Reader(directory).restore_latest(programs.shapes)
-    return restored.step, jax.tree.map(lambda leaf: leaf[index], restored.state.params)
+    folder = BEST if has_best else "checkpoints"
+    return restore_params(make_problem(config, text), one, run_dir, seed, folder)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.plots import plot_metric
-from experiments.common.problem import Problem
+from experiments.common.problem import Params, Problem
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.runs import evaluate_runs, list_runs, train_runs
@@ -14,12 +14,13 @@ from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
 from experiments.language_model.model import make_model
 from experiments.language_model.problem import make_problem, per_unit, unigram_nats, unit_of
-from experiments.language_model.samples import make_show
+from experiments.language_model.sampling import Choice, Writer
 
 MODELS = ("rmc", "lstm")
 TEXT_FILE = "text.json"
 """The manifest of the text a run was trained on, in its directory."""
 TOKENS_DIR = Path("runs/language_model/tokens")
+SAMPLE_LENGTHS = {"characters": 200, "bytes": 200, "words": 40, "bpe": 60}
 
 
 def train(
@@ -66,8 +67,20 @@ def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> di
 
 def with_samples(config: Config, tokens: Tokens) -> Problem:
     """The problem of one model, which writes a sample at every evaluation."""
-    model = make_model(config, tokens.vocabulary.size)
-    return make_problem(config, tokens, make_show(model, tokens.vocabulary))
+    vocabulary = tokens.vocabulary
+    model = make_model(config, vocabulary.size)
+    length = SAMPLE_LENGTHS[vocabulary.kind]
+    writer: Writer | None = None
+
+    def show(params: Params) -> str:
+        nonlocal writer
+        if writer is None:  # One program for all evaluations.
+            writer = Writer(model, params, Choice(temperature=0.8), length)
+        writer.params = params
+        _, sample = writer.write(writer.start(vocabulary.start), length, seed=0)
+        return vocabulary.decode(sample[0]).decode(errors="replace")
+
+    return make_problem(config, tokens, show)
 
 
 def by_unit(tokens: Tokens, result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -25,9 +25,9 @@ import numpy as np
 
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
+from experiments.common.records import write_json
 from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params, write_params
-from experiments.common.run_directory import write_json
 from experiments.nth_farthest.config import PRESETS
 from experiments.nth_farthest.measurements import Run, measure, run_model
 from experiments.nth_farthest.train import make_problem

@@ -42,7 +42,7 @@ def train(
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Evaluates the newest checkpoints of a run on its test set; writes ``evaluation.json``."""
+    """Evaluates the newest checkpoints of a run on both streams; writes ``evaluation.json``."""
     return evaluate_runs(list_runs(config, MODELS, run_dir), make_problem)
 
 

@@ -14,12 +14,7 @@ from experiments.common.metrics import curve, read_metrics
 from experiments.common.options import changed_options
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.results import without_place
-from experiments.common.run_directory import (
-    SUMMARY_FILE,
-    is_finished,
-    read_environment,
-    trained_at,
-)
+from experiments.common.run_directory import SUMMARY_FILE, is_finished, read_environment
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
@@ -166,7 +161,7 @@ def collect(config: Config, run_dir: Path) -> Runs:
         environment = read_environment(directory)
         environment["command"] = without_place(environment["command"])
         runs[task][model] = {
-            "summary": read_json(directory / "summary.json"),
+            "summary": read_json(directory / SUMMARY_FILE),
             "environment": environment,
             "accuracy": {
                 str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
@@ -235,7 +230,7 @@ def _describe(config: Config, runs: Runs) -> str:
         hardware = _distinct(
             f"{e['processor']}, {e['cpu_cores']} cores, {e['device']}" for e in made
         )
-        commits = _distinct(commit for e in made for commit in trained_at(e))
+        commits = _distinct(commit for e in made for commit in e["git_commits"])
         lines.append(f"Hardware: {hardware}. Commit: {commits}.")
     return "\n".join(lines)
 

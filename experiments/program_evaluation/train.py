@@ -15,7 +15,7 @@ from experiments.common.metrics import read_curves
 from experiments.common.plots import plot_metric
 from experiments.common.problem import Mean, Problem, accuracy
 from experiments.common.records import write_json
-from experiments.common.run_directory import open_run
+from experiments.common.run_directory import SUMMARY_FILE, open_run
 from experiments.common.runs import evaluate_runs
 from experiments.common.supervised import Curriculum, supervised
 from experiments.program_evaluation.config import Config
@@ -122,7 +122,7 @@ def train(
         outcome = loop.train(problem, one.train, directory, name, progress)
         summary = summarise(outcome, one, directory, float(problem.score.trivial or 0))
         plot(task, {model: directory}, directory, float(problem.score.trivial or 0))
-        write_json(directory / "summary.json", summary)
+        write_json(directory / SUMMARY_FILE, summary)
         summaries[task][model] = summary
     if not config.is_single:
         for task in config.tasks:

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.common import parallel
 from experiments.common.cells import Core, make_cell, register
 from experiments.common.cli import parse
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.common.train_config import TrainConfig
 from tests.experiments.toys import counting, parse_process
 
@@ -89,7 +89,7 @@ def main() -> None:
         problem, train = make()
         start = None
         for devices in given.devices:
-            programs = make_programs(problem, dataclasses.replace(train, devices=devices))
+            programs = Programs(problem, dataclasses.replace(train, devices=devices))
             # One device's, where there is one.
             state = programs.init() if start is None else programs.place(start)
             start = parallel.to_host(state)

@@ -16,7 +16,7 @@ from experiments.common.metrics import curve, read_metrics
 from experiments.common.modules import Linear
 from experiments.common.optimizers import averaged, decaying, make_optimizer, make_schedule
 from experiments.common.problem import Evaluation, Mean, Problem, Score
-from experiments.common.steps import make_programs, to_values
+from experiments.common.steps import Programs, to_values
 from experiments.common.streaming import Windows
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
@@ -52,7 +52,7 @@ def test_a_stream_learns_with_its_carry_and_its_rows_are_those_of_one_pass(token
     assert set(outcome.test) == {"loss", "nats"}
     assert outcome.state.inner.carry.shape == (2, 8, 6)
     whole = dataclasses.replace(config, micro_batch_size=None)
-    programs = make_programs(stream(whole, tokens), whole)
+    programs = Programs(stream(whole, tokens), whole)
     state = programs.init()
     for _ in range(8):
         state, _ = programs.train_chunk(state, 5)
@@ -62,7 +62,7 @@ def test_a_stream_learns_with_its_carry_and_its_rows_are_those_of_one_pass(token
 
 def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeypatch):
     """In pieces or in one, the same; and another number without a carry."""
-    programs = make_programs(stream(CONFIG, tokens), CONFIG)
+    programs = Programs(stream(CONFIG, tokens), CONFIG)
     state = programs.init()
     state, _ = programs.train_chunk(state, 20)
     whole = programs.evaluate(state)
@@ -75,7 +75,7 @@ def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeyp
         ),
     )
     problem = dataclasses.replace(programs.problem, evaluations={"valid": cold})
-    other = make_programs(problem, CONFIG).evaluate(state)["nats"]
+    other = Programs(problem, CONFIG).evaluate(state)["nats"]
     assert abs(other[0] - whole["nats"][0]) > 1e-4
 
 
@@ -191,7 +191,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, keep=["rmsprop", "muon"]))
 def test_optimizers_learn(name):
     config = dataclasses.replace(CONFIG, optimizer=name, learning_rate=0.02, **OPTIMIZERS[name])
-    programs = make_programs(regression(config), config)
+    programs = Programs(regression(config), config)
     state = programs.init()
     before = programs.evaluate(state)["loss"][0]
     state, _ = programs.train_chunk(state, 60)
@@ -234,7 +234,7 @@ def test_weights_decay_but_no_biases_and_norms():
 
 def test_the_average_of_weights_by_hand_and_beside_them():
     config = dataclasses.replace(CONFIG, average_decay=0.5)
-    programs = make_programs(regression(config), config)
+    programs = Programs(regression(config), config)
     state, average = programs.init(), None
     for step in range(3):
         params = jax.device_get(state.params)
@@ -278,7 +278,7 @@ def test_the_loss_gets_a_key_of_its_own_for_each_update_and_pass():
         needs_key=True,
         score=Score("loss", "min"),
     )
-    programs = make_programs(problem, config)
+    programs = Programs(problem, config)
     state, _ = programs.train_chunk(programs.init(), 3)
     jax.block_until_ready(state)
     jax.effects_barrier()
@@ -300,7 +300,7 @@ def test_data_is_an_argument_and_no_constant():
         score=Score("mean"),
         data=table,
     )
-    programs = make_programs(problem, CONFIG)
+    programs = Programs(problem, CONFIG)
     state = programs.init()
     _, metrics = programs.train_chunk(state, 5)
     assert 10_000 < to_values(metrics)["mean"][0] < 40_000
@@ -329,7 +329,7 @@ def test_batches_from_the_host_are_those_of_the_step():
         loss=lambda params, batch: (jnp.mean(batch) + 0 * params, {"mean": Mean.of(batch)}),
         score=Score("mean"),
     )
-    programs = make_programs(problem, CONFIG)
+    programs = Programs(problem, CONFIG)
     state, metrics = programs.train_chunk(programs.init(), 5)
     assert to_values(metrics)["mean"] == [2.0]
     state, metrics = programs.train_chunk(state, 5)

@@ -16,7 +16,7 @@ import pytest
 
 from experiments.common import loop
 from experiments.common.run_directory import open_run
-from experiments.common.steps import Programs, make_programs
+from experiments.common.steps import Programs
 from experiments.nth_farthest.config import PRESETS
 from experiments.nth_farthest.model import make_model
 from experiments.nth_farthest.train import make_problem
@@ -69,7 +69,7 @@ def test_a_chunk_is_not_slower_than_updates_by_hand():
     train = dataclasses.replace(config.train, batch_size=256, micro_batch_size=None)
     config = dataclasses.replace(config, model="lstm", train=train)
     problem = make_problem(config)
-    programs = make_programs(problem, train)
+    programs = Programs(problem, train)
     task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
     model = make_model(config)
     schedule = optax.join_schedules(

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from experiments.common.problem import Mean
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.nth_farthest import PRESETS
 from experiments.nth_farthest.config import STAGES, Config, RMCConfig, TaskConfig
 from experiments.nth_farthest.curriculum import CurriculumConfig, make_curriculum, sample
@@ -91,7 +91,7 @@ def test_a_stage_is_left_by_updates():
 
 @pytest.fixture(scope="module")
 def programs():
-    return make_programs(make_problem(TINY), TINY.train)
+    return Programs(make_problem(TINY), TINY.train)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments.common.restore import read_config, restore_params
-from experiments.common.steps import make_programs
+from experiments.common.steps import Programs
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.config import LSTMConfig, RMCConfig, TaskConfig
 from experiments.nth_farthest.figures import main, make_figures
@@ -121,7 +121,7 @@ def test_parameters_are_those_that_were_trained(run_dir):
     problem = make_problem(CONFIG)
     found = [restore_params(problem, CONFIG.train, run_dir / "rmc", seed)[1] for seed in (5, 6)]
     both = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
-    programs = make_programs(problem, CONFIG.train)
+    programs = Programs(problem, CONFIG.train)
     state = programs.init()
     evaluation = programs.evaluate(state._replace(inner=state.inner._replace(params=both)))
     summary = json.loads((run_dir / "rmc" / "summary.json").read_text())

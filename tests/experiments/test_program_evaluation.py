@@ -13,7 +13,7 @@ from experiments.common.checkpoint import Writer
 from experiments.common.cli import parse
 from experiments.common.problem import Mean, accuracy
 from experiments.common.samples import SamplesWriter
-from experiments.common.steps import make_programs, to_values
+from experiments.common.steps import Programs, to_values
 from experiments.common.supervised import supervised
 from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation import PRESETS
@@ -110,7 +110,7 @@ def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
         lstm=LSTMConfig(2, 1),
         train=TrainConfig(steps=20, batch_size=4, chunk_steps=5),
     )
-    programs = make_programs(make_problem(config), config.train)
+    programs = Programs(make_problem(config), config.train)
     state, levels, logged = programs.init(), [], []
     checkpoints = Writer(tmp_path)
     for chunk in range(1, 5):
@@ -167,7 +167,7 @@ def test_evaluation_may_have_a_loss_of_its_own():
         eval_loss=lambda params, batch: (params + 5, {"accuracy": Mean.of(jnp.ones(1))}),
         show=lambda params: f"{params.ndim} {float(params)}",
     )
-    programs = make_programs(problem, config)
+    programs = Programs(problem, config)
     state = programs.init()
     evaluation = programs.evaluate(state)
     np.testing.assert_array_equal(evaluation["loss"], [7.0, 7.0])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.common.run_directory import write_json
+from experiments.common.records import append_rows, write_json
 from experiments.program_evaluation import PRESETS, table
 from experiments.program_evaluation.__main__ import main
 from experiments.program_evaluation.train import nested_runs
@@ -38,7 +38,7 @@ def leave_run(directory, config, accuracies):
         **{"processor": "Abacus", "cpu_cores": 2, "device": "cpu"},
         **{"git_commit": "abc", "command": command},
     }
-    write_json(directory / "environment.json", environment)
+    append_rows(directory / "sessions.jsonl", [{"step": 0, "environment": environment}])
 
 
 @pytest.fixture

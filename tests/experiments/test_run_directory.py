@@ -84,7 +84,7 @@ def test_a_reader_writes_nothing_beside_a_damaged_checkpoint(finished, tmp_path)
         loop.evaluate_run(regression(), QUICK, tmp_path / "empty")
     assert not list((tmp_path / "empty").iterdir())
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        checkpoint.Reader(tmp_path / "absent" / "checkpoints")
+        checkpoint.read_latest(tmp_path / "absent" / "checkpoints", None)
     assert not (tmp_path / "absent").exists()
 
 

@@ -18,9 +18,9 @@ from experiments.common import loop
 from experiments.common.checkpoint import Writer
 from experiments.common.metrics import read_metrics
 from experiments.common.problem import Mean, Problem, accuracy
-from experiments.common.records import read_rows
+from experiments.common.records import read_json, read_rows
 from experiments.common.run_directory import ConfigMismatchError, RunExistsError, open_run
-from experiments.common.steps import make_programs, to_values
+from experiments.common.steps import Programs, to_values
 from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
 from tests.experiments import toys
@@ -86,6 +86,7 @@ def test_learns_and_writes_what_a_run_leaves(uninterrupted):
     assert evaluated == [0, 10, 20, 30, 40]
     assert set(rows[2]) == {"step", "split", "seed", "loss", "accuracy", "gradient_norm"}
     (session,) = read_rows(directory / "sessions.jsonl")
+    assert read_json(directory / "environment.json") == session["environment"]
     assert session["step"] == 0
     assert session["environment"]["packages"]["jax"] == jax.__version__
     assert list((directory / "tensorboard").iterdir())
@@ -281,7 +282,7 @@ def test_resume_flags(tmp_path):
 def test_seeds_side_by_side_equal_seeds_alone(uninterrupted):
     _, together = uninterrupted
     alone = dataclasses.replace(CONFIG, seed=1, num_seeds=1)
-    programs = make_programs(regression(alone), alone)
+    programs = Programs(regression(alone), alone)
     state = programs.init()
     for _ in range(8):
         state, _ = programs.train_chunk(state, 5)
@@ -293,7 +294,7 @@ def test_micro_batches_give_the_same_update():
     whole = dataclasses.replace(CONFIG, num_seeds=1)
     results = []
     for config in (whole, dataclasses.replace(whole, micro_batch_size=2)):
-        programs = make_programs(regression(config), config)
+        programs = Programs(regression(config), config)
         state, metrics = programs.train_chunk(programs.init(), 5)
         results.append((state, to_values(metrics)))
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-6)

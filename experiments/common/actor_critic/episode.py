@@ -67,9 +67,7 @@ def record(
     return np.stack(frames), np.stack(attention) if has_memory else None, captions
 
 
-def save_episode(
-    path: Path, env: Any, agent: Agent, variables: Any, *, title: str, seed: int = 0
-) -> Path:
+def save_episode(path: Path, env: Any, agent: Agent, variables: Any, *, title: str) -> Path:
     """Records an episode and writes it as a GIF.
 
     Args:
@@ -78,12 +76,11 @@ def save_episode(
       agent: the agent.
       variables: its parameters.
       title: title of the figure.
-      seed: selects the episode.
 
     Returns:
       The path.
     """
-    frames, weights, captions = record(env, agent, variables, jax.random.key(seed))
+    frames, weights, captions = record(env, agent, variables, jax.random.key(0))
     path.parent.mkdir(parents=True, exist_ok=True)
     animation = episode_animation(frames, weights, captions=captions, title=title)
     save_gif(animation, path, frame_seconds=0.25, dpi=80)

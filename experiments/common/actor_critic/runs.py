@@ -74,7 +74,7 @@ def make_problem(config: GameConfig, game: Game) -> Problem:
     )
 
 
-def policy_scores(game: Game, seed: int = 0) -> dict[str, dict[str, float]]:
+def policy_scores(game: Game) -> dict[str, dict[str, float]]:
     """The metrics of fresh episodes of the random policy and of the heuristic, if there is one.
 
     Both play `game.test_episodes` episodes on the same levels.
@@ -89,7 +89,7 @@ def policy_scores(game: Game, seed: int = 0) -> dict[str, dict[str, float]]:
     policies: dict[str, Policy] = {"random": lambda obs, last_action: all_actions}
     if game.heuristic is not None:
         policies["heuristic"] = game.heuristic
-    found = {name: jax.jit(metrics, static_argnums=0)(policy, jax.random.key(seed))
+    found = {name: jax.jit(metrics, static_argnums=0)(policy, jax.random.key(0))
              for name, policy in policies.items()}  # fmt: skip
     return jax.tree.map(float, found)
 

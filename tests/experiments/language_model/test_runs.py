@@ -137,7 +137,7 @@ def test_a_model_can_be_given_away(done, tmp_path, capsys):
     assert error.endswith("--text must name that text; --read measures on another\n")
     with pytest.raises(RefusedError, match=r"no run in .*, but in lstm, rmc below it"):
         load(base / "run")
-    with pytest.raises(RefusedError, match="there is no seed 7"):
+    with pytest.raises(FileNotFoundError, match=r"no seed 7 in .*, but \[0\]"):
         load(base / "run" / "rmc", seed=7)
 
 
