@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,17 @@ from flax import linen as nn
 
 from experiments.ablations.config import Config, CoreConfig
 from experiments.ablations.grid import RowConfig, make_rows
-from experiments.common.problem import Mean, Problem, accuracy
-from experiments.common.supervised import Curriculum, supervised
+from experiments.common.problem import Problem
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.model import Model as NthFarthestModel
+from experiments.program_evaluation import problem as program_evaluation
 from experiments.program_evaluation.config import MEMORIZATION
 from experiments.program_evaluation.config import Config as ProgramEvaluationConfig
 from experiments.program_evaluation.data import Task, make_task
-from experiments.program_evaluation.metrics import answer_loss
 from experiments.program_evaluation.model import Model as ProgramModel
 from rrnn_jax import RelationalMemoryCell
 from rrnn_jax.initializers import identity_rows
-from rrnn_jax.tasks import curriculum, nth_farthest
+from rrnn_jax.tasks import nth_farthest
 from rrnn_jax.typing import Array, Dtype
 
 
@@ -117,26 +115,7 @@ def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
 def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:
     task = _program_task(config)
     model = ProgramModel(cell, task.config.vocab_size, task.output_steps)
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_))
-
-    def loss(params: Any, batch: Any) -> tuple[jax.Array, dict[str, Mean]]:
-        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
-        return answer_loss(logits, batch.targets, batch.target_mask)
-
-    return supervised(
-        config.train,
-        init=init,
-        sample=task.sample,
-        loss=loss,
-        sample_eval=task.sample_hardest,
-        score=accuracy(task.trivial_accuracy()),
-        curriculum=Curriculum(
-            curriculum.initial_state(task.config),
-            lambda level, metrics: curriculum.advance(level, metrics["loss"].value(), task.config),
-        ),
-    )
+    return program_evaluation.make_problem(task, model, config.train)
 
 
 def _program_task(config: Config) -> Task:

@@ -1,32 +1,22 @@
 """Training of one or all models on one or all tasks."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
 from experiments.common.metrics import read_curves
 from experiments.common.plots import plot_metric
-from experiments.common.problem import Mean, Problem, accuracy
+from experiments.common.problem import Problem
 from experiments.common.records import write_json
 from experiments.common.run_directory import SUMMARY_FILE, open_run
 from experiments.common.runs import evaluate_runs
-from experiments.common.supervised import Curriculum, supervised
+from experiments.program_evaluation import problem
 from experiments.program_evaluation.config import Config
-from experiments.program_evaluation.data import Task, make_task
-from experiments.program_evaluation.metrics import answer_loss
-from experiments.program_evaluation.model import Model, make_model
-from rrnn_jax.tasks import curriculum, learn_to_execute
-from rrnn_jax.tasks.characters import Batch
-
-SHOWN = 4
-"""Number of samples printed at every evaluation."""
+from experiments.program_evaluation.data import make_task
+from experiments.program_evaluation.model import make_model
 
 Runs = dict[tuple[str, str], tuple[Path, Config]]
 """By task and model, the directory and the config of a run."""
@@ -36,62 +26,7 @@ def make_problem(config: Config) -> Problem:
     """The training problem of a config."""
     task = make_task(config)
     model = make_model(config, task.config.vocab_size, task.output_steps)
-    teaches = config.decoding == "teacher_forced"
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.bool_))
-
-    def eval_loss(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
-        return answer_loss(logits, batch.targets, batch.target_mask)
-
-    def taught_loss(params: Any, batch: Batch) -> tuple[jax.Array, dict[str, Mean]]:
-        logits = model.apply(params, batch.inputs, batch.input_mask, batch.targets)
-        return answer_loss(jnp.asarray(logits), batch.targets, batch.target_mask)
-
-    def next_level(level: Any, metrics: Mapping[str, Mean]) -> Any:
-        return curriculum.advance(level, metrics["loss"].value(), task.config)
-
-    def level_metrics(level: curriculum.CurriculumState) -> dict[str, Mean]:
-        if config.difficulty.curriculum not in curriculum.LEVELLED:
-            return {}
-        return {"length": Mean.of(level.length), "nesting": Mean.of(level.nesting)}
-
-    return supervised(
-        recipe(config, config.model, config.train),
-        init=init,
-        sample=task.sample,
-        loss=taught_loss if teaches else eval_loss,
-        sample_eval=task.sample_hardest,
-        eval_loss=eval_loss,
-        score=accuracy(task.trivial_accuracy(), "characters right, at full difficulty"),
-        curriculum=Curriculum(curriculum.initial_state(task.config), next_level, level_metrics),
-        show=_make_show(model, task),
-    )
-
-
-def _make_show(model: Model, task: Task) -> Any:
-    """``show(params) -> text``: questions, targets and the model's answers."""
-
-    @jax.jit
-    def answer(params: Any) -> tuple[Batch, jax.Array]:
-        batch = task.sample_hardest(jax.random.key(0), SHOWN)
-        logits = jnp.asarray(model.apply(params, batch.inputs, batch.input_mask))
-        return batch, jnp.argmax(logits, axis=-1)
-
-    def show(params: Any) -> str:
-        batch, answers = jax.device_get(answer(params))
-        lines = []
-        for i in range(SHOWN):
-            question = learn_to_execute.decode(batch.inputs[i])
-            length = int(batch.target_lengths[i])
-            target = learn_to_execute.decode(batch.targets[i, :length])
-            answered = learn_to_execute.decode(answers[i, :length])
-            mark = "right" if answered == target else "wrong"
-            lines.append(f"{question} = {target}, answered {answered}: {mark}")
-        return "\n".join(lines)
-
-    return show
+    return problem.make_problem(task, model, recipe(config, config.model, config.train))
 
 
 def train(
@@ -117,11 +52,11 @@ def train(
         open_run(directory, one, resume)
     summaries: dict[str, Any] = {task: {} for task in config.tasks}
     for (task, model), (directory, one) in runs.items():
-        problem = make_problem(one)
+        made = make_problem(one)
         name = f"{task}, {model}"
-        outcome = loop.train(problem, one.train, directory, name, progress)
-        summary = summarise(outcome, one, directory, float(problem.score.trivial or 0))
-        plot(task, {model: directory}, directory, float(problem.score.trivial or 0))
+        outcome = loop.train(made, one.train, directory, name, progress)
+        summary = summarise(outcome, one, directory, float(made.score.trivial or 0))
+        plot(task, {model: directory}, directory, float(made.score.trivial or 0))
         write_json(directory / SUMMARY_FILE, summary)
         summaries[task][model] = summary
     if not config.is_single:
