@@ -1,5 +1,6 @@
 """Which cells the fast paths can run: the relational memory with any initial memory."""
 
+import numpy as np
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
@@ -27,6 +28,10 @@ def why_not_cell(cell: nn.RNNCellBase) -> str | None:
         )
     if cell.dot_general is not None:
         return "computes products by jax.lax.dot_general, got another dot_general"
+    for bias in ("forget_bias", "input_bias"):  # Compiled into the fast paths.
+        value = getattr(cell, bias)
+        if not isinstance(value, int | float | np.number):
+            return f"needs a Python or NumPy number for {bias}, got an array of {value.dtype}"
     return None
 
 

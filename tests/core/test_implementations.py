@@ -191,3 +191,29 @@ def test_vmapped_members():
 
     actual, expected = value_and_gradient("hoisted"), value_and_gradient("scan")
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["forget_bias", "input_bias"])
+def test_a_bias_that_is_an_array_is_differentiated(name):
+    variables = random_variables(RNN(CELL), X)
+
+    def loss(bias: Any, implementation: str = "auto") -> Any:
+        rnn = RNN(CELL.clone(**{name: bias}), implementation=implementation)
+        return jnp.mean(jnp.square(rnn.apply(variables, X)))
+
+    biases = jnp.array([-1.0, 0.5])
+    plain = jax.jit(partial(loss, implementation="scan"))
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss)))(biases)
+    for bias, value, slope in zip(biases, values, slopes, strict=True):
+        bias = float(bias)
+        np.testing.assert_allclose(value, loss(bias), rtol=1e-5)
+        near = plain(bias + 0.01) - plain(bias - 0.01)
+        np.testing.assert_allclose(slope, near / 0.02, rtol=1e-2)
+
+    cell = CELL.clone(**{name: biases[0]})
+    message = f"needs a Python or NumPy number for {name}, got an array of float32"
+    for implementation in ("hoisted", "fused", "cuda"):
+        with pytest.raises(ValueError, match=f"implementation='{implementation}' {message}"):
+            RNN(cell, implementation=implementation).apply(variables, X)
+    assert f"'hoisted' {message}" in RNN(cell).apply(variables, X, method="explain")
+    assert is_hoisted(RNN(CELL.clone(**{name: np.float32(0.5)})), X)
