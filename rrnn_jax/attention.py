@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.checks import check_bool, check_floating, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, accumulation_dtype, widest
 
@@ -49,7 +49,11 @@ def dot_product_attention(
 
     Raises:
       ValueError: incompatible shapes.
+      TypeError: a mask that is not bool, or another argument that is not floating-point.
     """
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        check_floating(name, array)
+    query, key, value = map(jnp.asarray, (query, key, value))
     if query.ndim < 3:
         raise ValueError(f"query must have shape [*B, Q, H, K], got {query.shape}")
     *batch, _, heads, key_size = query.shape
@@ -61,6 +65,7 @@ def dot_product_attention(
     product = partial(jnp.einsum, precision=precision, preferred_element_type=dtype)
     logits = product("...qhk,...mhk->...hqm", query * scale, key)
     if mask is not None:
+        check_bool("mask", mask, "[*B, M]")
         check_shape("mask", mask, (*batch, rows), "[*B, M]")
         logits = masked_logits(logits, mask[..., None, None, :])
     weights = jax.nn.softmax(logits, axis=-1)

@@ -279,6 +279,7 @@ class RelationalMemoryCell(nn.RNNCellBase):
         """
         checks.check_inputs(inputs, self)
         self.check_step(carry, inputs.shape)
+        carry = jax.tree.map(jnp.asarray, carry)
         memory, hidden = carry if self.output_gate else (carry, None)
         if row_mask is not None:
             inputs = self._without_rows(inputs, row_mask)

@@ -11,7 +11,7 @@ from rrnn_jax.attention import (
     linear_options,
     norm_options,
 )
-from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.checks import check_bool, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, Memory
 
@@ -159,6 +159,7 @@ class RelationalMemory(nn.Module):
 
     Raises:
       ValueError: a size below 1, or incompatible shapes.
+      TypeError: a `row_mask` that is not bool.
     """
 
     num_heads: int
@@ -207,6 +208,7 @@ class RelationalMemory(nn.Module):
         check_shape("input_rows", input_rows, (*batch, input_rows.shape[-2], width), "[*B, R, F]")
         mask = None
         if row_mask is not None:
+            check_bool("row_mask", row_mask, "[*B, R]")
             check_shape("row_mask", row_mask, input_rows.shape[:-1], "[*B, R]")
             mask = jnp.concatenate([jnp.ones_like(memory[..., 0], bool), row_mask], axis=-1)
         options = linear_options(self)

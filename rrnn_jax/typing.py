@@ -47,11 +47,12 @@ def accumulation_dtype(*dtypes: Dtype) -> Dtype:
       *dtypes: floating-point dtypes; ``None`` is skipped.
 
     Returns:
-      A floating-point dtype of at least 32 bits.
+      float32, or float64 if one of them is and ``jax_enable_x64`` is set.
     """
     # Not `jnp.promote_types`, which cannot widen under strict promotion.
     is_double = any(dtype is not None and jnp.dtype(dtype) == jnp.float64 for dtype in dtypes)
-    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
+    wide = jnp.float64 if is_double else jnp.float32
+    return jnp.dtype(jax.dtypes.canonicalize_dtype(wide))
 
 
 def widest(first: Dtype, *others: Dtype) -> Dtype:
@@ -67,9 +68,10 @@ def widest(first: Dtype, *others: Dtype) -> Dtype:
       *others: more dtypes.
 
     Returns:
-      One of them, or float32 if none can represent the others.
+      One of them, or float32 if none can represent the others; float64 with ``jax_enable_x64`` only.
     """
-    found = [jnp.dtype(x) for x in (first, *others) if jnp.issubdtype(x, jnp.floating)]
+    floating = [x for x in (first, *others) if jnp.issubdtype(x, jnp.floating)]
+    found = [jnp.dtype(jax.dtypes.canonicalize_dtype(x)) for x in floating]
     if not found:
         return jnp.dtype(jnp.float32)
     return found[0] if len(set(found)) == 1 else accumulation_dtype(*found)

@@ -164,6 +164,7 @@ class DNCCell(VectorCell):
           The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
         self._check_step(carry, inputs.shape)
+        carry = jax.tree.map(jnp.asarray, carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry.memory.dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(stream), carry)

@@ -125,6 +125,7 @@ class EntNetCell(VectorCell):
         if not self.project_inputs:
             shape = (*batch, self.features)
             check_shape("inputs", inputs, shape, "[*B, F] (project_inputs=False)")
+        carry = jnp.asarray(carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry.dtype)
         key_shape = (self.num_cells, self.features)

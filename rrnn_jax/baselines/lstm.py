@@ -162,6 +162,7 @@ class StackedLSTMCell(VectorCell):
                 f"carry must hold (c, h) for each of {len(self.widths)} layers, got "
                 f"{jax.tree.structure(carry)}"
             )
+        carry = jax.tree.map(jnp.asarray, carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         shown = inputs.astype(dtype)
         new_carry, below = [], shown

@@ -118,6 +118,7 @@ class LSTMBankCell(VectorCell):
         for name, array in zip("ch", carry, strict=True):
             shape = (*batch, self.num_cells, self.features)
             check_shape(f"carry ({name})", array, shape, "[*B, S, F]")
+        carry = jax.tree.map(jnp.asarray, carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry[0].dtype)
         c, h = (leaf.astype(stream) for leaf in carry)

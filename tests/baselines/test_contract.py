@@ -185,6 +185,15 @@ def test_masked_output_before_the_first_step_is_that_of_the_carry(name):
     np.testing.assert_allclose(masked[:, 0], y[:, -1], atol=1e-6)
 
 
+def test_arrays_of_numpy_in_double_precision(name):
+    cell, x = CELLS[name], sequence()
+    variables = cell_variables(cell, x)
+    carry = cell.initialize_carry(jax.random.key(0), (B, I))
+    expected = jax.jit(cell.apply)(variables, carry, x[:, 0])
+    doubles = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (carry, x[:, 0]))
+    assert_close(cell.apply(variables, *doubles), expected)
+
+
 def test_no_and_two_batch_axes_and_time_major(name):
     cell, x = CELLS[name], sequence(2, B, T, I)
     variables = cell_variables(cell, x[0])

@@ -93,6 +93,25 @@ def test_shape_errors(query, key, value, message):
         dot_product_attention(jnp.ones(query), jnp.ones(key), jnp.ones(value))
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_integers_are_no_vectors(name):
+    arrays = dict.fromkeys(("query", "key", "value"), jnp.ones((3, 1, 2)))
+    with pytest.raises(TypeError, match=f"{name} must be floating-point, got int32"):
+        rrnn_jax.dot_product_attention(**arrays | {name: jnp.ones((3, 1, 2), jnp.int32)})
+
+
+def test_arrays_of_numpy_in_double_precision():
+    rows = np.random.default_rng(0).normal(size=(4, 6))
+    module: Any = MultiHeadAttention(2, 3)
+    variables = random_variables(module, jnp.asarray(rows))
+    expected, _ = jax.jit(module.apply)(variables, rows)
+    np.testing.assert_allclose(module.apply(variables, rows)[0], expected, atol=1e-6)
+    heads = rows.reshape(4, 2, 3)
+    attended, weights = rrnn_jax.dot_product_attention(heads, heads, heads)
+    assert {attended.dtype, weights.dtype} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(attended, dot_product_attention(heads, heads, heads)[0], atol=1e-6)
+
+
 def test_layer_norm_spans_queries_keys_and_values_of_all_heads():
     # H = 2, K = D = 1. All rows are equal, so attention is uniform and shows the values alone.
     module = MultiHeadAttention(num_heads=2, head_size=1)

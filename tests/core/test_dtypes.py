@@ -28,6 +28,18 @@ def mixes(wide: Any) -> list[tuple]:
     return list(itertools.product((None, wide, jnp.bfloat16), some[:2], some, (None, *some)))
 
 
+@pytest.mark.parametrize("output_gate", [False, True])
+def test_arrays_of_numpy_in_double_precision(output_gate):
+    cell = CELL.clone(output_gate=output_gate)
+    carry = cell.initialize_carry(jax.random.key(0), (3, 5))
+    variables = random_variables(cell, carry, jnp.asarray(X[:, 0]))
+    expected = jax.jit(cell.apply)(variables, carry, X[:, 0])
+    doubles = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), carry)
+    found = cell.apply(variables, doubles, X[:, 0])
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), found, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+
+
 def check(mix: tuple, implementation: str, output_gate: bool) -> None:
     """Traces a run: nothing is promoted without a word, and dtypes are those of the table."""
     dtype, param_dtype, input_dtype, carry_dtype = mix

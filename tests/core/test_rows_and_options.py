@@ -10,7 +10,7 @@ import pytest
 from flax import errors
 from flax import linen as nn
 
-from rrnn_jax import RelationalMemoryCell, dot_product_attention
+from rrnn_jax import MultiHeadAttention, RelationalMemory, RelationalMemoryCell, dot_product_attention
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
@@ -101,6 +101,11 @@ def test_attention_by_hand_with_a_mask():
     assert np.all(weights[..., 1] == 0)
     with pytest.raises(ValueError, match=r"mask must have shape \[\*B, M\] = \(3,\), got \(2,\)"):
         dot_product_attention(q, k, v, mask[:2])
+    additive = jnp.where(mask, 0.0, -jnp.inf)
+    with pytest.raises(TypeError, match=r"mask must be a bool array \[\*B, M\], got float32"):
+        dot_product_attention(q, k, v, additive)
+    with pytest.raises(TypeError, match=r"mask must be a bool array \[\*B, M\], got float32"):
+        MultiHeadAttention(1, 2).init(jax.random.key(0), q[:, 0], mask=additive)
 
 
 def test_a_row_mask_that_does_not_fit():
@@ -109,6 +114,8 @@ def test_a_row_mask_that_does_not_fit():
         ROWS.apply(variables, MEMORY, X, THERE[:, :3])
     with pytest.raises(TypeError, match=r"row_mask must be a bool.*int32; row_mask != 0 makes one"):
         ROWS.apply(variables, MEMORY, X, THERE.astype(jnp.int32))
+    with pytest.raises(TypeError, match=r"row_mask must be a bool array \[\*B, R\], got float32"):
+        RelationalMemory(2, 4).init(jax.random.key(0), MEMORY, MEMORY, jnp.zeros((2, 3)))
     vector = ROWS.clone(matrix_inputs=False)
     with pytest.raises(ValueError, match="row_mask needs matrix_inputs=True"):
         vector.init(jax.random.key(0), MEMORY, X[:, 0], THERE)
