@@ -185,10 +185,10 @@ def linear_options(module: Any) -> dict[str, Any]:
 
 def dense(features: int, module: Any, name: str) -> nn.Dense:
     """A `flax.linen.Dense` with a module's options that works under strict promotion."""
-    return nn.Dense(features, **linear_options(module), promote_dtype=_promote, name=name)
+    return nn.Dense(features, **linear_options(module), promote_dtype=promote, name=name)
 
 
-def _promote(*arrays: Array | None, dtype: Dtype | None = None, inexact: bool = True) -> list:
+def promote(*arrays: Array | None, dtype: Dtype | None = None, inexact: bool = True) -> list:
     """As `flax.linen.dtypes.promote_dtype`, with `widest`."""
     del inexact
     dtype = widest(*(x.dtype for x in arrays if x is not None)) if dtype is None else dtype

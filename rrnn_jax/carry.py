@@ -158,7 +158,7 @@ def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> C
         else:
             check_shape(part, value, like.shape, "[*B, ...]")
         if jnp.issubdtype(like.dtype, jnp.floating):
-            check_floating(name, value)
+            check_floating(part, value)
         value = value if value.dtype == like.dtype else value.astype(like.dtype)
         return jnp.broadcast_to(value, like.shape)
 

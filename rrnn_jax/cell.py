@@ -108,10 +108,10 @@ class RelationalMemoryCell(nn.RNNCellBase):
       dot_general: the product with weights, for example a quantised one (default:
         `jax.lax.dot_general`). With another one `RNN` runs the plain scan.
       dropout_rate: share of the units of the gated candidate that is dropped; the others are scaled
-        by ``1 / (1 - rate)`` (default: 0). The memory itself is never dropped: recurrent dropout
-        without memory loss (Semeniuta et al. 2016). It needs an rng ``dropout``. Under `RNN` and
-        `flax.linen.RNN`, ``split_rngs={"params": False, "dropout": True}`` draws at each step,
-        and ``"dropout": False`` once per sequence.
+        by ``1 / (1 - rate)`` (default: 0). With gates the memory itself is never dropped: recurrent
+        dropout without memory loss (Semeniuta et al. 2016). It needs an rng ``dropout``. Under
+        `RNN` and `flax.linen.RNN`, ``split_rngs={"params": False, "dropout": True}`` draws at each
+        step, and ``"dropout": False`` once per sequence.
       deterministic: disables dropout, for evaluation (default: False).
 
     Raises:

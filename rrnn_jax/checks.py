@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 
 from rrnn_jax.typing import Array, Initializer
 
@@ -132,10 +133,15 @@ def check_tuple(example: str, **values: Any) -> None:
             raise TypeError(f"{name} must be a tuple such as {example}, got {value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, or a scalar array."""
+    return isinstance(value, int | float) or getattr(value, "shape", None) == ()
+
+
 def check_number(**values: Any) -> None:
     """Raises unless every value is a number, or a scalar array."""
     for name, value in values.items():
-        if not isinstance(value, int | float) and getattr(value, "shape", None) != ():
+        if not is_number(value):
             raise TypeError(f"{name} must be a number, got {value!r}")
 
 
@@ -143,5 +149,7 @@ def check_rate(**rates: float) -> None:
     """Raises unless every rate lies in [0, 1)."""
     check_number(**rates)
     for name, rate in rates.items():
+        if isinstance(rate, Tracer):
+            raise TypeError(f"{name} must be a number known when tracing, got {rate}")
         if not 0 <= rate < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")

@@ -44,6 +44,8 @@ class Bidirectional(nn.Bidirectional):
         init_key: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
         **arguments: Any,
     ) -> Any:
         """Runs both over `inputs`.
@@ -55,6 +57,9 @@ class Bidirectional(nn.Bidirectional):
           init_key: key for both cells' `initialize_carry`.
           return_carry: overrides the attribute.
           time_major: overrides the attribute.
+          reverse: ignored, as in Flax: one direction is reversed, and outputs are in the order of
+            the inputs.
+          keep_order: ignored.
           **arguments: `seq_lengths`, `resets`, `mask` and `row_mask` of an `RNN`, for both.
 
         Returns:
@@ -64,6 +69,7 @@ class Bidirectional(nn.Bidirectional):
           ValueError: carries that are not one for each direction.
           TypeError: `return_all_carries`, or an attribute that is not an `RNN`.
         """
+        del reverse, keep_order
         _check_layers(forward_rnn=self.forward_rnn, backward_rnn=self.backward_rnn)
         time_major = self.time_major if time_major is None else time_major
         return_carry = self.return_carry if return_carry is None else return_carry
@@ -122,6 +128,8 @@ class RNNStack(nn.Module):
         *,
         initial_carry: Sequence[Carry] | None = None,
         reset_carry: Sequence[Carry] | None = None,
+        init_key: Array | None = None,
+        row_mask: Array | None = None,
         return_carry: bool = False,
         **arguments: Any,
     ) -> Any:
@@ -131,8 +139,11 @@ class RNNStack(nn.Module):
           inputs: as for the first layer.
           initial_carry: a carry for each layer (default: each cell's own).
           reset_carry: a carry after resets for each layer (default: see `RNN`).
+          init_key: key that is split for the `initialize_carry` of all cells.
+          row_mask: as for the first layer, the only one with matrix inputs.
           return_carry: also return the carries of all layers.
-          **arguments: other arguments of an `RNN`, for every layer.
+          **arguments: other arguments of an `RNN`, for every layer. `reverse` and `keep_order` have
+            no effect on a `Bidirectional`, which returns outputs in the order of its inputs.
 
         Returns:
           The last layer's outputs, or ``(carries, outputs)`` with `return_carry`.
@@ -147,9 +158,13 @@ class RNNStack(nn.Module):
         _check_arguments(self, arguments)
         starts = _one_for_each("initial_carry", initial_carry, "layers", len(self.rnns))
         resets = _one_for_each("reset_carry", reset_carry, "layers", len(self.rnns))
+        count = len(self.rnns)
+        keys = [None] * count if init_key is None else jax.random.split(init_key, count)
         carries = []
         for i, (rnn, start, reset) in enumerate(zip(self.rnns, starts, resets, strict=True)):
-            options = {} if reset is None else {"reset_carry": reset}
+            options = {"init_key": keys[i]} | ({} if reset is None else {"reset_carry": reset})
+            if i == 0 and row_mask is not None:
+                options["row_mask"] = row_mask
             if i + 1 < len(self.rnns) and not isinstance(rnn, nn.Bidirectional):
                 options["keep_order"] = True  # The flags of the next layer are in that order.
             options = {"initial_carry": start, "return_carry": True, **arguments, **options}

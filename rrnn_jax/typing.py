@@ -68,7 +68,8 @@ def widest(first: Dtype, *others: Dtype) -> Dtype:
       *others: more dtypes.
 
     Returns:
-      One of them, or float32 if none can represent the others; float64 with ``jax_enable_x64`` only.
+      One of them, or float32 if none can represent the others; never float64 without
+      ``jax_enable_x64``.
     """
     floating = [x for x in (first, *others) if jnp.issubdtype(x, jnp.floating)]
     found = [jnp.dtype(jax.dtypes.canonicalize_dtype(x)) for x in floating]

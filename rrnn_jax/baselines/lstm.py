@@ -31,8 +31,9 @@ def orthogonal_gates(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float3
       ``[F, 4*F]``.
     """
     init = nn.initializers.orthogonal()
-    gate = (shape[0], shape[1] // 4)
-    return jnp.concatenate([init(k, gate, dtype) for k in jax.random.split(key, 4)], axis=-1)
+    gate, wide = (shape[0], shape[1] // 4), accumulation_dtype(dtype)  # QR has no other dtypes.
+    gates = [init(k, gate, wide) for k in jax.random.split(key, 4)]
+    return jnp.concatenate(gates, axis=-1).astype(dtype)
 
 
 class StackedLSTMCell(VectorCell):

@@ -172,7 +172,8 @@ def _count(present: list[str], pattern: str, first: str) -> int:
     found = {match[1] for name in present if (match := re.match(pattern, name))}
     numbers = sorted(map(int, found))
     if not numbers:
-        raise ValueError(f"there must be arrays {first!r}, got none")
+        names = ", ".join(sorted(present)) or "none"
+        raise ValueError(f"there must be arrays {first!r}, got {names}")
     if numbers != list(range(len(found))):
         raise ValueError(f"arrays {first!r} must be numbered from 0 without gaps, got {numbers}")
     return len(numbers)

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_positive
-from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.checks import check_positive, check_tuple
+from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
-from rrnn_jax.language.tied_embedding import make_projection, unit_rows
-from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
+from rrnn_jax.language.tied_embedding import make_projection
+from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype, widest
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -64,6 +64,7 @@ class AdaptiveSoftmax(nn.Module):
     Raises:
       ValueError: a size or divisor below 1, or cut-offs that do not increase from at least 1 to
         below V.
+      TypeError: cut-offs that are not a tuple.
     """
 
     vocab_size: int
@@ -75,13 +76,14 @@ class AdaptiveSoftmax(nn.Module):
     tokens_per_chunk: int = TOKENS_PER_CHUNK
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-    embedding_init: Initializer = unit_rows
+    embedding_init: Initializer = normal_rows
     kernel_init: Initializer = fan_in_truncated_normal
 
     def __post_init__(self) -> None:
         check_positive(vocab_size=self.vocab_size, features=self.features)
         if self.hidden_features is not None:
             check_positive(hidden_features=self.hidden_features)
+        check_tuple("(20, 40)", cutoffs=self.cutoffs)
         bounds = (0, *self.cutoffs, self.vocab_size)
         if len(bounds) < 3 or any(a >= b for a, b in itertools.pairwise(bounds)):
             raise ValueError(
@@ -134,7 +136,7 @@ class AdaptiveSoftmax(nn.Module):
     def log_probs(self, hidden: Array) -> Array:
         """Log-probabilities of all words, ``[*B, T, V]`` in float32."""
         hidden = self._project(hidden)
-        table, bias = self._head()
+        table, bias = self._head(hidden)
         head = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
         if bias is not None:
             head = head + bias.astype(head.dtype).reshape((1,) * (head.ndim - 1) + bias.shape)
@@ -156,13 +158,13 @@ class AdaptiveSoftmax(nn.Module):
 
         Args:
           hidden: ``[*B, T, hidden_features]``.
-          targets: ``[*B, T]`` integers below V.
+          targets: ``[*B, T]`` integers below V; the result is NaN for others above it.
 
         Returns:
           ``[*B, T]`` in float32. It has no forward-mode derivative.
         """
         hidden = self._project(hidden)
-        table, bias = self._head()
+        table, bias = self._head(hidden)
         shortlist = self.cutoffs[0]
         entry, total = targets, jnp.float32(0)
         for j, ((start, stop), (tail, projection)) in enumerate(
@@ -178,12 +180,13 @@ class AdaptiveSoftmax(nn.Module):
                 tokens_per_chunk=self.tokens_per_chunk,
             )
         everywhere = jnp.ones(targets.shape, bool)
-        return total + cluster_log_likelihood(
-            hidden, table.astype(hidden.dtype), entry, everywhere, bias, self.tokens_per_chunk
+        total = total + cluster_log_likelihood(
+            hidden, table, entry, everywhere, bias, self.tokens_per_chunk
         )
+        return jnp.where(targets < self.vocab_size, total, jnp.full_like(total, jnp.nan))
 
-    def _head(self) -> tuple[Array, Array | None]:
-        return self._cast(jnp.concatenate([self.head, self.entries])), self.bias
+    def _head(self, hidden: Array) -> tuple[Array, Array | None]:
+        return self._cast(jnp.concatenate([self.head, self.entries]), hidden), self.bias
 
     def _cast(self, array: Array, like: Array | None = None) -> Array:
         dtype = self.dtype if like is None else like.dtype
@@ -191,5 +194,5 @@ class AdaptiveSoftmax(nn.Module):
 
     def _project(self, hidden: Array) -> Array:
         hidden = hidden if self.projection is None else self.projection(hidden)
-        # Products are in `dtype` if given, else in the parameters' dtype.
-        return hidden.astype(self.param_dtype if self.dtype is None else self.dtype)
+        dtype = widest(hidden.dtype, self.param_dtype) if self.dtype is None else self.dtype
+        return hidden.astype(dtype)

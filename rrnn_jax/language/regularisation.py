@@ -1,8 +1,8 @@
 """Penalties on the activations of a recurrent network."""
 
-import chex
 import jax.numpy as jnp
 
+from rrnn_jax.checks import check_shape
 from rrnn_jax.typing import Array
 
 
@@ -31,8 +31,11 @@ def activation_regularisation(dropped: Array, outputs: Array, alpha: float, beta
 
     Returns:
       A float32 scalar to add to the loss.
+
+    Raises:
+      ValueError: shapes that differ.
     """
-    chex.assert_equal_shape([dropped, outputs])
+    check_shape("outputs", outputs, dropped.shape, "[*B, T, F]")
     penalty = alpha * jnp.mean(jnp.square(dropped.astype(jnp.float32)))
     if outputs.shape[-2] < 2:
         return penalty

@@ -3,14 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen.dtypes import promote_dtype
 
+from rrnn_jax.attention import promote
 from rrnn_jax.checks import check_positive
-from rrnn_jax.initializers import fan_in_truncated_normal
+from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
-
-unit_rows = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=-1, out_axis=-2)
-r"""Initialiser of a table ``[V, I]``: normal of deviation :math:`1/\sqrt{I}`, rows of length 1."""
 
 
 class TiedEmbedding(nn.Module):
@@ -56,7 +53,7 @@ class TiedEmbedding(nn.Module):
     use_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-    embedding_init: Initializer = unit_rows
+    embedding_init: Initializer = normal_rows
     kernel_init: Initializer = fan_in_truncated_normal
 
     def __post_init__(self) -> None:
@@ -87,7 +84,7 @@ class TiedEmbedding(nn.Module):
         """Logits ``[*B, T, V]`` in float32 of outputs ``[*B, T, hidden_features]``."""
         if self.projection is not None:
             hidden = self.projection(hidden)
-        hidden, table = promote_dtype(hidden, self.embedding, dtype=self.dtype)
+        hidden, table = promote(hidden, self.embedding, dtype=self.dtype)
         logits = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
         if self.bias is None:
             return logits
@@ -103,7 +100,7 @@ class TiedEmbedding(nn.Module):
 
         Args:
           hidden: ``[*B, T, hidden_features]``.
-          targets: ``[*B, T]`` integers below V.
+          targets: ``[*B, T]`` integers below V; the result is NaN for others above it.
 
         Returns:
           ``[*B, T]`` in float32.
@@ -124,5 +121,10 @@ def make_projection(
     if hidden_features is None or hidden_features == features:
         return None
     return nn.Dense(
-        features, use_bias=False, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init
+        features,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=kernel_init,
+        promote_dtype=promote,
     )

@@ -242,8 +242,17 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
     request = request._replace(kept=_kept(request))
     outputs, sown = backend.run(request, cell.variables)
     for name, value in sown.items():
+        value = jnp.moveaxis(value, request.time_axis, _axis_of_captured(request))
         cell.sow("intermediates", name, value)
     return outputs
+
+
+def _axis_of_captured(request: Request) -> int:
+    """The time axis of what is sown."""
+    for collections, axis in request.lifting.variable_axes.items():
+        if in_filter(collections, "intermediates"):
+            return getattr(axis, "axis", axis)  # It may be in `flax.core.lift.Out`.
+    return request.time_axis
 
 
 def _kept(request: Request) -> Array | None:

@@ -32,6 +32,7 @@ its ``mix`` draws the nesting from 1..L as well, which is treated as a mistake h
 
 import dataclasses
 import math
+import numbers
 from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 import jax
@@ -100,7 +101,7 @@ def check_curriculum(config: Difficulty) -> None:
     if config.curriculum_window < 2:
         raise ValueError(f"curriculum_window must be at least 2, got {config.curriculum_window}")
     threshold = config.curriculum_threshold
-    if isinstance(threshold, str) or not math.isfinite(threshold):
+    if not isinstance(threshold, numbers.Real) or not math.isfinite(threshold):
         raise ValueError(f"curriculum_threshold must be a finite number, got {threshold!r}")
 
 

@@ -38,12 +38,12 @@ the question at every step, for the objects shown so far.
 
 import dataclasses
 import functools
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_between, check_positive
+from rrnn_jax.checks import check_between, check_positive, is_number
 from rrnn_jax.typing import Array
 
 Correlation: TypeAlias = float | Array | tuple[float | Array, float | Array]
@@ -182,8 +182,7 @@ def sample_questions(
       num_ranks: number of ranks, from the farthest, to draw n from (default: all T). An array,
         traced or not, is clipped to 1..T.
       correlation: a, see the module's description: a number, or a pair (low, high) between which
-        each sequence draws its own uniformly (default: uniform vectors). Arrays, traced or not, are
-        not checked.
+        each sequence draws its own uniformly (default: uniform vectors). Arrays are not checked.
       reference_first: share of sequences whose reference is the first object; in the others it is
         random (default: 0). An array, traced or not, is not checked.
 
@@ -223,8 +222,8 @@ def sample_questions(
 
 def _move_first(key: Array, is_reference: Array, share: float | Array) -> Array:
     """Makes the first object the reference, in a share of the sequences."""
-    if not isinstance(share, jax.Array) and not 0 <= share <= 1:
-        raise ValueError(f"reference_first must lie in [0, 1], got {share}")
+    if not isinstance(share, jax.Array) and not (is_number(share) and 0 <= share <= 1):
+        raise ValueError(f"reference_first must lie in [0, 1], got {share!r}")
     batch_size, steps = is_reference.shape
     moves = jax.random.uniform(key, (batch_size, 1), jnp.float32) < jnp.asarray(share, jnp.float32)
     is_first = jnp.arange(steps, dtype=jnp.int32)[None, :] == 0
@@ -247,12 +246,13 @@ def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Cor
 
 
 def _bounds(correlation: Correlation) -> tuple[float | Array, float | Array]:
-    low, high = correlation if isinstance(correlation, tuple) else (correlation, correlation)
+    pair: Any = correlation if isinstance(correlation, tuple) else (correlation, correlation)
+    low, high = pair if len(pair) == 2 else (pair, pair)
     if isinstance(low, jax.Array) or isinstance(high, jax.Array):
         return low, high
-    if not 0 <= low <= high <= 1:
+    if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
         raise ValueError(
-            f"correlation must be a number or a pair (low, high) in [0, 1], got {correlation}"
+            f"correlation must be a number or a pair (low, high) in [0, 1], got {correlation!r}"
         )
     return low, high
 

@@ -79,6 +79,10 @@ def test_bfloat16_parameters_leave_the_carry_float32():
     cell = StackedLSTMCell(4, 2, param_dtype=jnp.bfloat16)
     carry = cell.initialize_carry(jax.random.key(0), (2, 3))
     assert {leaf.dtype for leaf in jax.tree.leaves(carry)} == {jnp.dtype(jnp.float32)}
+    made = cell.init(jax.random.key(1), carry, jnp.ones((2, 3)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype(jnp.bfloat16)}
+    gate = made["params"]["layer_1_hidden"]["kernel"][:, :4].astype(jnp.float32)
+    np.testing.assert_allclose(gate @ gate.T, np.eye(4), atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Attention and gates that are captured while a loss is differentiated, on every path."""
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,6 +46,21 @@ def test_capture_of_the_fast_path_within_a_loss(remat, time_major):
         "output_gate",
     }
     assert_close(fast, value_and_gradient("scan", "none"), 1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_capture_along_another_axis(axis):
+    variables = variables_of(CELL)
+
+    def captured(implementation: Any, **options: Any) -> Any:
+        rnn = RNN(CELL, implementation=implementation, **options)
+        run = jax.jit(partial(rnn.apply, mutable=["intermediates"]))
+        return run(variables, X)[1]["intermediates"]["cell"]
+
+    expected = jax.tree.map(lambda a: jnp.moveaxis(a, 1, axis), captured("scan"))
+    for implementation in ("scan", "hoisted"):
+        found = captured(implementation, variable_axes={"intermediates": axis})
+        assert_close(found, expected, 1e-4)
 
 
 @pytest.mark.parametrize("implementation", mostly_slow(["scan", "hoisted"], keep=["hoisted"]))

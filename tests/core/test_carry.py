@@ -71,6 +71,9 @@ def test_reset_carry_names_what_does_not_fit():
         reset_carry(RMC, carry, jnp.zeros(2, bool))
     with pytest.raises(ValueError, match=r"fresh must have shape .* = \(3, 8\), got \(3, 7\)"):
         reset_carry(RMC, carry, FLAGS, jnp.ones((3, 7)))
+    pair = (carry, carry)
+    with pytest.raises(TypeError, match=r"fresh\[1\] must be floating-point, got int32"):
+        reset_carry(RMC.clone(output_gate=True), pair, FLAGS, (carry, carry.astype(jnp.int32)))
     with pytest.raises(ValueError, match="fresh must have the structure of the carry"):
         reset_carry(RMC, carry, FLAGS, (carry, carry))
     with pytest.raises(TypeError, match=r"flags must be bool or numbers .*<U3"):

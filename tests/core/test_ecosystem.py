@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import rrnn_jax
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
+from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 from tests.core.random_variables import normal, random_variables
 
 RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2, attention_mlp_layers=1)
@@ -39,6 +40,8 @@ def test_public_names_are_there():
         StackedLSTMCell(features=8, num_layers=2),
         EntNetCell(features=4, num_cells=2),
         LSTMBankCell(features=4, num_cells=2),
+        TiedEmbedding(5, 4),
+        AdaptiveSoftmax(5, 4, (2,)),
         DNCCell(
             memory_size=4, word_size=4, num_reads=1, num_writes=1, controller_size=8, output_size=4
         ),
@@ -137,8 +140,28 @@ def test_a_stack_of_both_directions():
     stack = RNNStack([both, RNN(nn.GRUCell(3))])
     variables = random_variables(stack, X)
     below, above = ({"params": variables["params"][f"rnns_{i}"]} for i in (0, 1))
-    expected = stack.rnns[1].apply(above, both.apply(below, X, mask=MASK), mask=MASK)
-    close(stack.apply(variables, X, mask=MASK), expected)
+    y = both.apply(below, X, mask=MASK)
+    close(stack.apply(variables, X, mask=MASK), stack.rnns[1].apply(above, y, mask=MASK))
+    # Two directions have no order, with Flax's arguments either.
+    order = {"reverse": True, "keep_order": True}
+    close(both.apply(below, X, mask=MASK, **order), y)
+    expected = stack.rnns[1].apply(above, y, mask=MASK, **order)
+    close(stack.apply(variables, X, mask=MASK, **order), expected)
+
+
+def test_a_stack_gives_rows_to_its_first_layer_and_a_key_to_each():
+    first = RMC.clone(matrix_inputs=True, carry_init=nn.initializers.normal())
+    stack = RNNStack([RNN(first), RNN(first.clone(matrix_inputs=False))])
+    x, rows = X[..., None], np.arange(5) < np.array([2, 5])[:, None, None]
+    rows, key = jnp.broadcast_to(rows, X.shape), jax.random.key(3)
+    variables = random_variables(stack, x)
+    options = {"row_mask": rows}
+    expected = x
+    for i, own_key in enumerate(jax.random.split(key)):
+        own = {"params": variables["params"][f"rnns_{i}"]}
+        expected = jax.jit(stack.rnns[i].apply)(own, expected, init_key=own_key, **options)
+        options = {}
+    close(jax.jit(stack.apply)(variables, x, init_key=key, row_mask=rows), expected)
 
 
 def test_a_stack_is_its_layers_one_after_another():

@@ -44,6 +44,14 @@ def test_a_layer_of_no_cell(cell, name):
         RNN(cell)
 
 
+def test_a_rate_that_is_traced():
+    def drop(rate):
+        return RelationalMemoryCell(**SIZES, dropout_rate=rate).dropout_rate
+
+    with pytest.raises(TypeError, match="dropout_rate must be a number known when tracing, got"):
+        jax.eval_shape(drop, 0.5)
+
+
 def test_attributes_of_a_layer():
     with pytest.raises(TypeError, match="reverse must be True or False, got 'no'"):
         RNN(CELL, reverse="no")

@@ -175,6 +175,8 @@ def test_auto_takes_what_was_measured_on_one_nvidia_gpu(monkeypatch):
     assert choose() == "hoisted"
     monkeypatch.setattr(gpu, "on_nvidia_gpus", lambda devices: True)
     assert choose() == "fused"
+    for dtype in ("bfloat16", "float32"):
+        assert choose(dtype=dtype) == "fused"
     assert choose(num_blocks=2) == "hoisted"
     assert choose(flags=True) == "hoisted"
     assert choose(unroll=2) == "hoisted"

@@ -173,7 +173,7 @@ def test_gaps_in_numbers():
     with pytest.raises(ValueError, match=r"layer0/.* without gaps, got \[1, 2\]"):
         from_sonnet(gap)
     none = {name: value for name, value in arrays.items() if not name.startswith("block")}
-    with pytest.raises(ValueError, match=r"'block0/\.\.\.', got none"):
+    with pytest.raises(ValueError, match=r"'block0/\.\.\.', got gate_input/b, .*, mlp/layer1/w"):
         from_sonnet(none)
     params = from_sonnet(arrays)
     del params["memory"]["block_0"]
@@ -219,6 +219,13 @@ def test_kinds_of_values():
         from_sonnet({**arrays, "mlp/layer0/w": np.ones((4, 4), np.int32)})
     with pytest.raises(TypeError, match=r"params must be a mapping, got ndarray"):
         to_sonnet({"params": np.ones(3)})  # type: ignore[arg-type]
+    model = {"core": from_sonnet(arrays), "head": {"kernel": np.ones((2, 2))}}
+    with pytest.raises(
+        ValueError, match=r"must be arrays 'layer_0/\.\.\.', got core/.*, head/kernel"
+    ):
+        to_sonnet({"params": model})
+    with pytest.raises(ValueError, match=r"must be arrays 'layer_0/\.\.\.', got none"):
+        to_sonnet({})
 
 
 @pytest.mark.parametrize("gate_style", ["unit", "memory"])

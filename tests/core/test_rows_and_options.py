@@ -10,7 +10,12 @@ import pytest
 from flax import errors
 from flax import linen as nn
 
-from rrnn_jax import MultiHeadAttention, RelationalMemory, RelationalMemoryCell, dot_product_attention
+from rrnn_jax import (
+    MultiHeadAttention,
+    RelationalMemory,
+    RelationalMemoryCell,
+    dot_product_attention,
+)
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 

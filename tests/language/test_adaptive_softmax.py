@@ -193,10 +193,32 @@ def test_low_precision_products_accumulate_in_float32():
         assert shaped.dtype == dtype
 
 
+def test_low_precision_parameters_leave_the_outputs_exact():
+    module, _, hidden, words = make(hidden_features=6, param_dtype=jnp.bfloat16, use_bias=True)
+    variables = jax.jit(module.init)(jax.random.key(0), hidden, words)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), variables)
+    for arguments, method in (((hidden, words), "__call__"), ((hidden,), "log_probs")):
+        run = jax.jit(partial(module.apply, method=method))
+        np.testing.assert_allclose(run(variables, *arguments), run(wide, *arguments), atol=1e-5)
+
+
+def test_words_beyond_the_vocabulary_have_no_likelihood():
+    module, variables, hidden, words = make()
+    beyond = words.at[1, 2].set(30)
+    found = jax.jit(module.apply)(variables, hidden, beyond)
+    np.testing.assert_array_equal(jnp.isnan(found), beyond == 30)
+
+
 @pytest.mark.parametrize("cutoffs", [(), (0,), (5, 5), (30,), (12, 5)])
 def test_cutoffs_must_rise(cutoffs):
     with pytest.raises(ValueError, match=r"cutoffs must rise .* vocab_size=30, got"):
         AdaptiveSoftmax(30, 8, cutoffs)
+
+
+def test_cutoffs_are_a_tuple():
+    with pytest.raises(TypeError, match=r"cutoffs must be a tuple such as \(20, 40\), got 5"):
+        AdaptiveSoftmax(30, 8, 5)  # type: ignore[arg-type]
 
 
 def test_divisor_and_shapes_are_checked():

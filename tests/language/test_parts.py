@@ -48,6 +48,11 @@ def test_low_precision_gives_float32_logits():
     assert logits.dtype == jnp.float32
     exact = module.clone(dtype=None).apply(variables, hidden, method="logits")
     np.testing.assert_allclose(logits, exact, atol=0.05)
+    # Low parameters leave the outputs exact.
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    found, exact = (module.clone(dtype=None).apply(v, hidden, method="logits") for v in (low, wide))
+    np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
 def test_variational_dropout_has_one_mask_for_each_sequence():
@@ -81,6 +86,10 @@ def test_activation_penalties_by_hand():
     assert float(activation_regularisation(dropped, outputs, 2.0, 1.0)) == 6.0 + 3.25
     one_step = activation_regularisation(dropped[:, :1], outputs[:, :1], 2.0, 1.0)
     assert float(one_step) == 1.0
+    with pytest.raises(
+        ValueError, match=r"outputs must have shape .* = \(1, 1, 2\), got \(1, 3, 2"
+    ):
+        activation_regularisation(dropped[:, :1], outputs, 2.0, 1.0)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])

@@ -287,6 +287,7 @@ def test_trivial_accuracy():
         ({"curriculum": "mixed"}, ValueError, "curriculum must be one of 'mix', .*'mixed'"),
         ({"curriculum_window": 1}, ValueError, "curriculum_window must be at least 2, got 1"),
         ({"curriculum_threshold": float("nan")}, ValueError, "must be a finite number, got nan"),
+        ({"curriculum_threshold": None}, ValueError, "must be a finite number, got None"),
         ({"curriculum_threshold": "0.1"}, ValueError, "must be a finite number, got '0.1'"),
     ],
 )

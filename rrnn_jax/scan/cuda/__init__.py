@@ -34,7 +34,8 @@ def why_not(request: Request) -> str | None:
     dtype = jnp.float32 if cell.dtype is None else cell.dtype
     rows = request.sequence.inputs.shape[-2] if cell.matrix_inputs else 1
     batch = product_of(request.batch) or 1
-    return support.why_not(cell, dtype, batch, rows) or support.why_not_here()
+    reason = support.unfit(cell, rows, dtype) or support.why_not_here()
+    return reason or support.why_not(cell, dtype, batch, rows, support.default_gpu())
 
 
 def why_slow(request: Request) -> str | None:

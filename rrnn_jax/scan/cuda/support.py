@@ -54,9 +54,7 @@ def why_not(
       gpu: the GPU to run on (default: an H100).
       cluster: multiprocessors for a block, as in `layout.layout_of`.
     """
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        return f"needs products in bfloat16 (dtype=jnp.bfloat16), got {jnp.dtype(dtype).name}"
-    reason = unfit(cell, input_rows)
+    reason = unfit(cell, input_rows, dtype)
     if reason is not None:
         return reason
     try:
@@ -66,8 +64,12 @@ def why_not(
     return None
 
 
-def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
-    """The requirement of the kernels that a cell does not meet; None if it meets all."""
+def unfit(
+    cell: RelationalMemoryCell, input_rows: int = 1, dtype: Dtype = jnp.bfloat16
+) -> str | None:
+    """The requirement on a cell, whatever the GPU, that it does not meet; None if it meets all."""
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"needs products in bfloat16 (dtype=jnp.bfloat16), got {jnp.dtype(dtype).name}"
     if reason := why_not_step(cell, GATE_STYLES):
         return reason
     if cell.mem_slots not in SLOTS:
@@ -76,9 +78,9 @@ def unfit(cell: RelationalMemoryCell, input_rows: int = 1) -> str | None:
         return f"needs a multiple of 16 for head_size, got {cell.head_size}"
     if cell.mem_size % 64:
         return f"needs a multiple of 64 for num_heads * head_size, got {cell.mem_size}"
-    most = max(cell.mem_slots, 8)
-    if input_rows * max(8 // cell.mem_slots, 1) > 8:
-        return f"needs at most {min(most, cell.mem_slots)} input rows, got {input_rows}"
+    most = min(cell.mem_slots, 8)
+    if input_rows > most:
+        return f"needs at most {most} input rows, got {input_rows}"
     if not warps_of(cell.mem_size, cell.head_size):
         return (
             f"needs a memory that divides among at most {MOST_WARPS} warps with whole heads, got "

@@ -37,9 +37,9 @@ def why_not(request: Request) -> str | None:
         reason = "needs jax.experimental.pallas.triton, which this JAX does not have"
     if reason is None:
         reason = gpu.why_not(request)
-    dtype = cell.dtype
-    if reason is None and dtype is not None and dtype not in (jnp.float32, jnp.bfloat16):
-        reason = f"needs products in float32 or bfloat16, got dtype={jnp.dtype(dtype)}"
+    dtype = jnp.dtype(jnp.float32 if cell.dtype is None else cell.dtype)
+    if reason is None and dtype not in (jnp.float32, jnp.bfloat16):
+        reason = f"needs products in float32 or bfloat16, got dtype={dtype}"
     return reason
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrnn_jax import RelationalMemoryCell
+from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.cuda import launch, nvrtc, support
 from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of, warps_of
 from rrnn_jax.scan.cuda.recurrence import pack_fragments
@@ -46,7 +46,24 @@ def test_what_else_is_refused():
         "needs products in bfloat16 (dtype=jnp.bfloat16), got float32"
     )
     assert support.why_not(make_cell(), BF16, input_rows=4) is None
-    assert support.why_not(make_cell(), BF16, input_rows=5) == "needs at most 4 input rows, got 5"
+    for slots, rows in ((4, 5), (16, 9)):
+        reason = support.why_not(make_cell(mem_slots=slots), BF16, input_rows=rows)
+        assert reason == f"needs at most {rows - 1} input rows, got {rows}"
+    assert support.why_not(make_cell(), "bfloat16") is None
+
+
+def test_a_layout_must_fit_the_gpu_that_is_there(monkeypatch):
+    rnn = RNN(make_cell(dtype=BF16, head_size=128), implementation="cuda")
+    x = jnp.zeros((2, 3, 5), BF16)
+    variables = jax.eval_shape(rnn.clone(implementation="scan").init, jax.random.key(0), x)
+
+    def explained() -> str:
+        return rnn.apply(variables, x, method="explain")
+
+    monkeypatch.setattr(support, "why_not_here", lambda: None)
+    assert explained() == "'cuda' runs"
+    monkeypatch.setattr(support, "default_gpu", lambda: Gpu(132, 16 * 1024, clusters=False))
+    assert re.search(r"'cuda' does not fit: .* more shared memory", explained())
 
 
 def device(**options: Any) -> Any:
