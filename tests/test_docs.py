@@ -1,6 +1,7 @@
 """The documentation's Python blocks run page by page, and its links exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -47,3 +48,11 @@ def test_every_page_is_in_the_table_of_contents():
     listed = set(re.findall(r"^([\w/]+)$", (DOCS / "index.md").read_text(), flags=re.MULTILINE))
     pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES} - {"index"}
     assert listed == pages
+
+
+def test_attributes_that_share_a_description_get_it_each():
+    split = runpy.run_path(str(DOCS / "conf.py"))["split_groups"]
+    lines = ["Attributes:", "  a, b: numbers", "    of two lines.", "  c: one, with: marks."]
+    split(None, "class", "", None, None, lines)
+    both = [line for name in "ab" for line in (f"  {name}: numbers", "    of two lines.")]
+    assert lines == ["Attributes:", *both, "  c: one, with: marks."]
