@@ -11,7 +11,6 @@ from rrnn_jax.attention import dense, linear_options, norm_options
 from rrnn_jax.gating import STYLES, GateStyle, MemoryGates, next_carry
 from rrnn_jax.initializers import fan_in_truncated_normal, identity_rows
 from rrnn_jax.memory import RelationalMemory
-from rrnn_jax.scan.dispatch import RELATIONAL, register
 from rrnn_jax.scan.mesh import beside
 from rrnn_jax.typing import (
     Array,
@@ -390,6 +389,3 @@ class RelationalMemoryCell(nn.RNNCellBase):
             raise ValueError(f"inputs must have shape {layout}, got {tuple(shape)}")
         if 0 in shape[-self.num_feature_axes :]:
             raise ValueError(f"inputs must have at least one feature, got shape {tuple(shape)}")
-
-
-register(RelationalMemoryCell, *RELATIONAL)

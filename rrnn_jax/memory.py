@@ -64,7 +64,6 @@ class AttentionBlock(nn.Module):
     The residual stream keeps its dtype (float32), whatever the compute dtype.
 
     >>> import jax, jax.numpy as jnp
-    >>> block, mlp = AttentionBlock(num_heads=2, head_size=8), RowMLP()
     >>> rows = jnp.ones((3, 5, 16))
     >>> class Model(nn.Module):
     ...     @nn.compact

@@ -1,10 +1,9 @@
 """Selects the implementation that runs a sequence.
 
-Every implementation but the plain scan is a `Backend`. A cell registers its backends (`register`)
-by the names of their modules, which are imported when needed: they would be a third of the import
-time of the package. ``"auto"`` selects the first of them that can run a request (`why_not`) and is
-faster (`why_slow`), else the plain scan. A name selects that backend, or raises with the reason why
-it cannot run.
+Every implementation but the plain scan is a `Backend`, one of the modules of `RELATIONAL`. They are
+imported when needed: they would be a third of the import time of the package. ``"auto"`` selects
+the first of them that can run a request (`why_not`) and is faster (`why_slow`), else the plain
+scan. A name selects that backend, or raises with the reason why it cannot run.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from flax import linen as nn
 from flax.core.scope import in_filter
 from flax.linen import module as linen_module
 
+from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.plain import Lifting, plain_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unused
 from rrnn_jax.typing import Array, Carry, Implementation, Remat
@@ -83,7 +83,7 @@ class Backend(Protocol):
         ...
 
     def run(
-        self, request: Request, params: Mapping[str, Any]
+        self, request: Request, variables: Mapping[str, Any]
     ) -> tuple[SequenceOutputs, dict[str, Any]]:
         """Returns outputs, and what the cell sows at every step, by name (empty without capture).
 
@@ -105,26 +105,11 @@ class Choice(NamedTuple):
     reasons: dict[str, str]
 
 
-_REGISTERED: dict[type, tuple[str, ...]] = {}
-
-
-def register(cell_type: type[nn.RNNCellBase], *modules: str) -> None:
-    """Registers the backends of a cell.
-
-    Args:
-      cell_type: the class; its subclasses use the same backends.
-      *modules: names of modules, each a `Backend`; ``"auto"`` tries them in this order.
-    """
-    _REGISTERED[cell_type] = modules
-
-
 def backends_of(cell: nn.RNNCellBase) -> list[Backend]:
-    """The backends registered for a cell's class or its nearest ancestor."""
-    for ancestor in type(cell).__mro__:
-        if ancestor in _REGISTERED:
-            modules: list[Any] = [importlib.import_module(name) for name in _REGISTERED[ancestor]]
-            return modules
-    return []
+    """The backends of a `RelationalMemoryCell`; none for any other cell."""
+    names = RELATIONAL if isinstance(cell, RelationalMemoryCell) else ()
+    modules: list[Any] = [importlib.import_module(name) for name in names]
+    return modules
 
 
 def choose(implementation: str, request: Request) -> Choice:
@@ -145,7 +130,9 @@ def choose(implementation: str, request: Request) -> Choice:
     reasons: dict[str, str] = {}
     backends = {backend.NAME: backend for backend in backends_of(request.cell)}
     if implementation != "auto" and implementation not in backends:
-        reasons[implementation] = why_other(request.cell)
+        reasons[implementation] = (
+            f"runs a RelationalMemoryCell only, got {type(request.cell).__name__}"
+        )
     for name, backend in backends.items():
         if implementation not in ("auto", name):
             continue
@@ -178,11 +165,6 @@ def explain(implementation: str, request: Request) -> str:
     except ValueError as error:
         return str(error)
     return "; ".join([f"{name!r} runs", *(f"{other!r} {why}" for other, why in reasons.items())])
-
-
-def why_other(cell: nn.RNNCellBase) -> str:
-    """Why there is no backend for a cell whose class registers none."""
-    return f"runs a RelationalMemoryCell only, got {type(cell).__name__}"
 
 
 def _why_steps_differ(request: Request) -> str | None:

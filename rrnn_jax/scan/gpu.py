@@ -123,7 +123,6 @@ def run(
     request: Request,
     variables: Mapping[str, Any],
     kernels_of: Callable[[Any, Dtype, Arguments], Kernels],
-    dtype: Dtype | None = None,
 ) -> tuple[SequenceOutputs, dict[str, Array]]:
     """Runs a request with kernels; see `dispatch.Backend`.
 
@@ -131,15 +130,12 @@ def run(
       request: a request for which `why_not` returns None.
       variables: the cell's variables.
       kernels_of: returns the kernels for a cell, a dtype of products, and the arguments' shapes.
-      dtype: dtype of the products (default: the cell's).
     """
     cell: Any = request.cell.clone(parent=None, name=None)
     params = params_of(request, variables)
     inputs, resets, mask, *_ = time_first(request)
     assert inputs is not None
-    dtype = (
-        product_dtypes(cell, params, inputs.dtype, request.carry).rows if dtype is None else dtype
-    )
+    dtype = product_dtypes(cell, params, inputs.dtype, request.carry).rows
     dtypes = Dtypes(dtype, dtype, dtype)
     steps, batch = inputs.shape[0], inputs.shape[1:-2]
     size = product_of(batch)

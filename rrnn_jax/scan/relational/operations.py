@@ -264,7 +264,7 @@ def attend(
     if present is not None:
         logits = masked_logits(logits, present[..., None, None, :])
     weights = jax.nn.softmax(logits, axis=-1)
-    attended = _multiply(precision, weights.astype(value.dtype), value, (-1, -2), dtype)
+    attended = _batched_product(precision, weights.astype(value.dtype), value, (-1, -2), dtype)
     return attended.astype(value.dtype), weights
 
 
@@ -292,14 +292,14 @@ def _attention(
     d_key: Array,
     d_value: Array,
 ) -> tuple[Array, Array]:
-    multiply = partial(_multiply, precision)
+    product = partial(_batched_product, precision)
     scale = jnp.asarray(query.shape[-1] ** -0.5, weights.dtype)
-    d_logits = multiply(d_query, key, (-1, -1)) + multiply(query, d_key, (-1, -1))
+    d_logits = product(d_query, key, (-1, -1)) + product(query, d_key, (-1, -1))
     d_logits = d_logits.astype(weights.dtype) * scale
     d_weights = weights * (d_logits - jnp.sum(weights * d_logits, axis=-1, keepdims=True))
     low = weights.astype(value.dtype)
-    d_attended = multiply(d_weights.astype(value.dtype), value, (-1, -2))
-    return d_attended + multiply(low, d_value, (-1, -2)), d_weights
+    d_attended = product(d_weights.astype(value.dtype), value, (-1, -2))
+    return d_attended + product(low, d_value, (-1, -2)), d_weights
 
 
 def _attention_backward(
@@ -315,7 +315,7 @@ def _attention_backward(
     d_weights = _inner_products(precision, True, g, value, dtype) + g_weights
     d_logits = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
     d_logits = (d_logits * jnp.asarray(query.shape[-1] ** -0.5, dtype)).astype(query.dtype)
-    d_query = _multiply(precision, d_logits, key, (-1, -2), dtype)
+    d_query = _batched_product(precision, d_logits, key, (-1, -2), dtype)
     d_key = _transposed_product(precision, d_logits, query, dtype)
     d_value = _transposed_product(precision, weights.astype(g.dtype), g, dtype)
     return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
@@ -330,9 +330,9 @@ def _inner_products(
     sizes 4 and 8; for 32 there is no difference.
     """
     if not cpu:
-        return _multiply(precision, rows, others, (-1, -1), dtype)
+        return _batched_product(precision, rows, others, (-1, -1), dtype)
     others = jax.lax.optimization_barrier(jnp.swapaxes(others, -1, -2))
-    return _multiply(precision, rows, others, (-1, -2), dtype)
+    return _batched_product(precision, rows, others, (-1, -2), dtype)
 
 
 def _transposed_product(precision: PrecisionLike, x: Array, rows: Array, dtype: Dtype) -> Array:
@@ -344,7 +344,7 @@ def _transposed_product(precision: PrecisionLike, x: Array, rows: Array, dtype: 
     x = jax.lax.optimization_barrier(jnp.swapaxes(x, -1, -2))
     parts = jnp.split(x, (rows.shape[-2],), axis=-2)
     parts = [part for part in parts if part.shape[-2] > 0]
-    products = [_multiply(precision, part, rows, (-1, -2), dtype) for part in parts]
+    products = [_batched_product(precision, part, rows, (-1, -2), dtype) for part in parts]
     return jnp.concatenate(products, axis=-2)
 
 
@@ -368,7 +368,7 @@ def _product(
     return jax.lax.dot_general(rows, kernel, dims, precision)[..., :columns]
 
 
-def _multiply(
+def _batched_product(
     precision: PrecisionLike, a: Array, b: Array, axes: tuple[int, int], dtype: Any = None
 ) -> Array:
     """A product for each leading index, contracting one of the last two axes of each side."""
