@@ -54,10 +54,14 @@ def run(directory: Path, problem: Problem, config: TrainConfig = CONFIG) -> loop
     return loop.train(problem, config, directory, progress=False)
 
 
-def write_run(directory: Path, metrics: list, timings: list = (), **files: Any) -> Path:
-    """What a run leaves: rows of metrics and timings, and JSON files by name."""
+def write_run(
+    directory: Path, metrics: list, timings: list = (), environment: Any = None, **files: Any
+) -> Path:
+    """What a run leaves: rows of metrics and timings, its session, and JSON files by name."""
     append_rows(directory / "metrics.jsonl", metrics)
     append_rows(directory / "timings.jsonl", timings)
+    if environment is not None:
+        append_rows(directory / "sessions.jsonl", [{"step": 0, "environment": environment}])
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
     return directory
