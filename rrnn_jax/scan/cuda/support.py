@@ -116,7 +116,7 @@ def capability_here() -> tuple[int, int]:
 def _default_device() -> Any:
     default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
     if default is None or isinstance(default, str):
-        return jax.devices(default)[0]
+        return jax.local_devices(backend=default)[0]  # Of `jax.devices` another process may own it.
     return default
 
 

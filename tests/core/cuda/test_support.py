@@ -87,6 +87,12 @@ def test_gpus_that_are_refused(monkeypatch):
         nvrtc.compile_ptx("", "x.cu")
 
 
+def test_each_process_asks_a_device_of_its_own(monkeypatch):
+    mine, other = jax.devices("cpu")[0], types.SimpleNamespace(platform="cpu")
+    monkeypatch.setattr(support.jax, "devices", lambda *_: [other, mine])
+    assert support._default_device() == mine
+
+
 def test_a_kernel_that_the_driver_refuses(monkeypatch):
     cpu = jax.devices("cpu")[0]
     monkeypatch.setattr(nvrtc, "nvrtc_missing", lambda: False)
