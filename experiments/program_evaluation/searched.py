@@ -160,8 +160,8 @@ def plot(kept: Kept, task: str, path: Path) -> None:
         for title, run in _finals(kept, task).items()
     }
     if curves:
-        what = f"{task}: characters right, validation stream"
-        plot_curves(path, curves, title=task, y_label=what, trivial=kept["trivial"][task])
+        y_label = "characters right, validation stream"
+        plot_curves(path, curves, title=task, y_label=y_label, trivial=kept["trivial"][task])
 
 
 def _sweeps(kept: Kept) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -46,8 +46,6 @@ CASES = {
         "--key-size 0": "--key-size must be at least 1, got 0",
         "--output-gate --gate-style none": "--gate-style must be 'unit' or 'memory' with "
         "--output-gate=True, got 'none'",
-        "--output-gate --initial-memory learned": "--initial-memory must not be 'learned' with "
-        "--output-gate=True, got 'learned'",
     },
     "ablations --preset quick_program --program-task addition": PROGRAMS,
 }
