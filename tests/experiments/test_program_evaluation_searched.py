@@ -129,6 +129,16 @@ def test_final_runs_have_the_best_rate_and_fresh_seeds():
             assert (train["steps"], train["schedule"]) == (quick.train.steps, "cosine")
 
 
+def test_parameters_are_those_of_the_runs():
+    sweeps, text = json.loads(KEPT.read_text())["sweeps"], README.read_text()
+    for name in ("control", "control-slot"):
+        for run in sweeps[name]["final"].values():
+            assert "{parameters:,} ({core_parameters:,})".format(**run["summary"]) in text
+    settings = sweeps["control-wide"]["settings"]
+    (wide,) = {r["parameters"] for r in settings if r["setting"]["gate-style"] == "memory"}
+    assert f"instead of 64 ({wide:,} parameters)" in " ".join(text.split())
+
+
 def test_what_is_said_of_the_scores_follows_from_them():
     sweeps = json.loads(KEPT.read_text())["sweeps"]
 
