@@ -2,7 +2,8 @@
 
 Collects the sweeps in ``DIR/<task>`` and ``DIR/<task>-<variant>``, which README.md lists, in
 ``experiments/results/program_evaluation/quick.json``, with a report and plots beside it.
-`experiments.conclusions` writes the documents' tables from that file.
+Models without a sweep there keep their numbers, so a table may be made from runs on several
+machines. `experiments.conclusions` writes the documents' tables from that file.
 """
 
 import argparse
@@ -42,6 +43,7 @@ MISSING = "-"
 
 Kept = Mapping[str, Any]
 """The numbers, see `collect`."""
+_NO_SWEEP: Kept = {"git_commits": [], "settings": [], "final": {}}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -51,8 +53,10 @@ def main(args: Sequence[str] | None = None) -> int:
     directory = parser.parse_args(args).directory
 
     def action() -> None:
-        kept = collect(directory)
         target = RESULTS / f"{NAME}.json"
+        kept = collect(directory)
+        if target.exists():
+            kept["sweeps"] = merge(read_json(target)["sweeps"], kept["sweeps"])
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, kept)
         write_text(target.with_suffix(".md"), report(kept))
@@ -79,6 +83,24 @@ def collect(directory: Path) -> dict[str, Any]:
     quick = PRESETS["quick"]
     trivial = {t: make_task(dataclasses.replace(quick, task=t)).trivial_accuracy() for t in TASKS}
     return {"trivial": trivial, "paper": PAPER, "sweeps": sweeps}
+
+
+def merge(kept: Kept, found: Kept) -> dict[str, Any]:
+    """Joins sweeps by name: models of ``found`` replace those of ``kept``."""
+    names = [task + suffix for task in TASKS for suffix in dict.fromkeys(s for s, _ in TITLES)]
+    models = [model for _, model in TITLES]
+    joined = {}
+    for name in names:
+        new, old = (sweeps.get(name, _NO_SWEEP) for sweeps in (found, kept))
+        replaced = {row["model"] for row in new["settings"]}
+        stay = [row for row in old["settings"] if row["model"] not in replaced]
+        settings = sorted([*stay, *new["settings"]], key=lambda row: models.index(row["model"]))
+        commits = {*new["git_commits"], *(old["git_commits"] if stay else ())}
+        final = {m: run for m, run in old["final"].items() if m not in replaced} | new["final"]
+        if settings:
+            joined[name] = {"git_commits": sorted(commits), "settings": settings}
+            joined[name]["final"] = dict(sorted(final.items()))
+    return joined
 
 
 def _collect_sweep(directory: Path) -> dict[str, Any]:

@@ -107,6 +107,26 @@ def test_the_command_writes_numbers_report_and_plots(kept, tmp_path, monkeypatch
     assert "error: no finished sweep of addition, control" in capsys.readouterr().err
 
 
+def test_models_without_a_sweep_keep_their_numbers(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(searched, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(searched, "PLOTTED", ())
+    assert searched.main([str(tmp_path)]) == 0
+    low = [0.2, 0.2, 0.2, 0.2, 0.3]
+    leave_sweep(tmp_path / "more" / "copy", {"4e-3": 0.5}, dnc=(low, low, 1), lstm=(low, low, 1))
+    assert searched.main([str(tmp_path / "more")]) == 0
+    path = searched.RESULTS / f"{searched.NAME}.json"
+    joined = json.loads(path.read_text())["sweeps"]
+    old, new = (
+        json.loads(json.dumps(x["sweeps"])) for x in (kept, searched.collect(tmp_path / "more"))
+    )
+    assert joined["copy-slot"] == old["copy-slot"]
+    assert joined["double"] == old["double"]
+    assert list(joined["copy"]["final"]) == ["dnc", "lstm", "rmc"]
+    assert joined["copy"]["final"] == old["copy"]["final"] | new["copy"]["final"]
+    rates = [(row["model"], row["setting"]["learning-rate"]) for row in joined["copy"]["settings"]]
+    assert rates == [("lstm", "4e-3"), ("dnc", "4e-3"), ("rmc", "2e-3"), ("rmc", "1e-3")]
+
+
 def test_the_report_is_that_of_the_numbers():
     assert KEPT.with_suffix(".md").read_text() == searched.report(json.loads(KEPT.read_text()))
 
