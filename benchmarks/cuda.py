@@ -29,6 +29,7 @@ from benchmarks.problem import Problem, make_problem
 from benchmarks.profile import profile
 from benchmarks.settings import SETTINGS, Setting
 from benchmarks.timing import interleave
+from rrnn_jax.scan import cuda
 from rrnn_jax.scan.cuda import launch, nvrtc, recurrence, support
 from rrnn_jax.scan.cuda.launch import ptx_call
 from rrnn_jax.scan.cuda.layout import Layout, Shape, layout_of
@@ -269,7 +270,7 @@ def _layouts(problem: Problem) -> list[tuple[str, Layout]]:
 
 
 def _lowered_with(layout: Layout, problem: Problem) -> Any:
-    with mock.patch.object(recurrence, "layout_of", return_value=layout):
+    with mock.patch.object(cuda, "layout_of", return_value=layout):
         return _gradients(ours(problem, "cuda"), problem).lower(problem.params, problem.inputs)
 
 
@@ -299,12 +300,12 @@ def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
 def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:
     """The outputs of both kernels in which `stages.marked` leaves the cycles."""
     cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
-    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x[:, :, None])
+    inputs = jnp.swapaxes(x, 0, 1)[:, :, None]
+    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, inputs)
     terms = recurrence.Terms(terms.qkv[0], terms.gates)
     weights = recurrence.Weights(*core_weights(cell, params))
     carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    gpu = support.default_gpu()
-    run = recurrence.run_of(cell, terms, time_axis=1, gpu=gpu)
+    run = recurrence.Run(cell, layout_of(cell, x.shape[0], gpu=support.default_gpu()))
     results, kept = recurrence.forward_pass(run, weights, carry, None, terms, save=True)
     cotangents = jax.tree.map(jnp.ones_like, results)
     found = recurrence.backward_pass(run, weights, carry, None, terms, kept, cotangents)

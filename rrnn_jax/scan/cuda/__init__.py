@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan import gpu
 from rrnn_jax.scan.cuda import support
-from rrnn_jax.scan.cuda.recurrence import Terms, Weights, backward_pass, forward_pass, run_of
+from rrnn_jax.scan.cuda.layout import layout_of
+from rrnn_jax.scan.cuda.recurrence import Run, Terms, Weights, backward_pass, forward_pass
 from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.eligible import why_not_cell
 from rrnn_jax.scan.gpu import Arguments, Kernels
@@ -53,7 +54,9 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
 def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -> Kernels:
     """The kernels for a cell and arguments of these shapes."""
     assert dtype == jnp.bfloat16
-    plan = run_of(cell, _given(arguments)[3], time_axis=0, gpu=support.default_gpu())
+    batch, input_rows = arguments.terms.qkv[0].shape[1:3]
+    flags = arguments.resets is not None or arguments.mask is not None
+    plan = Run(cell, layout_of(cell, batch, input_rows, flags, support.default_gpu()))
 
     def forward(arguments: Arguments, keep: bool) -> tuple[Any, Any]:
         return forward_pass(plan, *_given(arguments), save=keep)

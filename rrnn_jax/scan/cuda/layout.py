@@ -237,11 +237,10 @@ class Layout:
             "BACKWARD_SHARED": self.backward_bytes,
         }
 
-    def forward_results(self, batch: int, steps: int, time_axis: int, save: bool) -> list[Shape]:
+    def forward_results(self, batch: int, steps: int, save: bool) -> list[Shape]:
         """Outputs of the forward pass: the memories, then the values for the backward pass."""
         none = Shape((8,), jnp.bfloat16)
-        lead = (steps, batch) if time_axis == 0 else (batch, steps)
-        rows = Shape((*lead, self.slots, self.width), jnp.bfloat16)
+        rows = Shape((steps, batch, self.slots, self.width), jnp.bfloat16)
         memories = Shape(rows.shape, jnp.float32)
         if not save:
             return [memories, *[none] * 3, Shape((4,), jnp.uint32), Shape((4,), jnp.float32)]
@@ -255,10 +254,10 @@ class Layout:
             Shape((steps, 6, blocks, self.rows), jnp.float32),
         ]
 
-    def backward_results(self, batch: int, steps: int, time_axis: int) -> list[Shape]:
+    def backward_results(self, batch: int, steps: int) -> list[Shape]:
         """Outputs of the backward pass: cotangents, and the gradients of vectors per block."""
         none, wide = Shape((8,), jnp.bfloat16), Shape((8,), jnp.float32)
-        lead = (steps, batch) if time_axis == 0 else (batch, steps)
+        lead = (steps, batch)
         rows = (*lead, self.slots, self.width)
         carry = Shape((batch, *rows[2:]), jnp.float32)
         unit = self.gates == "unit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.cuda.launch import launch
-from rrnn_jax.scan.cuda.layout import Gpu, Layout, layout_of
+from rrnn_jax.scan.cuda.layout import Layout
 from rrnn_jax.typing import Array
 
 PARTS = 16  # Of the rows, in `_layer_gradients`.
@@ -26,12 +25,12 @@ class Weights(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The input terms of the steps; all ``[B, T, ...]``, or all time first.
+    """The input terms of the steps.
 
     Attributes:
-      kv: keys and values of the input rows, ``[B, T, R, 2F]``.
-      gates: the input's term of the gates, with learned biases, ``[B, T, n]``; None without gates.
-      resets, mask: bool ``[B, T]``, or None.
+      kv: keys and values of the input rows, ``[T, B, R, 2F]``.
+      gates: the input's term of the gates, with learned biases, ``[T, B, n]``; None without gates.
+      resets, mask: bool ``[T, B]``, or None.
     """
 
     kv: Array
@@ -46,12 +45,10 @@ class Run(NamedTuple):
     Attributes:
       cell: the cell's configuration.
       layout: the layout that the kernels are compiled for.
-      time_axis: 0 for ``[T, B, ...]``, 1 for ``[B, T, ...]``.
     """
 
     cell: RelationalMemoryCell
     layout: Layout
-    time_axis: int
 
 
 class _Operands(NamedTuple):
@@ -65,78 +62,6 @@ class _Operands(NamedTuple):
     flags: Array
 
 
-def cuda_recurrence(
-    cell: RelationalMemoryCell,
-    weights: Weights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: Terms,
-    *,
-    time_axis: int,
-    gpu: Gpu | None = None,
-    tiles: int | None = None,
-    cluster: int | None = None,
-) -> tuple[Array, Array]:
-    """The final memory and the memory after every step, with one kernel over all steps.
-
-    Products are bfloat16 with float32 accumulation; norms, softmax, gates and the memory are
-    float32. Differentiable once, in reverse mode: by a second kernel, and a product over all steps
-    for each weight gradient.
-
-    Args:
-      cell: a cell for which `support.unfit` returns None.
-      weights: weights of the recurrent part, in any dtype.
-      carry: ``[B, S, F]`` float32.
-      reset_carry: the carry after a reset; None without resets.
-      terms: input terms of all steps.
-      time_axis: 0 for terms ``[T, B, ...]``, 1 for ``[B, T, ...]``.
-      gpu: the GPU to run on (default: an H100).
-      tiles: tiles of 8 rows in a block; None (default) selects them.
-      cluster: multiprocessors for a block, as in `layout_of`.
-
-    Returns:
-      ``[B, S, F]`` and ``[B, T, S, F]`` (or time first), in float32.
-    """
-    run = run_of(cell, terms, time_axis=time_axis, gpu=gpu, tiles=tiles, cluster=cluster)
-    return _recurrence(run, weights, carry, reset_carry, terms)
-
-
-def run_of(
-    cell: RelationalMemoryCell,
-    terms: Terms,
-    *,
-    time_axis: int,
-    gpu: Gpu | None = None,
-    tiles: int | None = None,
-    cluster: int | None = None,
-) -> Run:
-    """The settings for terms of these shapes; arguments as in `cuda_recurrence`."""
-    flags = terms.resets is not None or terms.mask is not None
-    batch, input_rows = terms.kv.shape[1 - time_axis], terms.kv.shape[2]
-    layout = layout_of(cell, batch, input_rows, flags, gpu, tiles, cluster)
-    return Run(cell, layout, time_axis)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recurrence(
-    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
-) -> tuple[Array, Array]:
-    return forward_pass(run, weights, carry, reset_carry, terms, save=False)[0]
-
-
-def _recurrence_fwd(run: Run, *arguments: Any) -> tuple[tuple[Array, Array], tuple]:
-    results, kept = forward_pass(run, *arguments, save=True)
-    return results, (*arguments, kept)
-
-
-def _recurrence_bwd(run: Run, residuals: tuple, cotangents: tuple[Array, Array]) -> tuple:
-    weights, carry, reset_carry, terms, kept = residuals
-    return backward_pass(run, weights, carry, reset_carry, terms, kept, cotangents)
-
-
-_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
-
-
 def forward_pass(
     run: Run,
     weights: Weights,
@@ -145,29 +70,32 @@ def forward_pass(
     terms: Terms,
     save: bool,
 ) -> tuple[tuple[Array, Array], list[Array]]:
-    """Runs the forward kernel.
+    """Runs the forward kernel over all steps.
+
+    Products are bfloat16 with float32 accumulation; norms, softmax, gates and the memory are
+    float32.
 
     Args:
-      run: settings.
-      weights: as in `cuda_recurrence`, like the next three.
-      carry: see there.
-      reset_carry: see there.
-      terms: see there.
+      run: settings, of a cell for which `support.unfit` returns None.
+      weights: weights of the recurrent part, in any dtype.
+      carry: ``[B, S, F]`` float32.
+      reset_carry: the carry after a reset; None without resets.
+      terms: input terms of all steps.
       save: whether `backward_pass` follows.
 
     Returns:
-      The final memory and all memories, and the values saved for `backward_pass`.
+      The final memory ``[B, S, F]`` and all memories ``[T, B, S, F]`` in float32, and the values
+      saved for `backward_pass`.
     """
-    batch, steps = _lengths(run, terms)
+    steps, batch = terms.kv.shape[:2]
     layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
     fragments = pack_fragments(layout, "forward", _matrices(run, weights))
     arguments = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, terms)]
     arguments += [o.first, o.fresh, o.flags]
-    results = layout.forward_results(batch, steps, run.time_axis, save)
+    results = layout.forward_results(batch, steps, save)
     kept = launch("forward", layout, save, layout.blocks(batch), arguments, results)
     memories = kept[0]
-    final = jax.lax.index_in_dim(memories, -1, run.time_axis, keepdims=False)
-    return (final, memories), kept
+    return (memories[-1], memories), kept
 
 
 def backward_pass(
@@ -179,11 +107,11 @@ def backward_pass(
     kept: list[Array],
     cotangents: tuple[Array, Array],
 ) -> tuple[Weights, Array, Array | None, Terms]:
-    """Runs the backward kernel and the products after it.
+    """Runs the backward kernel, and a product over all steps for each weight gradient.
 
     Args:
       run: settings.
-      weights: as in `cuda_recurrence`, like the next three.
+      weights: as in `forward_pass`, like the next three.
       carry: see there.
       reset_carry: see there.
       terms: see there.
@@ -194,13 +122,13 @@ def backward_pass(
       The cotangents of the four; None for flags.
     """
     d_final, d_memories = cotangents
-    batch, steps = _lengths(run, terms)
+    steps, batch = terms.kv.shape[:2]
     layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
     memories, before, squashed, inputs, records, statistics = kept
     fragments = pack_fragments(layout, "backward", jnp.swapaxes(_matrices(run, weights), 1, 2))
     arguments = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
     arguments += [records, statistics, d_memories, d_final]
-    results = layout.backward_results(batch, steps, run.time_axis)
+    results = layout.backward_results(batch, steps)
     found = launch("backward", layout, True, layout.blocks(batch), arguments, results)
     d_first, d_fresh, d_qkv, d_layers, d_gates, d_gate_terms, d_kv, d_vectors = found
 
@@ -222,17 +150,10 @@ def backward_pass(
     return d_weights, d_first, d_fresh if terms.resets is not None else None, d_terms
 
 
-def _lengths(run: Run, terms: Terms) -> tuple[int, int]:
-    """B and T."""
-    shape = terms.kv.shape
-    return shape[1 - run.time_axis], shape[run.time_axis]
-
-
 def _operands(
     run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
 ) -> _Operands:
-    batch, steps = _lengths(run, terms)
-    strides = (1, batch) if run.time_axis == 0 else (steps, 1)
+    steps, batch = terms.kv.shape[:2]
     flags = jnp.zeros((16,), jnp.uint8)
     if run.layout.flags:
         flags = jnp.zeros(terms.kv.shape[:2], jnp.uint8)
@@ -241,7 +162,7 @@ def _operands(
         if terms.mask is not None:
             flags += jnp.uint8(2) * (~terms.mask).astype(jnp.uint8)
     return _Operands(
-        jnp.asarray(np.array([batch, steps, *strides], np.int32)),
+        jnp.asarray(np.array([batch, steps, 1, batch], np.int32)),
         _vectors(run, weights),
         terms.kv.astype(jnp.bfloat16),
         carry.astype(jnp.float32),

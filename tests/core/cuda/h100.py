@@ -124,7 +124,7 @@ def _compile(setting: str) -> tuple[Any, int]:
 
     s = SETTINGS[setting]
     cluster = s.get("cluster")
-    cuda.run_of = partial(cuda.run_of, cluster=cluster)
+    cuda.layout_of = partial(layout_of, cluster=cluster)
     cell = RelationalMemoryCell(
         *(s["slots"], s["size"], s["heads"]),
         attention_mlp_layers=s.get("mlp_layers", 2),

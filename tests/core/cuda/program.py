@@ -1,15 +1,18 @@
 """A sequence on the CUDA kernels, as `RNN` runs one: emulated, or compiled for a GPU."""
 
+from functools import partial
 from typing import Any
-
-import jax.numpy as jnp
+from unittest import mock
 
 from rrnn_jax import RelationalMemoryCell
-from rrnn_jax.scan.cuda.layout import Gpu
-from rrnn_jax.scan.cuda.recurrence import Terms, Weights, cuda_recurrence
-from rrnn_jax.scan.relational.input_terms import terms_of_inputs
-from rrnn_jax.scan.relational.weights import Dtypes, core_weights
+from rrnn_jax.scan import cuda
+from rrnn_jax.scan.cuda import support
+from rrnn_jax.scan.cuda.layout import Gpu, layout_of
+from rrnn_jax.scan.dispatch import Request
+from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceInputs, without_unused
+
+_USUAL = Lifting(1, {}, "params", False, {"params": False})
 
 
 def kernels_run(
@@ -27,19 +30,11 @@ def kernels_run(
 ) -> tuple[Any, Any]:
     """Final carry and outputs ``[B, T, S*F]``, in the cell's dtype."""
     sequence = without_unused(SequenceInputs(x, resets, mask), time_axis, repeat=False)
-    x, resets = sequence.inputs, sequence.resets
-    x = x if cell.matrix_inputs else x[:, :, None]
-    low = jnp.dtype(jnp.bfloat16)
-    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, x)
-    final, memories = cuda_recurrence(
-        cell,
-        Weights(*core_weights(cell, params)),
-        carry,
-        reset_carry,
-        Terms(terms.qkv[0], terms.gates, resets, mask),
-        time_axis=time_axis,
-        tiles=tiles,
-        cluster=cluster,
-        gpu=gpu,
-    )
-    return final, cell.output_from_carry(memories)
+    request = Request(cell, sequence, carry, reset_carry, time_axis, _USUAL)
+    layout = partial(layout_of, tiles=tiles, cluster=cluster)
+    with (
+        mock.patch.object(cuda, "layout_of", layout),
+        mock.patch.object(support, "default_gpu", return_value=gpu),
+    ):
+        outputs, _ = cuda.run(request, {"params": params})
+    return outputs.carry, outputs.outputs

@@ -168,7 +168,7 @@ def test_a_cluster_holds_the_weights_of_a_block():
     assert 0 < layout.forward_bytes - weights / 4 < 48 * 1024
     assert 0 < layout.backward_bytes - weights / 4 < 64 * 1024
     # Records are in the order of all threads.
-    arguments = (32, 2, 0, True)
+    arguments = (32, 2, True)
     assert layout.forward_results(*arguments) == alone.forward_results(*arguments)
 
 
