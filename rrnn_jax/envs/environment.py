@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rrnn_jax.envs.spaces import Box, Discrete
+from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
 State = TypeVar("State", bound=Any)
@@ -164,7 +165,9 @@ class Environment(abc.ABC, Generic[State, Params]):
 
     def _begin(self, key: Array, params: Params) -> State:
         """The first state of an episode."""
-        return self.start(self._level(key, params), params)
+        level = self._level(key, params)
+        # A start has constants, too; within `jax.shard_map` they vary as they will after a step.
+        return varying_over(varying_axes(level, params), self.start(level, params))
 
     def _level(self, key: Array, params: Params) -> Any:
         """A level from the pool, or a new one without a pool."""

@@ -78,6 +78,20 @@ def test_same_key_same_episode(env):
         chex.assert_trees_all_equal(one, other)
 
 
+def test_rollout_within_shard_map(env):
+    mesh = jax.make_mesh((1,), ("b",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("b")
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
+    @jax.vmap
+    def roll(key):
+        _, state = env.reset(key)
+        return jax.lax.scan(lambda s, k: env.step(k, s, 0)[1:3], state, jax.random.split(key, 2))
+
+    _, rewards = jax.eval_shape(roll, jax.random.split(jax.random.key(0), 4))
+    assert rewards.shape == (4, 2)
+
+
 def test_frame_cap_truncates():
     env = ENVS["mini_pacman"]
     params = env.default_params.replace(max_frames=2)
