@@ -168,9 +168,9 @@ class DNCCell(VectorCell):
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry.memory.dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(stream), carry)
-        batch = inputs.shape[:-1]
+        words = (*inputs.shape[:-1], self.num_reads * self.word_size)
 
-        read_words = state.read_words.reshape(*batch, -1)
+        read_words = state.read_words.reshape(words)
         seen = jnp.concatenate([inputs.astype(dtype), read_words.astype(dtype)], axis=-1)
         layers, hidden = self._control(state.controller, seen, stream)
 
@@ -179,7 +179,7 @@ class DNCCell(VectorCell):
         state = access_memory(unpack_interface(packed, *heads), state)
         state = state._replace(controller=layers)
 
-        read_words = state.read_words.reshape(*batch, -1).astype(dtype)
+        read_words = state.read_words.reshape(words).astype(dtype)
         outputs = dense(self, self.output_size, "output", dtype)(
             jnp.concatenate([hidden, read_words], axis=-1)
         )

@@ -208,6 +208,12 @@ def test_no_and_two_batch_axes_and_time_major(name):
     assert_close(one, jax.tree.map(lambda leaf: leaf[1, 0], (carry, y)))
 
 
+def test_a_batch_of_no_sequences(name):
+    cell = CELLS[name]
+    y = jax.eval_shape(RNN(cell).apply, of_rnn(cell_variables(cell, sequence())), sequence(0, T, I))
+    assert y.shape == (0, T, OUTPUT_SIZES[name])
+
+
 def test_scan_of_the_class_and_vmap_of_a_step(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)
