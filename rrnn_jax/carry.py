@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_cell, check_floating, check_shape
+from rrnn_jax.checks import check_cell, check_floating, check_like, check_shape
 from rrnn_jax.scan.mesh import beside
 from rrnn_jax.scan.sequence import select
 from rrnn_jax.typing import Array, Carry
@@ -119,27 +119,10 @@ def checked_carry(
     elif type(cell).__module__.startswith(("flax.linen.recurrent", "rrnn_jax.")):
         key = jax.random.key(0)
         alone = cell.clone(parent=None, name=None)
-        _check_like(
+        check_like(
             name, cell, carry, jax.eval_shape(lambda: alone.initialize_carry(key, step_shape))
         )
     return jax.tree.map(jnp.asarray, carry)
-
-
-def _check_like(name: str, cell: nn.RNNCellBase, carry: Carry, expected: Carry) -> None:
-    """Raises unless structure, shapes and kinds of dtypes are the expected ones."""
-    if jax.tree.structure(carry) != jax.tree.structure(expected):
-        raise TypeError(
-            f"{name} must have the structure that {type(cell).__name__}.initialize_carry makes, "
-            f"{jax.tree.structure(expected)}, got {jax.tree.structure(carry)}"
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(carry)
-    for (path, leaf), like in zip(leaves, jax.tree.leaves(expected), strict=True):
-        part = name + jax.tree_util.keystr(path)
-        if not hasattr(leaf, "dtype"):
-            raise TypeError(f"{part} must be an array, got {type(leaf).__name__}")
-        check_shape(part, leaf, like.shape, "[*B, ...]")
-        if jnp.issubdtype(like.dtype, jnp.floating):
-            check_floating(part, leaf)
 
 
 def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> Carry:

@@ -5,12 +5,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.core import Tracer
 
-from rrnn_jax.typing import Array, Initializer
+from rrnn_jax.typing import Array, Carry, Initializer
 
 
 def check_positive(least: int = 1, **sizes: Any) -> None:
@@ -74,8 +75,25 @@ def check_real(name: str, array: Any) -> None:
         raise TypeError(f"{name} must be real, got {array.dtype}")
 
 
+def check_like(name: str, cell: nn.RNNCellBase, carry: Carry, expected: Carry) -> None:
+    """Raises unless structure, shapes and kinds of dtypes are the expected ones."""
+    if jax.tree.structure(carry) != jax.tree.structure(expected):
+        raise TypeError(
+            f"{name} must have the structure that {type(cell).__name__}.initialize_carry makes, "
+            f"{jax.tree.structure(expected)}, got {jax.tree.structure(carry)}"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(carry)
+    for (path, leaf), like in zip(leaves, jax.tree.leaves(expected), strict=True):
+        part = name + jax.tree_util.keystr(path)
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(f"{part} must be an array, got {type(leaf).__name__}")
+        check_shape(part, leaf, like.shape, "[*B, ...]")
+        if jnp.issubdtype(like.dtype, jnp.floating):
+            check_floating(part, leaf)
+
+
 def check_inputs(inputs: Any, cell: nn.Module) -> None:
-    """Raises unless `inputs` are real, with as many features as the weights of a memory core."""
+    """Raises unless `inputs` are real, with as many features as an `input_projection`."""
     if not hasattr(inputs, "shape"):
         raise TypeError(f"inputs must be one array, got {type(inputs).__name__}")
     check_real("inputs", inputs)

@@ -1,6 +1,6 @@
 """The paper's DNC baseline: the Differentiable Neural Computer of Graves et al. 2016."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from rrnn_jax.baselines.dnc_memory import (
     unpack_interface,
 )
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_choice, check_fields, check_positive, check_shape
+from rrnn_jax.checks import check_choice, check_fields, check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -76,9 +76,9 @@ class DNCCell(VectorCell):
       bias_init: initialiser of all biases (default: zeros).
 
     Raises:
-      ValueError: a size below 1, a negative `clip_value`, an unknown `controller`, inputs or a
-        carry of the wrong shape.
-      TypeError: a size that is not an integer, or a carry that is not a `DNCState`.
+      ValueError: a size below 1, a negative `clip_value`, an unknown `controller`, or inputs and
+        carries of the wrong shape.
+      TypeError: an attribute, inputs or a carry of the wrong type.
     """
 
     memory_size: int
@@ -124,32 +124,24 @@ class DNCCell(VectorCell):
           `DNCState` in float32 (wider if the parameters are).
         """
         del rng
-        if not input_shape:
-            raise ValueError("inputs must have shape [*B, I], got ()")
-        like = self._carry_like(tuple(input_shape)[:-1])
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        batch, dtype = self._batch(input_shape), accumulation_dtype(self.param_dtype)
 
-    @nn.nowrap
-    def _carry_like(self, batch: tuple[int, ...]) -> DNCState:
-        """The carry's shapes and dtypes."""
-        dtype = accumulation_dtype(self.param_dtype)
-
-        def like(*shape: int) -> Any:
-            return jax.ShapeDtypeStruct((*batch, *shape), dtype)
+        def zeros(*shape: int) -> Array:
+            return jnp.zeros((*batch, *shape), dtype)
 
         rows, words = self.memory_size, self.word_size
         reads, writes = self.num_reads, self.num_writes
-        hidden = like(self.controller_size)
+        hidden = zeros(self.controller_size)
         layers = self.controller_layers if self.controller == "lstm" else 0
         return DNCState(
             controller=((hidden, hidden),) * layers,
-            read_words=like(reads, words),
-            memory=like(rows, words),
-            read_weights=like(reads, rows),
-            write_weights=like(writes, rows),
-            link=like(writes, rows, rows),
-            precedence_weights=like(writes, rows),
-            usage=like(rows),
+            read_words=zeros(reads, words),
+            memory=zeros(rows, words),
+            read_weights=zeros(reads, rows),
+            write_weights=zeros(writes, rows),
+            link=zeros(writes, rows, rows),
+            precedence_weights=zeros(writes, rows),
+            usage=zeros(rows),
         )
 
     @nn.compact
@@ -163,8 +155,7 @@ class DNCCell(VectorCell):
         Returns:
           The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
-        self._check_step(carry, inputs.shape)
-        carry = jax.tree.map(jnp.asarray, carry)
+        carry = self._checked(carry, inputs)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry.memory.dtype)
         state = jax.tree.map(lambda leaf: leaf.astype(stream), carry)
@@ -208,34 +199,3 @@ class DNCCell(VectorCell):
 
     def _clip(self, x: Array) -> Array:
         return jnp.clip(x, -self.clip_value, self.clip_value) if self.clip_value else x
-
-    @nn.nowrap
-    def _check_step(self, carry: DNCState, input_shape: tuple[int, ...]) -> None:
-        """Raises unless carry and input fit the cell."""
-        if not input_shape or input_shape[-1] == 0:
-            raise ValueError(f"inputs must have shape [*B, I] with I >= 1, got {input_shape}")
-        if not isinstance(carry, DNCState):
-            raise TypeError(f"carry must be a DNCState, got {type(carry).__name__}")
-        like = self._carry_like(input_shape[:-1])
-        if len(carry.controller) != len(like.controller):
-            raise ValueError(
-                f"carry.controller must hold (c, h) for each of {len(like.controller)} LSTM "
-                f"layers, got {len(carry.controller)}"
-            )
-        for layer, state in enumerate(carry.controller):
-            for name, array in zip("ch", state, strict=True):
-                where = f"carry.controller[{layer}] ({name})"
-                check_shape(where, array, (*input_shape[:-1], self.controller_size), "[*B, C]")
-        for name, layout in _LAYOUTS.items():
-            check_shape(f"carry.{name}", getattr(carry, name), getattr(like, name).shape, layout)
-
-
-_LAYOUTS = {
-    "read_words": "[*B, R, W]",
-    "memory": "[*B, S, W]",
-    "read_weights": "[*B, R, S]",
-    "write_weights": "[*B, P, S]",
-    "link": "[*B, P, S, S]",
-    "precedence_weights": "[*B, P, S]",
-    "usage": "[*B, S]",
-}

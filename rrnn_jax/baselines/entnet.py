@@ -69,7 +69,7 @@ class EntNetCell(VectorCell):
 
     Raises:
       ValueError: a size below 1, an unknown `output`, or inputs and carries of the wrong shape.
-      TypeError: a size that is not an integer.
+      TypeError: an attribute, inputs or a carry of the wrong type.
     """
 
     features: int
@@ -106,7 +106,7 @@ class EntNetCell(VectorCell):
           ``[*B, S, F]`` in float32 (wider if the parameters are).
         """
         del rng
-        shape = (*tuple(input_shape)[:-1], self.num_cells, self.features)
+        shape = (*self._batch(input_shape), self.num_cells, self.features)
         return jnp.zeros(shape, accumulation_dtype(self.param_dtype))
 
     @nn.compact
@@ -120,12 +120,11 @@ class EntNetCell(VectorCell):
         Returns:
           The next carry, in the dtype of `carry`, and the output ``[*B, output_size]``.
         """
+        carry = self._checked(carry, inputs)
         batch = inputs.shape[:-1]
-        check_shape("carry", carry, (*batch, self.num_cells, self.features), "[*B, S, F]")
         if not self.project_inputs:
             shape = (*batch, self.features)
             check_shape("inputs", inputs, shape, "[*B, F] (project_inputs=False)")
-        carry = jnp.asarray(carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry.dtype)
         key_shape = (self.num_cells, self.features)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_fields, check_positive, check_shape
+from rrnn_jax.checks import check_fields, check_positive
 from rrnn_jax.initializers import lecun_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -74,9 +74,9 @@ class StackedLSTMCell(VectorCell):
       bias_init: initialiser of b (default: zeros).
 
     Raises:
-      ValueError: a size below 1, numbers of widths and layers that differ, or a carry of the wrong
-        shape.
-      TypeError: a size that is not an integer.
+      ValueError: a size below 1, numbers of widths and layers that differ, or inputs and carries of
+        the wrong shape.
+      TypeError: an attribute, inputs or a carry of the wrong type.
     """
 
     features: int | Sequence[int]
@@ -130,7 +130,7 @@ class StackedLSTMCell(VectorCell):
           For each layer (c, h), ``[*B, features]``, in float32 (wider if the parameters are).
         """
         del rng
-        batch, dtype = tuple(input_shape)[:-1], accumulation_dtype(self.param_dtype)
+        batch, dtype = self._batch(input_shape), accumulation_dtype(self.param_dtype)
 
         def zeros(width: int) -> Array:
             return jnp.zeros((*batch, width), dtype)
@@ -155,22 +155,12 @@ class StackedLSTMCell(VectorCell):
         Returns:
           The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
         """
-        pairs = isinstance(carry, tuple | list) and all(
-            isinstance(pair, tuple | list) and len(pair) == 2 for pair in carry
-        )
-        if not pairs or len(carry) != len(self.widths):
-            raise ValueError(
-                f"carry must hold (c, h) for each of {len(self.widths)} layers, got "
-                f"{jax.tree.structure(carry)}"
-            )
-        carry = jax.tree.map(jnp.asarray, carry)
+        carry = self._checked(carry, inputs)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         shown = inputs.astype(dtype)
         new_carry, below = [], shown
         for layer, (width, (c, h)) in enumerate(zip(self.widths, carry, strict=True)):
-            name, shape = f"layer_{layer}", (*inputs.shape[:-1], width)
-            for part, array in (("c", c), ("h", h)):
-                check_shape(f"carry[{layer}] ({part})", array, shape, "[*B, features]")
+            name = f"layer_{layer}"
             from_input = dense(self, 4 * width, f"{name}_input", dtype)(below)
             recurrent = {"kernel_init": self.recurrent_kernel_init, "use_bias": False}
             from_hidden = dense(self, 4 * width, f"{name}_hidden", dtype, **recurrent)(

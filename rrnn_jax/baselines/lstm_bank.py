@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_fields, check_positive, check_shape
+from rrnn_jax.checks import check_fields, check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -58,7 +58,7 @@ class LSTMBankCell(VectorCell):
 
     Raises:
       ValueError: a size below 1, or inputs and carries of the wrong shape.
-      TypeError: a size that is not an integer.
+      TypeError: an attribute, inputs or a carry of the wrong type.
     """
 
     features: int
@@ -93,7 +93,7 @@ class LSTMBankCell(VectorCell):
           (c, h), ``[*B, S, F]`` each, in float32 (wider if the parameters are).
         """
         del rng
-        shape = (*tuple(input_shape)[:-1], self.num_cells, self.features)
+        shape = (*self._batch(input_shape), self.num_cells, self.features)
         zeros = jnp.zeros(shape, accumulation_dtype(self.param_dtype))
         return zeros, zeros
 
@@ -114,11 +114,8 @@ class LSTMBankCell(VectorCell):
         Returns:
           The next carry, of the dtypes that came in, and the output ``[*B, F]``.
         """
+        carry = self._checked(carry, inputs)
         batch = inputs.shape[:-1]
-        for name, array in zip("ch", carry, strict=True):
-            shape = (*batch, self.num_cells, self.features)
-            check_shape(f"carry ({name})", array, shape, "[*B, S, F]")
-        carry = jax.tree.map(jnp.asarray, carry)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)
         stream = accumulation_dtype(dtype, carry[0].dtype)
         c, h = (leaf.astype(stream) for leaf in carry)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.typing import Array, Dtype, accumulation_dtype
+from rrnn_jax.checks import check_inputs, check_like
+from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
 
 
 class VectorCell(nn.RNNCellBase):
@@ -16,6 +17,23 @@ class VectorCell(nn.RNNCellBase):
     def num_feature_axes(self) -> int:
         """Feature axes of the input."""
         return 1
+
+    @nn.nowrap
+    def _batch(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The batch axes of inputs ``[*B, I]``."""
+        if not input_shape or input_shape[-1] == 0:
+            raise ValueError(
+                f"inputs must have shape [*B, I] with I >= 1, got {tuple(input_shape)}"
+            )
+        return tuple(input_shape)[:-1]
+
+    @nn.nowrap
+    def _checked(self, carry: Carry, inputs: Any) -> Any:
+        """The carry as JAX arrays; raises unless carry and inputs fit the cell."""
+        check_inputs(inputs, self)
+        like = jax.eval_shape(lambda: self.initialize_carry(jax.random.key(0), inputs.shape))
+        check_like("carry", self, carry, like)
+        return jax.tree.map(jnp.asarray, carry)
 
 
 def dense(cell: Any, features: int, name: str, dtype: Dtype, **options: Any) -> nn.Dense:

@@ -214,6 +214,27 @@ def test_a_batch_of_no_sequences(name):
     assert y.shape == (0, T, OUTPUT_SIZES[name])
 
 
+def test_bad_carries_and_inputs(name):
+    cell, x = CELLS[name], jnp.ones((B, I))
+    good = cell.initialize_carry(jax.random.key(0), (B, I))
+    variables = cell_variables(cell, sequence())
+    shorter = jax.tree.map(lambda leaf: leaf[:1], good)
+    integers = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), good)
+    for carry, inputs, error, message in (
+        (None, x, TypeError, "carry must have the structure that "),
+        ((good, good, good), x, TypeError, "carry must have the structure that "),
+        (integers, x, TypeError, r"carry.* must be floating-point, got int32"),
+        (shorter, x, ValueError, r"carry.* must have shape \[\*B, \.\.\.\] = \(2, .* got \(1, "),
+        (good, x.astype(jnp.complex64), TypeError, "inputs must be real, got complex64"),
+        (good, [1.0, 2.0], TypeError, "inputs must be one array, got list"),
+        (good, jnp.ones((B, 0)), ValueError, r"inputs must have .*\(2, 0\)"),
+    ):
+        with pytest.raises(error, match=message):
+            cell.apply(variables, carry, inputs)
+    with pytest.raises(ValueError, match=r"inputs must have shape \[\*B, I\] .* got \(\)"):
+        cell.initialize_carry(jax.random.key(0), ())
+
+
 def test_scan_of_the_class_and_vmap_of_a_step(name):
     cell, x = CELLS[name], sequence()
     variables = cell_variables(cell, x)

@@ -254,27 +254,3 @@ def test_interface_size_is_that_of_the_article():
 def test_bad_arguments(options, error, message):
     with pytest.raises(error, match=message):
         make_cell(**options)
-
-
-def test_bad_carries_and_inputs():
-    cell = make_cell()
-    carry = cell.initialize_carry(jax.random.key(0), (B, I))
-    x = jnp.zeros((B, I))
-
-    def init(carry, x=x):
-        jax.eval_shape(cell.init, jax.random.key(0), carry, x)
-
-    init(carry)
-    with pytest.raises(TypeError, match="carry must be a DNCState, got tuple"):
-        init(tuple(carry))
-    with pytest.raises(ValueError, match="for each of 1 LSTM layers, got 0"):
-        init(carry._replace(controller=()))
-    with pytest.raises(ValueError, match=r"carry.usage must have shape \[\*B, S\] = \(2, 5\), got"):
-        init(carry._replace(usage=jnp.zeros((B, 4))))
-    (c, h), *_ = carry.controller
-    with pytest.raises(ValueError, match=r"carry.controller\[0\] \(h\) must have shape"):
-        init(carry._replace(controller=((c, h[:, 1:]),)))
-    with pytest.raises(ValueError, match=r"inputs must have shape \[\*B, I\] with I >= 1"):
-        init(carry, jnp.zeros((B, 0)))
-    with pytest.raises(ValueError, match=r"inputs must have shape \[\*B, I\], got \(\)"):
-        cell.initialize_carry(jax.random.key(0), ())

@@ -93,22 +93,9 @@ def test_bfloat16_parameters_leave_the_carry_float32():
         ({"features": 4, "num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"features": (4, 5), "num_layers": 3}, "num_layers=3 layers, got \\(4, 5\\)"),
         ({"features": ()}, "num_layers must be at least 1, got 0"),
+        ({"features": 4, "dtype": "int8"}, "dtype must be a floating-point dtype, got 'int8'"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         StackedLSTMCell(**arguments)
-
-
-def test_bad_carry():
-    cell = StackedLSTMCell(4, 2)
-    carry = cell.initialize_carry(jax.random.key(0), (2, 3))
-    with pytest.raises(ValueError, match="each of 2 layers, got"):
-        cell.init(jax.random.key(0), carry[:1], X[:, 0])
-    with pytest.raises(ValueError, match=r"each of 2 layers, got PyTreeDef\(\*\)"):
-        cell.init(jax.random.key(0), X[:, 0], X[:, 0])
-    with pytest.raises(TypeError, match="dtype must be a floating-point dtype, got 'int8'"):
-        StackedLSTMCell(4, dtype="int8")
-    (c, h), above = carry
-    with pytest.raises(ValueError, match=r"carry\[1\] \(h\) must have shape .* = \(2, 4\), got"):
-        cell.init(jax.random.key(0), ((c, h), (above[0], h[:, :3])), X[:, 0])
