@@ -59,7 +59,7 @@ def evaluate(program: str, length: int) -> str:
     while match := _GROUP.search(text):
         values.append(_value(match[1], values, program))
         text = f"{text[: match.start()]}${len(values) - 1}{text[match.end() :]}"
-    return str(_value(text, values, program) % 10 ** (length + 1))
+    return str(_value(text, values, program) % 10 ** (int(length) + 1))
 
 
 def _value(text: str, values: list[int], program: str) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -88,6 +89,11 @@ def test_values_of_programs_nested_anywhere(program, length):
 )
 def test_by_hand(program, length, answer):
     assert evaluate(program, length) == answer
+
+
+def test_integers_of_numpy_do_not_overflow():
+    for program, length in (("1-2", 20), ("1-2", 19), ("99999999999*99999999999", 5)):
+        assert evaluate(program, np.int64(length)) == evaluate(program, length)
 
 
 @pytest.mark.parametrize(
