@@ -47,13 +47,16 @@ class Level(NamedTuple):
 def most_items(grid_size: int) -> int:
     """An upper bound on the number of boxes, including the loose key, that fit on a grid.
 
-    A box needs a block of two rows and three columns, and the left cells are in rows 2..G-1 and
-    columns 2..G-3.
+    A box needs a block of two rows and three columns, the loose key one of two columns, and the
+    left cells are in rows 2..G-1 and columns 2..G-3.
 
-    >>> most_items(6), most_items(8), most_items(12)
-    (2, 6, 15)
+    >>> most_items(6), most_items(7), most_items(8), most_items(12)
+    (2, 4, 6, 15)
     """
-    return max((grid_size - 2) // 3, 0) * max((grid_size - 1) // 2, 0)
+    if grid_size < 5:
+        return 0
+    with_key = (grid_size - 1) // 3
+    return with_key + (grid_size - 2) // 3 * ((grid_size - 1) // 2 - 1)
 
 
 def draw_level(

@@ -120,6 +120,12 @@ def test_keys_and_locks_are_consistent(size, index):
         assert content not in path
 
 
+def test_a_loose_key_needs_less_room_than_a_box():
+    env = BoxWorld(grid_size=7, solution_length=(3,), num_distractors=(0,))
+    grid = jax.jit(env.draw_level, static_argnums=1)(jax.random.key(0), env.default_params).grid
+    assert (grid > 1).sum() == 7
+
+
 def state_from(text: str, player: tuple[int, int], held: int = -1):
     """A state of a 5 x 5 grid; letters are keys, capitals locks, '!' a distractor's of colour 0."""
     codes = {".": BACKGROUND, "#": 1, "*": GEM, "!": DISTRACTOR}
