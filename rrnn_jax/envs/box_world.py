@@ -86,6 +86,8 @@ class BoxWorldParams(struct.PyTreeNode):
 
     def __post_init__(self) -> None:
         check_positive(grid_size=self.grid_size)
+        # NumPy's integers would widen those of the state.
+        object.__setattr__(self, "grid_size", int(self.grid_size))
         for name in ("solution_length", "num_distractors"):
             check_tuple("(1, 2)", **{name: getattr(self, name)})
             if not getattr(self, name):
@@ -95,8 +97,6 @@ class BoxWorldParams(struct.PyTreeNode):
         for number in self.num_distractors:
             check_positive(least=0, num_distractors=number)
         check_flag(viewport=self.viewport)
-        if isinstance(self.max_steps, int):  # Under jit it is an array.
-            check_positive(max_steps=self.max_steps)
         longest, most = max(self.solution_length), max(self.num_distractors)
         if longest > NUM_COLOURS - 2:
             raise ValueError(
@@ -155,8 +155,10 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
       **params: fields of `BoxWorldParams`, for `default_params`.
     """
 
+    counts = ("max_steps",)
+
     def __init__(self, **params: object) -> None:
-        self.default_params = BoxWorldParams(**params)  # type: ignore[arg-type]
+        self.default_params = self._params(BoxWorldParams(**params))  # type: ignore[arg-type]
 
     @property
     def num_actions(self) -> int:

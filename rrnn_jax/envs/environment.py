@@ -6,6 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.checks import check_positive
 from rrnn_jax.envs.spaces import Box, Discrete
 from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
@@ -56,6 +57,8 @@ class Environment(abc.ABC, Generic[State, Params]):
     default_params: Params
     can_truncate: bool = False
     """Whether episodes may be truncated."""
+    counts: tuple[str, ...] = ()
+    """The params that are integers from 1 on and not static."""
 
     @property
     def name(self) -> str:
@@ -179,7 +182,13 @@ class Environment(abc.ABC, Generic[State, Params]):
         return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
 
     def _params(self, params: Params | None) -> Params:
-        return self.default_params if params is None else params
+        """The params or the default ones; raises unless their counts are valid."""
+        params = self.default_params if params is None else params
+        # Params themselves cannot check them: JAX also puts axes in their place, such as 0.
+        for name in self.counts:
+            if not isinstance(value := getattr(params, name), jax.Array):
+                check_positive(**{name: value})
+        return params
 
 
 def _ending(result: Transition) -> tuple[Array, Info]:

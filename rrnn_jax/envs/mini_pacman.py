@@ -105,9 +105,6 @@ class MiniPacmanParams(struct.PyTreeNode):
         check_choice("mode", self.mode, get_args(Mode))
         check_positive(max_ghosts=self.max_ghosts)
         check_flag(viewport=self.viewport)
-        for name in ("level", "max_frames"):
-            if isinstance(getattr(self, name), int):  # Under jit it is an array.
-                check_positive(**{name: getattr(self, name)})
 
 
 class Placement(NamedTuple):
@@ -186,9 +183,10 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
     """
 
     can_truncate = True
+    counts = ("level", "max_frames")
 
     def __init__(self, **params: Any) -> None:
-        self.default_params = MiniPacmanParams(**params)
+        self.default_params = self._params(MiniPacmanParams(**params))
 
     @property
     def num_actions(self) -> int:

@@ -120,6 +120,13 @@ def test_keys_and_locks_are_consistent(size, index):
         assert content not in path
 
 
+def test_state_of_a_grid_size_of_numpy():
+    env = BoxWorld(grid_size=np.int64(5), solution_length=(1,), num_distractors=(0,))
+    with jax.enable_x64(True):
+        _, state = jax.eval_shape(env.reset, jax.random.key(0))
+    assert state.player.dtype == jnp.int32
+
+
 def test_a_loose_key_needs_less_room_than_a_box():
     env = BoxWorld(grid_size=7, solution_length=(3,), num_distractors=(0,))
     grid = jax.jit(env.draw_level, static_argnums=1)(jax.random.key(0), env.default_params).grid
@@ -219,6 +226,8 @@ def test_viewport_is_a_window_of_the_frame_and_the_key(held):
         ({"size": 8}, TypeError, "unexpected keyword argument 'size'"),
         ({"num_distractors": (0.5,)}, TypeError, "num_distractors must be an integer, got 0.5"),
         ({"viewport": "no"}, TypeError, "viewport must be True or False, got 'no'"),
+        ({"max_steps": 0.5}, TypeError, r"max_steps must be an integer, got 0\.5"),
+        ({"max_steps": None}, TypeError, "max_steps must be an integer, got None"),
         ({"max_steps": -3}, ValueError, "max_steps must be at least 1, got -3"),
     ],
 )

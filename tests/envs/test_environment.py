@@ -70,6 +70,20 @@ def test_pool_of_levels(env):
     assert min(counts) >= 8  # 20 are expected of each.
 
 
+@pytest.mark.parametrize(("env", "count"), [("mini_pacman", "level"), ("box_world", "max_steps")])
+def test_params_by_axes(env, count):
+    """A sweep in the usual way, with an axis in place of each number."""
+    env, numbers = ENVS[env], jnp.arange(1, 5, dtype=jnp.int32)
+    params = env.default_params
+    axes = jax.tree.map(lambda x: None, params).replace(**{count: 0})
+    reset = jax.vmap(env.reset, in_axes=(0, axes))
+    keys = jax.random.split(jax.random.key(0), 4)
+    obs, _ = jax.eval_shape(reset, keys, params.replace(**{count: numbers}))
+    assert obs.shape[0] == 4
+    with pytest.raises(ValueError, match=f"{count} must be at least 1, got 0"):
+        env.reset(keys[0], params.replace(**{count: 0}))
+
+
 def test_same_key_same_episode(env):
     reset = jitted(env, "reset")
     one, again, other = (reset(jax.random.key(k)) for k in (3, 3, 4))
@@ -124,6 +138,8 @@ def test_spaces():
         ({"max_ghosts": 0}, ValueError, "max_ghosts must be at least 1, got 0"),
         ({"level": 0}, ValueError, "level must be at least 1, got 0"),
         ({"max_frames": 0}, ValueError, "max_frames must be at least 1, got 0"),
+        ({"max_frames": np.int32(-1)}, ValueError, "max_frames must be at least 1, got -1"),
+        ({"level": 1.5}, TypeError, r"level must be an integer, got 1\.5"),
         ({"viewport": "no"}, TypeError, "viewport must be True or False, got 'no'"),
     ],
 )
