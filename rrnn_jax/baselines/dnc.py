@@ -1,6 +1,6 @@
 """The paper's DNC baseline: the Differentiable Neural Computer of Graves et al. 2016."""
 
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from rrnn_jax.baselines.dnc_memory import (
     unpack_interface,
 )
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_choice, check_fields, check_positive
+from rrnn_jax.checks import check_choice, check_fields, check_number, check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
-CONTROLLERS = ("lstm", "feedforward")
+Controller: TypeAlias = Literal["lstm", "feedforward"]
 
 
 class DNCCell(VectorCell):
@@ -88,7 +88,7 @@ class DNCCell(VectorCell):
     controller_size: int
     output_size: int
     clip_value: float | None = 20.0
-    controller: Literal["lstm", "feedforward"] = "lstm"
+    controller: Controller = "lstm"
     controller_layers: int = 1
     forget_bias: float = 1.0
     dtype: Dtype | None = None
@@ -106,9 +106,12 @@ class DNCCell(VectorCell):
             output_size=self.output_size,
             controller_layers=self.controller_layers,
         )
-        check_choice("controller", self.controller, CONTROLLERS)
-        if self.clip_value is not None and self.clip_value < 0:
-            raise ValueError(f"clip_value must be at least 0, got {self.clip_value}")
+        check_choice("controller", self.controller, get_args(Controller))
+        check_number(forget_bias=self.forget_bias)
+        if self.clip_value is not None:
+            check_number(clip_value=self.clip_value)
+            if not self.clip_value >= 0:  # NaN, too.
+                raise ValueError(f"clip_value must be at least 0, got {self.clip_value}")
         check_fields(self, DNCCell)
         super().__post_init__()
 
@@ -153,7 +156,8 @@ class DNCCell(VectorCell):
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
+          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``, in the
+          dtype of the products.
         """
         carry = self._checked(carry, inputs)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)

@@ -1,7 +1,7 @@
 """The Recurrent Entity Network of Henaff et al. 2017 as a cell."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from rrnn_jax.checks import check_choice, check_fields, check_positive, check_sh
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, Memory, accumulation_dtype
 
-OUTPUTS = ("sum", "concatenate", "attend")
+Output: TypeAlias = Literal["sum", "concatenate", "attend"]
 EPSILON = 1e-12
 """Added to a memory's squared norm before the root."""
 
@@ -74,7 +74,7 @@ class EntNetCell(VectorCell):
 
     features: int
     num_cells: int
-    output: Literal["sum", "concatenate", "attend"] = "sum"
+    output: Output = "sum"
     project_inputs: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -85,7 +85,7 @@ class EntNetCell(VectorCell):
 
     def __post_init__(self) -> None:
         check_positive(features=self.features, num_cells=self.num_cells)
-        check_choice("output", self.output, OUTPUTS)
+        check_choice("output", self.output, get_args(Output))
         check_fields(self, EntNetCell)
         super().__post_init__()
 
@@ -118,7 +118,8 @@ class EntNetCell(VectorCell):
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, in the dtype of `carry`, and the output ``[*B, output_size]``.
+          The next carry, in the dtype of `carry`, and the output ``[*B, output_size]``, in the
+          dtype of the products.
         """
         carry = self._checked(carry, inputs)
         batch = inputs.shape[:-1]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_fields, check_positive
+from rrnn_jax.checks import check_fields, check_number, check_positive
 from rrnn_jax.initializers import lecun_normal
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -103,6 +103,7 @@ class StackedLSTMCell(VectorCell):
             check_positive(features=self.features)
             if self.num_layers is not None:
                 check_positive(num_layers=self.num_layers)
+        check_number(forget_bias=self.forget_bias)
         check_fields(self, StackedLSTMCell)
         super().__post_init__()
 
@@ -153,7 +154,8 @@ class StackedLSTMCell(VectorCell):
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``.
+          The next carry, in the dtypes of `carry`, and the output ``[*B, output_size]``, in
+          `dtype` if given, else in the carry's.
         """
         carry = self._checked(carry, inputs)
         dtype = compute_dtype(self.dtype, inputs.dtype, self.param_dtype)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.baselines.vector_cell import VectorCell, compute_dtype, dense, lstm_update
-from rrnn_jax.checks import check_fields, check_positive
+from rrnn_jax.checks import check_fields, check_number, check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -73,6 +73,7 @@ class LSTMBankCell(VectorCell):
 
     def __post_init__(self) -> None:
         check_positive(features=self.features, num_cells=self.num_cells)
+        check_number(forget_bias=self.forget_bias)
         check_fields(self, LSTMBankCell)
         super().__post_init__()
 
@@ -112,7 +113,8 @@ class LSTMBankCell(VectorCell):
           inputs: ``[*B, I]``.
 
         Returns:
-          The next carry, of the dtypes that came in, and the output ``[*B, F]``.
+          The next carry, in the dtypes of `carry`, and the output ``[*B, F]``, in `dtype` if
+          given, else in the carry's.
         """
         carry = self._checked(carry, inputs)
         batch = inputs.shape[:-1]

@@ -249,6 +249,9 @@ def test_interface_size_is_that_of_the_article():
         ({"controller_layers": 0}, ValueError, "controller_layers must be at least 1, got 0"),
         ({"controller": "gru"}, ValueError, "controller must be one of 'lstm', 'feedforward'"),
         ({"clip_value": -1.0}, ValueError, "clip_value must be at least 0, got -1.0"),
+        ({"clip_value": np.nan}, ValueError, "clip_value must be at least 0, got nan"),
+        ({"clip_value": "x"}, TypeError, "clip_value must be a number, got 'x'"),
+        ({"forget_bias": "x"}, TypeError, "forget_bias must be a number, got 'x'"),
     ],
 )
 def test_bad_arguments(options, error, message):

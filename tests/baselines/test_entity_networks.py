@@ -176,6 +176,11 @@ def test_bad_sizes(make):
         make(2.5, 2)
 
 
+def test_bad_forget_bias():
+    with pytest.raises(TypeError, match="forget_bias must be a number, got None"):
+        LSTMBankCell(F, S, forget_bias=None)
+
+
 def test_bad_output_name():
     with pytest.raises(ValueError, match="output must be one of 'sum', 'concatenate', 'attend'"):
         EntNetCell(F, S, output="mean")

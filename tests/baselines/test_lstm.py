@@ -93,6 +93,7 @@ def test_bfloat16_parameters_leave_the_carry_float32():
         ({"features": 4, "num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"features": (4, 5), "num_layers": 3}, "num_layers=3 layers, got \\(4, 5\\)"),
         ({"features": ()}, "num_layers must be at least 1, got 0"),
+        ({"features": 4, "forget_bias": "1"}, "forget_bias must be a number, got '1'"),
         ({"features": 4, "dtype": "int8"}, "dtype must be a floating-point dtype, got 'int8'"),
     ],
 )
