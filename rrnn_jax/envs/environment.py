@@ -1,10 +1,12 @@
 """The base class of environments: resets, and steps with automatic resets."""
 
 import abc
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rrnn_jax.checks import check_positive
 from rrnn_jax.envs.spaces import Box, Discrete
@@ -105,7 +107,12 @@ class Environment(abc.ABC, Generic[State, Params]):
 
         Returns:
           Levels with a leading axis ``[P]``.
+
+        Raises:
+          ValueError: `count` below 1.
+          TypeError: `count` is not an integer.
         """
+        check_positive(count=count)
         params = self._params(params)
         return jax.vmap(lambda key: self.draw_level(key, params))(jax.random.split(key, count))
 
@@ -123,6 +130,10 @@ class Environment(abc.ABC, Generic[State, Params]):
 
         Returns:
           The observation and the state.
+
+        Raises:
+          ValueError: a count below 1, or ``params.levels`` is not a pool of such levels.
+          TypeError: a count that is not an integer.
         """
         return self.reset_env(key, self._params(params))
 
@@ -176,19 +187,39 @@ class Environment(abc.ABC, Generic[State, Params]):
         """A level from the pool, or a new one without a pool."""
         if params.levels is None:
             return self.draw_level(key, params)
-        count = jax.tree.leaves(params.levels)[0].shape[0]
+        count = _pool_size(self, params)
         # One word of random bits, for speed; the bias of the remainder is at most P / 2^32.
         index = jax.random.bits(key, (), jnp.uint32) % jnp.uint32(count)
         return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
 
     def _params(self, params: Params | None) -> Params:
         """The params or the default ones; raises unless their counts are valid."""
-        params = self.default_params if params is None else params
+        chosen = self.default_params if params is None else params
         # Params themselves cannot check them: JAX also puts axes in their place, such as 0.
         for name in self.counts:
-            if not isinstance(value := getattr(params, name), jax.Array):
+            if not isinstance(value := getattr(chosen, name), jax.Array):
                 check_positive(**{name: value})
-        return params
+        return chosen
+
+
+def _pool_size(env: Environment, params: Any) -> int:
+    """P; raises unless ``params.levels`` is a pool of such levels."""
+    found = jax.tree.map(np.shape, params.levels)
+    count = next(iter(np.shape(jax.tree.leaves(params.levels)[0])), 0)
+    level = _level_like(env, jax.tree.structure(params.replace(levels=None)))
+    if count < 1 or found != jax.tree.map(lambda x: (count, *x.shape), level):
+        raise ValueError(
+            "levels must be a pool made by draw_levels for these params, of levels "
+            f"{jax.tree.map(np.shape, level)} with an axis [P] before, got {found}"
+        )
+    return count
+
+
+@lru_cache(maxsize=100)
+def _level_like(env: Environment, structure: Any) -> Any:
+    """The shapes of a level, which depend on static params only."""
+    params = structure.unflatten([1] * structure.num_leaves)
+    return jax.eval_shape(lambda: env.draw_level(jax.random.key(0), params))
 
 
 def _ending(result: Transition) -> tuple[Array, Info]:

@@ -70,6 +70,21 @@ def test_pool_of_levels(env):
     assert min(counts) >= 8  # 20 are expected of each.
 
 
+def test_bad_pools(env):
+    key, params = jax.random.key(0), env.default_params
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        env.draw_levels(key, 0)
+    one = jax.eval_shape(env.draw_level, key, params)
+    empty, pool = (
+        jax.tree.map(lambda x, n=n: jnp.zeros((n, *x.shape), x.dtype), one) for n in (0, 2)
+    )
+    single = jax.tree.map(lambda x: x[0], pool)
+    wider = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] + [(0, 1)] * (x.ndim - 1)), pool)
+    for levels in (empty, single, wider):
+        with pytest.raises(ValueError, match=r"levels must be a pool made by draw_levels .* got "):
+            jax.eval_shape(env.reset, key, params.replace(levels=levels))
+
+
 @pytest.mark.parametrize(("env", "count"), [("mini_pacman", "level"), ("box_world", "max_steps")])
 def test_params_by_axes(env, count):
     """A sweep in the usual way, with an axis in place of each number."""
