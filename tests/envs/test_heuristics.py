@@ -56,6 +56,7 @@ def test_box_world(window, held, last, expected):
         # The nearest food by the way there, not as the crow flies.
         (("#####", "#.  #", "##@##", "##  #", "### ."), "regular", -1, "up"),
         (("#####", "#  .#", "##@.#", "##  #", "#####"), "regular", -1, "right"),
+        (("     ", " # # ", " #@ #", "  ##.", "     "), "regular", -1, "up"),  # 13 moves.
         # Not beside a ghost, unless there is power after the next decrement.
         (("     ", "    #", "  @.g", "     ", "  .  "), "regular", -1, "down"),
         (("     ", "    #", "  @.l", "     ", "  .  "), "regular", -1, "down"),
