@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_positive
+from rrnn_jax.checks import check_positive, check_tuple
 from rrnn_jax.typing import Array
 
 
@@ -36,6 +36,8 @@ class Discrete:
     def contains(self, x: Any) -> Array:
         """Whether `x` is one of them; a bool scalar."""
         x = jnp.asarray(x)
+        if x.shape != self.shape:
+            return jnp.asarray(False)
         return (x >= 0) & (x < self.n) & (x == jnp.floor(x))
 
 
@@ -54,12 +56,24 @@ class Box:
       high: the largest entry.
       shape: shape of an array.
       dtype: dtype of an array (default: float32).
+
+    Raises:
+      ValueError: `low` above `high`, or a size below 1.
+      TypeError: `shape` is not a sequence of integers.
     """
 
     low: float
     high: float
     shape: tuple[int, ...]
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_tuple("(5, 5, 3)", shape=self.shape)
+        for size in self.shape:
+            check_positive(shape=size)
+        if not self.low <= self.high:
+            raise ValueError(f"low must be at most high={self.high}, got {self.low}")
+        object.__setattr__(self, "shape", tuple(self.shape))
 
     def sample(self, key: Array) -> Array:
         """Uniform entries."""
@@ -70,4 +84,5 @@ class Box:
         x = jnp.asarray(x)
         if x.shape != self.shape:
             return jnp.asarray(False)
+        x = x.astype(self.dtype)
         return jnp.all((x >= self.low) & (x <= self.high))

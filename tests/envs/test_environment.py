@@ -142,6 +142,11 @@ def test_spaces():
     assert found == [False, True, True, False, False]
     assert bool(box.contains(box.sample(jax.random.key(1))))
     assert not bool(box.contains(jnp.zeros((3, 2))))
+    assert not bool(discrete.contains(jnp.zeros((2,), jnp.int32)))
+    assert bool(Box(0.0, 1.0, [2, 3]).contains(jnp.ones((2, 3), jnp.int32)))
+    for low, high, shape in ((1.0, 0.0, (2,)), (0.0, 1.0, (0,)), (0.0, 1.0, 5)):
+        with pytest.raises((TypeError, ValueError), match=r"^(low|shape) must be"):
+            Box(low, high, shape)
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         Discrete(0)
 
