@@ -36,7 +36,7 @@ from rrnn_jax.envs.box_world_levels import (
     draw_level,
     most_items,
 )
-from rrnn_jax.envs.environment import Environment, Transition, at
+from rrnn_jax.envs.environment import WINDOW, Environment, Transition, at
 from rrnn_jax.envs.spaces import Box
 from rrnn_jax.typing import Array
 
@@ -55,7 +55,6 @@ PALETTE = np.concatenate([[[800] * 3, [0] * 3, [500] * 3, [999] * 3], _HUES, _HU
 """RGB of the contents of a cell; a distractor looks like any other box."""
 
 MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
-WINDOW = 5
 
 
 class BoxWorldParams(struct.PyTreeNode):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rrnn_jax.envs.environment import below
 from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
@@ -103,8 +104,8 @@ def _attempt(
     box = jnp.arange(1, most + 1, dtype=jnp.int32)
     contents = jnp.where(box == length, GEM, KEY + colours[box + 1])
     fair = jax.random.uniform(for_items, (2, others), jnp.float32)
-    locks = 1 + _below(fair[0], length)
-    keys = length + 1 + _below(fair[1], NUM_COLOURS - 1 - length)
+    locks = 1 + below(fair[0], length)
+    keys = length + 1 + below(fair[1], NUM_COLOURS - 1 - length)
     items = {
         "exists": jnp.concatenate(
             [jnp.array([True]), box <= length, jnp.arange(others, dtype=jnp.int32) < number]
@@ -149,19 +150,13 @@ def _place(carry: tuple[Array, Array], item: dict[str, Any]) -> tuple[tuple[Arra
 def _choose(uniform: Array, allowed: Array) -> Array:
     """A mask of one of the allowed cells; empty if none is allowed."""
     order = jnp.cumsum(allowed.reshape(-1), dtype=jnp.int32).reshape(allowed.shape)
-    wanted = 1 + _below(uniform, order[-1, -1])
+    wanted = 1 + below(uniform, order[-1, -1])
     return allowed & (order == wanted)
-
-
-def _below(uniform: Array, count: Array) -> Array:
-    """An integer in 0..count-1 from a uniform number in [0, 1)."""
-    picked = (uniform * count.astype(jnp.float32)).astype(jnp.int32)
-    return jnp.minimum(picked, count - 1)
 
 
 def _pick(uniform: Array, values: tuple[int, ...]) -> Array:
     """One of `values`."""
-    return jnp.array(values, jnp.int32)[_below(uniform, jnp.int32(len(values)))]
+    return jnp.array(values, jnp.int32)[below(uniform, jnp.int32(len(values)))]
 
 
 def _coordinates(grid_size: int) -> tuple[Array, Array]:

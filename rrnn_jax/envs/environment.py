@@ -17,10 +17,18 @@ State = TypeVar("State", bound=Any)
 Params = TypeVar("Params", bound=Any)
 Info = dict[str, Any]
 
+WINDOW = 5
+"""Rows and columns that a viewport shows."""
+
 
 def at(array: Array, index: Array | tuple[Array, ...]) -> Array:
     """``array[index]`` for indices in range: checks would take most of the time of a step."""
     return array.at[index].get(mode="promise_in_bounds")
+
+
+def below(uniform: Array, count: Array) -> Array:
+    """Integers in 0..count-1 from uniform numbers in [0, 1)."""
+    return jnp.minimum((uniform * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
 
 
 class Transition(NamedTuple):

@@ -13,9 +13,10 @@ import numpy as np
 from rrnn_jax.checks import check_choice, check_shape
 from rrnn_jax.envs import box_world, mini_pacman
 from rrnn_jax.envs.box_world_levels import BACKGROUND, BORDER, GEM
+from rrnn_jax.envs.environment import WINDOW
 from rrnn_jax.typing import Array
 
-_CENTRE = box_world.WINDOW // 2
+_CENTRE = WINDOW // 2
 _LONGEST = 16
 """The moves of the longest shortest path within a window from its centre."""
 
@@ -44,7 +45,7 @@ def box_world_heuristic(obs: Array, last_action: Array) -> Array:
     Raises:
       ValueError: `obs` is not that of a viewport.
     """
-    check_shape("obs", obs, (box_world.WINDOW, box_world.WINDOW, 6), "[5, 5, 6]")
+    check_shape("obs", obs, (WINDOW, WINDOW, 6), "[5, 5, 6]")
     picture, held = obs[..., :3], obs[..., 3:]
 
     def shows(content: int) -> Array:
@@ -86,7 +87,7 @@ def mini_pacman_heuristic(
     Raises:
       ValueError: `obs` is not that of a viewport, or the mode is unknown.
     """
-    check_shape("obs", obs, (box_world.WINDOW, box_world.WINDOW, 3), "[5, 5, 3]")
+    check_shape("obs", obs, (WINDOW, WINDOW, 3), "[5, 5, 3]")
     check_choice("mode", mode, tuple(mini_pacman.RULES))
     rules, moves = mini_pacman.RULES[mode], mini_pacman.MOVES
     red, green, blue = obs[..., 0], obs[..., 1], obs[..., 2]

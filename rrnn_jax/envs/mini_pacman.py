@@ -45,7 +45,7 @@ from flax import struct
 
 from rrnn_jax.checks import check_choice, check_flag, check_positive
 from rrnn_jax.envs import mini_pacman_map as maze
-from rrnn_jax.envs.environment import Environment, Transition, at
+from rrnn_jax.envs.environment import WINDOW, Environment, Transition, at, below
 from rrnn_jax.envs.mini_pacman_ghosts import GhostDraws, Ghosts, move_ghosts
 from rrnn_jax.envs.spaces import Box
 from rrnn_jax.typing import Array
@@ -75,7 +75,6 @@ RULES: dict[Mode, _Rules] = {
 POWER_STEPS = 20
 
 MOVES = np.concatenate([np.zeros((1, 2), np.int32), maze.DIRECTIONS])
-WINDOW = 5
 
 
 class MiniPacmanParams(struct.PyTreeNode):
@@ -208,11 +207,11 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
         words = jax.random.bits(for_directions, (-(-slots // 16),), jnp.uint32)
         slot = np.arange(slots, dtype=np.uint32)
         directions = (words[slot // 16] >> (2 * (slot % 16))) & jnp.uint32(3)
-        start = _below(cells[0], jnp.int32(len(maze.OPEN)))
-        far = _below(cells[3:], jnp.asarray(maze.GHOST_CELL_COUNTS)[start])
+        start = below(cells[0], jnp.int32(len(maze.OPEN)))
+        far = below(cells[3:], jnp.asarray(maze.GHOST_CELL_COUNTS)[start])
         return Placement(
             pacman=open_cells[start],
-            pills=open_cells[_below(cells[1:3], jnp.int32(len(maze.OPEN)))],
+            pills=open_cells[below(cells[1:3], jnp.int32(len(maze.OPEN)))],
             ghosts=open_cells[jnp.asarray(maze.GHOST_CELLS)[start, far]],
             directions=directions.astype(jnp.int32),
         )
@@ -378,8 +377,3 @@ def _picture(state: MiniPacmanState, rows: Array, columns: Array) -> Array:
     green = (pacman | pill | wall).astype(jnp.float32) + jnp.where(ghost, power, 0.0)
     blue = (pill | food | wall).astype(jnp.float32)
     return jnp.stack([red, green, blue], axis=-1)
-
-
-def _below(uniform: Array, count: Array) -> Array:
-    """Integers in 0..count-1 from uniform numbers in [0, 1)."""
-    return jnp.minimum((uniform * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
