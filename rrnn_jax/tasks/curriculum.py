@@ -97,9 +97,7 @@ def check_curriculum(config: Difficulty) -> None:
     """Raises unless the fields of `Difficulty` are valid."""
     check_positive(length=config.length, nesting=config.nesting)
     check_choice("curriculum", config.curriculum, get_args(Curriculum))
-    check_positive(curriculum_window=config.curriculum_window)
-    if config.curriculum_window < 2:
-        raise ValueError(f"curriculum_window must be at least 2, got {config.curriculum_window}")
+    check_positive(least=2, curriculum_window=config.curriculum_window)
     threshold = config.curriculum_threshold
     if not isinstance(threshold, numbers.Real) or not math.isfinite(threshold):
         raise ValueError(f"curriculum_threshold must be a finite number, got {threshold!r}")

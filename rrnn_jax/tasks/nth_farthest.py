@@ -43,7 +43,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_between, check_positive, is_number
+from rrnn_jax.checks import check_between, check_positive, check_shape, is_number
 from rrnn_jax.typing import Array
 
 Correlation: TypeAlias = float | Array | tuple[float | Array, float | Array]
@@ -70,9 +70,8 @@ class Config:
     num_features: int = 16
 
     def __post_init__(self) -> None:
-        check_positive(num_objects=self.num_objects, num_features=self.num_features)
-        if self.num_objects < 2:
-            raise ValueError(f"num_objects must be at least 2, got {self.num_objects}")
+        check_positive(least=2, num_objects=self.num_objects)
+        check_positive(num_features=self.num_features)
 
     @property
     def input_size(self) -> int:
@@ -144,12 +143,7 @@ def sample(
       ValueError, TypeError: see `sample_questions`.
     """
     question = sample_questions(
-        key,
-        config,
-        batch_size,
-        num_shown=num_shown,
-        num_ranks=num_ranks,
-        correlation=correlation,
+        key, config, batch_size, num_shown=num_shown, num_ranks=num_ranks, correlation=correlation
     )
     return Batch(encode(question, config), answer(question))
 
@@ -201,17 +195,19 @@ def sample_questions(
     elif not isinstance(num_ranks, jax.Array):
         check_between("num_ranks", num_ranks, 1, steps)
     for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
+    # Below 4 these would be keys of the split.
+    for_correlation, for_first = jax.random.fold_in(key, 4), jax.random.fold_in(key, 5)
     bits = jax.random.bits(for_labels, (batch_size, config.num_objects), jnp.uint32)
     labels = _ranks(bits)[:, :steps]
     num_ranks = jnp.clip(jnp.asarray(num_ranks, jnp.int32), 1, steps)
     index = jax.random.randint(for_reference, (batch_size,), 0, steps, jnp.int32)
     is_reference = _ranks(labels) == index[:, None]
     if reference_first is not None:
-        is_reference = _move_first(jax.random.fold_in(key, 2), is_reference, reference_first)
+        is_reference = _move_first(for_first, is_reference, reference_first)
     shape = (batch_size, steps, config.num_features)
     vectors = jax.random.uniform(for_vectors, shape, jnp.float32, -1.0, 1.0)
     if correlation is not None:
-        vectors = _correlate(jax.random.fold_in(key, 1), vectors, is_reference, correlation)
+        vectors = _correlate(for_correlation, vectors, is_reference, correlation)
     return Question(
         vectors=vectors,
         labels=labels,
@@ -366,7 +362,11 @@ def accuracy(logits: Array, targets: Array) -> Array:
 
     Returns:
       A float32 scalar.
+
+    Raises:
+      ValueError: `targets` have another shape.
     """
+    check_shape("targets", targets, logits.shape[:-1], "[B]")
     chosen = jnp.argmax(logits, -1).astype(targets.dtype)
     return jnp.mean(chosen == targets, dtype=jnp.float32)
 

@@ -154,6 +154,8 @@ def test_decode_inverts_encode(size, seed):
 def test_accuracy_by_hand():
     logits = jnp.array([[0.0, 1.0], [2.0, 1.0], [0.0, 3.0], [1.0, 0.0]], jnp.float32)
     assert nf.accuracy(logits, jnp.array([1, 0, 0, 0], jnp.int32)) == 0.75
+    with pytest.raises(ValueError, match=r"targets must have shape \[B\] = \(4,\), got \(4, 1\)"):
+        nf.accuracy(logits, jnp.zeros((4, 1), jnp.int32))
 
 
 @pytest.mark.parametrize(

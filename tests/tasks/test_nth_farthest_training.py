@@ -73,6 +73,23 @@ def test_answers_by_step_with_any_batch_axes():
     np.testing.assert_array_equal(answers_by_step(single)[1], valid[4])
 
 
+def test_no_key_is_made_twice(monkeypatch):
+    made = []
+
+    def recorded(make):
+        def record(*args):
+            keys = make(*args)
+            made.extend(map(tuple, np.asarray(jax.random.key_data(keys)).reshape(-1, 2).tolist()))
+            return keys
+
+        return record
+
+    for name in ("split", "fold_in"):
+        monkeypatch.setattr(jax.random, name, recorded(getattr(jax.random, name)))
+    nf.sample_questions(jax.random.key(0), CONFIG, 2, correlation=0.5, reference_first=0.5)
+    assert len(made) == len(set(made)) == 11
+
+
 def test_fewer_objects_in_the_layout_of_all():
     batch = sample(jax.random.key(3), CONFIG, SAMPLES, num_shown=4)
     assert batch.inputs.shape == (SAMPLES, 4, CONFIG.input_size)
