@@ -150,12 +150,13 @@ def constant_accuracy(targets: Array, mask: Array) -> Array:
       mask: ``[B, T]`` bool, True at positions that count.
 
     Returns:
-      A float32 scalar.
+      A float32 scalar; 0 if no position counts.
     """
     token = jax.lax.broadcasted_iota(jnp.int32, (1, 1, len(VOCABULARY)), 2)
     is_token = targets[..., None] == token
     counts = jnp.sum(is_token & mask[..., None], axis=0, dtype=jnp.int32)
-    return jnp.sum(jnp.max(counts, -1)).astype(jnp.float32) / jnp.sum(mask, dtype=jnp.float32)
+    total = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+    return jnp.sum(jnp.max(counts, -1)).astype(jnp.float32) / total
 
 
 def _before(lengths: Array, steps: int) -> Array:

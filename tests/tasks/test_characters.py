@@ -85,3 +85,4 @@ def test_constant_accuracy_by_hand():
     mask = jnp.array([[1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
     # 2 of 3, 2 of 3, and 1 of 1.
     assert float(characters.constant_accuracy(targets, mask)) == pytest.approx(5 / 7)
+    assert float(characters.constant_accuracy(targets, jnp.zeros_like(mask))) == 0.0
