@@ -14,7 +14,7 @@ from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import check_bool, check_real, check_shape
+from rrnn_jax.checks import as_int32, check_bool, check_real, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs, hold_last_valid
 from rrnn_jax.typing import Array, Carry
@@ -141,13 +141,8 @@ def _checked_flags(
         mask = jnp.asarray(mask)
         check_shape("mask", mask, per_step, layout)
     if lengths is not None:
-        kind = getattr(lengths, "dtype", None)
-        if kind is None or not jnp.issubdtype(kind, jnp.integer):
-            kind = kind or type(lengths).__name__
-            raise TypeError(f"seq_lengths must be an integer array [*B], got {kind}")
+        lengths = as_int32("seq_lengths", lengths, "[*B]")
         check_shape("seq_lengths", lengths, batch, "[*B]")
-        # Shorter integers could overflow.
-        lengths = jnp.asarray(lengths).astype(jnp.int32)
     return resets, mask, lengths
 
 

@@ -63,6 +63,14 @@ def check_bool(name: str, array: Any, layout: str) -> None:
         )
 
 
+def as_int32(name: str, array: Any, layout: str) -> Array:
+    """An integer array as int32, because shorter ones may overflow; raises for other dtypes."""
+    kind = getattr(array, "dtype", type(array).__name__)
+    if not hasattr(array, "dtype") or not jnp.issubdtype(kind, jnp.integer):
+        raise TypeError(f"{name} must be an integer array {layout}, got {kind}")
+    return jnp.asarray(array).astype(jnp.int32)
+
+
 def check_floating(name: str, array: Array) -> None:
     """Raises unless `array` has a floating-point dtype."""
     if not jnp.issubdtype(array.dtype, jnp.floating):

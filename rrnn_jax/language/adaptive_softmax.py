@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_positive, check_tuple
+from rrnn_jax.checks import as_int32, check_positive, check_tuple
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
 from rrnn_jax.language.tied_embedding import make_projection
@@ -124,6 +124,7 @@ class AdaptiveSoftmax(nn.Module):
 
     def embed(self, words: Array) -> Array:
         """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
+        words = as_int32("words", words, "[*B, T]")
         head, shortlist = self._cast(self.head), self.cutoffs[0]
         rows = jnp.take(head, jnp.minimum(words, shortlist - 1), axis=0)
         embedded = jnp.where((words < shortlist)[..., None], rows, 0)
@@ -163,6 +164,7 @@ class AdaptiveSoftmax(nn.Module):
         Returns:
           ``[*B, T]`` in float32. It has no forward-mode derivative.
         """
+        targets = as_int32("targets", targets, "[*B, T]")
         hidden = self._project(hidden)
         table, bias = self._head(hidden)
         shortlist = self.cutoffs[0]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_positive, check_shape
+from rrnn_jax.checks import as_int32, check_positive, check_shape
 from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
@@ -65,6 +65,7 @@ def cluster_log_likelihood(
 
     Raises:
       ValueError: incompatible shapes, or `tokens_per_chunk` below 1.
+      TypeError: `targets` that are not integers.
     """
     check_positive(tokens_per_chunk=tokens_per_chunk)
     if inputs.ndim < 2:
@@ -77,6 +78,7 @@ def cluster_log_likelihood(
         check_shape("bias", bias, table.shape[:1], "[V]")
     steps = tokens[-1]
     inputs = inputs.reshape(-1, *inputs.shape[-2:])
+    targets = as_int32("targets", targets, "[*B, T]")
     targets = jnp.clip(targets, 0, table.shape[0] - 1).reshape(-1, steps)
     if inputs.size == 0:
         return jnp.zeros(tokens, jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.attention import promote
-from rrnn_jax.checks import check_positive
+from rrnn_jax.checks import as_int32, check_positive
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -77,7 +77,7 @@ class TiedEmbedding(nn.Module):
 
     def embed(self, words: Array) -> Array:
         """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
-        embedded = jnp.take(self.embedding, words, axis=0)
+        embedded = jnp.take(self.embedding, as_int32("words", words, "[*B, T]"), axis=0)
         return embedded if self.dtype is None else embedded.astype(self.dtype)
 
     def logits(self, hidden: Array) -> Array:
@@ -105,6 +105,7 @@ class TiedEmbedding(nn.Module):
         Returns:
           ``[*B, T]`` in float32.
         """
+        targets = as_int32("targets", targets, "[*B, T]")
         logits = self.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rrnn_jax.language import AdaptiveSoftmax, cluster_log_likelihood
+from tests.core.random_variables import random_variables
 from tests.grids import mostly_slow
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "adaptive_softmax.npz")
@@ -203,6 +204,20 @@ def test_low_precision_parameters_leave_the_outputs_exact():
         np.testing.assert_allclose(run(variables, *arguments), run(wide, *arguments), atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "vocab_size"), [(np.uint8, 256), (np.uint16, 65536)])
+def test_words_of_any_integer_dtype(dtype, vocab_size):
+    module = AdaptiveSoftmax(vocab_size, 4, (20, 100))
+    words, hidden = np.array([[3, 90, 120]]), jnp.ones((1, 3, 4))
+    variables = random_variables(module, hidden, words)
+
+    def loss(variables, words):
+        embedded = module.apply(variables, words, method="embed")
+        return jnp.sum(module.apply(variables, jnp.tanh(embedded), words))
+
+    found, wanted = (jax.value_and_grad(loss)(variables, words.astype(d)) for d in (dtype, int))
+    chex.assert_trees_all_equal(found, wanted)
+
+
 def test_words_beyond_the_vocabulary_have_no_likelihood():
     module, variables, hidden, words = make()
     beyond = words.at[1, 2].set(30)
@@ -227,5 +242,13 @@ def test_divisor_and_shapes_are_checked():
     module, variables, hidden, words = make()
     with pytest.raises(ValueError, match=r"targets must have shape \[\*B, T\] = \(3, 7\)"):
         module.apply(variables, hidden, words[:, :-1])
+    table = jnp.ones((4, 8))
+    for found, run in (
+        ("float32", lambda: module.apply(variables, hidden, words / 2)),
+        ("float32", lambda: cluster_log_likelihood(hidden, table, words / 2, words > 0)),
+        ("list", lambda: module.apply(variables, hidden, [[3]])),
+    ):
+        with pytest.raises(TypeError, match=rf"targets must be an integer .*, got {found}"):
+            run()
     with pytest.raises(ValueError, match="tokens_per_chunk must be at least 1"):
-        cluster_log_likelihood(hidden, jnp.ones((4, 8)), words, words > 0, tokens_per_chunk=0)
+        cluster_log_likelihood(hidden, table, words, words > 0, tokens_per_chunk=0)

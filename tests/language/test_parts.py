@@ -41,6 +41,14 @@ def test_log_likelihood_is_that_of_the_target(hidden_features):
     np.testing.assert_allclose(found, wanted[..., 0], atol=1e-6)
 
 
+def test_words_are_integers():
+    module, variables, hidden = make()
+    with pytest.raises(TypeError, match=r"words must be an integer array .*, got float32"):
+        module.apply(variables, WORDS / 2, method="embed")
+    with pytest.raises(TypeError, match=r"targets must be an integer array .*, got bool"):
+        module.apply(variables, hidden, WORDS > 0)
+
+
 def test_low_precision_gives_float32_logits():
     module, variables, hidden = make(9, dtype=jnp.bfloat16)
     assert module.apply(variables, WORDS, method="embed").dtype == jnp.bfloat16
