@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import as_int32, check_positive, check_tuple
+from rrnn_jax.checks import check_positive, check_tuple
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
-from rrnn_jax.language.tied_embedding import make_projection
+from rrnn_jax.language.tied_embedding import as_words, make_projection
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype, widest
 
 
@@ -123,8 +123,11 @@ class AdaptiveSoftmax(nn.Module):
         )
 
     def embed(self, words: Array) -> Array:
-        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
-        words = as_int32("words", words, "[*B, T]")
+        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``.
+
+        Words are integers from 0 to V - 1; the embedding of all others is NaN.
+        """
+        words = as_words("words", words, self.vocab_size)
         head, shortlist = self._cast(self.head), self.cutoffs[0]
         rows = jnp.take(head, jnp.minimum(words, shortlist - 1), axis=0)
         embedded = jnp.where((words < shortlist)[..., None], rows, 0)
@@ -132,7 +135,7 @@ class AdaptiveSoftmax(nn.Module):
             rows = jnp.take(self._cast(table), jnp.clip(words - start, 0, stop - start - 1), axis=0)
             inside = (words >= start) & (words < stop)
             embedded = jnp.where(inside[..., None], rows @ self._cast(projection).T, embedded)
-        return embedded
+        return jnp.where((words < self.vocab_size)[..., None], embedded, jnp.nan)
 
     def log_probs(self, hidden: Array) -> Array:
         """Log-probabilities of all words, ``[*B, T, V]`` in float32."""
@@ -159,12 +162,12 @@ class AdaptiveSoftmax(nn.Module):
 
         Args:
           hidden: ``[*B, T, hidden_features]``.
-          targets: ``[*B, T]`` integers below V; the result is NaN for others above it.
+          targets: ``[*B, T]`` integers from 0 to V - 1; the result is NaN for all others.
 
         Returns:
           ``[*B, T]`` in float32. It has no forward-mode derivative.
         """
-        targets = as_int32("targets", targets, "[*B, T]")
+        targets = as_words("targets", targets, self.vocab_size)
         hidden = self._project(hidden)
         table, bias = self._head(hidden)
         shortlist = self.cutoffs[0]

@@ -76,8 +76,11 @@ class TiedEmbedding(nn.Module):
         )
 
     def embed(self, words: Array) -> Array:
-        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``."""
-        embedded = jnp.take(self.embedding, as_int32("words", words, "[*B, T]"), axis=0)
+        """The embeddings ``[*B, T, features]`` of words ``[*B, T]``.
+
+        Words are integers from 0 to V - 1; the embedding of all others is NaN.
+        """
+        embedded = jnp.take(self.embedding, as_words("words", words, self.vocab_size), axis=0)
         return embedded if self.dtype is None else embedded.astype(self.dtype)
 
     def logits(self, hidden: Array) -> Array:
@@ -100,15 +103,24 @@ class TiedEmbedding(nn.Module):
 
         Args:
           hidden: ``[*B, T, hidden_features]``.
-          targets: ``[*B, T]`` integers below V; the result is NaN for others above it.
+          targets: ``[*B, T]`` integers from 0 to V - 1; the result is NaN for all others.
 
         Returns:
           ``[*B, T]`` in float32.
         """
-        targets = as_int32("targets", targets, "[*B, T]")
+        targets = as_words("targets", targets, self.vocab_size)
         logits = self.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def as_words(name: str, words: Array, vocab_size: int) -> Array:
+    """Words ``[*B, T]`` as int32, with V for all outside the vocabulary.
+
+    JAX reads a negative index from the end, and gives NaN beyond it.
+    """
+    words = as_int32(name, words, "[*B, T]")
+    return jnp.where((words >= 0) & (words < vocab_size), words, vocab_size)
 
 
 def make_projection(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rrnn_jax.language import AdaptiveSoftmax, cluster_log_likelihood
+from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding, cluster_log_likelihood
 from tests.core.random_variables import random_variables
 from tests.grids import mostly_slow
 
@@ -218,11 +218,20 @@ def test_words_of_any_integer_dtype(dtype, vocab_size):
     chex.assert_trees_all_equal(found, wanted)
 
 
-def test_words_beyond_the_vocabulary_have_no_likelihood():
-    module, variables, hidden, words = make()
-    beyond = words.at[1, 2].set(30)
-    found = jax.jit(module.apply)(variables, hidden, beyond)
-    np.testing.assert_array_equal(jnp.isnan(found), beyond == 30)
+@pytest.mark.parametrize(
+    "module",
+    [AdaptiveSoftmax(30, 8, (5, 12), divisor=2.0, tokens_per_chunk=6), TiedEmbedding(30, 8)],
+)
+def test_words_outside_the_vocabulary_have_no_likelihood_and_no_embedding(module):
+    _, _, hidden, words = make()
+    variables = random_variables(module, hidden, words)
+    words = words.at[1, :3].set(jnp.array([-1, 30, 35]))
+    outside = (words < 0) | (words >= 30)
+    np.testing.assert_array_equal(
+        jnp.isnan(jax.jit(module.apply)(variables, hidden, words)), outside
+    )
+    embedded = module.apply(variables, words, method="embed")
+    np.testing.assert_array_equal(jnp.isnan(embedded), jnp.repeat(outside[..., None], 8, axis=-1))
 
 
 @pytest.mark.parametrize("cutoffs", [(), (0,), (5, 5), (30,), (12, 5)])
