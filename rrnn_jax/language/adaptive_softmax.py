@@ -9,7 +9,7 @@ from flax import linen as nn
 from rrnn_jax.checks import check_positive, check_tuple
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
-from rrnn_jax.language.tied_embedding import as_words, make_projection
+from rrnn_jax.language.tied_embedding import as_words, make_projection, project
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype, widest
 
 
@@ -198,6 +198,6 @@ class AdaptiveSoftmax(nn.Module):
         return array if dtype is None else array.astype(dtype)
 
     def _project(self, hidden: Array) -> Array:
-        hidden = hidden if self.projection is None else self.projection(hidden)
+        hidden = project(self, hidden)
         dtype = widest(hidden.dtype, self.param_dtype) if self.dtype is None else self.dtype
         return hidden.astype(dtype)

@@ -1,5 +1,7 @@
 """An embedding that shares its table with the output layer."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -85,9 +87,7 @@ class TiedEmbedding(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Logits ``[*B, T, V]`` in float32 of outputs ``[*B, T, hidden_features]``."""
-        if self.projection is not None:
-            hidden = self.projection(hidden)
-        hidden, table = promote(hidden, self.embedding, dtype=self.dtype)
+        hidden, table = promote(project(self, hidden), self.embedding, dtype=self.dtype)
         logits = jnp.matmul(hidden, table.T, preferred_element_type=accumulation_dtype())
         if self.bias is None:
             return logits
@@ -121,6 +121,17 @@ def as_words(name: str, words: Array, vocab_size: int) -> Array:
     """
     words = as_int32(name, words, "[*B, T]")
     return jnp.where((words >= 0) & (words < vocab_size), words, vocab_size)
+
+
+def project(module: Any, hidden: Array) -> Array:
+    """The network's output in the width of the embedding; raises unless it has the right width."""
+    width = module.features if module.hidden_features is None else module.hidden_features
+    if hidden.shape[-1:] != (width,):
+        raise ValueError(
+            f"hidden must have {width} features, got shape {tuple(hidden.shape)}; hidden_features "
+            "must be its width"
+        )
+    return hidden if module.projection is None else module.projection(hidden)
 
 
 def make_projection(

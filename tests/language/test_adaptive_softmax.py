@@ -234,6 +234,18 @@ def test_words_outside_the_vocabulary_have_no_likelihood_and_no_embedding(module
     np.testing.assert_array_equal(jnp.isnan(embedded), jnp.repeat(outside[..., None], 8, axis=-1))
 
 
+@pytest.mark.parametrize("width", [None, 8, 12])
+def test_outputs_of_another_width(width):
+    hidden, words = jnp.ones((1, 3, 10)), jnp.zeros((1, 3), int)
+    message = rf"hidden must have {width or 8} .* \(1, 3, 10\); hidden_features must be its width"
+    for module in (
+        AdaptiveSoftmax(30, 8, (5,), hidden_features=width),
+        TiedEmbedding(30, 8, width),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.init(jax.random.key(0), hidden, words)
+
+
 @pytest.mark.parametrize("cutoffs", [(), (0,), (5, 5), (30,), (12, 5)])
 def test_cutoffs_must_rise(cutoffs):
     with pytest.raises(ValueError, match=r"cutoffs must rise .* vocab_size=30, got"):
