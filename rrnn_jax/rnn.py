@@ -179,7 +179,8 @@ class RNN(nn.Module):
             carries and the carry after a reset have its dtypes and sharding.
           init_key: key for `initialize_carry` (default: ``jax.random.key(0)``).
           seq_lengths: ``[*B]`` integers. As in Flax, the scan also runs over the padding and the
-            outputs there are meaningless, but the returned carry is that of the last valid step.
+            outputs there are meaningless, but the returned carry is that of the last valid step. For
+            length 0 it is the initial carry (in Flax that of the last step).
           resets: ``[*B, T]`` (or ``[T, *B]``) bool, or numbers that are not 0 where True. True
             marks the first step of a new episode: the carry is re-initialised before it. With
             `reverse`, episodes are the same parts of the sequence, each run backwards.

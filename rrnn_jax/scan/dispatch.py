@@ -206,6 +206,7 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
     clean = without_unused(request.sequence, request.time_axis, repeat=not backends_of(cell))
     request = request._replace(sequence=clean)
     choice = choose(implementation, request)
+    _check_dropout(request)
     if choice.implementation == "scan" or cell.is_initializing():
         remat = "none" if cell.is_initializing() else request.remat
         if request.capture and remat == "chunked":
@@ -237,10 +238,34 @@ def _axis_of_captured(request: Request) -> int:
     return request.time_axis
 
 
+def _drops(cell: Any) -> bool:
+    """Whether the cell has recurrent dropout."""
+    return (
+        isinstance(cell, RelationalMemoryCell) and cell.dropout_rate > 0 and not cell.deterministic
+    )
+
+
+def _check_dropout(request: Request) -> None:
+    """Raises where the scan would hide the rng of dropout from the cell.
+
+    Flax would say that it was not given.
+    """
+    cell, streams = request.cell, request.lifting.split_rngs
+    if not _drops(cell) or cell.is_initializing():
+        return
+    # Flax draws from "params" where no "dropout" is given.
+    name = "params" if cell.has_rng("params") and not cell.has_rng("dropout") else "dropout"
+    if not any(in_filter(stream, name) for stream in streams):
+        raise ValueError(
+            'dropout needs split_rngs={"params": False, "dropout": True} (drawn at each step) or '
+            f'"dropout": False (once per sequence), got {dict(streams)}'
+        )
+
+
 def _kept(request: Request) -> Array | None:
     """The units that dropout keeps at every step, drawn exactly as in the plain scan."""
     cell: Any = request.cell
-    if getattr(cell, "dropout_rate", 0.0) == 0.0 or cell.deterministic:
+    if not _drops(cell):
         return None
     shape = (*request.batch, cell.mem_slots, cell.mem_size)
 

@@ -130,6 +130,25 @@ def test_dropout_draws_the_same_on_every_path(config, split):
         jax.tree.map(close, of(remat), expected)
 
 
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_dropout_needs_split_rngs(implementation):
+    cell = ROWS.clone(matrix_inputs=False, dropout_rate=0.4)
+    rnn = RNN(cell, implementation=implementation)
+    x, key = X[:, :, 0], jax.random.key(7)
+    variables = random_variables(rnn, x)
+
+    def shape(rnn, **rngs):
+        return jax.eval_shape(partial(rnn.apply, **rngs), variables, x).shape
+
+    for split in ({"params": False}, {}):
+        with pytest.raises(ValueError, match=r"dropout needs split_rngs=.*, got \{"):
+            shape(rnn.clone(split_rngs=split), rngs={"dropout": key})
+    assert shape(rnn, rngs=key) == (4, 5, 24)  # Flax draws dropout from the key for params.
+    assert shape(rnn.clone(cell=cell.clone(deterministic=True))) == (4, 5, 24)
+    every = rnn.clone(split_rngs={True: True})
+    assert shape(every, rngs={"dropout": key}) == (4, 5, 24)
+
+
 def precisions(cell, x, ambient, **options):
     """Those of all products of a gradient, as often as each occurs."""
     rnn = RNN(cell, **options)
