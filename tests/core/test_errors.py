@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 from flax import linen as nn
 
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack, reset_carry
@@ -62,6 +63,26 @@ def test_inputs_of_another_width_than_at_first(layer):
     variables = random_variables(RNN(CELL), X)
     with pytest.raises(ValueError, match=r"inputs must have 3 features, as the parameters do, got"):
         layer.apply(variables, jnp.ones((4, 6, 5)))
+
+
+@pytest.mark.parametrize("implementation", ["scan", "hoisted"])
+def test_parameters_of_the_wrong_shape_with_the_path_of_their_layer(implementation):
+    class Model(nn.Module):
+        def setup(self):
+            self.encoder, self.decoder = (
+                RNN(RelationalMemoryCell(**SIZES), implementation=implementation) for _ in range(2)
+            )
+
+        def __call__(self, x):
+            return self.encoder(x) + self.decoder(x)
+
+    model = Model()
+    params = random_variables(model, X)["params"]
+    layer = params["decoder"]["cell"]["memory"]["mlp"]["layer_0"]
+    for wrong in ({"bias": layer["bias"]}, layer | {"kernel": jnp.ones((9, 9))}):
+        params["decoder"]["cell"]["memory"]["mlp"]["layer_0"] = wrong
+        with pytest.raises(errors.FlaxError, match=r'"kernel" in .*"/decoder/.*/mlp/layer_0"'):
+            jax.eval_shape(model.apply, {"params": params}, X)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core import Scope
 
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.gating import packed_width
@@ -49,10 +50,13 @@ def checked_params(
     """
     params = nn.meta.unbox(variables.get("params", {}))
     if not _has_shapes(params, param_shapes(cell, inputs.shape)):
-        plain = cell.clone(parent=None, name=None)
-        jax.eval_shape(
-            plain.apply, {k: v for k, v in variables.items() if k == "params"}, carry, inputs
-        )
+        path = () if cell.scope is None else cell.scope.debug_path  # Named in the error.
+
+        def step(params: Any, carry: Carry, inputs: Array) -> Any:
+            scope = Scope({"params": params}, path=path)
+            return cell.clone(parent=scope, name=None)(carry, inputs)
+
+        jax.eval_shape(step, variables.get("params", {}), carry, inputs)
     return params
 
 
