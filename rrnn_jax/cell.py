@@ -240,11 +240,10 @@ class RelationalMemoryCell(nn.RNNCellBase):
         dtype = accumulation_dtype(self.param_dtype)
         if self.learned_carry and self.scope is not None:
             memory = self.initial_memory.astype(dtype).reshape((1,) * len(batch) + shape[-2:])
-            memory = jnp.broadcast_to(memory, shape)
-        elif self.learned_carry:
-            memory = jnp.broadcast_to(self.carry_init(rng, shape[-2:], dtype), shape)
         else:
-            memory = self.carry_init(rng, shape, dtype)
+            made = self.carry_init(rng, shape[-2:] if self.learned_carry else shape, dtype)
+            memory = nn.meta.unbox(made)
+        memory = jnp.broadcast_to(memory, shape)
         return (memory, jnp.tanh(memory)) if self.output_gate else memory
 
     @nn.nowrap

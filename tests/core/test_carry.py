@@ -197,6 +197,9 @@ def test_a_learned_memory_begins_as_carry_init_makes_it():
     np.testing.assert_array_equal(found, np.broadcast_to(np.eye(3, 8) + 1, (2, 3, 8)))
     with pytest.raises(ValueError, match="learned_carry=True needs its variables"):
         RNN(cell).initialize_carry((2,))
+    boxed = cell.clone(carry_init=nn.with_partitioning(RMC.carry_init, (None, "model")))
+    found = boxed.initialize_carry(jax.random.key(0), (B, FEATURES))
+    np.testing.assert_array_equal(found, RMC.initialize_carry(jax.random.key(0), (B, FEATURES)))
 
 
 @pytest.mark.parametrize(
