@@ -49,7 +49,7 @@ def reset_carry(
       A carry with the structure, shapes and dtypes of `carry`.
 
     Raises:
-      ValueError: the leading axes of `carry` are not those of `flags`, `fresh` has another
+      ValueError: `flags` have other axes than the leading ones of `carry`, `fresh` has another
         structure or shape, or is missing for a cell with a learned initial memory.
       TypeError: `flags` are neither bool nor numbers, or `carry` is not made of arrays.
     """
@@ -59,8 +59,11 @@ def reset_carry(
         raise TypeError(f"carry must hold arrays, got {carry!r}")
     carry = jax.tree.map(jnp.asarray, carry)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        shape = (*flags.shape, *leaf.shape[flags.ndim :])
-        check_shape(f"carry{jax.tree_util.keystr(path)}", leaf, shape, "[*B, ...] as flags [*B]")
+        if leaf.shape[: flags.ndim] != flags.shape:
+            raise ValueError(
+                f"flags must have the batch axes of carry, got flags {flags.shape} and "
+                f"carry{jax.tree_util.keystr(path)} {leaf.shape}"
+            )
     if fresh is None:
         if getattr(cell, "learned_carry", False) and cell.scope is None:
             raise ValueError(

@@ -59,7 +59,8 @@ def check_bool(name: str, array: Any, layout: str) -> None:
     if getattr(array, "dtype", None) != jnp.bool_:
         kind = getattr(array, "dtype", type(array).__name__)
         raise TypeError(
-            f"{name} must be a bool array {layout}, got {kind}; {name} != 0 makes one of numbers"
+            f"{name} must be a bool array {layout}, got {kind}; convert numbers by "
+            f"jnp.asarray({name}) != 0"
         )
 
 
@@ -130,7 +131,7 @@ def check_cell(cell: Any) -> None:
     """Raises unless `cell` is a cell: an instance, not its class, a layer or parameters."""
     if not isinstance(cell, nn.RNNCellBase):
         got = repr(cell) if isinstance(cell, type) else type(cell).__name__
-        raise TypeError(f"cell must be a flax.linen.RNNCellBase, got {got}")
+        raise TypeError(f"cell must be an instance of flax.linen.RNNCellBase, got {got}")
 
 
 def check_flag(**flags: Any) -> None:

@@ -26,15 +26,18 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
     Raises:
       KeyError: there is no array with that name, or more than one.
     """
-    found = dict(_sown(intermediates, ()))
-    paths = [path for path in found if path[-1] == name]
-    if len(paths) != 1:
-        there = ", ".join("/".join(path) for path in found) or "nothing"
+    found = {"/".join(path): value for path, value in _sown(intermediates, ())}
+    named = [path for path in found if path.split("/")[-1] == name]
+    if len(named) != 1:
+        there = ", ".join(found) or "nothing"
         raise KeyError(f"name must be that of one captured array, got {name!r}; captured: {there}")
-    value = found[paths[0]]
+    value = found[named[0]]
     if isinstance(value, tuple):  # `sow` makes tuples with an entry for each call.
         if len(value) != 1:
-            raise KeyError(f"{name!r} was captured {len(value)} times; give the call's own part")
+            raise KeyError(
+                f"{name!r} was captured {len(value)} times; take one entry of the tuple at "
+                f"{named[0]}"
+            )
         (value,) = value
     return np.asarray(value)
 

@@ -67,8 +67,11 @@ def test_reset_carry_to_one_that_is_given():
 
 def test_reset_carry_names_what_does_not_fit():
     carry = jnp.ones((B, 3, 8))
-    with pytest.raises(ValueError, match=r"carry must have shape .* flags .* = \(2, 3, 8\)"):
-        reset_carry(RMC, carry, jnp.zeros(2, bool))
+    for flags in (jnp.zeros(2, bool), FLAGS[:, None]):
+        with pytest.raises(
+            ValueError, match=r"flags must have the batch axes .* carry \(3, 3, 8\)"
+        ):
+            reset_carry(RMC, carry, flags)
     with pytest.raises(ValueError, match=r"fresh must have shape .* = \(3, 8\), got \(3, 7\)"):
         reset_carry(RMC, carry, FLAGS, jnp.ones((3, 7)))
     pair = (carry, carry)

@@ -41,7 +41,9 @@ def test_attributes_of_a_cell(options, message):
     [(None, "NoneType"), (RelationalMemoryCell, "<class"), (nn.Dense(3), "Dense"), (4, "int")],
 )
 def test_a_layer_of_no_cell(cell, name):
-    with pytest.raises(TypeError, match=rf"cell must be a flax\.linen\.RNNCellBase, got {name}"):
+    with pytest.raises(
+        TypeError, match=rf"cell must be an instance of flax\.linen\.RNNCellBase, got {name}"
+    ):
         RNN(cell)
 
 
@@ -111,6 +113,10 @@ def test_arguments_of_a_step(carry, inputs, message):
         ({"inputs": np.full((4, 6, 3), "a")}, "inputs must be real, got <U1"),
         ({"init_key": 3}, r"init_key must be a key such as jax.random.key\(0\), got 3"),
         ({"resets": "yes"}, "resets must be bool or numbers"),
+        (
+            {"mask": [[1] * 6] * 4},
+            r"mask must be .*, got list; convert numbers by jnp\.asarray\(mask\) != 0",
+        ),
         ({"row_mask": X > 0}, r"got RelationalMemoryCell with matrix_inputs=False"),
         (
             {"resets": X[..., 0] > 0, "reset_carry": jnp.zeros((3, 16))},
@@ -160,7 +166,9 @@ def test_layers_of_cells(layer, name):
 
 
 def test_carries_of_ones_own_loop():
-    with pytest.raises(TypeError, match=r"cell must be a flax\.linen\.RNNCellBase, got RNN"):
+    with pytest.raises(
+        TypeError, match=r"cell must be an instance of flax\.linen\.RNNCellBase, got RNN"
+    ):
         reset_carry(RNN(CELL), CARRY, FLAGS)
     with pytest.raises(TypeError, match="carry must hold arrays, got None"):
         reset_carry(CELL, None, FLAGS)

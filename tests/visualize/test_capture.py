@@ -72,8 +72,8 @@ def test_names_that_are_not_one_array():
     np.testing.assert_array_equal(captured_array(two["b"], "w"), [1.0])
     with pytest.raises(KeyError, match="captured: nothing"):
         captured_array({}, "w")
-    with pytest.raises(KeyError, match="captured 2 times"):
-        captured_array({"w": (np.zeros(1), np.zeros(1))}, "w")
+    with pytest.raises(KeyError, match="captured 2 times; take one entry of the tuple at a/w"):
+        captured_array({"a": {"w": (np.zeros(1), np.zeros(1))}}, "w")
 
 
 @pytest.mark.parametrize(
