@@ -116,8 +116,9 @@ class RNNStack(nn.Module):
     that runs in reverse. The order of the last layer's outputs is that of an `RNN`.
 
     Attributes:
-      rnns: the layers, the lowest first. Their `return_carry` has no effect, and `keep_order` only
-        in the last.
+      rnns: the layers, the lowest first, each with a cell of its own (`cell.copy()`): layers with
+        the same cell object share its parameters. Their `return_carry` has no effect, and
+        `keep_order` only in the last.
     """
 
     rnns: Sequence[RNN]

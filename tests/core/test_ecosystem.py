@@ -182,6 +182,13 @@ def test_a_stack_is_its_layers_one_after_another():
         stack.apply(variables, X, initial_carry=starts[:2])
 
 
+def test_layers_of_a_stack_share_the_parameters_of_one_cell():
+    x = jnp.ones((2, 6, RMC.output_size))
+    for cell, names in ((RMC, {"rnns_0"}), (RMC.copy(), {"rnns_0", "rnns_1"})):
+        stack = RNNStack([RNN(RMC), RNN(cell)])
+        assert set(jax.eval_shape(stack.init, jax.random.key(0), x)["params"]) == names
+
+
 def test_layers_by_scan():
     """As many equal layers as one likes, compiled once: parameters get an axis in front."""
 
