@@ -126,7 +126,7 @@ class RNN(nn.Module):
         fewer features than the parameters of a :class:`RelationalMemoryCell`; ``"hoisted"``,
         ``"fused"`` and ``"cuda"`` for a cell that is not a :class:`RelationalMemoryCell`, or has
         params for each step; ``"fused"`` and ``"cuda"`` for an unsupported cell, and ``"cuda"`` for
-        an unsupported device.
+        an unsupported device; a cell with dropout whose rng is not in `split_rngs`.
       TypeError: `mask` not bool, `resets` neither bool nor numbers, `seq_lengths` not integer,
         inputs not an array, `initial_carry` not of the cell's structure or of integers.
       flax.errors.FlaxError: missing parameters, or parameters of the wrong shape.
@@ -179,8 +179,8 @@ class RNN(nn.Module):
             carries and the carry after a reset have its dtypes and sharding.
           init_key: key for `initialize_carry` (default: ``jax.random.key(0)``).
           seq_lengths: ``[*B]`` integers. As in Flax, the scan also runs over the padding and the
-            outputs there are meaningless, but the returned carry is that of the last valid step. For
-            length 0 it is the initial carry (in Flax that of the last step).
+            outputs there are meaningless, but the returned carry is that of the last valid step.
+            For length 0 it is the initial carry (in Flax that of the last step).
           resets: ``[*B, T]`` (or ``[T, *B]``) bool, or numbers that are not 0 where True. True
             marks the first step of a new episode: the carry is re-initialised before it. With
             `reverse`, episodes are the same parts of the sequence, each run backwards.
