@@ -8,8 +8,8 @@ import importlib.util
 
 if importlib.util.find_spec("matplotlib") is None:
     raise ImportError(
-        "rrnn_jax.visualize needs matplotlib, which comes with the extra `experiments`: "
-        "pip install 'rrnn_jax[experiments]'"
+        "rrnn_jax.visualize needs matplotlib: pip install matplotlib (or the extra `experiments` "
+        "from a clone: pip install -e '.[experiments]')"
     )
 
 from rrnn_jax.visualize.animation import attention_animation as attention_animation
