@@ -83,7 +83,8 @@ def from_sonnet(arrays: Mapping[str, ArrayLike], *, scope: str | None = None) ->
     >>> jax.jit(cell.apply)({"params": params}, carry, jnp.ones((1, 3)))[1].shape
     (1, 64)
 
-    Within an `RNN` the parameters belong to its cell: ``{"params": {"cell": params}}``.
+    Within an `RNN` alone the parameters belong to its cell: ``{"params": {"cell": params}}``. In
+    a model Flax names the cell otherwise, see ``docs/guides/flax.md``.
 
     Args:
       arrays: named as in one of the two tables at the head of this module.
