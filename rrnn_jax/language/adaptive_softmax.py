@@ -14,7 +14,7 @@ from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype, wides
 
 
 class AdaptiveSoftmax(nn.Module):
-    r"""A softmax over words sorted by falling frequency (Grave et al. 2017), tied or not.
+    r"""A softmax over words sorted by falling frequency, 0 the most frequent (Grave et al. 2017).
 
     With cut-offs :math:`c_0 < c_1 < \dots`, cluster j contains the words from :math:`c_j` up to
     :math:`c_{j+1}` (or V); the words before :math:`c_0` and one entry for each cluster are the
@@ -31,8 +31,9 @@ class AdaptiveSoftmax(nn.Module):
     divisor k. `__call__` computes a cluster only for the tokens that belong to it. Batch axes may
     be sharded over automatic axes of a mesh, or within `jax.shard_map`.
 
-    Tables are tied (Baevski & Auli 2019): the embedding of word w is its row times the transposed
-    projection, :math:`x = E_{j+1,w-c_j} P_j` (rows), of width d.
+    `embed` shares the tables (Baevski & Auli 2019): the embedding of word w is its row times the
+    transposed projection, :math:`x = E_{j+1,w-c_j} P_j` (rows), of width d. Without `embed` this is
+    an output layer only.
 
     >>> import jax, jax.numpy as jnp
     >>> words = jnp.array([[3, 90, 11]])  # [B, T]

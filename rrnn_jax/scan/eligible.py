@@ -23,8 +23,8 @@ def why_not_cell(cell: nn.RNNCellBase) -> str | None:
         return f"runs a RelationalMemoryCell only, got {name}"
     if changed := _redefined(type(cell)):
         return (
-            f"runs a RelationalMemoryCell only, got {name}, which defines {', '.join(changed)} "
-            "anew (only initialize_carry may be another)"
+            f"runs a RelationalMemoryCell only, got {name}, which overrides {', '.join(changed)} "
+            "(a subclass may override only initialize_carry)"
         )
     if cell.dot_general is not None:
         return "computes products by jax.lax.dot_general, got another dot_general"

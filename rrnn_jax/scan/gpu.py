@@ -92,8 +92,8 @@ def why_slow(request: Request) -> str | None:
     sequence = request.sequence
     if not on_nvidia_gpus(devices_of(request)):
         return (
-            "is for NVIDIA GPUs, several of them with the batch on the automatic axis "
-            f"{DATA_AXIS!r} of an ambient mesh"
+            "needs an NVIDIA GPU, and on several a mesh set by jax.set_mesh with an automatic axis "
+            f"named {DATA_AXIS!r}"
         )
     if sequence.resets is not None or sequence.mask is not None or request.lifting.unroll != 1:
         return "was measured without resets, mask and unroll only"

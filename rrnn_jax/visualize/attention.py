@@ -49,8 +49,8 @@ def attention_figure(
     17
 
     Args:
-      weights: ``[rows, T, S, S+R]``: sequences (`attention_of`), or one sequence's heads
-        (``np.moveaxis(captured[b, :, block], 1, 0)``).
+      weights: ``[rows, T, S, S+R]``: sequences (`attention_of`), or one sequence's heads:
+        ``np.moveaxis(weights[b, :, block], 1, 0)`` of captured ``[B, T, blocks, H, S, S+R]``.
       title: title of the figure.
       row_labels: a label for each row of panels.
       panel_titles: a title for each step of each row (default: 'step 1', ...).

@@ -226,7 +226,7 @@ def test_subclasses():
             for rnn in (RNN(cell), RNN(cell, implementation="scan"))
         )
         assert_close(fast, plain)
-    with pytest.raises(ValueError, match=r"got _OwnStep, which defines __call__ anew"):
+    with pytest.raises(ValueError, match=r"got _OwnStep, which overrides __call__"):
         RNN(_OwnStep(**options), implementation="hoisted").init(jax.random.key(0), X)
 
 
@@ -343,7 +343,7 @@ def test_explain_says_what_runs_and_why():
     flags = {"resets": RESETS, "time_major": False}
     found = RNN(CELL).apply(variables, X, method="explain", **flags)
     assert str(found).startswith("'hoisted' runs; 'cuda' ")
-    assert "; 'fused' is for NVIDIA GPUs" in str(found)
+    assert "; 'fused' needs an NVIDIA GPU" in str(found)
     split = {"params": True}
     found = RNN(CELL, split_rngs=split, variable_axes={"params": 0}).apply(
         variables, X, method="explain"
