@@ -207,7 +207,7 @@ def test_low_precision_parameters_leave_the_outputs_exact():
 @pytest.mark.parametrize(("dtype", "vocab_size"), [(np.uint8, 256), (np.uint16, 65536)])
 def test_words_of_any_integer_dtype(dtype, vocab_size):
     module = AdaptiveSoftmax(vocab_size, 4, (20, 100))
-    words, hidden = np.array([[3, 90, 120]]), jnp.ones((1, 3, 4))
+    words, hidden = jnp.array([[3, 90, 120]]), jnp.ones((1, 3, 4))
     variables = random_variables(module, hidden, words)
 
     def loss(variables, words):
