@@ -246,16 +246,13 @@ def _drops(cell: Any) -> bool:
 
 
 def _check_dropout(request: Request) -> None:
-    """Raises where the scan would hide the rng of dropout from the cell.
-
-    Flax would say that it was not given.
-    """
+    """Raises where the scan would hide the rng of dropout; Flax would say that there is none."""
     cell, streams = request.cell, request.lifting.split_rngs
     if not _drops(cell) or cell.is_initializing():
         return
-    # Flax draws from "params" where no "dropout" is given.
-    name = "params" if cell.has_rng("params") and not cell.has_rng("dropout") else "dropout"
-    if not any(in_filter(stream, name) for stream in streams):
+    # Flax draws from "params" where there is no "dropout".
+    names = ("dropout", "params") if cell.has_rng("params") else ("dropout",)
+    if not any(in_filter(stream, name) for stream in streams for name in names):
         raise ValueError(
             'dropout needs split_rngs={"params": False, "dropout": True} (drawn at each step) or '
             f'"dropout": False (once per sequence), got {dict(streams)}'
