@@ -79,10 +79,7 @@ def _rule(num_seeds: int) -> str:
     )
     if num_seeds < FEWEST_SEEDS:
         return f"{rule} There are too few here."
-    return (
-        f"{rule} Of rows that do not differ one in twenty, or somewhat more, is called better or "
-        "worse by chance."
-    )
+    return f"{rule} Of rows that do not differ about one in twenty is called so by chance."
 
 
 def _sentence(row: RowNumbers, base: RowNumbers) -> str:

@@ -1,27 +1,34 @@
 r"""Comparison of runs: seeds in pairs, at equal updates and at equal time.
 
 The difference of two models is computed seed by seed, because the same seed means the same data.
-Its interval is a bootstrap interval: seeds are resampled with replacement, and the interval
-contains the middle 95 % of the means of their differences,
+Its interval is a bootstrap interval: the `n` seeds are resampled with replacement, and the interval
+contains the middle of the means of their differences, from the quantile :math:`\alpha` to
+:math:`1 - \alpha`,
 
-.. math:: \Big[q_{0.025}, q_{0.975}\Big] \text{ of } \frac{1}{n} \sum_{j=1}^{n} d_{i_j},
-   \quad i_j \sim U\{1, \dots, n\}, \quad d_i = a_i - b_i.
+.. math:: \frac{1}{n} \sum_{j=1}^{n} d_{i_j}, \quad i_j \sim U\{1, \dots, n\},
+   \quad d_i = a_i - b_i, \qquad
+   \alpha = \Phi\Big(\sqrt{\tfrac{n}{n - 1}} \; t_{0.025, n - 1}\Big).
 
-A model counts as better only if that interval excludes zero. With few seeds such intervals are too
-narrow: with `n` seeds of equal models, all differences have the same sign by chance in
-:math:`2^{1 - n}` of all cases, so fewer than five seeds are not enough.
+The middle 95 %, :math:`\alpha = 0.025`, is too narrow for few seeds: of equal models it excludes
+zero in 15 % of all comparisons with five seeds. These quantiles correct for that (Hesterberg, "What
+Teachers Should Know About the Bootstrap", 2015): 7 % with five seeds and 5 % with ten if the
+differences are normal, about 12 % and 11 % if they are as skewed as an exponential distribution.
+
+A model counts as better only if that interval excludes zero and there are five seeds or more.
 """
 
 import bisect
 import csv
 import io
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from experiments.common import markdown
 from experiments.common.loop import TIMINGS_FILE
@@ -159,7 +166,7 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     All resamples are enumerated for up to six pairs; otherwise there are 20,000 random ones, always
     the same.
 
-    >>> paired_interval([0.9, 0.8], [0.5, 0.7])  # Means .4, .25 twice, .1: the middle 95 % is all.
+    >>> paired_interval([0.9, 0.8], [0.5, 0.7])  # Two differences: from one to the other.
     (0.1, 0.4)
 
     Args:
@@ -175,7 +182,8 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
         picks = np.array(list(itertools.product(range(count), repeat=count)))
     else:
         picks = np.random.default_rng(0).integers(0, count, (_DRAWS, count))
-    tail = (1 - level) / 2
+    narrow = math.sqrt(count / (count - 1)) * stats.t.ppf((1 - level) / 2, count - 1)
+    tail = stats.norm.cdf(narrow)
     means = differences[picks].mean(axis=1)
     low, high = np.quantile(means, [tail, 1 - tail], method="inverted_cdf")
     return round(float(low), 12), round(float(high), 12)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import conclusions
+from experiments.common.report import difference
 
 README = conclusions.README.read_text()
 BLOCK = re.compile(r"<!-- begin: \w+ -->.*?<!-- end: \w+ -->", re.S)
@@ -15,6 +16,14 @@ BLOCK = re.compile(r"<!-- begin: \w+ -->.*?<!-- end: \w+ -->", re.S)
 
 def test_readme_holds_the_numbers_of_the_results():
     assert conclusions.main(["--check"]) == 0
+
+
+def test_kept_differences_follow_from_the_scores():
+    for path in (conclusions.RESULTS / "ablations").glob("*.json"):
+        rows = json.loads(path.read_text())["rows"]
+        for name, row in rows.items():
+            found = difference(row["accuracy"], rows["base"]["accuracy"])._asdict()
+            assert name == "base" or row["against_base"] == json.loads(json.dumps(found)), path
 
 
 def test_no_measured_number_stands_outside_of_the_blocks():

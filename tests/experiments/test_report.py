@@ -3,6 +3,7 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 
 from experiments.common.refused import RefusedError
@@ -36,9 +37,11 @@ def make_run(directory, values, tests, seconds, seeds=(7, 8, 9, 10, 11)):
 def test_the_interval_of_paired_differences_by_hand():
     # Two pairs, .4 and .1: means .4, .25, .25 and .1, a quarter each.
     assert paired_interval([0.9, 0.8], [0.5, 0.7]) == (0.1, 0.4)
-    assert paired_interval([0.9, 0.8], [0.5, 0.7], level=0.5) == (0.1, 0.25)
+    # The quantile is Phi(sqrt(2) tan(-.1 pi)) = .32.
+    assert paired_interval([0.9, 0.8], [0.5, 0.7], level=0.2) == (0.25, 0.25)
     # Three pairs, 0, 0, 3: of 27 draws 8 have no 3, 12 one, 6 two, and 1 three: means 0 to 3.
-    assert paired_interval([0, 0, 3], [0, 0, 0], level=0.9) == (0.0, 2.0)
+    # The quantile is Phi(-sqrt(3 / 2) sqrt(2 / 3)) = Phi(-1) = .16.
+    assert paired_interval([0, 0, 3], [0, 0, 0], level=0.5) == (0.0, 2.0)
     assert paired_interval([0, 0, 3], [0, 0, 0]) == (0.0, 3.0)
     assert paired_interval([1.0], [0.0]) is None
     # Pairs count: seeds that differ from each other more than models do.
@@ -48,6 +51,12 @@ def test_the_interval_of_paired_differences_by_hand():
     many = paired_interval([1.0, -1.0] * 50, [0.0] * 100)
     assert many == (pytest.approx(-0.2, abs=0.03), pytest.approx(0.2, abs=0.03))
     assert paired_interval([1.0, -1.0] * 50, [0.0] * 100) == many
+
+
+def test_of_equal_models_few_are_told_apart():
+    draws = np.random.default_rng(0).normal(size=(800, 5))
+    found = [paired_interval(list(pairs), [0.0] * 5) or (0, 0) for pairs in draws]
+    assert 0.04 < np.mean([not low <= 0 <= high for low, high in found]) < 0.09
 
 
 def test_better_is_said_only_where_zero_is_excluded_with_five_seeds():
@@ -76,7 +85,7 @@ def test_models_at_equal_updates_and_at_equal_time(tmp_path):
     # A seed of the quick one has 20 seconds; by then the slow one is at update 10.
     assert time["seconds"] == 20
     assert time["values"] == [1.0] * 4 + [0.9]
-    assert (time["interval"], time["verdict"]) == ((-0.06, 0.0), "not told apart")
+    assert (time["interval"], time["verdict"]) == ((-0.08, 0.0), "not told apart")
     assert updates["seconds_per_update"] == pytest.approx(1.0)
     table = to_markdown(rows)
     assert "At equal time, after 20.0 seconds of each seed:" in table
