@@ -90,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def find_runs(directories: Iterable[Path]) -> list[Path]:
-    """Directories of finished runs of one model, below those given.
+    """Directories of finished runs of one model, below those given, without searches of sweeps.
 
     Raises:
       FileNotFoundError: there is no run, or a directory does not exist.
@@ -100,9 +100,16 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
         raise FileNotFoundError(f"no such directory: {', '.join(absent)}")
     summaries = {path for directory in directories for path in directory.rglob(SUMMARY_FILE)}
     runs = sorted(path.parent for path in summaries if (path.parent / METRICS_FILE).exists())
+    runs = [run_dir for run_dir in runs if not _is_of_a_search(run_dir)]
     if not runs:
         raise FileNotFoundError(f"no finished run in {', '.join(map(str, directories))}")
     return runs
+
+
+def _is_of_a_search(run_dir: Path) -> bool:
+    """Whether the settings of a sweep were chosen by this run, whose seed is not a fresh one."""
+    in_sweep = (run_dir.parents[1] / "sweep.json").exists()
+    return in_sweep and not run_dir.name.startswith("final_")
 
 
 def collect(runs: Iterable[Path]) -> tuple[list[Entry], list[str]]:

@@ -22,7 +22,7 @@ from experiments.common import markdown
 from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
-from experiments.program_evaluation import searched
+from experiments.program_evaluation import table
 from experiments.program_evaluation.config import MEMORIZATION
 from experiments.program_evaluation.config import PRESETS as PROGRAMS
 from rrnn_jax.visualize import InputShare
@@ -44,7 +44,7 @@ def read(name: str) -> Any:
 
 def documents() -> dict[Path, dict[str, str]]:
     """The blocks of each document by name, in Markdown."""
-    kept = read(searched.NAME)
+    kept = read(table.NAME)
     of_all = {
         "index": index(),
         "nth_farthest": nth_farthest(),
@@ -52,7 +52,7 @@ def documents() -> dict[Path, dict[str, str]]:
         "attention": attention(),
         "ablations": ablations(),
     }
-    scores, verdicts = searched.scores(kept), searched.verdicts(kept)
+    scores, verdicts = table.scores(kept), table.verdicts(kept)
     return {
         README: of_all,
         README.parent / "program_evaluation/README.md": {"scores": scores, "verdicts": verdicts},
@@ -75,7 +75,7 @@ def fill(text: str, content: dict[str, str]) -> str:
 
 def index() -> str:
     """The experiments: command, what it reproduces, time, results."""
-    quick, programs = read("nth_farthest/small"), read(searched.NAME)
+    quick, programs = read("nth_farthest/small"), read(table.NAME)
     minutes = sum(run["summary"]["wall_seconds"] for run in quick.values()) / 60
     finals = [run for sweep in programs["sweeps"].values() for run in sweep["final"].values()]
     hours = sum(run["summary"]["wall_seconds"] for run in finals) / 3600
@@ -110,7 +110,7 @@ def index() -> str:
             "experiments.sweep program_evaluation ...",
             "[table 1](program_evaluation/README.md#commands), small: 4 models, 6 tasks (4.2, A.2)",
             f"{hours:.0f} h of 1 core beside other programs, without the search",
-            f"[numbers](results/{searched.NAME}.json)",
+            f"[numbers](results/{table.NAME}.json)",
         ),
     ]
     for name, option in GRIDS.items():
@@ -182,20 +182,20 @@ def _elsewhere() -> str:
 
 def programs() -> str:
     """Table 1 beside the paper's, and on which tasks the models differ from the LSTM."""
-    kept, quick = read(searched.NAME), PROGRAMS["quick"]
+    kept, quick = read(table.NAME), PROGRAMS["quick"]
     finals = [record for sweep in kept["sweeps"].values() for record in sweep["final"].values()]
     (seeds,) = {len(record["summary"]["seeds"]) for record in finals}
     difficulty = quick.difficulty
     return f"""\
-{searched.scores(kept, paper=True)}
+{table.scores(kept, paper=True)}
 
 In parentheses: the paper's Table 1. {_seeds(seeds).capitalize()} at the best rate of each model \
 and task. Literals of up to {difficulty.length} digits and nesting {difficulty.nesting} (paper: 5 \
 and 2), numbers of up to {difficulty.memorization_length} digits, {quick.train.steps:,} updates \
 (paper: 200,000; \
-[numbers](results/{searched.NAME}.json), [commands](program_evaluation/README.md#commands)).
+[numbers](results/{table.NAME}.json), [commands](program_evaluation/README.md#commands)).
 
-{searched.verdicts(kept)}"""
+{table.verdicts(kept)}"""
 
 
 def attention() -> str:

@@ -74,7 +74,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 for model, setting in best.items()
             }
             codes.update(_run(final, given, [*options, *fresh]))
-            _report(directory, {model: run_dir for run_dir, (model, _) in final.items()})
+            for run_dir in [path for path, code in codes.items() if code == EXIT_NON_FINITE]:
+                print(f"{run_dir}: became NaN or infinite, and is not compared")
+                del codes[run_dir], final[run_dir]
+            if not any(codes.values()) and final:
+                _report(directory, {model: run_dir for run_dir, (model, _) in final.items()})
 
     return exit_code(action) or next(filter(None, codes.values()), 0)
 
@@ -206,6 +210,8 @@ def _check_vary(models: Sequence[str], vary: Sequence[Sequence[str]]) -> None:
     seen = set()
     for name, *values in vary:
         owner, option = _owner_and_option(name)
+        if option == "task":
+            raise RefusedError("--vary must leave the task as it is: scores of tasks differ")
         if not values:
             raise RefusedError(f"--vary {name} must have values")
         if owner not in ("", *models):
@@ -223,22 +229,19 @@ def _check_single(given: argparse.Namespace, options: Sequence[str]) -> None:
         raise RefusedError("--models must be names of single models, got all")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--task", default="all")
-    tasks = [parser.parse_known_args(options)[0].task]
-    for name, *values in given.vary or []:
-        tasks = values if _owner_and_option(name)[1] == "task" else tasks
-    if given.experiment == "program_evaluation" and "all" in tasks:
+    task = parser.parse_known_args(options)[0].task
+    if given.experiment == "program_evaluation" and task == "all":
         raise RefusedError("--task must be one task, after --, got all")
 
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:
     """Checks that a sweep's directory has the same experiment and options."""
     path, wanted = directory / "options.json", [experiment, *options]
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-    elif (found := read_json(path)) != wanted:
+    if any(directory.glob("*/*/*.json")) and (found := read_json(path)) != wanted:
         raise RefusedError(f"{directory} holds a sweep of {' '.join(found)}; "
                            "choose another --run-dir")  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
 
 
 def _parser() -> argparse.ArgumentParser:

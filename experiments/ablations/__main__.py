@@ -18,7 +18,7 @@ from experiments.common.cli import (
     parse,
 )
 from experiments.common.launch import run_commands
-from experiments.common.loop import NonFiniteError
+from experiments.common.loop import NonFiniteError, end_of
 from experiments.common.options import changed_options
 
 DESCRIPTION = """Ablations of the Relational Memory Core: a base, and rows that differ from it in
@@ -115,11 +115,12 @@ def _train(
     """Trains rows; returns the exit codes. A row whose loss became NaN is a valid result."""
     if options.jobs > 1:
         commands = {run_dir / row.row: command_of(row.row, run_dir, config) for row in todo}
-        codes = run_commands(commands, options.jobs, options.progress)
+        codes = run_commands(commands, options.jobs, options.progress, config.train.minutes)
         return [code for code in codes.values() if code != EXIT_NON_FINITE]
+    until = end_of(config.train)
     for row in todo:
         try:
-            summary = train_row(row, run_dir / row.row, options.progress)
+            summary = train_row(row, run_dir / row.row, options.progress, until)
         except NonFiniteError as error:
             print(f"{row.row}: {error}")
             continue

@@ -1,5 +1,6 @@
 """Runs several commands at once, each as a process with its own run directory."""
 
+import math
 import os
 import subprocess
 import time
@@ -25,7 +26,10 @@ _POLL_SECONDS = 0.2
 
 
 def run_commands(
-    commands: Mapping[Path, Sequence[str]], jobs: int, progress: bool = True
+    commands: Mapping[Path, Sequence[str]],
+    jobs: int,
+    progress: bool = True,
+    minutes: float | None = None,
 ) -> dict[Path, int]:
     """Runs commands, `jobs` at a time; their output goes into ``log.txt`` of their directories.
 
@@ -37,21 +41,24 @@ def run_commands(
       commands: by run directory, in the order to start them.
       jobs: number of commands at a time.
       progress: whether to draw a progress bar of runs.
+      minutes: stop after this time.
 
     Returns:
       The exit codes by directory.
 
     Raises:
-      Interrupted: Ctrl-C or SIGTERM; the commands were stopped too.
+      Interrupted: Ctrl-C, SIGTERM or the end of `minutes`; the commands were stopped too.
     """
     waiting = list(commands.items())[::-1]
     running: dict[subprocess.Popen, Path] = {}
     codes: dict[Path, int] = {}
     has_asked = False
+    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
     bar = tqdm(total=len(commands), desc="runs", disable=not progress, unit="run")
     try:
         with bar, StopRequest() as stop:
             while running or (waiting and not stop.requested):
+                stop.requested |= time.monotonic() > ends
                 while waiting and len(running) < jobs and not stop.requested:
                     directory, command = waiting.pop()
                     running[_start(directory, command, is_alone=jobs == 1)] = directory

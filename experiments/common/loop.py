@@ -3,11 +3,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
+from typing import NamedTuple
 
 from experiments.common import parallel
 from experiments.common.checkpoint import Writer, read_latest
@@ -70,6 +67,7 @@ def train(
     run_dir: Path,
     name: str = "",
     progress: bool = True,
+    until: float | None = None,
 ) -> Outcome:
     """Trains from the newest checkpoint in `run_dir`, or from the start, to the last step.
 
@@ -81,6 +79,7 @@ def train(
       run_dir: an open run directory (`run_directory.open_run`).
       name: label of the progress bar.
       progress: whether to draw the bar.
+      until: the `time.perf_counter` at which to save and end (default: in `config.minutes`).
 
     Returns:
       The `Outcome`.
@@ -91,6 +90,7 @@ def train(
       Interrupted: Ctrl-C, SIGTERM, or the end of `config.minutes`; the state has been saved.
     """
     started = time.perf_counter()
+    until = end_of(config) if until is None else until
     programs = Programs(problem, config)
     with contextlib.ExitStack() as stack:
         checkpoints = best = restored = None
@@ -114,13 +114,18 @@ def train(
             begins = Begins(restored.step, restored.notes.get("rows"))
             if restored.step < config.steps:
                 print(f"{name}: resumes at step {restored.step}")
-        session = _Session(programs, run_dir, begins, checkpoints, best, name, started)
+        session = _Session(programs, run_dir, begins, checkpoints, best, name, started, until)
         stack.callback(session.close)
         try:
             return session.run(state, progress)
         except NonFiniteError as error:
             note_failure(run_dir, str(error))
             raise
+
+
+def end_of(config: TrainConfig) -> float:
+    """The `time.perf_counter` at the end of `config.minutes` from now."""
+    return math.inf if config.minutes is None else time.perf_counter() + 60 * config.minutes
 
 
 def evaluate_run(
@@ -151,6 +156,7 @@ class _Session:
         best: Writer | None,
         name: str,
         started: float,
+        until: float,
     ) -> None:
         self.programs, self.config = programs, programs.config
         self.begins, self.step = begins, max(begins.step, 0)
@@ -159,7 +165,7 @@ class _Session:
         self.checkpoints, self.best = checkpoints, best
         self.best_score = None if best is None else best.note("score")
         self.saved_step = begins.step
-        self.started = self.saved = started
+        self.saved, self.until = started, until
         self.clock = _Clock(run_dir / TIMINGS_FILE, begins.step, started)
         self.writer = MetricsWriter(run_dir, *begins)
         has_samples = programs.problem.show is not None
@@ -185,6 +191,7 @@ class _Session:
         with Progress(self.name, self.step, config.steps, shown) as bar, StopRequest() as stop:
             while not is_done:
                 num_steps = self._next_steps()
+                programs.compile(state, num_steps, batches)  # The last chunk may be shorter.
                 started = time.perf_counter()
                 state, metrics = programs.train_chunk(state, num_steps, batches)
                 self.step += num_steps
@@ -290,12 +297,12 @@ class _Session:
     def _save(self, state: TrainState, num_steps: int, requested: bool, is_done: bool) -> bool:
         """Saves if due; returns whether to stop, at the same update in all processes."""
         now, config = time.perf_counter(), self.config
-        over = config.minutes is not None and now - self.started > 60 * config.minutes
         due = config.checkpoint_minutes
         late = due is not None and now - self.saved > 60 * due
-        stops, late = parallel.agree(requested or over, late)
+        stops, late = parallel.agree(requested or now > self.until, late)
         if stops or late or is_done or self._due(num_steps, config.checkpoint_every):
             self.writer.flush()
+            self.clock.flush()
             notes = {"rows": self.writer.count, "eval_samples": config.eval_samples}
             whole = parallel.to_host(state)
             if self.checkpoints is not None:
@@ -345,6 +352,10 @@ class _Clock:
         }
         self._rows.write(row)
 
+    def flush(self) -> None:
+        """Writes all rows to the disk, before a checkpoint that relies on them."""
+        self._rows.sync()
+
     def close(self) -> None:
         """Closes the file."""
         self._rows.close()
@@ -368,30 +379,3 @@ def _refuse_non_finite(metrics: Values, config: TrainConfig, at: str, saved: int
                 f"{name} became {value} (seed {seed}) {at}; {kept}. A lower "
                 "--learning-rate or a --clip-norm, in another --run-dir, may help."
             )
-
-
-def summarise(outcome: Outcome, config: TrainConfig) -> dict[str, Any]:
-    """The numbers of a finished run for tables.
-
-    The parameters of the recurrent core are those named ``cell``.
-    """
-    params: Any = outcome.state.params
-    cell = params["params"].get("cell") if "params" in params else None
-    core = {} if cell is None else {"core_parameters": _count(cell)}
-    test: Mapping[str, Any] = {} if outcome.test is None else {"test": outcome.test}
-    return {
-        "steps": int(outcome.state.step),
-        "seeds": list(config.seeds),
-        "parameters": _count(params),
-        **core,
-        "train_seconds": round(outcome.seconds, 1),
-        "wall_seconds": round(outcome.wall_seconds, 1),
-        "score": {"name": outcome.score.name, "goal": outcome.score.goal},
-        "evaluation": outcome.metrics,
-        **test,
-    }
-
-
-def _count(params: Any) -> int:
-    """The number of parameters of one seed."""
-    return sum(leaf[0].size for leaf in jax.tree.leaves(params))

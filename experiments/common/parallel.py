@@ -97,8 +97,7 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
             raise RefusedError(f"--devices {config.devices}: there are {len(devices)}")
         devices = devices[: config.devices]
     rows = config.batch_size // config.micro_batches
-    seeds = _divisor(config.num_seeds, len(devices))
-    data = _divisor(rows, len(devices) // seeds)
+    seeds, data = divide(config.num_seeds, rows, len(devices))
     used = seeds * data
     if used < len(devices):
         what = (
@@ -114,9 +113,22 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
     return jax.make_mesh((seeds, data), (SEEDS, DATA), axis_types=kinds, devices=devices[:used])
 
 
-def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number up to a limit."""
-    return max(part for part in range(1, limit + 1) if number % part == 0)
+def divide(num_seeds: int, rows: int, devices: int) -> tuple[int, int]:
+    """Numbers of parts of the seeds and of the rows that use most devices; most parts of seeds.
+
+    >>> divide(3, 1600, 3), divide(3, 1600, 16), divide(2, 15, 4)
+    ((3, 1), (1, 16), (1, 3))
+    """
+    pairs = [
+        (seeds, max(data for data in _divisors(rows) if seeds * data <= devices))
+        for seeds in _divisors(num_seeds)
+        if seeds <= devices
+    ]
+    return max(pairs, key=lambda pair: (pair[0] * pair[1], pair[0]))
+
+
+def _divisors(number: int) -> list[int]:
+    return [part for part in range(1, number + 1) if number % part == 0]
 
 
 def split_rows(tree: Any, axis: int = 0) -> Any:

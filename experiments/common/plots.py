@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments.common.actor_critic.config import TITLES
 from experiments.common.metrics import curve, read_metrics
+from experiments.common.problem import Score
 from experiments.common.records import writes
 from rrnn_jax.visualize import learning_curves_figure
 from rrnn_jax.visualize.style import COLOURS, line_look
@@ -64,6 +65,39 @@ def plot_metric(
         for name, directory in directories.items()
     }
     return plot_curves(path, curves, **options)
+
+
+def plot_score(
+    score: Score,
+    directories: Mapping[str, Path],
+    run_dir: Path,
+    *,
+    name: str | None = None,
+    loss: tuple[str, str] = ("loss", "training loss (nats)"),
+    prefix: str = "",
+    **options: Any,
+) -> None:
+    """Draws score and training loss of all models and seeds from their metrics files.
+
+    Args:
+      score: the score.
+      directories: the run's directory of each model.
+      run_dir: gets ``plots/<prefix><name>.png`` and ``plots/<prefix>loss.png``.
+      name: name of the score's plot (default: the score's).
+      loss: the metric of the loss, and its label.
+      prefix: of the files' names.
+      options: those of `plot_curves`, for both.
+    """
+    start, (metric, label) = run_dir / "plots", loss
+    plot_metric(
+        *(start / f"{prefix}{name or score.name}.png", directories, "valid", score.name),
+        y_label=score.label or score.name,
+        trivial=score.trivial,
+        y_limits=score.limits,
+        **options,
+    )
+    path = start / f"{prefix}loss.png"
+    plot_metric(path, directories, "train", metric, y_label=label, **options)
 
 
 def plot_curves(

@@ -237,7 +237,8 @@ def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
 
     After equal updates the score is that of the test stream at the end, if all have a test stream
     and the same last update; otherwise of the validation stream at the last common update. After
-    equal time it is that of the validation stream after the time of the fastest run.
+    equal time it is that of the validation stream after the time of the fastest run, as a share of
+    each run's own time: seeds that trained on their own may have been slower than others.
 
     Args:
       runs: by model; only common seeds are compared.
@@ -257,14 +258,19 @@ def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
         raise ValueError("the runs were not evaluated at any update in common")
     step = max(steps)
 
-    def at_updates(seed: SeedCurve) -> float:
+    def at_updates(seed: SeedCurve, run: Run) -> float:
+        del run
         value = seed.test if by_test else seed.values[seed.steps.index(step)]
         assert value is not None
         return value
 
     rows: list[dict[str, Any]] = []
-    for at, value in (("updates", at_updates), ("time", lambda seed: seed.after(budget))):
-        found = {name: [value(run.seeds[s]) for s in seeds] for name, run in runs.items()}
+
+    def at_time(seed: SeedCurve, run: Run) -> float:
+        return seed.after(budget / run.seconds * seed.seconds[-1])
+
+    for at, value in (("updates", at_updates), ("time", at_time)):
+        found = {name: [value(run.seeds[s], run) for s in seeds] for name, run in runs.items()}
         first = next(iter(found))
         for name, values in found.items():
             run, base = runs[name], found[first]

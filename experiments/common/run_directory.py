@@ -72,23 +72,41 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
 
 
 def _open_run(run_dir: Path, config: Any, resume: bool | None) -> None:
-    if not (run_dir / CONFIG_FILE).exists() and not resume:
-        _find_device()  # Before a directory is made.
-        with hold(run_dir):
-            if (run_dir / "checkpoints").exists():
-                raise RunExistsError(
-                    f"{run_dir} has checkpoints, but no {CONFIG_FILE} to say of what; put it back, "
-                    "or choose another --run-dir"
-                )
-            write_json(run_dir / CONFIG_FILE, as_json(config))
-    elif resume is False:
-        raise RunExistsError(
-            f"{run_dir} holds a run already; choose another --run-dir, or drop --fresh"
-        )
-    elif check_run(run_dir, config):
-        with hold(run_dir):
+    if may_open(run_dir, config, resume) == {}:
+        return
+    _find_device()  # Before a directory is made.
+    with hold(run_dir):
+        changes = may_open(run_dir, config, resume)  # Another process may have been there first.
+        if changes is None or changes:
             write_json(run_dir / CONFIG_FILE, as_json(config))
             (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+        if _goes_on(changes or {}):
+            (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+
+
+def may_open(
+    run_dir: Path, config: Any, resume: bool | None = None
+) -> dict[str, tuple[Any, Any]] | None:
+    """Checks that `open_run` accepts a directory and a config; writes nothing.
+
+    Returns:
+      The fields that change, see `check_run`; None for a new run.
+
+    Raises:
+      RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
+    """
+    if resume or (run_dir / CONFIG_FILE).exists():
+        if resume is False:
+            raise RunExistsError(
+                f"{run_dir} holds a run already; choose another --run-dir, or drop --fresh"
+            )
+        return check_run(run_dir, config)
+    if (run_dir / "checkpoints").exists():
+        raise RunExistsError(
+            f"{run_dir} has checkpoints, but no {CONFIG_FILE} to say of what; put it back, "
+            "or choose another --run-dir"
+        )
+    return None
 
 
 def check_run(run_dir: Path, config: Any) -> dict[str, tuple[Any, Any]]:
@@ -136,9 +154,12 @@ def is_finished(run_dir: Path, config: Any) -> bool:
     Raises:
       RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
     """
-    changes = {name.rpartition(".")[2] for name in check_run(run_dir, config)}
-    is_other = changes & {"steps", "target", "eval_samples"}
-    return not is_other and (run_dir / SUMMARY_FILE).exists()
+    return not _goes_on(check_run(run_dir, config)) and (run_dir / SUMMARY_FILE).exists()
+
+
+def _goes_on(changes: Mapping[str, Any]) -> bool:
+    """Whether a finished run with these changes is not finished."""
+    return not {"steps", "target", "eval_samples"}.isdisjoint(n.rpartition(".")[2] for n in changes)
 
 
 @contextlib.contextmanager

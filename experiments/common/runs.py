@@ -5,12 +5,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.common import loop
-from experiments.common.problem import Problem
-from experiments.common.records import write_json
-from experiments.common.run_directory import SUMMARY_FILE, check_run, open_run, write_evaluation
+import jax
 
-KeyT = TypeVar("KeyT")
+from experiments.common import loop, parallel
+from experiments.common.problem import Problem, Score
+from experiments.common.records import write_json
+from experiments.common.run_directory import (
+    SUMMARY_FILE,
+    check_run,
+    may_open,
+    open_run,
+    write_evaluation,
+)
+
+KeyT = TypeVar("KeyT", str, tuple[str, str])
 
 
 def list_runs(config: Any, models: tuple[str, ...], run_dir: Path) -> dict[str, tuple[Path, Any]]:
@@ -25,41 +33,64 @@ def train_runs(
     run_dir: Path,
     make_problem: Callable[[Any], Problem],
     finish: Callable[..., Mapping[str, Any]],
-    plot: Callable[[Mapping[str, Path], Path], Any],
+    plot: Callable[[Mapping[str, Path], Path, Score], Any],
+    **options: Any,
+) -> dict[str, Any]:
+    """Trains or resumes runs of an experiment's models, see `train_each`.
+
+    Writes plots and ``summary.json`` of each and of all, the latter into `run_dir`.
+    """
+    scores: list[Score] = []
+
+    def draw(directories: Mapping[str, Path], to: Path, score: Score) -> None:
+        plot(directories, to, score)
+        scores.append(score)
+
+    summary = train_each(runs, make_problem, finish, draw, **options)
+    if len(runs) > 1:
+        plot({name: directory for name, (directory, _) in runs.items()}, run_dir, scores[0])
+        write_json(run_dir / SUMMARY_FILE, summary)
+    return summary
+
+
+def train_each(
+    runs: Mapping[KeyT, tuple[Path, Any]],
+    make_problem: Callable[[Any], Problem],
+    finish: Callable[..., Mapping[str, Any]],
+    plot: Callable[[Mapping[KeyT, Path], Path, Score], Any],
     *,
     begin: Callable[[Path], Any] = lambda directory: None,
     resume: bool | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Trains or resumes runs; writes plots and ``summary.json`` of each and of all.
+) -> dict[KeyT, Any]:
+    """Trains or resumes runs, one after the other; writes plots and ``summary.json`` of each.
 
     Args:
-      runs: directory and config by model.
-      run_dir: the directory of all.
-      make_problem: ``make_problem(config)``; its errors come before a directory is created.
+      runs: directory and config by model, or by task and model.
+      make_problem: ``make_problem(config)``; its errors come before a directory is created, as do
+        those of directories that do not fit.
       finish: ``finish(summary, directory, config, outcome)`` returns more numbers of the summary.
-      plot: ``plot(directories by model, run_dir)``.
+      plot: ``plot({name: directory}, directory, score)``.
       begin: ``begin(directory)``, after a run was opened.
       resume: see `experiments.common.run_directory.open_run`.
       progress: whether to draw a progress bar.
 
     Returns:
-      The summary of each model.
+      The summaries.
     """
     problems = {name: make_problem(config) for name, (_, config) in runs.items()}
-    for directory, config in runs.values():
+    parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
+    until = loop.end_of(next(iter(runs.values()))[1].train)
+    summary: dict[KeyT, Any] = {}
+    for name, (directory, config) in runs.items():
         open_run(directory, config, resume)
         begin(directory)
-    summary: dict[str, Any] = {}
-    for name, (directory, config) in runs.items():
-        outcome = loop.train(problems[name], config.train, directory, name, progress)
-        summary[name] = loop.summarise(outcome, config.train)
+        label = name if isinstance(name, str) else ", ".join(name)
+        outcome = loop.train(problems[name], config.train, directory, label, progress, until)
+        summary[name] = summarise(outcome, config.train)
         summary[name] |= finish(summary[name], directory, config, outcome)
-        plot({name: directory}, directory)
+        plot({name: directory}, directory, problems[name].score)
         write_json(directory / SUMMARY_FILE, summary[name])
-    if len(runs) > 1:
-        plot({name: directory for name, (directory, _) in runs.items()}, run_dir)
-        write_json(run_dir / SUMMARY_FILE, summary)
     return summary
 
 
@@ -92,3 +123,30 @@ def evaluate_runs(
         results[name] = {**result, **finish(result)}
         write_evaluation(directory, results[name])
     return results
+
+
+def summarise(outcome: loop.Outcome, config: Any) -> dict[str, Any]:
+    """The numbers of a finished run for tables.
+
+    The parameters of the recurrent core are those named ``cell``.
+    """
+    params: Any = outcome.state.params
+    cell = params["params"].get("cell") if "params" in params else None
+    core = {} if cell is None else {"core_parameters": _count(cell)}
+    test: Mapping[str, Any] = {} if outcome.test is None else {"test": outcome.test}
+    return {
+        "steps": int(outcome.state.step),
+        "seeds": list(config.seeds),
+        "parameters": _count(params),
+        **core,
+        "train_seconds": round(outcome.seconds, 1),
+        "wall_seconds": round(outcome.wall_seconds, 1),
+        "score": {"name": outcome.score.name, "goal": outcome.score.goal},
+        "evaluation": outcome.metrics,
+        **test,
+    }
+
+
+def _count(params: Any) -> int:
+    """The number of parameters of one seed."""
+    return sum(leaf[0].size for leaf in jax.tree.leaves(params))

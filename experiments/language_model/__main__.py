@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.cli import RunOptions, parse, run_command
-from experiments.language_model.config import PRESETS
+from experiments.common.train_config import TrainConfig
+from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.train import TITLES, TOKENS_DIR, evaluate, train
 
 DESCRIPTION = """Language modelling: predicts the next token of a text. Trains the Relational
@@ -27,11 +28,16 @@ class Options(RunOptions):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    config, options = parse(PRESETS, "language_model", DESCRIPTION, args, Options())
+    config, options = parse(PRESETS, "language_model", DESCRIPTION, args, Options(), _check)
     trains, evaluates = (
         functools.partial(each, tokens_dir=options.tokens_dir) for each in (train, evaluate)
     )
     return run_command(config, options, trains, evaluates, describe)
+
+
+def _check(config: Config) -> None:
+    if config.train.eval_samples != TrainConfig.eval_samples:
+        raise ValueError("eval_samples must be left as it is: evaluations read whole texts")
 
 
 def describe(results: Mapping[str, Any]) -> str:

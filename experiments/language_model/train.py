@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.cells import TITLES as TITLES
-from experiments.common.plots import plot_metric
-from experiments.common.problem import Params, Problem
+from experiments.common.plots import plot_score
+from experiments.common.problem import Params, Problem, Score
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
 from experiments.language_model.model import make_model
-from experiments.language_model.problem import make_problem, per_unit, unigram_nats, unit_of
+from experiments.language_model.problem import make_problem, per_unit, unit_of
 from experiments.language_model.sampling import Choice, Writer
 
 MODELS = ("rmc", "lstm")
@@ -45,7 +45,7 @@ def train(
         run_dir,
         lambda one: with_samples(one, tokens),
         lambda summary, *_: {"by_unit": by_unit(tokens, summary)},
-        lambda directories, to: plot(tokens, directories, to),
+        lambda directories, to, score: plot(tokens, directories, to, score),
         begin=lambda directory: keep_text(directory, tokens),
         resume=resume,
         progress=progress,
@@ -113,19 +113,8 @@ def keep_text(run_dir: Path, tokens: Tokens) -> None:
     write_json(run_dir / VOCABULARY_FILE, tokens.vocabulary.state())
 
 
-def plot(tokens: Tokens, directories: Mapping[str, Path], run_dir: Path) -> list[Path]:
+def plot(tokens: Tokens, directories: Mapping[str, Path], run_dir: Path, score: Score) -> None:
     """Draws the losses of all models and seeds from their metrics files."""
     title = f"Language modelling: {tokens.manifest['sources'][0]['name'].split('.')[0]}"
-    return [
-        plot_metric(
-            *(run_dir / "plots" / "valid.png", directories, "valid", "nats"),
-            title=title,
-            y_label=f"nats per {unit_of(tokens)} of the validation text",
-            trivial=unigram_nats(tokens),
-        ),
-        plot_metric(
-            *(run_dir / "plots" / "loss.png", directories, "train", "nats"),
-            title=title,
-            y_label=f"training loss (nats per {unit_of(tokens)})",
-        ),
-    ]
+    loss = ("nats", f"training loss (nats per {unit_of(tokens)})")
+    plot_score(score, directories, run_dir, name="valid", loss=loss, title=title)

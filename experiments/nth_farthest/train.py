@@ -7,8 +7,8 @@ from typing import Any
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
 from experiments.common.metrics import curve, first_step_at, read_metrics
-from experiments.common.plots import plot_metric
-from experiments.common.problem import Problem
+from experiments.common.plots import plot_score
+from experiments.common.problem import Problem, Score
 from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.nth_farthest import problem
 from experiments.nth_farthest.config import Config
@@ -35,7 +35,7 @@ def train(
         run_dir,
         make_problem,
         lambda summary, directory, *_: {"steps_to": steps_to_thresholds(directory)},
-        lambda directories, to: plot(config, directories, to),
+        lambda directories, to, score: plot(config, directories, to, score),
         resume=resume,
         progress=progress,
     )
@@ -46,32 +46,18 @@ def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:
     return evaluate_runs(list_runs(config, MODELS, run_dir), make_problem)
 
 
-def plot(config: Config, directories: Mapping[str, Path], run_dir: Path) -> list[Path]:
+def plot(config: Config, directories: Mapping[str, Path], run_dir: Path, score: Score) -> None:
     """Draws accuracy and loss of all models and seeds from their metrics files.
 
     The shaded stages are those of the first model and seed.
     """
-    task = nth_farthest.Config(config.task.num_objects, config.task.num_features)
+    task = config.task
     first, directory = next(iter(directories.items()))
     bands = stage_bands(read_metrics(directory))
     title = f"Nth Farthest, {task.num_objects} objects of {task.num_features} features"
     if bands and len(directories) > 1:
         title += f"\nnumbers: stages of the {TITLES[first]}, seed {config.train.seed}"
-    shared: dict[str, Any] = {"title": title, "bands": bands}
-    return [
-        plot_metric(
-            *(run_dir / "plots" / "accuracy.png", directories, "valid", "accuracy"),
-            y_label="accuracy on fresh sequences",
-            trivial=task.trivial_accuracy,
-            y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
-            **shared,
-        ),
-        plot_metric(
-            *(run_dir / "plots" / "loss.png", directories, "train", "loss"),
-            y_label="training loss (nats)",
-            **shared,
-        ),
-    ]
+    plot_score(score, directories, run_dir, title=title, bands=bands)
 
 
 def stage_bands(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:

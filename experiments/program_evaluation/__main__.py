@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.cli import RunOptions, parse, run_command
-from experiments.program_evaluation import table
 from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.train import TITLES, check, evaluate, train
 
 DESCRIPTION = """Program evaluation and memorization: reads a program or a number, character by
 character, and writes the answer. Trains the Relational Memory Core and the other models, one after
-the other, and plots them. Options override the preset's defaults. The command `table`, before all
-options, trains missing runs, several at once, and prints the paper's Table 1."""
+the other, and plots them. Options override the preset's defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +28,6 @@ class Options(RunOptions):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    args = list(sys.argv[1:] if args is None else args)
-    if args[:1] == ["table"]:
-        return table.main(args[1:])
     config, options = parse(
         *(PRESETS, "program_evaluation", DESCRIPTION, args, Options(), check, default_dir)
     )

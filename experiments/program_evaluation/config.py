@@ -1,8 +1,8 @@
 """Options and presets of program evaluation.
 
-``quick``: ``python -m experiments.program_evaluation table``; 2 CPU cores.
-``paper``: ``python -m experiments.program_evaluation table --preset paper``; the paper's sizes, for
-a GPU. README.md has results and the hardware they were measured on.
+``quick``: ``python -m experiments.program_evaluation``; 2 CPU cores.
+``paper``: ``python -m experiments.program_evaluation --preset paper``; the paper's sizes, for a
+GPU. README.md has results and the hardware they were measured on.
 """
 
 import dataclasses

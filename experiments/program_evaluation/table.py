@@ -1,28 +1,42 @@
-"""The paper's Table 1 and ours: ``python -m experiments.program_evaluation table --help``."""
+"""Table 1: ``python -m experiments.program_evaluation.table DIR``.
 
+Collects the sweeps in ``DIR/<task>`` and ``DIR/<task>-<variant>``, which README.md lists, in
+``experiments/results/program_evaluation/quick.json``, with a report and plots beside it.
+Models without a sweep there keep their numbers, so a table may be made from runs on several
+machines. `experiments.conclusions` writes the documents' tables from that file.
+"""
+
+import argparse
 import dataclasses
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common import markdown
-from experiments.common.cli import DirectoryOptions, exit_code, parse
-from experiments.common.environment import describe_environment
-from experiments.common.launch import run_commands
-from experiments.common.metrics import curve, read_metrics
-from experiments.common.options import changed_options
+from experiments.common.cli import exit_code
+from experiments.common.metrics import METRICS_FILE
+from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
-from experiments.common.results import without_place
-from experiments.common.run_directory import SUMMARY_FILE, is_finished, read_environment
-from experiments.program_evaluation.config import PRESETS, Config
+from experiments.common.report import Run, compare, run_of
+from experiments.common.results import RESULTS
+from experiments.common.results import collect as collect_run
+from experiments.common.run_directory import SUMMARY_FILE, read_environment
+from experiments.program_evaluation.config import PRESETS, TASKS
 from experiments.program_evaluation.data import make_task
-from experiments.program_evaluation.train import TITLES, check, nested_runs, plot
+from experiments.sweep import name_of
 
-DESCRIPTION = """The paper's Table 1: trains every model on every task, several at once, skips
-finished runs, then prints and saves the table beside the paper's. Options apply to every run."""
-
-# Table 1 of the paper: test accuracy of characters in percent, at nesting 2 and length 5.
+NAME = "program_evaluation/quick"
+TITLES = {
+    ("", "lstm"): "LSTM",
+    ("", "entnet"): "EntNet",
+    ("", "dnc"): "DNC",
+    ("", "rmc"): "RMC, gates per unit",
+    ("-slot", "rmc"): "RMC, gates per slot",
+    ("-wide", "rmc"): "RMC, 96 units a slot",
+}
+"""The rows by suffix of the sweep's name and model; the first is the one compared with."""
 PAPER = {
     "addition": {"lstm": 99.8, "entnet": 98.4, "dnc": 99.4, "rmc": 99.9},
     "control": {"lstm": 97.4, "entnet": 98.0, "dnc": 83.8, "rmc": 99.6},
@@ -31,209 +45,202 @@ PAPER = {
     "reverse": {"lstm": 99.7, "entnet": 100.0, "dnc": 100.0, "rmc": 100.0},
     "double": {"lstm": 99.7, "entnet": 62.3, "dnc": 100.0, "rmc": 99.8},
 }
+"""Table 1 of the paper: characters right in percent, at nesting 2 and length 5."""
+PLOTTED = ("control", "program")
+"""The tasks with a plot: those that the models do not solve."""
 MISSING = "-"
 
-Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""The numbers of runs by task and model, see `collect`."""
+Kept = Mapping[str, Any]
+"""The numbers, see `collect`."""
+_NO_SWEEP: Kept = {"git_commits": [], "settings": [], "final": {}}
 
 
-@dataclasses.dataclass(frozen=True)
-class TableOptions(DirectoryOptions):
-    """Where and how to run; the numbers do not depend on it."""
-
-    run_dir: Path | None = None
-    """Directory of the table and its plots, with the runs in <task>/<model> below it. Finished runs
-    in an existing directory are skipped, others resume. Default:
-    runs/program_evaluation/<preset>."""
-    jobs: int = 1
-    """Runs at once. Several use one CPU thread each; a single one uses all threads."""
-    train: bool = True
-    """Train missing runs. --no-train makes the table of finished runs."""
-
-    def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
-
-
-def main(args: Sequence[str]) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    config, options = parse(
-        PRESETS,
-        "program_evaluation table",
-        DESCRIPTION,
-        args,
-        TableOptions(),
-        check,
-        lambda config: Path(config.preset),
-    )
-    run_dir = options.run_dir
-    assert run_dir is not None
-    codes: dict[Path, int] = {}
+    parser = argparse.ArgumentParser(prog="python -m experiments.program_evaluation.table")
+    parser.add_argument("directory", type=Path, help="the directory of the sweeps")
+    directory = parser.parse_args(args).directory
 
     def action() -> None:
-        if options.train:
-            finished = find_finished(config, run_dir)
-            commands = {
-                directory: command_of(one, directory)
-                for names, (directory, one) in nested_runs(config, run_dir).items()
-                if names not in finished
-            }
-            codes.update(run_commands(commands, options.jobs, options.progress))
-        print(make_table(config, run_dir))
-        print(f"Also in {run_dir / 'table.md'}, table.json and plots")
+        target = RESULTS / f"{NAME}.json"
+        kept = collect(directory)
+        if target.exists():
+            kept["sweeps"] = merge(read_json(target)["sweeps"], kept["sweeps"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, kept)
+        write_text(target.with_suffix(".md"), report(kept))
+        for task in PLOTTED:
+            plot(kept, task, target.with_name(f"{target.stem}_{task}.png"))
+        print(f"wrote {target}")
 
-    code = exit_code(action)
-    return code or next(filter(None, codes.values()), 0)
+    return exit_code(action)
 
 
-def make_table(config: Config, run_dir: Path) -> str:
-    """Makes the table and the plots of the runs that are finished.
+def collect(directory: Path) -> dict[str, Any]:
+    """Trivial and paper's scores, and the settings, final runs and commits of each sweep.
+
+    Raises:
+      FileNotFoundError: there is no finished sweep.
+    """
+    sweeps = {}
+    for task in TASKS:
+        for name in dict.fromkeys(task + suffix for suffix, _ in TITLES):
+            if (directory / name / "sweep.json").exists():
+                sweeps[name] = _collect_sweep(directory / name)
+    if not sweeps:
+        raise FileNotFoundError(f"no finished sweep of {', '.join(TASKS)} in {directory}")
+    quick = PRESETS["quick"]
+    trivial = {t: make_task(dataclasses.replace(quick, task=t)).trivial_accuracy() for t in TASKS}
+    return {"trivial": trivial, "paper": PAPER, "sweeps": sweeps}
+
+
+def merge(kept: Kept, found: Kept) -> dict[str, Any]:
+    """Joins sweeps by name: models of ``found`` replace those of ``kept``."""
+    names = [task + suffix for task in TASKS for suffix in dict.fromkeys(s for s, _ in TITLES)]
+    models = [model for _, model in TITLES]
+    joined = {}
+    for name in names:
+        new, old = (sweeps.get(name, _NO_SWEEP) for sweeps in (found, kept))
+        replaced = {row["model"] for row in new["settings"]}
+        stay = [row for row in old["settings"] if row["model"] not in replaced]
+        settings = sorted([*stay, *new["settings"]], key=lambda row: models.index(row["model"]))
+        commits = {*new["git_commits"], *(old["git_commits"] if stay else ())}
+        final = {m: run for m, run in old["final"].items() if m not in replaced} | new["final"]
+        if settings:
+            joined[name] = {"git_commits": sorted(commits), "settings": settings}
+            joined[name]["final"] = dict(sorted(final.items()))
+    return joined
+
+
+def _collect_sweep(directory: Path) -> dict[str, Any]:
+    settings, final = read_json(directory / "sweep.json"), {}
+    for best in (row for row in settings if row.get("best")):
+        pattern = f"{best['model']}/final_*,{name_of(best['setting'])}/{SUMMARY_FILE}"
+        found = {int(p.parent.name[6:].partition(",")[0]): p for p in directory.glob(pattern)}
+        if found:  # Of most seeds; other settings may have been the best before.
+            final[best["model"]] = collect_run(found[max(found)].parent)
+    runs = [path.parent for path in directory.glob(f"*/*/{METRICS_FILE}")]
+    commits = {commit for run in runs for commit in read_environment(run)["git_commits"]}
+    return {"git_commits": sorted(commits), "settings": settings, "final": final}
+
+
+def scores(kept: Kept, paper: bool = False) -> str:
+    """A table of the final runs' test scores in percent, after equal updates.
 
     Args:
-      config: the config of all runs.
-      run_dir: the parent directory of ``<task>/<model>``.
-
-    Returns:
-      The table in Markdown; also written to ``table.md``, and with all numbers to ``table.json``.
+      kept: the numbers.
+      paper: give the paper's scores in parentheses, not the range of the seeds.
     """
-    runs = collect(config, run_dir)
-    trivial: dict[str, float] = {}
-    for task in config.tasks:
-        one = dataclasses.replace(config, task=task)
-        trivial[task] = make_task(one).trivial_accuracy()
-        directories = {
-            model: run_dir / task / model for model in config.models if model in runs[task]
-        }
-        if directories:
-            plot(task, directories, run_dir, trivial[task], prefix=f"{task}_")
-    text = to_markdown(config, runs, trivial)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "table.md", text)
-    environment = describe_environment()
-    environment["command"] = without_place(environment["command"])
-    content = {
-        "environment": environment,
-        "config": dataclasses.asdict(config),
-        "paper": PAPER,
-        "trivial_accuracy": trivial,
-        "runs": runs,
-    }
-    write_json(run_dir / "table.json", content)
-    return text
+    compared = {task: _compared(kept, task, "updates") for task in TASKS}
+    lines = []
+    for (_, model), title in TITLES.items():
+        found = [compared[task].get(title) for task in TASKS]
+        if any(found):
+            beside = [f"{PAPER[task][model]}" if paper else None for task in TASKS]
+            lines.append([title, *map(_score, found, beside)])
+    lines.append(["trivial", *(_percent(kept["trivial"][task]) for task in TASKS)])
+    return markdown.table(["characters right, %", *TASKS], lines)
 
 
-def command_of(config: Config, run_dir: Path) -> list[str]:
-    """The command that trains `config` in `run_dir`.
-
-    >>> config = dataclasses.replace(PRESETS["quick"], task="copy", model="rmc")
-    >>> " ".join(command_of(config, Path("runs/a"))[3:])
-    '--preset quick --task copy --model rmc --run-dir runs/a --no-progress'
-    """
-    options = changed_options(config, PRESETS[config.preset])
-    return [
-        *(sys.executable, "-m", "experiments.program_evaluation"),
-        *("--preset", config.preset, *options, "--run-dir", str(run_dir), "--no-progress"),
-    ]
-
-
-def find_finished(config: Config, run_dir: Path) -> dict[tuple[str, str], Path]:
-    """The directories of runs that are finished with this config, by task and model.
-
-    Raises:
-      ConfigMismatchError: a run there has another config.
-    """
-    finished = {}
-    for names, (directory, one) in nested_runs(config, run_dir).items():
-        if (directory / SUMMARY_FILE).exists() and is_finished(directory, one):
-            finished[names] = directory
-    return finished
+def verdicts(kept: Kept) -> str:
+    """A table of the tasks on which models are better or worse than the LSTM."""
+    base, *others = TITLES.values()
+    head = [f"against the {base}"]
+    found: dict[str, list[str]] = {title: [] for title in others}
+    for at in ("updates", "time"):
+        compared = {task: _compared(kept, task, at) for task in TASKS}
+        for verdict in ("better", "worse"):
+            head.append(f"{verdict}, equal {at}")
+            for title, cells in found.items():
+                tasks = [t for t in TASKS if compared[t].get(title, {}).get("verdict") == verdict]
+                cells.append(", ".join(tasks) or MISSING)
+    ran = {title for task in TASKS for title in _compared(kept, task, "updates")}
+    return markdown.table(head, ([t, *cells] for t, cells in found.items() if t in ran))
 
 
-def collect(config: Config, run_dir: Path) -> Runs:
-    """By task and model: summary, environment and curve of every finished run.
-
-    Raises:
-      ConfigMismatchError: a run there has another config.
-    """
-    runs: dict[str, dict[str, Any]] = {task: {} for task in config.tasks}
-    for (task, model), directory in find_finished(config, run_dir).items():
-        curves = curve(read_metrics(directory), "valid", "accuracy")
-        environment = read_environment(directory)
-        environment["command"] = without_place(environment["command"])
-        runs[task][model] = {
-            "summary": read_json(directory / SUMMARY_FILE),
-            "environment": environment,
-            "accuracy": {
-                str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
-                for seed, (steps, values) in curves.items()
-            },
-        }
-    return runs
-
-
-def to_markdown(config: Config, runs: Runs, trivial: Mapping[str, float]) -> str:
-    """The table, with settings and environment of the runs."""
-
-    def rows(read: Any) -> Iterator[tuple[str, list[str]]]:
-        for model in config.models:
-            cells = [runs[t].get(model) for t in config.tasks]
-            yield TITLES[model], [MISSING if run is None else read(run) for run in cells]
-
-    def accuracy(name: str) -> Any:
-        return lambda run: _percent(run["summary"]["evaluation"][name])
-
-    paper = [
-        (f"{TITLES[m]}, paper", [str(PAPER.get(t, {}).get(m, MISSING)) for t in config.tasks])
-        for m in config.models
-    ]
-    floor = ("Trivial", [f"{100 * trivial[task]:.1f}" for task in config.tasks])
-    best = rows(lambda run: _percent(run["summary"]["best_accuracy"]))
+def report(kept: Kept) -> str:
+    """The scores of all rates, and the differences from the LSTM with their intervals."""
+    rates: dict[tuple[str, str], dict[str, float]] = {}
+    for task, suffix, sweep in _sweeps(kept):
+        for row in sweep["settings"]:
+            rate, *others = sorted(row["setting"].items(), key=lambda x: x[0] != "learning-rate")
+            title = ", ".join([TITLES[suffix, row["model"]], *(value for _, value in others)])
+            rates.setdefault((task, title), {})[rate[1]] = statistics.fmean(row["test"])
+    columns = sorted({rate for found in rates.values() for rate in found}, key=float)
     parts = {
-        "Characters right (%), best evaluation": [*best, floor, *paper],
-        "Characters right (%), last evaluation": rows(accuracy("accuracy")),
-        "Whole answers right (%), last evaluation": rows(accuracy("sequence_accuracy")),
-        "Parameters (of which the core's)": rows(
-            lambda run: "{parameters:,} ({core_parameters:,})".format(**run["summary"])
-        ),
-        "Minutes per run": rows(lambda run: f"{run['summary']['wall_seconds'] / 60:.1f}"),
-    }
-    blocks = [
-        markdown.table([title, *config.tasks], ([name, *cells] for name, cells in lines))
-        for title, lines in parts.items()
-    ]
-    return "\n\n".join([*blocks, _describe(config, runs)]) + "\n"
-
-
-def _percent(values: Sequence[float]) -> str:
-    """The mean over seeds, and the range of several."""
-    percents = [100 * value for value in values]
-    mean = f"{sum(percents) / len(percents):.1f}"
-    if len(percents) == 1:
-        return mean
-    return f"{mean} ({min(percents):.1f} to {max(percents):.1f})"
-
-
-def _describe(config: Config, runs: Runs) -> str:
-    """Difficulty, training, hardware and commit, in sentences."""
-    hard, train = config.difficulty, config.train
-    samples = -(-train.eval_samples // train.batch_size) * train.batch_size
-    lines = [
-        f"Ours: programs of length {hard.length} and nesting {hard.nesting}, memorization of "
-        f"length {hard.memorization_length}; curriculum {hard.curriculum}; decoding "
-        f"{config.decoding}; {train.steps:,} updates of {train.batch_size} samples, learning rate "
-        f"{train.learning_rate:g}; seeds {', '.join(map(str, train.seeds))}; evaluations on "
-        f"{samples:,} samples at full difficulty. The paper's: length 5, nesting 2, 200,000 "
-        "updates of 128 samples.",
-    ]
-    made = [run["environment"] for models in runs.values() for run in models.values()]
-    if made:
-        hardware = _distinct(
-            f"{e['processor']}, {e['cpu_cores']} cores, {e['device']}" for e in made
+        "Characters right on the test stream (%), by rate": markdown.table(
+            ["task", "model", *columns],
+            (
+                [*key, *(_percent(found.get(rate)) for rate in columns)]
+                for key, found in rates.items()
+            ),
         )
-        commits = _distinct(commit for e in made for commit in e["git_commits"])
-        lines.append(f"Hardware: {hardware}. Commit: {commits}.")
-    return "\n".join(lines)
+    }
+    for at, what in (("updates", "test stream"), ("time", "validation stream")):
+        lines = [
+            [task, title, _score(row), _difference(row), row.get("verdict", MISSING)]
+            for task in TASKS
+            for title, row in _compared(kept, task, at).items()
+        ]
+        head = ["task", "model", f"characters right ({what})", "difference, 95 %", "verdict"]
+        parts[f"Fresh seeds, after equal {at}"] = markdown.table(head, lines)
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items()) + "\n"
 
 
-def _distinct(values: Iterator[str]) -> str:
-    return "; ".join(dict.fromkeys(values))
+def plot(kept: Kept, task: str, path: Path) -> None:
+    """Draws the learning curves of the final runs on a task, if there are any."""
+    curves = {
+        title: {seed: (one.steps, one.values) for seed, one in run.seeds.items()}
+        for title, run in _finals(kept, task).items()
+    }
+    if curves:
+        y_label = "characters right, validation stream"
+        plot_curves(path, curves, title=task, y_label=y_label, trivial=kept["trivial"][task])
+
+
+def _sweeps(kept: Kept) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Task, suffix and numbers of each sweep."""
+    for name, sweep in kept["sweeps"].items():
+        task, dash, variant = name.partition("-")
+        yield task, dash + variant, sweep
+
+
+def _finals(kept: Kept, task: str) -> dict[str, Run]:
+    """The final runs on a task by title, that of the LSTM first."""
+    found = {
+        TITLES[suffix, model]: run_of(record)
+        for of, suffix, sweep in _sweeps(kept)
+        for model, record in sweep["final"].items()
+        if of == task
+    }
+    return {title: found[title] for title in TITLES.values() if title in found}
+
+
+def _compared(kept: Kept, task: str, at: str) -> dict[str, dict[str, Any]]:
+    """The final runs on a task compared with the LSTM, see `report.compare`, by title."""
+    runs = _finals(kept, task)
+    rows = compare(runs) if TITLES["", "lstm"] in runs else []
+    return {row["model"]: row for row in rows if row["at"] == at}
+
+
+def _score(row: Mapping[str, Any] | None, beside: str | None = None) -> str:
+    """The mean over seeds in percent, and in parentheses their range or something else."""
+    if row is None:
+        return MISSING
+    low, high = (_percent(pick(row["values"])) for pick in (min, max))
+    return f"{_percent(row['mean'])} ({beside or f'{low} to {high}'})"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    if "difference" not in row:
+        return MISSING
+    low, high = (f"{100 * end:+.1f}" for end in row["interval"])
+    return f"{100 * row['difference']:+.1f} ({low} to {high})"
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,18 +1,15 @@
 """Training of one or all models on one or all tasks."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common import loop
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.cells import recipe
-from experiments.common.metrics import read_curves
-from experiments.common.plots import plot_metric
-from experiments.common.problem import Problem
-from experiments.common.records import write_json
-from experiments.common.run_directory import SUMMARY_FILE, open_run
-from experiments.common.runs import evaluate_runs
+from experiments.common.plots import plot_score
+from experiments.common.problem import Problem, Score
+from experiments.common.runs import evaluate_runs, train_each
 from experiments.program_evaluation import problem
 from experiments.program_evaluation.config import Config
 from experiments.program_evaluation.data import make_task
@@ -47,24 +44,16 @@ def train(
       ``summary.json`` of each run.
     """
     runs = list_runs(config, run_dir)
-    check(config)  # Errors come before a directory is created.
-    for directory, one in runs.values():
-        open_run(directory, one, resume)
-    summaries: dict[str, Any] = {task: {} for task in config.tasks}
-    for (task, model), (directory, one) in runs.items():
-        made = make_problem(one)
-        name = f"{task}, {model}"
-        outcome = loop.train(made, one.train, directory, name, progress)
-        summary = summarise(outcome, one, directory, float(made.score.trivial or 0))
-        plot(task, {model: directory}, directory, float(made.score.trivial or 0))
-        write_json(directory / SUMMARY_FILE, summary)
-        summaries[task][model] = summary
-    if not config.is_single:
-        for task in config.tasks:
-            trivial = next(iter(summaries[task].values()))["trivial_accuracy"]
-            directories = {model: runs[task, model][0] for model in config.models}
-            plot(task, directories, run_dir, trivial, prefix=f"{task}_")
-    return summaries
+
+    def finish(summary: Any, directory: Path, one: Config, outcome: Any) -> dict[str, float]:
+        return {"trivial_accuracy": make_task(one).trivial_accuracy()}
+
+    found = train_each(runs, make_problem, finish, plot, resume=resume, progress=progress)
+    for task in config.tasks if not config.is_single else ():
+        of_task = {names: directory for names, (directory, _) in runs.items() if names[0] == task}
+        trivial = found[task, config.models[0]]["trivial_accuracy"]
+        plot(of_task, run_dir, problem.score_of(trivial), prefix=f"{task}_")
+    return {task: {model: found[task, model] for model in config.models} for task in config.tasks}
 
 
 def check(config: Config) -> None:
@@ -88,11 +77,6 @@ def list_runs(config: Config, run_dir: Path) -> Runs:
     """The run's directory and config for each task and model of a config."""
     if config.is_single:
         return {(config.task, config.model): (run_dir, config)}
-    return nested_runs(config, run_dir)
-
-
-def nested_runs(config: Config, run_dir: Path) -> Runs:
-    """As `list_runs`, but a single run is also in ``<task>/<model>``."""
     return {
         (task, model): (
             run_dir / task / model,
@@ -103,33 +87,16 @@ def nested_runs(config: Config, run_dir: Path) -> Runs:
     }
 
 
-def summarise(
-    outcome: loop.Outcome, config: Config, run_dir: Path, trivial_accuracy: float
-) -> dict[str, Any]:
-    """The numbers of a finished run for tables."""
-    curves = read_curves(run_dir, "accuracy", config.train.seeds)
-    summary = loop.summarise(outcome, config.train)
-    summary["best_accuracy"] = [max(curves[seed][1]) for seed in config.train.seeds]
-    summary["trivial_accuracy"] = trivial_accuracy
-    return summary
-
-
 def plot(
-    task: str, directories: dict[str, Path], run_dir: Path, trivial: float, prefix: str = ""
-) -> list[Path]:
-    """Draws accuracy and loss of all models and seeds from their metrics files."""
-    start, title = run_dir / "plots", f"Program evaluation: {task}"
-    return [
-        plot_metric(
-            *(start / f"{prefix}accuracy.png", directories, "valid", "accuracy"),
-            title=title,
-            y_label="characters right, at full difficulty",
-            trivial=trivial,
-            y_limits=(0.0, 1.02),  # Otherwise a curve at 1 would be on the frame.
-        ),
-        plot_metric(
-            *(start / f"{prefix}loss.png", directories, "train", "loss"),
-            title=title,
-            y_label="training loss (nats per character)",
-        ),
-    ]
+    directories: Mapping[tuple[str, str], Path], run_dir: Path, score: Score, prefix: str = ""
+) -> None:
+    """Draws accuracy and loss of all models and seeds on a task from their metrics files."""
+    task, _ = next(iter(directories))
+    plot_score(
+        score,
+        {model: directory for (_, model), directory in directories.items()},
+        run_dir,
+        title=f"Program evaluation: {task}",
+        loss=("loss", "training loss (nats per character)"),
+        prefix=prefix,
+    )

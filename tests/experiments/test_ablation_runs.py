@@ -22,7 +22,7 @@ def grid(tmp_path):
 def test_what_is_done_is_skipped_and_the_rest_is_trained(grid, monkeypatch, capsys):
     trained = []
 
-    def train(row, run_dir, progress):
+    def train(row, run_dir, progress, until):
         trained.append(row.row)
         make_run(grid, row.row, [0.9, 0.9])
         return json.loads((run_dir / "summary.json").read_text())
@@ -54,7 +54,7 @@ def test_stopped_rows_go_on_and_the_next_ones_wait(tmp_path, monkeypatch, capsys
     """Ctrl-C ends the grid with its exit code; the same command goes on with the row it was at."""
     trained = []
 
-    def train(problem, config, run_dir, name, progress):
+    def train(problem, config, run_dir, name, progress, until):
         trained.append(name)
         raise loop.Interrupted("stopped at step 2")
 
@@ -82,7 +82,7 @@ def test_nan_is_a_result(tmp_path, monkeypatch):
 def test_a_base_that_failed_is_told_from_one_that_is_missing(tmp_path, monkeypatch, capsys):
     """Rows may be trained before the base; of a base whose loss was NaN there is no report."""
 
-    def train(row, run_dir, progress):
+    def train(row, run_dir, progress, until):
         make_run(tmp_path, row.row, [0.9, 0.9])
         return json.loads((run_dir / "summary.json").read_text())
 
@@ -100,8 +100,8 @@ def test_a_base_that_failed_is_told_from_one_that_is_missing(tmp_path, monkeypat
 def test_trains_rows_by_commands_of_their_own(tmp_path, monkeypatch, capsys):
     """One real row, its seeds side by side; then it is done. The command runs in this process."""
 
-    def run(commands, jobs, progress):
-        assert jobs == 2
+    def run(commands, jobs, progress, minutes):
+        assert (jobs, minutes) == (2, None)
         assert all(c[1:3] == ["-m", "experiments.ablations"] for c in commands.values())
         return {directory: main(command[3:]) for directory, command in commands.items()}
 

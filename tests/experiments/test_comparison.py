@@ -87,6 +87,22 @@ def test_seeds_of_one_config_are_put_together(tmp_path):
     assert rows[0]["seconds_per_update"] == pytest.approx(1 / 3)
 
 
+def test_of_a_sweep_only_fresh_seeds_count(tmp_path):
+    chosen = make_run(tmp_path / "rmc" / "learning-rate_1e-3")
+    assert find_runs([tmp_path]) == [chosen]
+    (tmp_path / "sweep.json").write_text("[]")
+    fresh = make_run(tmp_path / "rmc" / "final_2,learning-rate_1e-3")
+    assert find_runs([tmp_path]) == [fresh]
+
+
+def test_at_equal_time_the_fastest_is_at_its_end_with_each_seed(tmp_path):
+    for seed, seconds in enumerate((1.0, 1.01)):  # As seeds that trained on their own.
+        make_run(tmp_path / str(seed), accuracies={seed: [0.5, 0.7, 0.9]}, seconds_per_step=seconds)
+    make_run(tmp_path / "lstm", "lstm", seconds_per_step=5.0)
+    (row,) = (row for row in rows_of(tmp_path) if (row["at"], row["model"]) == ("time", "rmc"))
+    assert row["values"] == [0.9, 0.9]
+
+
 def test_a_seed_that_is_there_twice_is_an_error_that_names_both_runs(tmp_path, capsys):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b")

@@ -46,6 +46,13 @@ def test_large_pages_unless_the_environment_has_other_wishes(tmp_path, monkeypat
     assert (tmp_path / "log.txt").read_text().strip() == (own or "glibc.malloc.hugetlb=1")
 
 
+def test_after_its_minutes_nothing_starts_and_what_runs_is_stopped(tmp_path):
+    commands = {tmp_path / name: python("import time; time.sleep(60)") for name in "ab"}
+    with pytest.raises(Interrupted):
+        run_commands(commands, jobs=1, progress=False, minutes=0.01)
+    assert not (tmp_path / "b").exists()
+
+
 def test_no_more_than_asked_for_at_once(tmp_path):
     code = (
         "import pathlib, time; here = pathlib.Path({0!r}); mark = here / {1!r}; mark.touch(); "

@@ -47,6 +47,9 @@ def test_commands_are_understood(name, connected, monkeypatch):
     assert config.preset == "paper"
     assert str(run.run_dir) in ("/runs/a", "/runs/paper")
     assert asked == [connected]
+    # All 16 GPUs are used, as must be.
+    seeds, rows = parallel.divide(config.train.num_seeds, config.train.batch_size, 16)
+    assert seeds * rows == 16
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "ssh.sh"])

@@ -1,140 +1,249 @@
-"""Table 1 from runs in every state, and which runs are trained for it."""
+"""Table 1: made from sweeps, and quoted as it was measured."""
 
-import dataclasses
+import copy
 import json
-import sys
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.common.records import append_rows, write_json
+from experiments.common.records import write_json
+from experiments.common.report import difference
 from experiments.program_evaluation import PRESETS, table
-from experiments.program_evaluation.__main__ import main
-from experiments.program_evaluation.train import nested_runs
+from tests.experiments.toys import write_run
 
-CONFIG = dataclasses.replace(PRESETS["quick"], task="copy")
+KEPT = table.RESULTS / f"{table.NAME}.json"
+README = Path(table.__file__).with_name("README.md")
+SEEDS = [1000, 1001, 1002, 1003, 1004]
 
 
-def leave_run(directory, config, accuracies):
-    """What training leaves of a finished run, with two seeds and the same accuracies in each."""
-    directory.mkdir(parents=True)
-    write_json(directory / "config.json", dataclasses.asdict(config))
+def leave_run(directory, early, tests, seconds):
+    """A finished run with fresh seeds, evaluated after half of its updates and at the end."""
     rows = [
-        {"step": step, "split": split, "seed": seed, "accuracy": value, "loss": 1.0}
-        for step, value in enumerate(accuracies)
-        for split in ("train", "valid")
-        for seed in (0, 1)
+        {"step": step, "split": "valid", "seed": seed, "accuracy": value}
+        for step, values in ((5, early), (10, tests))
+        for seed, value in zip(SEEDS, values, strict=True)
     ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluation = {"accuracy": [accuracies[-1]] * 2, "sequence_accuracy": [0.25, 0.75]}
-    write_json(
-        directory / "summary.json",
-        {
-            **{"parameters": 300_000, "core_parameters": 25_000, "wall_seconds": 90.0},
-            **{"evaluation": evaluation, "best_accuracy": [max(accuracies)] * 2},
-        },
-    )
-    command = f"python -m experiments.program_evaluation --run-dir {directory} --no-progress"
-    environment = {
-        **{"processor": "Abacus", "cpu_cores": 2, "device": "cpu"},
-        **{"git_commit": "abc", "command": command},
+    walls = [{"step": step, "seconds": step * seconds} for step in (5, 10)]
+    summary = {
+        **{"seeds": SEEDS, "parameters": 9, "steps": 10, "train_seconds": 10 * seconds},
+        **{"test": {"accuracy": tests}, "score": {"name": "accuracy", "goal": "max"}},
     }
-    append_rows(directory / "sessions.jsonl", [{"step": 0, "environment": environment}])
+    environment = {"command": "python -m it", "git_commit": "a"}
+    write_run(directory, rows, walls, config={}, summary=summary, environment=environment)
+
+
+def leave_sweep(directory, rates, **finals):
+    """A finished sweep over rates, and its final runs: (early, tests, seconds) by model.
+
+    The last rate is the best.
+    """
+    *_, best = rates
+    settings = [
+        {
+            "model": model,
+            "setting": {"learning-rate": rate},
+            "test": [score],
+            "best": rate == best,
+        }
+        for model in finals
+        for rate, score in rates.items()
+    ]
+    for model, final in finals.items():
+        # Of fewer seeds, and of a rate that was the best before.
+        for name in (f"final_4,learning-rate_{best}", "final_5,learning-rate_9e-3"):
+            leave_run(directory / model / name, [0.0] * 5, [0.0] * 5, 1)
+        leave_run(directory / model / f"final_5,learning-rate_{best}", *final)
+    write_json(directory / "sweep.json", settings)
 
 
 @pytest.fixture
-def run_dir(tmp_path):
-    runs = nested_runs(CONFIG, tmp_path)
-    for model, accuracies in {"rmc": [0.1, 0.995, 0.9912], "lstm": [0.1, 0.5, 0.6]}.items():
-        leave_run(*runs["copy", model], accuracies)
-    # One that has only begun: it is neither in the table nor in the plots.
-    runs["copy", "dnc"][0].mkdir(parents=True)
-    (runs["copy", "dnc"][0] / "metrics.jsonl").touch()
-    return tmp_path
+def kept(tmp_path):
+    low, high = [0.5, 0.5, 0.5, 0.5, 0.6], [0.7, 0.7, 0.8, 0.8, 0.9]
+    leave_sweep(
+        *(tmp_path / "copy", {"2e-3": 0.25, "1e-3": 0.5}), lstm=(low, low, 1), rmc=(low, high, 2)
+    )
+    leave_sweep(tmp_path / "copy-slot", {"1e-3": 0.5}, rmc=([0.1] * 5, low, 4))
+    leave_sweep(tmp_path / "double", {"1e-3": 0.5}, lstm=(low, high, 1), rmc=(low, low, 1))
+    return table.collect(tmp_path)
 
 
-def test_table_of_what_is_there(run_dir):
-    text = table.make_table(CONFIG, run_dir)
-    assert (run_dir / "table.md").read_text() == text
-    best, last, whole, parameters, minutes = text.split("\n\n")[:5]
-    assert best.splitlines() == [
-        "| Characters right (%), best evaluation | copy |",
-        "|---|---|",
-        "| LSTM | 60.0 (60.0 to 60.0) |",
-        "| EntNet | - |",
-        "| DNC | - |",
-        "| Relational Memory Core | 99.5 (99.5 to 99.5) |",
-        "| Trivial | 10.6 |",
-        "| LSTM, paper | 99.8 |",
-        "| EntNet, paper | 91.8 |",
-        "| DNC, paper | 100.0 |",
-        "| Relational Memory Core, paper | 100.0 |",
+def test_scores_of_sweeps_by_hand(kept):
+    assert list(kept["sweeps"]) == ["copy", "copy-slot", "double"]
+    assert kept["sweeps"]["copy"]["git_commits"] == ["a"]
+    lines = table.scores(kept).splitlines()
+    assert lines[0] == "| characters right, % | " + " | ".join(table.TASKS) + " |"
+    start = "| - | - | - |"
+    assert lines[2:-1] == [
+        f"| LSTM {start} 52.0 (50.0 to 60.0) | - | 78.0 (70.0 to 90.0) |",
+        f"| RMC, gates per unit {start} 78.0 (70.0 to 90.0) | - | 52.0 (50.0 to 60.0) |",
+        f"| RMC, gates per slot {start} 52.0 (50.0 to 60.0) | - | - |",
     ]
-    assert "| Relational Memory Core | 99.1 (99.1 to 99.1) |" in last
-    assert "| LSTM | 50.0 (25.0 to 75.0) |" in whole
-    assert "| LSTM | 300,000 (25,000) |" in parameters
-    assert "| LSTM | 1.5 |" in minutes
-    assert "memorization of length 5; curriculum mix; decoding non_autoregressive" in text
-    assert "seeds 0; evaluations on 12,800 samples" in text
-    assert "Hardware: Abacus, 2 cores, cpu. Commit: abc.\n" in text
-    content = json.loads((run_dir / "table.json").read_text())
-    assert content["runs"]["copy"]["rmc"]["accuracy"]["1"]["value"] == [0.1, 0.995, 0.9912]
-    environment = content["runs"]["copy"]["rmc"]["environment"]
-    assert environment["command"] == "python -m experiments.program_evaluation"
-    assert content["paper"]["program"]["rmc"] == 79.0
-    assert content["trivial_accuracy"]["copy"] == pytest.approx(0.106, abs=0.01)
-    plots = [p.name for p in (run_dir / "plots").iterdir()]
-    assert sorted(plots) == ["copy_accuracy.png", "copy_loss.png"]
-
-
-def test_a_run_of_another_config_is_refused(run_dir, capsys):
-    arguments = ["--run-dir", str(run_dir), "--task", "copy", "--no-train"]
-    assert main(["table", *arguments]) == 0
-    assert "| EntNet | - |" in capsys.readouterr().out
-    assert main(["table", *arguments, "--seed", "7"]) == 2
-    assert "train.seed: 0 there, 7 asked" in capsys.readouterr().err
-
-
-def test_a_run_of_fewer_steps_or_another_target_goes_on(run_dir, monkeypatch):
-    steady = dataclasses.replace(CONFIG.train, schedule="constant", eval_samples=128)
-    config = dataclasses.replace(CONFIG, train=steady)
-    for model in ("rmc", "lstm"):
-        directory, one = nested_runs(config, run_dir)["copy", model]
-        write_json(directory / "config.json", dataclasses.asdict(one))
-    assert {model for _, model in table.find_finished(config, run_dir)} == {"rmc", "lstm"}
-    for change in ({"steps": 9999}, {"target": 0.9}, {"eval_samples": 256}):
-        longer = dataclasses.replace(config, train=dataclasses.replace(steady, **change))
-        assert not table.find_finished(longer, run_dir)
-    often = dataclasses.replace(config, train=dataclasses.replace(steady, eval_every=50))
-    assert len(table.find_finished(often, run_dir)) == 2
-
-
-def test_trains_what_is_missing_and_reports_what_fails(run_dir, monkeypatch, capsys):
-    script = "import sys; print(sys.argv[1:]); sys.exit(4 * (sys.argv[1] == 'dnc'))"
-    monkeypatch.setattr(
-        table,
-        "command_of",
-        lambda config, directory: [sys.executable, "-c", script, config.model, config.task],
+    assert lines[-1].startswith("| trivial | 31.4 | 14.0 |")
+    assert "| LSTM | - | - | - | 52.0 (99.8) | - | 78.0 (99.7) |" in (
+        table.scores(kept, paper=True)
     )
-    arguments = ["--run-dir", str(run_dir), "--task", "copy", "--jobs", "2", "--no-progress"]
-    assert main(["table", *arguments]) == 4
-    printed = capsys.readouterr().out
-    assert (run_dir / "copy" / "entnet" / "log.txt").read_text() == "['entnet', 'copy']\n"
-    assert not (run_dir / "copy" / "rmc" / "log.txt").exists()
-    assert "dnc: failed with exit code 4:\n['dnc', 'copy']\n" in printed
-    assert "| EntNet | - |" in printed
 
 
-def test_the_command_of_a_run_names_what_differs_from_its_preset(tmp_path):
-    config = dataclasses.replace(
-        PRESETS["paper"],
-        task="double",
-        model="dnc",
-        train=dataclasses.replace(PRESETS["paper"].train, clip_norm=0.5, num_seeds=2),
+def test_a_verdict_needs_an_interval_without_zero(kept):
+    assert table.verdicts(kept).splitlines()[2:] == [
+        # On copy it has half of its updates in the time of the LSTM.
+        "| RMC, gates per unit | copy | double | - | double |",
+        "| RMC, gates per slot | - | - | - | copy |",
+    ]
+    text = table.report(kept)
+    assert "| task | model | 1e-3 | 2e-3 |" in text
+    assert "| copy | RMC, gates per unit | 50.0 | 25.0 |" in text
+    assert "| double | LSTM | 50.0 | - |" in text
+    assert "| copy | RMC, gates per unit | 78.0 (70.0 to 90.0) | +26.0 (" in text
+    assert "| copy | RMC, gates per slot | 10.0 (10.0 to 10.0) | -42.0 (" in text
+
+
+def test_without_the_lstm_nothing_is_compared(kept):
+    other = copy.deepcopy(kept)
+    del other["sweeps"]["copy"]["final"]["lstm"]
+    assert "| LSTM | - | - | - | - | - | 78.0 (70.0 to 90.0) |" in table.scores(other)
+    assert "copy" not in table.verdicts(other)
+
+
+def test_the_command_writes_numbers_report_and_plots(kept, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(table, "PLOTTED", ("copy", "reverse"))
+    assert table.main([str(tmp_path)]) == 0
+    directory = (tmp_path / "results" / table.NAME).parent
+    names = ["quick.json", "quick.md", "quick_copy.png"]
+    assert sorted(path.name for path in directory.iterdir()) == names
+    assert json.loads((directory / "quick.json").read_text()) == json.loads(json.dumps(kept))
+    assert table.main([str(tmp_path / "results")]) == 2
+    assert "error: no finished sweep of addition, control" in capsys.readouterr().err
+
+
+def test_models_without_a_sweep_keep_their_numbers(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(table, "PLOTTED", ())
+    assert table.main([str(tmp_path)]) == 0
+    low = [0.2, 0.2, 0.2, 0.2, 0.3]
+    leave_sweep(tmp_path / "more" / "copy", {"4e-3": 0.5}, dnc=(low, low, 1), lstm=(low, low, 1))
+    assert table.main([str(tmp_path / "more")]) == 0
+    path = table.RESULTS / f"{table.NAME}.json"
+    joined = json.loads(path.read_text())["sweeps"]
+    old, new = (
+        json.loads(json.dumps(x["sweeps"])) for x in (kept, table.collect(tmp_path / "more"))
     )
-    command = table.command_of(config, tmp_path)
-    assert command[:3] == [sys.executable, "-m", "experiments.program_evaluation"]
-    options = " ".join(command[3:])
-    assert options == (
-        "--preset paper --task double --model dnc --clip-norm 0.5 --num-seeds 2 "
-        f"--run-dir {tmp_path} --no-progress"
+    assert joined["copy-slot"] == old["copy-slot"]
+    assert joined["double"] == old["double"]
+    assert list(joined["copy"]["final"]) == ["dnc", "lstm", "rmc"]
+    assert joined["copy"]["final"] == old["copy"]["final"] | new["copy"]["final"]
+    rates = [(row["model"], row["setting"]["learning-rate"]) for row in joined["copy"]["settings"]]
+    assert rates == [("lstm", "4e-3"), ("dnc", "4e-3"), ("rmc", "2e-3"), ("rmc", "1e-3")]
+
+
+def test_the_report_is_that_of_the_numbers():
+    assert KEPT.with_suffix(".md").read_text() == table.report(json.loads(KEPT.read_text()))
+
+
+def test_final_runs_have_the_best_rate_and_fresh_seeds():
+    for name, sweep in json.loads(KEPT.read_text())["sweeps"].items():
+        for model, run in sweep["final"].items():
+            own = [row for row in sweep["settings"] if row["model"] == model]
+            assert all(row["seeds"] == [0] for row in own)
+            best = max(own, key=lambda row: row["valid"][0])
+            assert best["best"]
+            assert run["config"]["train"]["learning_rate"] == float(
+                best["setting"]["learning-rate"]
+            ), name
+            assert run["summary"]["seeds"] == SEEDS
+            gates = "memory" if name.endswith("-slot") else "unit"
+            assert model != "rmc" or run["config"]["rmc"]["gate_style"] == gates
+            quick, train = PRESETS["quick"], run["config"]["train"]
+            assert run["config"]["difficulty"]["length"] == quick.difficulty.length
+            assert (train["steps"], train["schedule"]) == (quick.train.steps, "cosine")
+
+
+def test_parameters_are_those_of_the_runs():
+    sweeps, text = json.loads(KEPT.read_text())["sweeps"], README.read_text()
+    for name in ("control", "control-slot"):
+        for run in sweeps[name]["final"].values():
+            assert "{parameters:,} ({core_parameters:,})".format(**run["summary"]) in text
+    settings = sweeps["control-wide"]["settings"]
+    (wide,) = {r["parameters"] for r in settings if r["setting"]["gate-style"] == "memory"}
+    assert f"instead of 64 ({wide:,} parameters)" in " ".join(text.split())
+
+
+def test_what_is_said_of_the_scores_follows_from_them():
+    sweeps = json.loads(KEPT.read_text())["sweeps"]
+
+    def seeds(task, model, variant=""):
+        return sweeps[task + variant]["final"][model]["summary"]["test"]["accuracy"]
+
+    def at(rate, task, model, variant=""):
+        return max(
+            row["test"][0]
+            for row in sweeps[task + variant]["settings"]
+            if row["model"] == model and (rate is None or row["setting"]["learning-rate"] == rate)
+        )
+
+    low = [
+        (name, model)
+        for name, sweep in sweeps.items()
+        for model in sweep["final"]
+        for value in seeds(name, model)
+        if name.partition("-")[0] not in ("control", "program") and value < 0.99
+    ]
+    assert low == [("addition-slot", "rmc")]  # "Solved, but for one of five seeds."
+
+    def verdicts(task):
+        base = seeds(task, "lstm")
+        finals = {model: seeds(task, model) for model in ("dnc", "rmc", "entnet")}
+        finals["slot"] = seeds(task, "rmc", "-slot")
+        return finals, {name: difference(x, base).verdict for name, x in finals.items()}
+
+    finals, found = verdicts("control")
+    assert found == dict.fromkeys(("dnc", "rmc"), "not told apart") | dict.fromkeys(
+        ("entnet", "slot"), "worse"
     )
+    behind = max(*finals["entnet"], *finals["slot"])
+    assert behind < min(*finals["dnc"], *finals["rmc"], *seeds("control", "lstm")) - 0.1
+    finals, found = verdicts("program")
+    assert found == dict.fromkeys(found, "worse") | {"dnc": "not told apart"}
+    means = {name: np.mean(values) for name, values in finals.items()}
+    assert min(means["dnc"], means["rmc"]) > max(means["entnet"], means["slot"])
+    text = table.report(json.loads(KEPT.read_text())).split("after equal time")[1]
+    for task in ("addition", "control", "program"):
+        rows = re.findall(rf"^\| {task} \| (.*?) \|.* (\S+) \|$", text, re.M)
+        assert [row[1] for row in rows] == ["-", *["worse"] * 4]
+    for task in ("addition", "control", "program"):  # At one rate for all.
+        assert at("1e-3", task, "rmc", "-slot") > at("1e-3", task, "lstm")
+    wide = sweeps["control-wide"]["settings"]
+    slot = [row["test"][0] for row in wide if row["setting"]["gate-style"] == "memory"]
+    assert max(slot) < at(None, "control", "rmc", "-slot")  # "Gains nothing."
+
+
+def test_the_papers_difficulty_is_quoted_as_it_was_measured():
+    kept = json.loads(KEPT.with_name("length_5.json").read_text())
+    page = README.read_text()
+    section = page.split("### The paper's difficulty\n")[1]
+    assert len(kept) == 6
+    for model, title in {"rmc": "RMC, gates per unit", "lstm": "LSTM"}.items():
+        cells = []
+        for task in ("addition", "control", "program"):
+            run = kept[f"{task}-{model}"]
+            assert run["config"]["difficulty"]["length"] == 5
+            assert run["config"]["difficulty"]["nesting"] == 2
+            found = run["summary"]["test"]
+            shares = (found[name][0] for name in ("accuracy", "sequence_accuracy"))
+            cells.append("{:.1f} % ({:.1f} %)".format(*(100 * share for share in shares)))
+        assert f"| {title} | {' | '.join(cells)} |" in section
+    gaps = [
+        kept[f"{task}-lstm"]["summary"]["test"]["accuracy"][0]
+        - kept[f"{task}-rmc"]["summary"]["test"]["accuracy"][0]
+        for task in ("addition", "control", "program")
+    ]
+    assert gaps[0] < -0.05  # "Ahead."
+    assert abs(gaps[1]) < 0.005  # "As many characters."
+    assert gaps[2] > 0.02
+    minutes = {name: f"{run['summary']['train_seconds'] / 60:.0f}" for name, run in kept.items()}
+    text = " ".join(section.split())
+    assert "took {addition-rmc}, {control-rmc} and {program-rmc} min".format(**minutes) in text
+    assert "{addition-lstm}, {control-lstm} and {program-lstm} for".format(**minutes) in text

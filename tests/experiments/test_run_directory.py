@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from experiments.common import cells, checkpoint, loop, run_directory
+from experiments.common import runs as runs_module
 from experiments.common.actor_critic.learner import LearnerConfig
 from experiments.common.metrics import read_metrics
 from experiments.common.records import read_rows
@@ -23,6 +24,7 @@ from experiments.common.run_directory import (
     RunExistsError,
     check_run,
     hold,
+    is_finished,
     open_run,
     read_environment,
     write_evaluation,
@@ -193,6 +195,53 @@ def test_what_changes_nothing_learned_may_change(tmp_path):
     for more in ({name: value} for name, value in wrong.items()):
         with pytest.raises(ConfigMismatchError, match=f"train.{next(iter(more))}: "):
             open_run(tmp_path, Whole(dataclasses.replace(changed, **more)))
+
+
+def test_of_two_configs_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
+    other = dataclasses.replace(QUICK, learning_rate=1.0)
+
+    def late():
+        monkeypatch.undo()
+        open_run(tmp_path, Whole(other))
+
+    monkeypatch.setattr(run_directory, "_find_device", late)
+    with pytest.raises(ConfigMismatchError, match=r"train.learning_rate: 1.0 there, 0.05 asked"):
+        open_run(tmp_path, Whole(QUICK))
+
+
+def train_each(runs, **options):
+    runs = {name: (directory, Whole(config)) for name, (directory, config) in runs.items()}
+    return runs_module.train_each(
+        *(runs, lambda whole: regression(whole.train), lambda *_: {}, lambda *_: None),
+        **(options | {"progress": False}),
+    )
+
+
+def test_runs_are_refused_together_and_go_on_one_by_one(tmp_path):
+    constant = dataclasses.replace(QUICK, schedule="constant")
+    first, second = tmp_path / "a", tmp_path / "b"
+    train_each({"a": (first, constant), "b": (second, constant)})
+    more = dataclasses.replace(constant, steps=20)
+    wrong = dataclasses.replace(more, learning_rate=1.0)
+    before = files(first)
+    with pytest.raises(ConfigMismatchError, match="/b holds a run with another config"):
+        train_each({"a": (first, more), "b": (second, wrong)})
+    assert files(first) == before
+    # The first is not yet done when the second waits.
+    short = dataclasses.replace(more, minutes=1e-9)
+    with pytest.raises(loop.Interrupted):
+        train_each({"a": (first, short), "b": (second, short)})
+    assert is_finished(second, Whole(constant))
+    open_run(second, Whole(more))
+    assert not is_finished(second, Whole(more))
+
+
+def test_minutes_are_those_of_all_runs(tmp_path, monkeypatch):
+    ends, train, config = [], loop.train, dataclasses.replace(QUICK, minutes=10.0)
+    monkeypatch.setattr(loop, "train", lambda *rest: ends.append(rest[-1]) or train(*rest))
+    before = time.perf_counter()
+    train_each({name: (tmp_path / name, config) for name in "ab"})
+    assert ends[0] == ends[1] == pytest.approx(before + 600, abs=30)
 
 
 def test_a_finished_run_is_evaluated_on_the_samples_asked_for(tmp_path):

@@ -61,6 +61,13 @@ def test_the_best_is_chosen_on_valid_and_reported_on_test(tmp_path, monkeypatch,
     assert (tmp_path / "s" / "sweep.md").read_text() in printed
     assert sweep.main([*start, "--models", "rmc", "--", "--steps", "6"]) == 2
     assert "holds a sweep of some --steps 5" in capsys.readouterr().err
+    # A command that no run accepted does not count.
+    (tmp_path / "t" / "rmc" / "learning-rate_1e-3").mkdir(parents=True)
+    (tmp_path / "t" / "options.json").write_text('["some", "--stepz", "5"]')
+    start[2] = str(tmp_path / "t")
+    monkeypatch.setattr(sweep, "run_commands", lambda *_: {})
+    assert sweep.main([*start, "--models", "rmc", "--", "--steps", "5"]) == 2
+    assert "no run of the sweep is finished" in capsys.readouterr().err
 
 
 def test_the_best_settings_are_compared_with_fresh_seeds(tmp_path, monkeypatch, capsys):
@@ -109,6 +116,23 @@ def test_a_setting_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "s" / "report.md").exists()
 
 
+def test_a_model_that_diverges_with_fresh_seeds_is_not_compared(tmp_path, monkeypatch, capsys):
+    run = fake({(model, "1"): ([2.0], [1.0]) for model in ("rmc", "lstm", "dnc")}, [])
+
+    def run_commands(commands, jobs, progress):
+        bad = {p: 3 for p, c in commands.items() if {"dnc", "1000"} <= {*c}}
+        stable = {path: command for path, command in commands.items() if path not in bad}
+        return run(stable, jobs, progress) | bad
+
+    monkeypatch.setattr(sweep, "run_commands", run_commands)
+    command = ["some", "--run-dir", str(tmp_path / "s"), "--models", "rmc", "lstm", "dnc"]
+    assert sweep.main([*command, "--final-seeds", "5", "--vary", "learning-rate", "1"]) == 0
+    assert "dnc/final_5,learning-rate_1: became NaN or infinite" in capsys.readouterr().out
+    report = (tmp_path / "s" / "report.md").read_text()
+    assert "| lstm |" in report
+    assert "| dnc |" not in report
+
+
 def test_a_score_that_is_nan_is_left_out(tmp_path, monkeypatch, capsys):
     nan = float("nan")
     scores = {("rmc", "1"): ([nan, 1.0], [1.0]), ("rmc", "2"): ([2.0, 2.0], [1.0])}
@@ -124,6 +148,7 @@ REFUSED = {
     "some --models rmc all": "--models must be names of single models, got all",
     "program_evaluation --models rmc": "--task must be one task, after --, got all",
     "program_evaluation --models rmc -- --task=all": "--task must be one task",
+    "some --models rmc --vary task a b": "--vary must leave the task as it is",
     "some --models rmc --vary steps": "--vary steps must have values",
     "some --models rmc --vary lstmm:steps 1": "one of --models rmc, got 'lstmm'",
     "some --models rmc --vary num-seeds 1 --vary num_seeds 2": "must be given once",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import loop
+from experiments.common import loop, steps
 from experiments.common.checkpoint import Writer
 from experiments.common.metrics import read_metrics
 from experiments.common.problem import Mean, Problem, accuracy
@@ -118,6 +118,22 @@ def test_a_shorter_last_chunk(tmp_path):
         run(tmp_path / str(n), dataclasses.replace(config, chunk_steps=n)).state for n in (5, 4)
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_times_are_without_compilation_and_on_the_disk_before_a_checkpoint(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, steps=12, eval_every=12, checkpoint_every=5)
+    calls, compile_it = [], steps._Program.compile
+
+    def slow(self, *args):
+        time.sleep(0 if args[-1] in self._compiled else 0.5)
+        compile_it(self, *args)
+
+    monkeypatch.setattr(steps._Program, "compile", slow)
+    sync, save = loop._Clock.flush, Writer.save
+    monkeypatch.setattr(loop._Clock, "flush", lambda self: calls.append("sync") or sync(self))
+    monkeypatch.setattr(Writer, "save", lambda *args: calls.append("save") or save(*args))
+    assert run(tmp_path, config).seconds < 0.5
+    assert calls[:4] == ["sync", "save"] * 2
 
 
 def test_times_that_are_read_back_are_those_that_were_told(tmp_path):

@@ -122,7 +122,7 @@ def train(
         run_dir,
         lambda one: make_problem(one, game),
         finish,
-        lambda directories, to: plot(config, game, directories, to, policies()),
+        lambda directories, to, _: plot(config, game, directories, to, policies()),
         resume=resume,
         progress=progress,
     )
