@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.actor_critic.config import TITLES
-from experiments.common.metrics import curve, read_metrics
+from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.problem import Score
 from experiments.common.records import writes
+from experiments.common.refused import RefusedError
 from rrnn_jax.visualize import learning_curves_figure
 from rrnn_jax.visualize.style import COLOURS, line_look
 
@@ -56,14 +57,19 @@ def plot_metric(
       metric: the metric.
       per_step: factor of the steps, if the axis has another unit.
       options: those of `plot_curves`.
+
+    Raises:
+      RefusedError: a run's metrics are missing.
     """
-    curves = {
-        TITLES.get(name, name): {
+    curves = {}
+    for name, directory in directories.items():
+        found = curve(read_metrics(directory), split, metric)
+        if not found:
+            raise RefusedError(f"{directory / METRICS_FILE} must hold {metric} of {split}")
+        curves[TITLES.get(name, name)] = {
             seed: ([per_step * step for step in steps], values)
-            for seed, (steps, values) in curve(read_metrics(directory), split, metric).items()
+            for seed, (steps, values) in found.items()
         }
-        for name, directory in directories.items()
-    }
     return plot_curves(path, curves, **options)
 
 

@@ -1,4 +1,4 @@
-"""Table 1: ``python -m experiments.program_evaluation.table DIR``.
+"""Makes Table 1 from sweeps: ``python -m experiments.program_evaluation.table DIR``.
 
 Collects the sweeps in ``DIR/<task>`` and ``DIR/<task>-<variant>``, which README.md lists, in
 ``experiments/results/program_evaluation/quick.json``, with a report and plots beside it.
