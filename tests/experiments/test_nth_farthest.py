@@ -88,7 +88,7 @@ def test_metrics_are_those_that_were_recorded(both):
 
 def test_plots_can_be_rebuilt_from_metrics_alone(both, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes((both / "rmc" / "metrics.jsonl").read_bytes())
-    config = dataclasses.replace(PRESETS["small"], task=TaskConfig(3, 2))
+    config = dataclasses.replace(PRESETS["small"], task=TaskConfig(3, 2), model="rmc")
     plot(config, {"rmc": tmp_path}, tmp_path, make_problem(config).score)
     # The file's metadata names the versions, not the time.
     for path in (both / "rmc" / "plots").iterdir():
