@@ -209,12 +209,10 @@ def test_of_two_configs_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
         open_run(tmp_path, Whole(QUICK))
 
 
-def train_each(runs, **options):
+def train_each(runs):
     runs = {name: (directory, Whole(config)) for name, (directory, config) in runs.items()}
-    return runs_module.train_each(
-        *(runs, lambda whole: regression(whole.train), lambda *_: {}, lambda *_: None),
-        **(options | {"progress": False}),
-    )
+    plain = (lambda whole: regression(whole.train), lambda *_: {}, lambda *_: None)
+    runs_module.train_each(runs, *plain, progress=False)
 
 
 def test_runs_are_refused_together_and_go_on_one_by_one(tmp_path):
