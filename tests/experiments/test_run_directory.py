@@ -198,21 +198,19 @@ def test_what_changes_nothing_learned_may_change(tmp_path):
 
 
 def test_of_two_configs_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
-    other = dataclasses.replace(QUICK, learning_rate=1.0)
-
     def late():
         monkeypatch.undo()
-        open_run(tmp_path, Whole(other))
+        open_run(tmp_path, Whole(dataclasses.replace(QUICK, learning_rate=1.0)))
 
     monkeypatch.setattr(run_directory, "_find_device", late)
-    with pytest.raises(ConfigMismatchError, match=r"train.learning_rate: 1.0 there, 0.05 asked"):
+    with pytest.raises(ConfigMismatchError, match=r"learning_rate: 1.0 there, 0.05 asked"):
         open_run(tmp_path, Whole(QUICK))
 
 
 def train_each(runs):
     runs = {name: (directory, Whole(config)) for name, (directory, config) in runs.items()}
-    plain = (lambda whole: regression(whole.train), lambda *_: {}, lambda *_: None)
-    runs_module.train_each(runs, *plain, progress=False)
+    make, nothing = (lambda whole: regression(whole.train)), (lambda *_: {})
+    runs_module.train_each(runs, make, nothing, nothing, progress=False)
 
 
 def test_runs_are_refused_together_and_go_on_one_by_one(tmp_path):
