@@ -117,7 +117,10 @@ def test_a_row_mask_that_does_not_fit():
     variables = random_variables(ROWS, MEMORY, X)
     with pytest.raises(ValueError, match=r"row_mask must have shape \[\*B, R\] = \(2, 4\)"):
         ROWS.apply(variables, MEMORY, X, THERE[:, :3])
-    with pytest.raises(TypeError, match=r"row_mask must be a bool.*int32; row_mask != 0 makes one"):
+    with pytest.raises(
+        TypeError,
+        match=r"row_mask must be a bool.*int32; convert numbers by jnp.asarray\(row_mask\) != 0",
+    ):
         ROWS.apply(variables, MEMORY, X, THERE.astype(jnp.int32))
     with pytest.raises(TypeError, match=r"row_mask must be a bool array \[\*B, R\], got float32"):
         RelationalMemory(2, 4).init(jax.random.key(0), MEMORY, MEMORY, jnp.zeros((2, 3)))

@@ -317,7 +317,7 @@ BAD = {
     "mask dtype": (
         {"mask": jnp.ones((2, 6), jnp.int32)},
         TypeError,
-        "mask must be a bool.*int32; mask != 0 makes one",
+        r"mask must be a bool.*int32; convert numbers by jnp.asarray\(mask\) != 0",
     ),
     "lengths": (
         {"seq_lengths": jnp.zeros(2)},

@@ -11,6 +11,7 @@ import pytest
 from experiments.common.records import write_json
 from experiments.common.report import difference
 from experiments.program_evaluation import PRESETS, table
+from experiments.program_evaluation.config import MODELS
 from tests.experiments.toys import write_run
 
 KEPT = table.RESULTS / f"{table.NAME}.json"
@@ -184,6 +185,8 @@ def test_what_is_said_of_the_scores_follows_from_them():
             if row["model"] == model and (rate is None or row["setting"]["learning-rate"] == rate)
         )
 
+    absent = [(task, m) for task in table.TASKS for m in MODELS if m not in sweeps[task]["final"]]
+    assert absent == [("copy", "entnet"), ("reverse", "entnet")]
     low = [
         (name, model)
         for name, sweep in sweeps.items()
