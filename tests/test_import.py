@@ -1,11 +1,8 @@
 """`import rrnn_jax` is light: no training libraries, and little time beyond flax and optax."""
 
-import importlib.util
 import json
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -40,12 +37,6 @@ def test_no_training_library_is_imported(measured):
     assert "rrnn_jax" in new
     # Flax itself may import some of these; what counts is what comes on top.
     assert not new & FORBIDDEN
-
-
-def test_figures_without_matplotlib_say_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"pip install matplotlib .*'\.\[experiments\]'"):
-        runpy.run_path(str(Path(__file__).parents[1] / "rrnn_jax" / "visualize" / "__init__.py"))
 
 
 def test_import_costs_little(measured):

@@ -149,7 +149,7 @@ def test_animation_has_a_frame_for_each_step(tmp_path):
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"needs matplotlib, .*'rrnn_jax\[experiments\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib .*'\.\[experiments\]'"):
         importlib.reload(visualize)
 
 
