@@ -8,14 +8,16 @@ import pytest
 
 MEASURE = """
 import json, sys, time
+times = [time.process_time()]
 import flax.linen, optax
 before = set(sys.modules)
-start = time.process_time()
+times.append(time.process_time())
 import rrnn_jax
-seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+times.append(time.process_time())
+share = (times[2] - times[1]) / (times[1] - times[0])
+print(json.dumps({"share": share, "new": sorted(set(sys.modules) - before)}))
 """
-LIMIT = 0.050  # seconds
+LIMIT = 0.05  # Of the time of flax and optax: processors differ.
 ATTEMPTS = 5
 FORBIDDEN = {"matplotlib", "orbax", "tyro", "tqdm", "tensorboardX", "experiments", "pytest"}
 
@@ -40,8 +42,8 @@ def test_no_training_library_is_imported(measured):
 
 
 def test_import_costs_little(measured):
-    seconds = [measured["seconds"]]
+    shares = [measured["share"]]
     # The fastest of a few: other processes can only make it slower, even in processor time.
-    while min(seconds) > LIMIT and len(seconds) < ATTEMPTS:
-        seconds.append(measure()["seconds"])
-    assert min(seconds) <= LIMIT, seconds
+    while min(shares) > LIMIT and len(shares) < ATTEMPTS:
+        shares.append(measure()["share"])
+    assert min(shares) <= LIMIT, shares
