@@ -38,24 +38,21 @@ def train_runs(
 ) -> dict[str, Any]:
     """Trains or resumes runs of an experiment's models, see `train_each`.
 
-    Writes plots and ``summary.json`` of each and of all, the latter into `run_dir`.
+    Errors of ``make_problem(config)`` come before a directory is created. Writes plots and
+    ``summary.json`` of each and of all, the latter into `run_dir`.
     """
-    scores: list[Score] = []
-
-    def draw(directories: Mapping[str, Path], to: Path, score: Score) -> None:
-        plot(directories, to, score)
-        scores.append(score)
-
-    summary = train_each(runs, make_problem, finish, draw, **options)
+    problems = {name: make_problem(config) for name, (_, config) in runs.items()}
+    summary = train_each(runs, problems, finish, plot, **options)
     if len(runs) > 1:
-        plot({name: directory for name, (directory, _) in runs.items()}, run_dir, scores[0])
+        score = next(iter(problems.values())).score
+        plot({name: directory for name, (directory, _) in runs.items()}, run_dir, score)
         write_json(run_dir / SUMMARY_FILE, summary)
     return summary
 
 
 def train_each(
     runs: Mapping[KeyT, tuple[Path, Any]],
-    make_problem: Callable[[Any], Problem],
+    problems: Mapping[KeyT, Problem],
     finish: Callable[..., Mapping[str, Any]],
     plot: Callable[[Mapping[KeyT, Path], Path, Score], Any],
     *,
@@ -65,10 +62,11 @@ def train_each(
 ) -> dict[KeyT, Any]:
     """Trains or resumes runs, one after the other; writes plots and ``summary.json`` of each.
 
+    Errors of a directory that does not fit come before any of them is changed.
+
     Args:
       runs: directory and config by model, or by task and model.
-      make_problem: ``make_problem(config)``; its errors come before a directory is created, as do
-        those of directories that do not fit.
+      problems: task and model of each.
       finish: ``finish(summary, directory, config, outcome)`` returns more numbers of the summary.
       plot: ``plot({name: directory}, directory, score)``.
       begin: ``begin(directory)``, after a run was opened.
@@ -78,7 +76,6 @@ def train_each(
     Returns:
       The summaries.
     """
-    problems = {name: make_problem(config) for name, (_, config) in runs.items()}
     parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
     until = loop.end_of(next(iter(runs.values()))[1].train)
     summary: dict[KeyT, Any] = {}

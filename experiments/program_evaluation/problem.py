@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.common.problem import Mean, Params, Problem, Score, accuracy
+from experiments.common.problem import Mean, Params, Problem, accuracy
 from experiments.common.supervised import Curriculum, supervised
 from experiments.common.train_config import TrainConfig
 from experiments.program_evaluation.data import Task
@@ -54,15 +54,10 @@ def make_problem(task: Task, model: Model, train: TrainConfig) -> Problem:
         loss=taught_loss if model.decoding == "teacher_forced" else eval_loss,
         sample_eval=task.sample_hardest,
         eval_loss=eval_loss,
-        score=score_of(task.trivial_accuracy()),
+        score=accuracy(task.trivial_accuracy(), "characters right, at full difficulty"),
         curriculum=Curriculum(curriculum.initial_state(task.config), next_level, level_metrics),
         show=_make_show(model, task),
     )
-
-
-def score_of(trivial: float) -> Score:
-    """The score: characters right."""
-    return accuracy(trivial, "characters right, at full difficulty")
 
 
 def _make_show(model: Model, task: Task) -> Callable[[Params], str]:

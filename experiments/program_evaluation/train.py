@@ -45,14 +45,14 @@ def train(
     """
     runs = list_runs(config, run_dir)
 
-    def finish(summary: Any, directory: Path, one: Config, outcome: Any) -> dict[str, float]:
-        return {"trivial_accuracy": make_task(one).trivial_accuracy()}
+    def finish(summary: Any, directory: Path, one: Config, outcome: Any) -> dict[str, Any]:
+        return {"trivial_accuracy": problems[one.task, one.model].score.trivial}
 
-    found = train_each(runs, make_problem, finish, plot, resume=resume, progress=progress)
+    problems = {names: make_problem(one) for names, (_, one) in runs.items()}
+    found = train_each(runs, problems, finish, plot, resume=resume, progress=progress)
     for task in config.tasks if not config.is_single else ():
         of_task = {names: directory for names, (directory, _) in runs.items() if names[0] == task}
-        trivial = found[task, config.models[0]]["trivial_accuracy"]
-        plot(of_task, run_dir, problem.score_of(trivial), prefix=f"{task}_")
+        plot(of_task, run_dir, problems[next(iter(of_task))].score, prefix=f"{task}_")
     return {task: {model: found[task, model] for model in config.models} for task in config.tasks}
 
 

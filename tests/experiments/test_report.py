@@ -53,10 +53,23 @@ def test_the_interval_of_paired_differences_by_hand():
     assert paired_interval([1.0, -1.0] * 50, [0.0] * 100) == many
 
 
-def test_of_equal_models_few_are_told_apart():
-    draws = np.random.default_rng(0).normal(size=(800, 5))
-    found = [paired_interval(list(pairs), [0.0] * 5) or (0, 0) for pairs in draws]
-    assert 0.04 < np.mean([not low <= 0 <= high for low, high in found]) < 0.09
+@pytest.mark.parametrize(
+    ("count", "is_skewed", "level", "share"),
+    [
+        (5, False, 0.95, 0.07),
+        (10, False, 0.95, 0.05),
+        (5, True, 0.95, 0.12),
+        (10, True, 0.95, 0.11),
+        (5, False, 0.8457, 0.15),  # The middle 95 % of all means.
+    ],
+)
+def test_of_equal_models_few_are_told_apart(count, is_skewed, level, share):
+    rng = np.random.default_rng(0)
+    size = (600, count)
+    draws = rng.exponential(size=size) - 1 if is_skewed else rng.normal(size=size)
+    found = [paired_interval(list(pairs), [0.0] * count, level) or (0, 0) for pairs in draws]
+    told_apart = np.mean([not low <= 0 <= high for low, high in found])
+    assert told_apart == pytest.approx(share, abs=0.025)
 
 
 def test_better_is_said_only_where_zero_is_excluded_with_five_seeds():

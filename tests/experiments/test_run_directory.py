@@ -209,8 +209,8 @@ def test_of_two_configs_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
 
 def train_each(runs):
     runs = {name: (directory, Whole(config)) for name, (directory, config) in runs.items()}
-    make, nothing = (lambda whole: regression(whole.train)), (lambda *_: {})
-    runs_module.train_each(runs, make, nothing, nothing, progress=False)
+    problems = {name: regression(whole.train) for name, (_, whole) in runs.items()}
+    runs_module.train_each(runs, problems, lambda *_: {}, lambda *_: None, progress=False)
 
 
 def test_runs_are_refused_together_and_go_on_one_by_one(tmp_path):
