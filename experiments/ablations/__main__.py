@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.grid import BASE, RowConfig, make_rows
 from experiments.ablations.problems import check
-from experiments.ablations.report import write_report
+from experiments.ablations.report import gather, write_report
 from experiments.ablations.train import is_done, train_row
 from experiments.common.cli import (
     EXIT_NON_FINITE,
@@ -45,7 +45,8 @@ class GridOptions(DirectoryOptions):
     report: bool = True
     """Write the report of the finished rows."""
     results: Path | None = None
-    """Directory that gets a copy of table, figure, findings and numbers."""
+    """Directory that gets a copy of table, figure, findings and numbers. Rows without a run keep
+    the numbers of a copy there with the same config."""
 
     def __post_init__(self) -> None:
         if self.jobs < 1:
@@ -87,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if not options.report:
             return
         is_partial = options.train and options.only and BASE not in options.only
-        if is_partial and not is_done(rows[BASE], run_dir / BASE):
+        if is_partial and BASE not in gather(rows, run_dir, options.results):
             print("no report yet: the base is missing (--only base)")
             return
         print(write_report(config, rows, run_dir, options.results))

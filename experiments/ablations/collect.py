@@ -1,14 +1,16 @@
-"""Reads the numbers of a grid's rows from their run directories."""
+"""Reads the numbers of a grid's rows from their run directories, or from a kept report."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.ablations.grid import RowConfig
+from experiments.ablations.config import Config
+from experiments.ablations.grid import BASE, RowConfig
 from experiments.ablations.train import is_done
 from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.records import read_json
 from experiments.common.report import Difference, difference
+from experiments.common.restore import config_from
 from experiments.common.run_directory import FAILURE_FILE, SUMMARY_FILE, read_environment
 
 
@@ -62,6 +64,30 @@ def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumber
     """
     done = {name: row for name, row in rows.items() if is_done(row, run_dir / name)}
     return {name: _read(row, run_dir / name) for name, row in done.items()}
+
+
+def read_kept(rows: Mapping[str, RowConfig], path: Path) -> dict[str, RowNumbers]:
+    """The numbers in a report of the same grid, by name; none if it has another config.
+
+    Args:
+      rows: the rows of the grid.
+      path: ``numbers.json`` or a copy.
+    """
+    if not path.exists():
+        return {}
+    kept = read_json(path)
+    if config_from(Config(), kept["config"], str(path)) != rows[BASE].config:
+        return {}
+    fields = set(RowNumbers._fields) - {"row", "environment"}
+    return {
+        name: RowNumbers(
+            row=rows[name],
+            environment=kept["environment"] | {"git_commits": row.get("commits", kept["commits"])},
+            **{field: row[field] for field in fields},
+        )
+        for name, row in kept["rows"].items()
+        if name in rows
+    }
 
 
 def _read(row: RowConfig, run_dir: Path) -> RowNumbers:

@@ -1,8 +1,9 @@
 """Options and presets of the ablations: the task, and the base of all rows.
 
 ``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on reverse, one of the
-memorization tasks of program evaluation; each an hour or so on 2 CPU cores. ``paper`` and
-``paper_program``: the paper's sizes, for a GPU.
+memorization tasks of program evaluation; each an hour or so on 2 CPU cores. ``curriculum``: the
+paper's Nth Farthest with the curriculum, the core of ``experiments.nth_farthest`` and ten seeds,
+for a GPU (a day of 2 CPU cores). ``paper`` and ``paper_program``: the paper's sizes, for a GPU.
 README.md has results and the hardware they were measured on.
 """
 
@@ -11,10 +12,27 @@ from typing import Literal
 
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.train_config import TrainConfig
-from experiments.nth_farthest.config import TaskConfig as NthFarthestConfig
+from experiments.nth_farthest.config import PRESETS as NTH_FARTHEST
+from experiments.nth_farthest.config import STAGES, TaskConfig
+from experiments.nth_farthest.curriculum import CurriculumConfig
 from experiments.program_evaluation.config import DifficultyConfig
+from rrnn_jax.checks import check_positive
 
 InitialMemory = Literal["identity", "random", "learned", "zeros"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NthFarthestConfig(TaskConfig):
+    """Nth Farthest, its training and its read-out."""
+
+    staged: bool = False
+    """Train with the curriculum; otherwise on the evaluated task from the start."""
+    readout_features: int = 256
+    """Width of each of the read-out's four layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(readout_features=self.readout_features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +91,14 @@ def misfit(gate_style: str, output_gate: bool) -> str | None:
 class Config:
     """The base of a grid: everything that the numbers of its rows depend on."""
 
-    preset: Literal["quick", "quick_program", "paper", "paper_program"] = "quick"
-    """Which defaults: Nth Farthest ("quick", "paper") or a task of program evaluation
-    ("..._program"); on 2 CPU cores ("quick...") or at the paper's sizes."""
+    preset: Literal["quick", "quick_program", "curriculum", "paper", "paper_program"] = "quick"
+    """Which defaults: Nth Farthest or a task of program evaluation ("..._program"); on 2 CPU cores
+    ("quick..."), at the paper's sizes ("paper..."), or the paper's Nth Farthest with a small core
+    ("curriculum")."""
     task: Literal["nth_farthest", "program_evaluation"] = "nth_farthest"
     """Which experiment's task."""
     nth_farthest: NthFarthestConfig = dataclasses.field(default_factory=NthFarthestConfig)
+    curriculum: CurriculumConfig = dataclasses.field(default_factory=CurriculumConfig)
     program: ProgramConfig = dataclasses.field(default_factory=ProgramConfig)
     core: CoreConfig = dataclasses.field(default_factory=CoreConfig)
     lstm: LSTMConfig = dataclasses.field(default_factory=LSTMConfig)
@@ -98,10 +118,6 @@ QUICK_TRAIN = TrainConfig(
     eval_samples=8192,
     checkpoint_every=250,
 )
-PAPER_TRAIN = TrainConfig(
-    steps=200_000, num_seeds=3, chunk_steps=100, eval_every=1000, checkpoint_every=1000
-)
-
 PRESETS: dict[str, Config] = {
     "quick": Config(
         preset="quick",
@@ -118,22 +134,39 @@ PRESETS: dict[str, Config] = {
         lstm=LSTMConfig(lstm_features=64, lstm_layers=2),
         train=dataclasses.replace(QUICK_TRAIN, steps=1000, batch_size=128),
     ),
-    # Paper A.1 and A.2: sizes, batches and rates; updates of A.1 are not stated there.
+    "curriculum": Config(
+        preset="curriculum",
+        nth_farthest=NthFarthestConfig(staged=True, readout_features=128),
+        curriculum=STAGES,
+        core=CoreConfig(mem_slots=8, num_heads=4, head_size=16),
+        lstm=NTH_FARTHEST["laptop"].lstm,
+        # Half the rate of `quick`, as in the rows of one seed (results/nth_farthest/rows.json).
+        train=dataclasses.replace(NTH_FARTHEST["quick"].train, learning_rate=1e-2, num_seeds=10),
+    ),
+    # Paper A.1 and A.2: sizes, and batches, rate and updates of A.2. Nth Farthest has the recipe
+    # of its own preset, without which it stays at the trivial score.
     "paper": Config(
         preset="paper",
+        nth_farthest=NthFarthestConfig(staged=True),
+        curriculum=STAGES,
         core=CoreConfig(mem_slots=8, num_heads=8, head_size=32),
-        lstm=LSTMConfig(lstm_features=512),
-        train=dataclasses.replace(
-            PAPER_TRAIN, batch_size=1600, learning_rate=1e-4, eval_samples=16_000
-        ),
+        lstm=NTH_FARTHEST["paper"].lstm,
+        train=NTH_FARTHEST["paper"].train,
     ),
     "paper_program": Config(
         preset="paper_program",
         task="program_evaluation",
         core=CoreConfig(num_heads=4, head_size=128, gate_style="memory"),
         lstm=LSTMConfig(lstm_features=1024, lstm_layers=2),
-        train=dataclasses.replace(
-            PAPER_TRAIN, batch_size=128, learning_rate=1e-3, eval_samples=12_800
+        train=TrainConfig(
+            steps=200_000,
+            batch_size=128,
+            learning_rate=1e-3,
+            num_seeds=3,
+            chunk_steps=100,
+            eval_every=1000,
+            eval_samples=12_800,
+            checkpoint_every=1000,
         ),
     ),
 }

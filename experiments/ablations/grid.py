@@ -59,7 +59,8 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
 
     Returns:
       The rows, without those that equal the base (one slot with a base of one slot) or are
-      incompatible with it, see `misfit` (no gates with an output gate).
+      incompatible with it, see `misfit` (no gates with an output gate). A row without the
+      curriculum is there if the base has one.
     """
     core = config.core
     rows = {BASE: RowConfig(BASE, "", BASE, "rmc", config)}
@@ -71,6 +72,10 @@ def make_rows(config: Config) -> dict[str, RowConfig]:
         if changed != core and name not in rows:
             departed = dataclasses.replace(config, core=changed)
             rows[name] = RowConfig(name, factor, value, "rmc", departed)
+    if config.task == "nth_farthest" and config.nth_farthest.staged:
+        unstaged = dataclasses.replace(config.nth_farthest, staged=False)
+        departed = dataclasses.replace(config, nth_farthest=unstaged)
+        rows["no_curriculum"] = RowConfig("no_curriculum", "curriculum", "off", "rmc", departed)
     lstm = config.lstm
     units = f"LSTM, {lstm.lstm_layers} x {lstm.lstm_features}"
     rows["lstm"] = RowConfig("lstm", "model", units, "lstm", config)
@@ -85,7 +90,7 @@ def base_values(config: Config) -> dict[str, str]:
     [('memory slots', '4'), ('heads', '2 of 32')]
     """
     core = config.core
-    return {
+    values = {
         "memory slots": str(core.mem_slots),
         "heads": f"{core.num_heads} of {core.head_size}",
         "attention blocks": str(core.num_blocks),
@@ -97,8 +102,10 @@ def base_values(config: Config) -> dict[str, str]:
         "LayerNorm of q, k, v": "on" if core.qkv_norm else "off",
         "input row attends": "yes" if core.input_queries else "no (eq. 2)",
         "initial memory": core.initial_memory,
-        "model": "RMC",
     }
+    if config.task == "nth_farthest" and config.curriculum.num_stages > 1:
+        values["curriculum"] = "on" if config.nth_farthest.staged else "off"
+    return values | {"model": "RMC"}
 
 
 def _departures(core: CoreConfig) -> list[tuple[str, str, str, dict[str, Any]]]:

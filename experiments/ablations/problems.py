@@ -108,8 +108,11 @@ def _memory_core(core: CoreConfig) -> RelationalMemoryCell:
 
 
 def _nth_farthest(config: Config, cell: nn.RNNCellBase) -> Problem:
-    task = nth_farthest.Config(config.nth_farthest.num_objects, config.nth_farthest.num_features)
-    return problem.make_problem(task, NthFarthestModel(cell, task.num_objects), config.train)
+    what = config.nth_farthest
+    task = nth_farthest.Config(what.num_objects, what.num_features)
+    model = NthFarthestModel(cell, task.num_objects, what.readout_features)
+    stages = config.curriculum if what.staged else None
+    return problem.make_problem(task, model, config.train, stages)
 
 
 def _program_evaluation(config: Config, cell: nn.RNNCellBase) -> Problem:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations.collect import RowNumbers, collect, threshold_of
+from experiments.ablations.collect import RowNumbers, collect, read_kept, threshold_of
 from experiments.ablations.config import PRESETS, Config
 from experiments.ablations.findings import describe, describe_base, points
 from experiments.ablations.grid import BASE, RowConfig, base_values
@@ -40,7 +40,7 @@ def write_report(
       config: the grid's config.
       rows: all its rows.
       run_dir: the directory above those of the rows.
-      results: a directory for a copy, or None.
+      results: a directory for a copy, or None, see `gather`.
 
     Returns:
       Findings and table in Markdown.
@@ -49,7 +49,7 @@ def write_report(
       FileNotFoundError: the base is not finished.
       NonFiniteError: the base's loss became NaN or infinite.
     """
-    numbers = collect(rows, run_dir)
+    numbers = gather(rows, run_dir, results)
     if BASE not in numbers:
         raise FileNotFoundError(f"the base is not trained in {run_dir}: nothing to compare with")
     if not numbers[BASE].accuracy:
@@ -82,6 +82,21 @@ def write_report(
         for name, copy in FILES.items():
             shutil.copyfile(run_dir / name, results / copy.format(config.preset))
     return f"{findings}\n{table}"
+
+
+def gather(
+    rows: Mapping[str, RowConfig], run_dir: Path, results: Path | None
+) -> dict[str, RowNumbers]:
+    """The numbers of the finished rows, by name.
+
+    Rows without a finished run have the numbers of the copy in `results`, if its config is the
+    same, so a grid may be trained on several machines.
+    """
+    found = collect(rows, run_dir)
+    if results is not None:
+        copy = FILES["numbers.json"].format(rows[BASE].config.preset)
+        found = read_kept(rows, results / copy) | found
+    return {name: found[name] for name in rows if name in found}
 
 
 def grid_command(config: Config, rows: Mapping[str, RowConfig], done: Iterable[str]) -> str:
@@ -153,7 +168,7 @@ def _numbers(row: RowNumbers, base: RowNumbers) -> dict[str, Any]:
     """A row's numbers for JSON."""
     fields = row._asdict()
     config = fields.pop("row")
-    fields.pop("environment")
+    fields["commits"] = fields.pop("environment")["git_commits"]
     has_verdict = row is not base and row.accuracy
     found = row.against(base)._asdict() if has_verdict else {}
     return {"factor": config.factor, "value": config.label, "against_base": found, **fields}

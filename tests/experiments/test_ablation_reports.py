@@ -155,3 +155,28 @@ def test_report_command_copies_the_results(grid, tmp_path, capsys):
     assert numbers["rows"]["gates_none"]["accuracy"] == []
     assert "heads_2" not in numbers["not_run"]
     assert numbers["config"]["train"]["steps"] == 4
+
+
+def test_rows_of_another_machine_keep_their_numbers(grid, tmp_path, capsys):
+    """A report joins its rows with those of a copy with the same config."""
+    results, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    command = ["--results", str(results), "--no-train", *TINY]
+    assert main(["--run-dir", str(grid), *command]) == 0
+    whole = {path.name: path.read_bytes() for path in results.iterdir()}
+    make_run(elsewhere, "heads_1", [0.83, 0.89])
+    assert main(["--run-dir", str(elsewhere), *command]) == 0
+    kept, found = (json.loads(text) for text in
+                   (whole["quick.json"], (results / "quick.json").read_text()))  # fmt: skip
+    assert list(found["rows"]) == list(kept["rows"])
+    assert found["rows"]["heads_1"]["accuracy"] == [0.83, 0.89]
+    del found["rows"]["heads_1"], kept["rows"]["heads_1"]
+    assert found == kept
+    assert "- heads 1: 86.0% (83.0 to 89.0), -8.0" in capsys.readouterr().out
+    # A copy of another grid is replaced, not joined.
+    assert main(["--run-dir", str(elsewhere), *command, "--batch-size", "5"]) == 2
+    assert "another config" in capsys.readouterr().err
+    (results / "quick.json").write_text(
+        whole["quick.json"].decode().replace('"steps": 4', '"steps": 5')
+    )
+    assert main(["--run-dir", str(elsewhere), *command]) == 2
+    assert "the base is not trained" in capsys.readouterr().err

@@ -11,13 +11,18 @@ from experiments.ablations import PRESETS, make_rows
 from experiments.ablations.__main__ import main
 from experiments.ablations.grid import base_values
 from experiments.ablations.problems import make_cell, make_problem
+from experiments.nth_farthest.config import PRESETS as NTH_FARTHEST
+from experiments.nth_farthest.train import make_problem as make_nth_farthest
 from rrnn_jax import RelationalMemoryCell
 from tests.core.random_variables import random_variables
 from tests.experiments.ablation_runs import CONFIG, ROWS
 
 
 def differences(row, base) -> set[str]:
-    one, other = (dataclasses.asdict(r.config.core) for r in (row, base))
+    one, other = (
+        dataclasses.asdict(r.config.core) | dataclasses.asdict(r.config.nth_farthest)
+        for r in (row, base)
+    )
     return {name for name in one if one[name] != other[name]}
 
 
@@ -46,7 +51,7 @@ def test_every_row_departs_from_the_base_in_one_thing(preset):
         *("", "memory slots", "heads", "attention blocks", "gates", "forget bias", "output gate"),
         *("MLP layers", "key size", "LayerNorm of q, k, v", "input row attends", "initial memory"),
         "model",
-    }
+    } | ({"curriculum"} if PRESETS[preset].nth_farthest.staged else set())
     assert PRESETS[preset].train.num_seeds >= 3
 
 
@@ -108,6 +113,27 @@ def test_every_row_has_a_model():
     assert sizes["initial_learned"] == base + 4 * 64
     assert sizes["no_qkv_norm"] < base < sizes["lstm"]
     assert len(set(sizes.values())) > 10
+
+
+def test_the_curriculum_is_that_of_nth_farthest():
+    """The base trains what `experiments.nth_farthest` does, one row on the evaluated task alone."""
+    config, own = PRESETS["curriculum"], NTH_FARTHEST["quick"]
+    assert config.curriculum == own.curriculum
+    assert dataclasses.replace(config.train, num_seeds=1, learning_rate=2e-2) == own.train
+    rows = make_rows(config)
+    key = jax.random.key(0)
+
+    def step(problem):
+        state = problem.init(key)
+        return state.params, problem.update(state, key, None)[1]
+
+    same = make_nth_farthest(dataclasses.replace(own, model="rmc"))
+    params, metrics = jax.eval_shape(lambda: step(make_problem(rows["base"])))
+    assert (params, metrics) == jax.eval_shape(lambda: step(same))
+    assert "stage" in metrics
+    params, metrics = jax.eval_shape(lambda: step(make_problem(rows["no_curriculum"])))
+    assert params == jax.eval_shape(lambda: same.init(key).params)
+    assert "stage" not in metrics
 
 
 def test_a_row_of_the_program_grid_has_the_same_core():
