@@ -4,7 +4,8 @@ Collects the numbers that READMEs quote, of a run or of the runs of several mode
 command, config, environment, summary, the curves of the score and their training seconds go into
 ``experiments/results/NAME.json``, the plot into ``NAME.png``. Runs ``MODEL-SEED`` that differ only
 in the seed become one record with a curve for each seed. A stopped run has its last step in place
-of a summary. Of ``--policies-only`` the scores are kept.
+of a summary. Of ``--policies-only`` the scores are kept. ``--join`` adds the runs to those kept
+under the name: records of other models, or more seeds of the same.
 """
 
 import argparse
@@ -75,6 +76,24 @@ def collect(run_dir: Path) -> dict[str, Any]:
     return found
 
 
+def merge(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Joins records by name; seeds of one name become one record, new ones replace the same.
+
+    Raises:
+      RefusedError: records of one name have some but not all seeds in common, or other settings.
+    """
+    joined = dict(kept)
+    for name, run in found.items():
+        old, new = (each.get("summary", {}).get("seeds") for each in (kept.get(name, run), run))
+        if old is None or new is None or set(old) <= set(new):
+            joined[name] = run
+        elif set(old) & set(new):
+            raise RefusedError(f"runs of {name} must have the seeds {old} or others, got {new}")
+        else:
+            joined[name] = _join(name, [kept[name], run])
+    return dict(sorted(joined.items()))
+
+
 def _seeds_joined(runs: dict[str, Any]) -> dict[str, Any]:
     """Runs by model; runs named after their model and seed are joined."""
     groups: dict[str, list[Any]] = {}
@@ -97,9 +116,14 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
             raise RefusedError(f"runs of {name} must differ only in the seed")
     joined = first | {"summary": _together([run["summary"] for run in runs])}
     if len(runs) > 1:
-        commands = [run["environment"]["command"] for run in runs]
+        environments = [run["environment"] for run in runs]
+        commands = [x for e in environments for x in e.get("commands", [e["command"]])]
         joined["environment"] = first["environment"] | {"commands": commands}
-        joined["seconds"] = [run.get("seconds") for run in runs]
+        for name, all_of in (("git_commit", "git_commits"), ("processor", "processors")):
+            found = [x for e in environments for x in e.get(all_of, [e.get(name)])]
+            if len(set(found)) > 1:
+                joined["environment"][all_of] = list(dict.fromkeys(found))
+        joined["seconds"] = [x for run in runs for x in _listed(run.get("seconds"))]
     for metric in set(CURVES) & set(first):
         joined[metric] = {seed: one for run in runs for seed, one in run[metric].items()}
     return joined
@@ -119,11 +143,16 @@ def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
         values = [summary[name] for summary in summaries]
         if isinstance(value, dict):
             found[name] = _together(values)
+        elif name.endswith("_seconds") and len(values) > 1:
+            found[name] = [x for each in values for x in _listed(each)]
         elif isinstance(value, list):
             found[name] = [x for each in values for x in each]
-        elif name.endswith("_seconds") and len(values) > 1:
-            found[name] = values
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of a value for each run: a joined record has one."""
+    return value if isinstance(value, list) else [value]
 
 
 def without_place(command: str) -> str:
@@ -142,13 +171,17 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
     parser.add_argument("--policies", help="a kept result of policies to draw as lines, such as "
                         "box_world/policies (default: those of the run)")  # fmt: skip
+    parser.add_argument("--join", action="store_true",
+                        help="add the runs to those that are kept under the name")  # fmt: skip
     given = parser.parse_args(args)
-    return exit_code(lambda: _keep(given.run_dir, given.name, given.policies))
+    return exit_code(lambda: _keep(given.run_dir, given.name, given.policies, given.join))
 
 
-def _keep(run_dir: Path, name: str, policies: str | None) -> None:
+def _keep(run_dir: Path, name: str, policies: str | None, join: bool) -> None:
     kept = collect(run_dir)
     target = RESULTS / f"{name}.json"
+    if join:
+        kept = merge(read_json(target), kept)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, kept)
     plots = [run_dir / "plots" / name for name in PLOTS]

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from experiments.common import results
 from experiments.common.results import RESULTS, collect, draw, main
 from tests.experiments.toys import write_run
 
@@ -87,3 +88,26 @@ def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
         with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):
             collect(tmp_path)
         shutil.rmtree(tmp_path / "rmc-6")
+
+
+def test_runs_are_joined_with_the_kept(tmp_path, monkeypatch, capsys):
+    """As if all runs had been in one directory; seeds that are kept already are replaced."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    runs, whole = tmp_path / "runs", tmp_path / "whole"
+    for model, seed in (("rmc", 3), ("rmc", 5), ("rmc", 7), ("lstm", 3), ("dnc", 3)):
+        make_run(runs / f"{model}-{seed}" / f"{model}-{seed}", seed / 10, seed=seed)
+        make_run(whole / f"{model}-{seed}", seed / 10, seed=seed)
+    for number, name in enumerate(("rmc-3", "lstm-3", "dnc-3", "rmc-5", "lstm-3", "rmc-7")):
+        assert main([str(runs / name), "a", *["--join"][: min(number, 1)]]) == 0
+    kept = json.loads((tmp_path / "results" / "a.json").read_text())
+    assert kept == json.loads(json.dumps(collect(whole)))
+    assert list(kept["rmc"]["accuracy"]) == ["3", "5", "7"]
+    assert (tmp_path / "results" / "a.png").stat().st_size > 10_000
+    shutil.rmtree(runs / "rmc-5" / "rmc-5")
+    make_run(runs / "rmc-5" / "rmc-9", 0.5, seed=9, rate=0.3)
+    capsys.readouterr()
+    assert main([str(runs / "rmc-5"), "a", "--join"]) == 2
+    assert "runs of rmc must differ only in the seed" in capsys.readouterr().err
+    assert main([str(runs / "rmc-7"), "a", "--join"]) == 2
+    assert "must have the seeds [3, 5, 7] or others, got [7]" in capsys.readouterr().err
+    assert json.loads((tmp_path / "results" / "a.json").read_text()) == kept
