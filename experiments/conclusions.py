@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from experiments.ablations.config import Config
-from experiments.ablations.findings import points
 from experiments.ablations.problems import describe_task
 from experiments.common import markdown
-from experiments.common.report import Difference, difference
+from experiments.common.report import Difference, difference, points, spread
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
 from experiments.program_evaluation import table
@@ -175,7 +174,7 @@ def _elsewhere() -> str:
     said = {"better": "ahead of", "worse": "behind", "not told apart": "not clearly different from"}
     return (
         f" On the ablations' task ({_task(_config('quick', grid))}) the LSTM is "
-        f"{said[_against(lstm, base).verdict]} the RMC: {_range(lstm)} against {_range(base)} "
+        f"{said[_against(lstm, base).verdict]} the RMC: {_spread(lstm)} against {_spread(base)} "
         "([numbers](results/ablations/quick.json))."
     )
 
@@ -253,7 +252,7 @@ def _grid(name: str) -> str:
         "model": "RMC better than LSTM",
     }
     lines = [
-        f"**{_task(config)}**; base {_range(base)}, trivial score "
+        f"**{_task(config)}**; base {_spread(base)}, trivial score "
         f"{_percent(base['trivial_accuracy'])}{_why(config)}:",
         "",
         "| paper | here: accuracy, difference from the base in points (95 % interval) |",
@@ -315,9 +314,8 @@ def _label(row: dict[str, Any]) -> str:
     return row["value"] if row["factor"] == "model" else f"{row['factor']} {row['value']}"
 
 
-def _range(row: dict[str, Any]) -> str:
-    low, high = (_points(pick(row["accuracy"])) for pick in (min, max))
-    return f"{_percent(_mean(row['accuracy']))} ({low:.1f} to {high:.1f})"
+def _spread(row: dict[str, Any]) -> str:
+    return spread(row["accuracy"], " %")
 
 
 def _points(share: float) -> float:

@@ -6,7 +6,7 @@ from experiments.ablations.collect import RowNumbers
 from experiments.ablations.config import Config
 from experiments.ablations.grid import BASE, base_values
 from experiments.ablations.problems import describe_task
-from experiments.common.report import FEWEST_SEEDS, Difference, Verdict
+from experiments.common.report import FEWEST_SEEDS, Verdict, points, spread
 
 NEAR_TRIVIAL = 0.02
 """A row has not learned if no seed exceeds the trivial score by more."""
@@ -39,7 +39,7 @@ def describe(config: Config, numbers: Mapping[str, RowNumbers], missing: Sequenc
     lines = [
         f"{describe_task(config)}; {train.steps:,} updates of {train.batch_size} samples for every "
         f"row; {train.num_seeds} seeds per row. Not learning scores {trivial:.1%}; the base "
-        f"scores {_score(base)}.",
+        f"scores {spread(base.accuracy, '%')}.",
         "",
         describe_base(config),
         "",
@@ -87,20 +87,9 @@ def _sentence(row: RowNumbers, base: RowNumbers) -> str:
     if not row.accuracy:
         return f"- {row.row.name}: the loss became NaN."
     found = row.against(base)
-    return f"- {row.row.name}: {_score(row)}, {points(found)} points: {found.verdict}."
-
-
-def points(found: Difference) -> str:
-    """A difference in percent, with its interval.
-
-    >>> points(Difference(0.25, (0.1, 0.4), "better"))
-    '+25.0 (+10.0 to +40.0)'
-    """
-    mean = f"{100 * found.mean:+.1f}"
-    if found.interval is None:
-        return mean
-    low, high = (100 * bound for bound in found.interval)
-    return f"{mean} ({low:+.1f} to {high:+.1f})"
+    return (
+        f"- {row.row.name}: {spread(row.accuracy, '%')}, {points(found)} points: {found.verdict}."
+    )
 
 
 def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:
@@ -121,11 +110,3 @@ def _largest(numbers: Mapping[str, RowNumbers]) -> list[str]:
 def _list(rows: Sequence[RowNumbers]) -> str:
     """Names separated by semicolons, because some contain commas."""
     return "; ".join(row.row.name for row in rows) or "none"
-
-
-def _score(row: RowNumbers) -> str:
-    """Mean and range in percent."""
-    if len(row.accuracy) == 1:
-        return f"{row.mean:.1%}"
-    low, high = min(row.accuracy), max(row.accuracy)
-    return f"{row.mean:.1%} ({100 * low:.1f} to {100 * high:.1f})"

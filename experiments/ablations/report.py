@@ -11,13 +11,14 @@ from typing import Any
 
 from experiments.ablations.collect import RowNumbers, collect, read_kept, threshold_of
 from experiments.ablations.config import PRESETS, Config
-from experiments.ablations.findings import describe, describe_base, points
+from experiments.ablations.findings import describe, describe_base
 from experiments.ablations.grid import BASE, RowConfig, base_values
 from experiments.ablations.problems import describe_task
 from experiments.common import markdown
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
 from experiments.common.records import write_json, write_text
+from experiments.common.report import points, spread
 from rrnn_jax.visualize import bars_figure
 
 FILES = {
@@ -131,9 +132,8 @@ def to_markdown(numbers: Mapping[str, RowNumbers]) -> str:
         if not row.accuracy:
             cells += ["NaN", *[MISSING] * 5]
         else:
-            low, high = 100 * min(row.accuracy), 100 * max(row.accuracy)
             cells += [
-                f"{100 * row.mean:.1f} ({low:.1f} to {high:.1f})",
+                spread(row.accuracy),
                 MISSING if row is base else points(row.against(base)),
                 _updates(row.updates_to),
                 f"{row.parameters:,}",

@@ -232,6 +232,29 @@ def difference(a: Sequence[float], b: Sequence[float], goal: str = "max") -> Dif
     return Difference(mean, interval, verdict(interval, len(a), goal))
 
 
+def points(found: Difference) -> str:
+    """A difference in percent, with its interval.
+
+    >>> points(Difference(0.25, (0.1, 0.4), "better"))
+    '+25.0 (+10.0 to +40.0)'
+    """
+    mean = f"{100 * found.mean:+.1f}"
+    if found.interval is None:
+        return mean
+    low, high = (100 * bound for bound in found.interval)
+    return f"{mean} ({low:+.1f} to {high:+.1f})"
+
+
+def spread(shares: Sequence[float], sign: str = "") -> str:
+    """The mean of several seeds in percent, and their range.
+
+    >>> spread([0.9, 0.94], " %"), spread([0.9])
+    ('92.0 % (90.0 to 94.0)', '90.0')
+    """
+    low, mean, high = (100 * f(shares) for f in (min, statistics.fmean, max))
+    return f"{mean:.1f}{sign}" + (f" ({low:.1f} to {high:.1f})" if len(shares) > 1 else "")
+
+
 def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """A row for each model compared with the first: after equal updates, and after equal time.
 

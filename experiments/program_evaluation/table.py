@@ -19,7 +19,7 @@ from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
-from experiments.common.report import Run, compare, run_of
+from experiments.common.report import Difference, Run, compare, points, run_of, spread
 from experiments.common.results import RESULTS
 from experiments.common.results import collect as collect_run
 from experiments.common.run_directory import SUMMARY_FILE, read_environment
@@ -227,15 +227,13 @@ def _score(row: Mapping[str, Any] | None, beside: str | None = None) -> str:
     """The mean over seeds in percent, and in parentheses their range or something else."""
     if row is None:
         return MISSING
-    low, high = (_percent(pick(row["values"])) for pick in (min, max))
-    return f"{_percent(row['mean'])} ({beside or f'{low} to {high}'})"
+    return f"{_percent(row['mean'])} ({beside})" if beside else spread(row["values"])
 
 
 def _difference(row: Mapping[str, Any]) -> str:
     if "difference" not in row:
         return MISSING
-    low, high = (f"{100 * end:+.1f}" for end in row["interval"])
-    return f"{100 * row['difference']:+.1f} ({low} to {high})"
+    return points(Difference(row["difference"], row["interval"], row["verdict"]))
 
 
 def _percent(share: float | None) -> str:

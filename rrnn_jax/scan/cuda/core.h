@@ -144,7 +144,7 @@ struct Place {
 // Operands and partial sums, which every warp puts for all warps: `begin`, puts, `wait`, reads. A
 // block has a barrier between. In a cluster each block gets a copy, in one of two buffers, which take
 // turns. Then nothing else has to be waited for: whoever puts into a buffer has waited for the turn
-// before, which all warps began after they had read this buffer.
+// before, which all warps began after they had read this buffer, also with lanes that put nothing.
 constexpr int BUFFERS = CLUSTER > 1 ? 2 : 1;
 struct Exchange {
   Barrier* barriers;  // [2], one for each buffer.
@@ -156,7 +156,10 @@ struct Exchange {
     cluster_sync();
   }
   DEV int buffer() const { return CLUSTER > 1 ? turn % 2 : 0; }
-  DEV void begin() { turn++, bytes = 0; }
+  DEV void begin() {
+    if (CLUSTER > 1) sync_warp();
+    turn++, bytes = 0;
+  }
   DEV void put(float* to, float x) const {
     if (CLUSTER == 1) *to = x;
     else send((u32*)to, bits(x), barriers + turn % 2);

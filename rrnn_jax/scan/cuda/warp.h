@@ -27,6 +27,7 @@ DEV int block_index() { return blockIdx.x / CLUSTER; }
 DEV int block_count() { return gridDim.x / CLUSTER; }
 // A barrier of the threads of a block, of a cluster too.
 DEV void sync() { __syncthreads(); }
+DEV void sync_warp() { __syncwarp(); }
 // The same number, opaque to the compiler: values that depend on it are recomputed in every step
 // instead of staying in registers.
 DEV int again(int x) {
@@ -170,7 +171,7 @@ DEV void wait_for(Barrier* barrier, int parity) {
         : "=r"(ended)
         : "r"((u32)__cvta_generic_to_shared(barrier)), "r"(parity)
         : "memory");
-  __syncwarp();
+  sync_warp();
 }
 
 // Products of groups of four consecutive warps (PTX's wgmma), on compute capability 9.0 alone. Matrices B

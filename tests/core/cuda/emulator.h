@@ -224,6 +224,7 @@ DEV void expect(Barrier* barrier, int bytes) { barrier->expected = 1, barrier->a
 DEV void wait_for(Barrier* barrier, int parity) {
   while (barrier->phase == parity) emulator::yield();
 }
+DEV void sync_warp() { emulator::together(98, [](emulator::Warp&) {}); }
 DEV int again(int x) { return x; }
 DEV float shuffle_xor(float x, int mask) {
   using namespace emulator;
