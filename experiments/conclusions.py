@@ -31,7 +31,8 @@ GRIDS = {
     "quick": "",
     "quick_program": " --preset quick_program",
     "quick_program_10": " --preset quick_program --num-seeds 10 --only base slots_1 slots_8 "
-    "heads_1 blocks_2 gates_unit gates_none output_gate no_qkv_norm initial_zeros lstm",
+    "heads_1 blocks_2 gates_unit gates_none output_gate no_qkv_norm initial_zeros lstm "
+    "--run-dir runs/ablations/quick_program_10",
 }
 """The options of each ablation's command."""
 
