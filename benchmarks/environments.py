@@ -3,7 +3,7 @@
 Many environments with random actions, automatic resets and new levels: BoxWorld draws as many fresh
 levels for its pool as episodes would begin if all had the maximum length; Mini-Pacman draws one at
 each step. Gymnax's CartPole is included if it is installed. ``--training`` times the parts of an
-update of a preset, by default quick: environment, acting, learning.
+update of a preset, by default quick: environment (with one action all the time), acting, learning.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.records import about
-from benchmarks.timing import Run, interleave, limit_threads_or_exit
+from benchmarks.timing import Run, interleave, limit_threads_or_exit, positive
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "python -m benchmarks.environments", description="Times the environments: steps per second."
     )
     add = result.add_argument
-    add("--envs", type=int, default=1024, help="environments at once")
-    add("--rounds", type=int, default=5, help="samples of each")
+    add("--envs", type=positive, help="environments at once, not with --training (default: 1024)")
+    add("--rounds", type=positive, default=5, help="samples of each")
     add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
     add("--threads", type=int, default=0, help="processors to keep to; 0: all there are")
     add("--clock", choices=("wall", "processor"), default="wall",
@@ -50,11 +50,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
     arguments = parser()
     given = arguments.parse_args(args)
-    if given.envs < 1 or given.rounds < 1:
-        arguments.error("--envs and --rounds must be at least 1")
+    if given.envs and given.training:
+        arguments.error("--envs must be left out with --training: the preset has its own")
     limit_threads_or_exit(arguments, given.threads)
     preset = given.training
-    programs = training_programs(preset) if preset else environment_programs(given.envs)
+    programs = training_programs(preset) if preset else environment_programs(given.envs or 1024)
     clock = time.perf_counter if given.clock == "wall" else time.process_time
     runs = {name: program.run for name, program in programs.items()}
     result = interleave(

@@ -109,14 +109,18 @@ def core_work(setting: Setting, mode: str) -> Work:
     # In each block: queries, logits, the weighted sum, then the MLP. Gates are parallel to them.
     chain = setting.blocks * (3 + setting.mlp_layers)
     rows = (S + 4) * F, (2 * S + 8) * F
-    return _work(setting, mode, products(setting), attention_flops(setting), rows, chain)
+    gates = packed_width(setting.gate_style, F, output_gate=False)
+    weights = (setting.features + (3 * setting.blocks + setting.mlp_layers) * F + 2 * gates) * F
+    needed, attention = products(setting), attention_flops(setting)
+    return _work(setting, mode, needed, attention, rows, chain, weights)
 
 
 def gated_work(setting: Setting, width: int, gates: int, mode: str) -> Work:
     """The work of an LSTM (4 gates) or a GRU (3); terms as in `core_work`."""
     needed = gated_products(setting, width, gates)
     rows = (1 + gates) * width, (2 + 2 * gates) * width
-    return _work(setting, mode, needed, 0, rows, 1)
+    weights = sum(product.k * product.n for product in needed)
+    return _work(setting, mode, needed, 0, rows, 1, weights)
 
 
 def _work(
@@ -126,11 +130,15 @@ def _work(
     attention: int,
     rows: tuple[int, int],
     chain: int,
+    weights: int,
 ) -> Work:
-    """The sum over a sequence: `rows` are elements moved per row and step, forward and backward."""
+    """The sum over a sequence: `rows` are elements moved per row and step, forward and backward.
+
+    `weights` is the size of all kernels; products of memory and input share them, and blocks share
+    the MLP.
+    """
     train, batch, steps = mode == "train", setting.batch, setting.steps
     size = 2 if setting.dtype == "bfloat16" else 4
-    weights = sum(product.k * product.n for product in needed)
     flops = attention + sum(product.flops for product in needed)
     moved = size * (steps * batch * rows[0] + weights)
     if train:

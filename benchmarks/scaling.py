@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.collectives import (
+    NODE,
     all_reduce_seconds,
     compile_update,
     efficiency,
@@ -29,6 +30,7 @@ from benchmarks.collectives import (
 from benchmarks.program import UnavailableError
 from benchmarks.records import about
 from benchmarks.table import human_bytes, human_seconds
+from benchmarks.timing import positive
 from experiments.common import markdown
 from experiments.common.records import append_rows
 from experiments.common.steps import Programs
@@ -45,14 +47,22 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser("python -m benchmarks.scaling", description=__doc__)
     add = result.add_argument
-    add("--batch-size", type=int, default=256, help="of a measured update (default: 256)")
-    add("--devices", nargs="*", type=int, default=[1, 2, 4], help="(default: 1 2 4)")
-    add("--processes", nargs="*", type=int, default=[2], help="of one device each (default: 2)")
-    add("--chunks", type=int, default=5, help=f"timed chunks of {_STEPS} updates (default: 5)")
-    add("--gpus", nargs="*", type=int, default=[8, 64], help="to compile for (default: 8 64)")
+    add("--batch-size", type=positive, default=256, help="of a measured update (default: 256)")
+    add("--devices", nargs="*", type=positive, default=[1, 2, 4], help="(default: 1 2 4)")
+    add(
+        "--processes", nargs="*", type=positive, default=[2], help="of one device each (default: 2)"
+    )
+    add("--chunks", type=positive, default=5, help=f"timed chunks of {_STEPS} updates (default: 5)")
+    add(
+        "--gpus",
+        nargs="*",
+        type=positive,
+        default=[8, 64],
+        help="to compile for, up to 8 or a multiple of 8 (default: 8 64)",
+    )
     add("--tpus", nargs="*", type=int, default=[], choices=(4, 8),
         help="chips of a TPU v5e to compile for (default: none)")  # fmt: skip
-    add("--rows", type=int, default=1600, help="of each of these devices (default: 1600)")
+    add("--rows", type=positive, default=1600, help="of each of these devices (default: 1600)")
     add("--step-ms", type=float, default=4.8,
         help="of such an update on one GPU (default: 4.8, measured on an H100)")  # fmt: skip
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
@@ -62,7 +72,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    given = parser().parse_args(args)
+    arguments = parser()
+    given = arguments.parse_args(args)
+    for name in ("devices", "processes"):
+        if uneven := [n for n in getattr(given, name) if given.batch_size % n]:
+            arguments.error(f"--{name} must divide --batch-size={given.batch_size}, got {uneven}")
+    if uneven := [n for n in given.gpus if n > NODE and n % NODE]:
+        arguments.error(f"--gpus must be at most {NODE} or a multiple of it, got {uneven}")
     if given.worker is not None:
         row = work(make_config("small", given.batch_size), given.chunks, **given.worker)
         print(json.dumps(row), flush=True)

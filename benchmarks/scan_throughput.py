@@ -17,7 +17,7 @@ from benchmarks.measure import Interrupted, Options, describe_row, measure
 from benchmarks.program import MODES, UnavailableError
 from benchmarks.records import Row, is_finished, key, read_measurements
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
-from benchmarks.timing import limit_threads_or_exit, positive_minutes, time_limit
+from benchmarks.timing import limit_threads_or_exit, positive, positive_minutes, time_limit
 from experiments.common.environment import count_cores, describe_environment
 from experiments.common.records import append_rows
 
@@ -63,10 +63,10 @@ def _what_options(add: Callable[..., Any]) -> None:
 
 
 def _how_options(add: Callable[..., Any]) -> None:
-    add("--rounds", type=_positive, default=10, help="samples of each variant")
-    add("--warmup", type=_positive, default=3, help="calls before the first sample")
+    add("--rounds", type=positive, default=10, help="samples of each variant")
+    add("--warmup", type=positive, default=3, help="calls before the first sample")
     add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
-    add("--threads", type=_positive, help="processors to keep to (default: all there are)")
+    add("--threads", type=positive, help="processors to keep to (default: all there are)")
     add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
     add("--seed", type=int, default=0, help="of arrays and order")
     add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
@@ -175,13 +175,6 @@ def _keep(rows: Iterable[Row], wanted: Iterable[str], path: Path | None) -> None
 
 def _rounds_bar(rounds: Iterable[int]) -> Any:
     return tqdm(rounds, desc="rounds", leave=False, disable=None)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 if __name__ == "__main__":

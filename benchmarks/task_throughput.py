@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import python_programs
 from benchmarks.records import about
-from benchmarks.timing import Rounds, Run, interleave, limit_threads_or_exit
+from benchmarks.timing import Rounds, Run, interleave, limit_threads_or_exit, positive
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from experiments.common.steps import Programs
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
         help="sizes of programs (default: 5,2 6,3)")  # fmt: skip
     add("--curriculum", nargs="+", choices=("fixed", "mix"), default=["fixed", "mix"],
         help="how sizes are drawn")  # fmt: skip
-    add("--batch", nargs="+", type=int, default=[128, 1024], help="programs drawn at once")
-    add("--rounds", type=int, default=10, help="samples of each generator")
+    add("--batch", nargs="+", type=positive, default=[128, 1024], help="programs drawn at once")
+    add("--rounds", type=positive, default=10, help="samples of each generator")
     add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
     add("--threads", type=int, default=1, help="processors to keep to; 0: all there are")
     add("--no-python", action="store_true", help="leave the generator in plain Python out")

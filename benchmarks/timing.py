@@ -144,6 +144,14 @@ def limit_threads_or_exit(arguments: argparse.ArgumentParser, threads: int | Non
         arguments.error(str(error))
 
 
+def positive(text: str) -> int:
+    """Parses an option that is a number of something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def positive_minutes(text: str) -> float:
     """Parses ``--minutes``."""
     minutes = float(text)

@@ -44,7 +44,7 @@ class TrainConfig:
     beta2: float | None = None
     """Decay of the squared gradients' mean. None: 0.999; "rmsprop": 0.9."""
     epsilon: float | None = None
-    """Added to the root of that mean. None: 1e-8."""
+    """Added to the root of that mean; with "rmsprop" to the mean itself. None: 1e-8."""
     average_decay: float | None = None
     """Decay of an exponential average of the weights, which is evaluated too (metrics
     average_...). None: no average."""

@@ -23,3 +23,14 @@ def test_rows(tmp_path, capsys, monkeypatch):
     steps = 2 * environments.STEPS
     assert row["steps_per_second"] == pytest.approx(steps / row["seconds"]["median"])
     assert "small, 2 at once" in capsys.readouterr().out
+
+
+def test_bad_options(capsys):
+    for options, message in (
+        (["--envs", "0"], "argument --envs: must be at least 1, got 0"),
+        (["--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (["--envs", "2", "--training"], "--envs must be left out with --training"),
+    ):
+        with pytest.raises(SystemExit):
+            environments.main(options)
+        assert message in capsys.readouterr().err

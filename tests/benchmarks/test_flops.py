@@ -83,6 +83,15 @@ def test_relational_memory(setting, mode):
         assert counted(jax_programs.ours(problem, "hoisted"), problem, mode) == work.flops
 
 
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_kernel_is_read_once(setting):
+    """Also those that products share: of memory and input, and of the blocks' MLPs."""
+    leaves = jax.tree.leaves(shaped_problem(setting).params)
+    size = sum(leaf.size for leaf in leaves if leaf.ndim > 1)
+    one, two = (flops.core_work(setting.replace(steps=n), "forward").bytes for n in (1, 2))
+    assert 2 * one - two == 4 * size  # Without what every step moves.
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_gated_cells(kind, mode):

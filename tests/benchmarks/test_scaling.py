@@ -121,3 +121,14 @@ def test_workers_measure_devices_and_processes(capsys):
     assert scaling.main([*sizes, "--devices", "1", "2", "--processes", "2"]) == 0
     printed = capsys.readouterr().out
     assert "| 2 | 2 | " in printed
+
+
+def test_bad_options(capsys):
+    for options, message in (
+        (["--chunks", "0"], "argument --chunks: must be at least 1, got 0"),
+        (["--devices", "1", "3"], "--devices must divide --batch-size=256, got [3]"),
+        (["--gpus", "4", "12"], "--gpus must be at most 8 or a multiple of it, got [12]"),
+    ):
+        with pytest.raises(SystemExit):
+            scaling.main(options)
+        assert message in capsys.readouterr().err

@@ -70,3 +70,10 @@ def test_share_of_a_training_step():
     given = task_throughput.parser().parse_args(["--training", "paper", "--task", "addition"])
     configs = task_throughput.training_configs(given)
     assert [(c.model, c.preset) for c in configs] == [("rmc", "paper"), ("lstm", "paper")]
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--batch"])
+def test_bad_options(option, capsys):
+    with pytest.raises(SystemExit):
+        task_throughput.main([option, "0"])
+    assert f"argument {option}: must be at least 1, got 0" in capsys.readouterr().err

@@ -32,7 +32,12 @@ def run(
     args: Sequence[str] | None,
 ) -> int:
     """Runs the command line of one experiment, and returns the exit code."""
-    config, options = parse(presets, experiment, description, args, Options(), check)
+
+    def check_game(config: Any) -> None:
+        game = make_game(config)
+        check(config, game.env, game.easy)
+
+    config, options = parse(presets, experiment, description, args, Options(), check_game)
     game = make_game(config)
     if options.policies_only:
         assert options.run_dir is not None

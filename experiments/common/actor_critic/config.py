@@ -104,19 +104,21 @@ QUICK_TRAIN = TrainConfig(
 )
 # Paper A.3: 100 actors, minibatches of 32 trajectories of 40 steps, entropy cost 0.005, discount
 # 0.99, 1e9 frames, rates between 1e-5 and 2e-4. 96 is the next multiple of 32. The optimiser and
-# the baseline's cost are not stated; these are IMPALA's.
+# the baseline's cost are not stated; these are IMPALA's. Its loss is a sum over the steps of a
+# minibatch, ours a mean, so its clipping (40) and epsilon (0.1, of squared gradients) are divided.
 PAPER_LEARNER = LearnerConfig(
     loss="vtrace", minibatch_envs=32, epochs=1, trace=1.0, entropy_cost=0.005
 )
+_STEPS = PAPER_LEARNER.unroll * PAPER_LEARNER.minibatch_envs
 PAPER_TRAIN = TrainConfig(
     steps=260_417,
     batch_size=96,
     optimizer="rmsprop",
     beta2=0.99,
-    epsilon=0.1,
+    epsilon=0.1 / _STEPS**2,
     learning_rate=2e-4,
     schedule="linear",
-    clip_norm=40.0,
+    clip_norm=40.0 / _STEPS,
     chunk_steps=50,
     eval_every=2000,
     eval_samples=960,

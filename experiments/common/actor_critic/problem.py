@@ -29,6 +29,7 @@ def make_learner(
     )
     params = env.default_params
     easy = params if easy is None else easy
+    _check_easy(learner, params, easy)
     return Learner(env, params, easy, agent, learner, optimizer, train.batch_size, train.steps)
 
 
@@ -112,10 +113,17 @@ def _evaluation(
     return Evaluation(step, -(-episodes // rows))
 
 
-def check(config: Any) -> None:
-    """Raises the errors of `actor_critic` that are about a config alone."""
+def check(config: Any, env: Environment, easy: Any = None) -> None:
+    """Raises the errors of `actor_critic` without making the problem."""
     _check_used(config.train)
     config.learner.gradient_steps(config.train.batch_size)
+    _check_easy(config.learner, env.default_params, easy)
+
+
+def _check_easy(learner: LearnerConfig, params: Any, easy: Any) -> None:
+    if learner.easy_share and easy in (None, params):
+        share = learner.easy_share
+        raise ValueError(f"easy_share must be 0: the game has no easier levels, got {share}")
 
 
 def _check_used(train: TrainConfig) -> None:

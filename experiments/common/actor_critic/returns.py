@@ -47,7 +47,7 @@ def vtrace(
 
         \delta_t &= \min(\bar\rho, \rho_t) (r_t + \gamma_t V_t - V_{t-1}) \\
         e_t &= \delta_t + \gamma_t \lambda \min(1, \rho_t) e_{t+1} \\
-        q_t &= r_t + \gamma_t (V_t + \lambda (e_{t+1} + V^{next} - V_t)) \\
+        q_t &= r_t + \gamma_t (V^{next} + \lambda e_{t+1}) \\
         A_t &= \min(\bar\rho_{pg}, \rho_t) (q_t - V_{t-1})
 
     where :math:`V^{next}` is `v_tm1` of the next step (equal to `v_t` if both are shifted values of

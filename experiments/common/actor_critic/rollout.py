@@ -122,7 +122,8 @@ def rollout(
         total, length = play.total + rewards, play.length + 1
         fresh = jnp.zeros_like(done)
         cut = Play(play.env, carry, last, fresh, actions, rewards, total, length)
-        cut_values = _value_if(agent, variables, cut, truncated, env.can_truncate)
+        is_cut = truncated & ~terminated
+        cut_values = _value_if(agent, variables, cut, is_cut, env.can_truncate)
         trajectory = Trajectory(
             play.obs, play.reset, play.action, play.reward, actions, log_probs, values, rewards,
             terminated, truncated, cut_values,

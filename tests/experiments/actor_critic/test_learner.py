@@ -230,6 +230,24 @@ def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     np.testing.assert_array_equal(ended.length, np.full(5, 3))
 
 
+def test_an_episode_that_terminates_at_its_cap_has_no_later_value():
+    class Both(Count):
+        def transition(self, key, state, action, params):
+            found = super().transition(key, state, action, params)
+            return found._replace(terminated=found.truncated)
+
+    env, agent = Both(), Agent(2, width=4)
+    game = jax.jit(partial(rollout.begin, env, agent), static_argnums=2)(
+        jax.random.key(0), env.default_params, 2
+    )
+    now = jax.tree.map(lambda x: x[None], (game.obs, game.reset, game.action, game.reward))
+    variables = jax.jit(agent.init)(jax.random.key(1), (), *now)
+    play_on = jax.jit(partial(rollout.rollout, env, agent), static_argnums=4)
+    trajectory = play_on(variables, game, jax.random.key(2), env.default_params, 4)[1]
+    assert trajectory.terminated[2].all()
+    assert not trajectory.cut_values.any()
+
+
 @pytest.mark.slow
 def test_first_minibatch_is_on_policy_and_later_ones_lag():
     """With V-trace the ratios of the first minibatch are 1; those of the second are not."""

@@ -15,6 +15,7 @@ from experiments.common.actor_critic.config import AgentConfig, make_agent
 from experiments.common.actor_critic.episode import record
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
+from experiments.common.optimizers import make_optimizer
 from tests.core.random_variables import random_variables
 
 TINY = dataclasses.replace(
@@ -119,6 +120,10 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
         (["--grid-size", "6"], "--grid-size=6 has room for 2 items at most"),
         (["--level-pool", "100"], "--level-pool must be 0 or a multiple of --fresh-levels=128"),
         (["--level-pool", "0"], "--easy-share must be 0 with --level-pool=0, got 0.25"),
+        (
+            ["--preset", "smoke", "--easy-share", "0.5"],
+            "--easy-share must be 0: the game has no easier",
+        ),
         (["--test-episodes", "0"], "--test-episodes must be at least 1, got 0"),
         (["--policies-only", "--resume"], "--policies-only excludes --resume, --fresh"),
     ],
@@ -140,3 +145,20 @@ def test_presets_are_the_papers():
     assert paper.learner.gradient_steps(paper.train.batch_size) == 3
     assert paper.rmc.mem_slots * paper.rmc.num_heads * paper.rmc.head_size == 1024
     assert paper.rmc.gate_style == "memory"
+
+
+def test_the_papers_optimiser_makes_the_updates_of_a_summed_loss():
+    """IMPALA's constants, clipping 40 and epsilon 0.1, are for sums over 32 times 40 steps."""
+    train = dataclasses.replace(box_world.PRESETS["paper"].train, schedule="constant")
+    sums = dataclasses.replace(train, clip_norm=40.0, epsilon=0.1)
+    rng = np.random.default_rng(0)
+    for scale in (1e-4, 3e-2, 1.0):  # Below the clipping and beyond.
+        updates = []
+        gradients = [rng.normal(size=100).astype(np.float32) * scale / 10 for _ in range(3)]
+        for config, factor in ((train, 1), (sums, 32 * 40)):
+            optimizer = make_optimizer(config)
+            state = optimizer.init(gradients[0])
+            for gradient in gradients:
+                update, state = optimizer.update(factor * gradient, state)
+            updates.append(update)
+        np.testing.assert_allclose(*updates, rtol=1e-5)
