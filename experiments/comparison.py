@@ -108,7 +108,7 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
 
 def _is_of_a_search(run_dir: Path) -> bool:
     """Whether the settings of a sweep were chosen by this run, whose seed is not a fresh one."""
-    in_sweep = (run_dir.parents[1] / "sweep.json").exists()
+    in_sweep = (run_dir.resolve().parents[1] / "sweep.json").exists()
     return in_sweep and not run_dir.name.startswith("final_")
 
 

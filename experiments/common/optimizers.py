@@ -1,5 +1,6 @@
 """Optimisers by name, with schedule, clipping, weight decay and an average of the weights."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -49,10 +50,10 @@ def make_schedule(config: TrainConfig, peak: float | None = None) -> optax.Sched
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """The optimiser of a config; its updates are added to the parameters.
 
-    ``muon`` (`optax.contrib.muon`) is for matrices; all other parameters, and those of embeddings
-    and output layers by name, use Adam with `config.adam_learning_rate`. Weight decay is decoupled
-    as in AdamW, multiplied by the learning rate; it excludes biases, scales of norms and parameters
-    with fewer than two axes.
+    ``muon`` (`optax.contrib.muon`) is for matrices; all other parameters, and the word tables of an
+    embedding or an adaptive softmax, use Adam with `config.adam_learning_rate`. Weight decay is
+    decoupled as in AdamW, multiplied by the learning rate; it excludes biases, scales of norms and
+    parameters with fewer than two axes, and with ``muon`` all that use Adam.
     """
     chain = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     chain.append(_by_name(config))
@@ -100,10 +101,10 @@ def decaying(params: Params) -> Any:
 
 
 def _matrices(params: Params) -> Any:
-    """The matrices for Muon; None for other parameters, including embeddings."""
+    """The matrices for Muon; None for other parameters, including tables of words."""
 
     def numbers(path: Any, leaf: Any) -> Any:
-        is_table = "embedding" in _name(path)
+        is_table = re.search(r"embedding|^(head|entries|tail_\d+)$", _name(path))
         return optax.contrib.MuonDimensionNumbers() if leaf.ndim == 2 and not is_table else None
 
     return jax.tree_util.tree_map_with_path(numbers, params)

@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
     # Named after the process, so that two writers never use the same temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

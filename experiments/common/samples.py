@@ -26,7 +26,8 @@ class SamplesWriter:
         """
         self._path = run_dir / SAMPLES_FILE
         if self._path.exists():
-            text = self._path.read_text(errors="replace")
+            with self._path.open(encoding="utf-8", errors="replace", newline="") as file:
+                text = file.read()  # With the ends of lines that it has.
             write_text(self._path, _drop_blocks_after(text, step))
 
     def write(self, step: int, text: str) -> None:
@@ -34,7 +35,7 @@ class SamplesWriter:
         block = f"== step {step} ==\n{text.rstrip()}\n"
         tqdm.write(block, end="")
         if writes():
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(block)
 
 

@@ -54,7 +54,7 @@ class Windows:
       length: T.
 
     Raises:
-      ValueError: there are fewer than two tokens for each row.
+      ValueError: there is less than one target for each row.
     """
 
     tokens: np.ndarray
@@ -62,9 +62,9 @@ class Windows:
     length: int
 
     def __post_init__(self) -> None:
-        if len(self.tokens) < 2 * self.batch_size:
+        if len(self.tokens) <= self.batch_size:
             raise ValueError(
-                f"tokens must be at least two for each of {self.batch_size} rows, "
+                f"tokens must be more than one for each of {self.batch_size} rows, "
                 f"got {len(self.tokens)}"
             )
 

@@ -37,7 +37,8 @@ class TrainConfig:
     clip_norm: float | None = None
     """Largest global norm of the gradient. None: no clipping."""
     weight_decay: float = 0.0
-    """Decay of weights (not of biases and norms) per update, times the rate; "adamw" and "muon"."""
+    """Decay of weights (not of biases and norms) per update, times the rate; "adamw", and "muon"
+    for its matrices."""
     beta1: float | None = None
     """Decay of the gradients' mean. None: 0.9, for matrices with "muon" 0.95; "rmsprop": no
     momentum."""
@@ -46,8 +47,8 @@ class TrainConfig:
     epsilon: float | None = None
     """Added to the root of that mean; with "rmsprop" to the mean itself. None: 1e-8."""
     average_decay: float | None = None
-    """Decay of an exponential average of the weights, which is evaluated too (metrics
-    average_...). None: no average."""
+    """Decay of an exponential average of the weights, which is evaluated too (metrics average_...)
+    and not used otherwise. None: no average."""
     seed: int = 0
     """Seed of parameters and data."""
     num_seeds: int = 1
@@ -99,6 +100,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        if self.epsilon is not None and not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be finite and not negative, got {self.epsilon}")
+        if self.target is not None and math.isnan(self.target):
+            raise ValueError("target must be a number, got nan")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be finite and not negative, "
                              f"got {self.weight_decay}")  # fmt: skip

@@ -165,8 +165,9 @@ def main(args: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN", type=Path, help="run directory, of one model")
-    parser.add_argument("--text", default=TEXT, help="what is read")
-    parser.add_argument("--text-file", type=Path, help="file that holds it")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", default=TEXT, help="what is read")
+    text.add_argument("--text-file", type=Path, help="file that holds it")
     parser.add_argument(
         "--out-dir",
         type=Path,

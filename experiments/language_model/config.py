@@ -43,7 +43,7 @@ class TextConfig:
     """Parts of the validation and test text that are read in parallel in training, each from a
     fresh state. The report reads the whole text in order."""
     eval_window: int = 256
-    """Tokens of each row per step of an evaluation; does not affect the results."""
+    """Tokens of each row per step of an evaluation; the score does not depend on it."""
 
     def __post_init__(self) -> None:
         check_positive(

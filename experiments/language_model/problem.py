@@ -38,7 +38,8 @@ def make_problem(
     text, train = config.text, recipe(config, config.model, config.train)
     if "valid" not in tokens.splits:
         raise RefusedError(
-            "there is no text to validate on: see --valid, or for one file --fractions"
+            "there is no text to validate on: see --valid, or for one file --fractions; a folder "
+            "with splits of its own needs one for validation"
         )
     if text.cutoffs and not tokens.vocabulary.by_frequency:
         raise RefusedError(
@@ -83,7 +84,10 @@ def init_params(model: LanguageModel, key: jax.Array) -> Params:
 
 
 def training_loss(model: LanguageModel, config: Config) -> Callable[..., Any]:
-    """The loss of a window, with dropout and penalties; see `streaming`."""
+    """The loss of a window, with dropout and penalties; see `streaming`.
+
+    Penalties also count the padded positions of an epoch's last window.
+    """
     alpha, beta = config.text.activation_penalty, config.text.change_penalty
 
     def loss(params: Params, carry: Any, batch: Window, key: jax.Array) -> tuple:

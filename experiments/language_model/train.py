@@ -102,8 +102,8 @@ def check_text(run_dir: Path, tokens: Tokens, hint: str = "choose another --run-
     if found != tokens.manifest:
         names = [source["name"] for source in found["sources"]]
         raise RefusedError(
-            f"the run in {run_dir} was made on another text ({', '.join(names[:3])}): the sha256 "
-            f"of a file, or the vocabulary, is not the same; {hint}"
+            f"the run in {run_dir} was made on another text ({', '.join(names[:3])}): the name "
+            f"or sha256 of a file, its split, or the vocabulary is not the same; {hint}"
         )
 
 

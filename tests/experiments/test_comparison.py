@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,12 +88,14 @@ def test_seeds_of_one_config_are_put_together(tmp_path):
     assert rows[0]["seconds_per_update"] == pytest.approx(1 / 3)
 
 
-def test_of_a_sweep_only_fresh_seeds_count(tmp_path):
+def test_of_a_sweep_only_fresh_seeds_count(tmp_path, monkeypatch):
     chosen = make_run(tmp_path / "rmc" / "learning-rate_1e-3")
     assert find_runs([tmp_path]) == [chosen]
     (tmp_path / "sweep.json").write_text("[]")
     fresh = make_run(tmp_path / "rmc" / "final_2,learning-rate_1e-3")
     assert find_runs([tmp_path]) == [fresh]
+    monkeypatch.chdir(tmp_path / "rmc")
+    assert find_runs([Path()]) == [fresh.relative_to(tmp_path / "rmc")]
 
 
 def test_at_equal_time_the_fastest_is_at_its_end_with_each_seed(tmp_path):

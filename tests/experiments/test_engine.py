@@ -31,7 +31,7 @@ def tokens(tmp_path_factory):
 
 def test_windows_hold_every_target_once():
     tokens = np.arange(23)
-    for rows, length in ((1, 4), (3, 5), (4, 2), (2, 30)):
+    for rows, length in ((1, 4), (3, 5), (4, 2), (2, 30), (15, 1), (22, 3)):
         windows = Windows(tokens, rows, length)
         epoch = windows(0, windows.num_steps)
         assert sorted(epoch.targets[epoch.mask]) == list(range(1, 23))
@@ -41,8 +41,8 @@ def test_windows_hold_every_target_once():
         again = windows(windows.num_steps + 1, 2)
         first = windows(1, 2) if windows.num_steps > 2 else again
         jax.tree.map(np.testing.assert_array_equal, again, first)
-    with pytest.raises(ValueError, match="tokens must be at least two for each of 3 rows, got 5"):
-        Windows(np.arange(5), 3, 2)
+    with pytest.raises(ValueError, match="tokens must be more than one for each of 3 rows, got 3"):
+        Windows(np.arange(3), 3, 2)
 
 
 def test_a_stream_learns_with_its_carry_and_its_rows_are_those_of_one_pass(tokens, tmp_path):
@@ -203,6 +203,7 @@ def test_muon_is_for_matrices_and_adam_has_its_own_rate():
         CONFIG, optimizer="muon", learning_rate=0.1, adam_learning_rate=1e-4
     )
     params = {"kernel": jnp.eye(3), "bias": jnp.ones(3), "embedding": jnp.ones((3, 2))}
+    params |= {name: jnp.ones((3, 2)) for name in ("head", "entries", "tail_0")}  # Of a softmax.
     optimizer = make_optimizer(config)
     gradient = jax.tree.map(jnp.ones_like, params)
     gradient["kernel"] = jnp.diag(jnp.array([3.0, 1.0, 1.0]))
@@ -211,7 +212,8 @@ def test_muon_is_for_matrices_and_adam_has_its_own_rate():
     # whatever the gradient's size.
     first = -1e-4 * (0.9 / 1.9 + 1)
     np.testing.assert_allclose(updates["bias"], first, rtol=1e-4)
-    np.testing.assert_allclose(updates["embedding"], first, rtol=1e-4)
+    for name in ("embedding", "head", "entries", "tail_0"):
+        np.testing.assert_allclose(updates[name], first, rtol=1e-4)
     singular = np.linalg.svd(updates["kernel"], compute_uv=False)
     optimizer = make_optimizer(dataclasses.replace(config, beta1=0.5, epsilon=1.0))
     own, _ = optimizer.update(gradient, optimizer.init(params), params)

@@ -144,12 +144,12 @@ def test_window_and_threshold_of_a_curriculum_are_options():
 def test_samples_after_the_step_that_is_resumed_are_dropped(tmp_path, capsys):
     writer = SamplesWriter(tmp_path, 0)
     for step in (0, 5, 10):
-        writer.write(step, f"1+1 = 2, answered {step}\n")
-    assert capsys.readouterr().out.startswith("== step 0 ==\n1+1 = 2, answered 0\n== step 5")
+        writer.write(step, f"1+1 = 2,\r\nanswered {step}\n")
+    assert capsys.readouterr().out.startswith("== step 0 ==\n1+1 = 2,\r\nanswered 0\n== step 5")
     resumed = SamplesWriter(tmp_path, 5)
     resumed.write(10, "new")
-    kept = "== step 0 ==\n1+1 = 2, answered 0\n== step 5 ==\n1+1 = 2, answered 5\n"
-    assert (tmp_path / "samples.txt").read_text() == kept + "== step 10 ==\nnew\n"
+    kept = b"== step 0 ==\n1+1 = 2,\r\nanswered 0\n== step 5 ==\n1+1 = 2,\r\nanswered 5\n"
+    assert (tmp_path / "samples.txt").read_bytes() == kept + b"== step 10 ==\nnew\n"
 
 
 def test_evaluation_may_have_a_loss_of_its_own():

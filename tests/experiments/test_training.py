@@ -336,6 +336,8 @@ def test_mean_pools_by_count():
         ({"warmup_steps": 2000}, "warmup_steps must lie between 0 and steps=1000, got 2000"),
         ({"clip_norm": -1.0}, "clip_norm must be positive, got -1.0"),
         ({"clip_norm": float("nan")}, "clip_norm must be positive, got nan"),
+        ({"epsilon": -1.0}, "epsilon must be finite and not negative, got -1.0"),
+        ({"target": float("nan")}, "target must be a number, got nan"),
         ({"seed": -1}, "seed must be a non-negative int32, got -1"),
     ],
 )

@@ -47,7 +47,8 @@ class BytePairs:
             initial_alphabet=sorted(_byte_characters().values()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        lines = (line for text in texts for line in text.splitlines(keepends=True))
+        tokenizer.train_from_iterator(lines, trainer)  # As they are encoded.
         return cls(tokenizer.to_str())
 
     @property

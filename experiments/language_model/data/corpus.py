@@ -87,7 +87,7 @@ def read_pieces(path: Path) -> Iterator[str]:
         raise RefusedError(f"there is no file {path}")
     decoder = codecs.getincrementaldecoder("utf-8")()
     held, offset = "", 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
         block = b"not yet read"
         while block:
             try:
@@ -160,9 +160,10 @@ def read_corpus(
         corpus = _folder(path, valid, test, stories if form == "gigaword" else None)
     seen = set()
     for part in (part for split in corpus.values() for part in split):
-        if (part.path, part.start) in seen:
+        place = part.path.resolve(), part.start
+        if place in seen:
             raise RefusedError(f"{part.path} is in two splits: see --valid and --test")
-        seen.add((part.path, part.start))
+        seen.add(place)
     return corpus
 
 
@@ -259,8 +260,8 @@ def _folder(
             for name, files in (("valid", valid), ("test", test))
             if files
         }
-        apart = {part.path for split in held.values() for part in split}
-        corpus = {"train": tuple(p for p in parts(path) if p.path not in apart), **held}
+        apart = {part.path.resolve() for split in held.values() for part in split}
+        corpus = {"train": tuple(p for p in parts(path) if p.path.resolve() not in apart), **held}
     if not corpus.get("train"):
         raise RefusedError(f"there is no text file to train on in {path}")
     return {name: split for name, split in corpus.items() if split}

@@ -54,17 +54,22 @@ class DataConfig:
     vocabulary: Literal["characters", "bytes", "words", "bpe"] = "characters"
     """The kind of tokens. "bpe" needs the extra `text`."""
     min_count: int = 1
-    """Words that occur less often in training become <unk>."""
+    """With "words": those that occur less often in training become <unk>."""
     max_words: int | None = None
     """Size of the vocabulary at most (words: None for any; bpe: None for 4,096)."""
     split_punctuation: bool = True
-    """Whether punctuation marks are separate words. Disable it for tokenized texts (WikiText)."""
+    """With "words": whether punctuation marks are separate words. Disable it for tokenized texts
+    (WikiText)."""
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
             raise ValueError(f"min_count must be at least 1, got {self.min_count}")
         if self.max_words is not None and self.max_words < 1:
             raise ValueError(f"max_words must be at least 1, got {self.max_words}")
+        if self.max_words is not None and self.vocabulary in ("characters", "bytes"):
+            raise ValueError(
+                f"max_words must be None with vocabulary={self.vocabulary!r}, got {self.max_words}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +140,9 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
         "sources": [describe_source(path) for path in sources(corpus)],
     }
     wanted["options"].pop("path")  # The path does not matter if the text is the same.
-    digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    order = sources(corpus)
+    split_of = {n: [(order.index(p.path), p.start, p.stop) for p in s] for n, s in corpus.items()}
+    digest = hashlib.sha256(json.dumps([wanted, split_of]).encode()).hexdigest()
     folder = directory / f"{config.vocabulary}-{digest[:12]}"
 
     def make() -> None:

@@ -322,3 +322,11 @@ def test_sizes_are_checked():
         Words.of([SAMPLE], max_size=2)
     with pytest.raises(RefusedError, match="not a vocabulary: kind 'runes'"):
         vocabulary_from({"kind": "runes"})
+
+
+def test_byte_pairs_do_not_cross_the_ends_of_lines():
+    """As texts are encoded line by line, such pairs would never be used."""
+    vocabulary = BytePairs.of(["a b\n\n\nc d\n\n" * 50], 300)
+    learnt = [vocabulary.decode([token]) for token in range(vocabulary.size)]
+    assert any(len(each) > 1 for each in learnt)
+    assert not any(b"\n" in each[:-1] for each in learnt)

@@ -200,3 +200,34 @@ def test_options_are_checked(tmp_path):
         prepare(DataConfig(format="books"), tmp_path)
     with pytest.raises(ValueError, match="min_count must be at least 1, got 0"):
         DataConfig(min_count=0)
+    with pytest.raises(ValueError, match="max_words must be None with vocabulary='bytes', got 9"):
+        DataConfig(vocabulary="bytes", max_words=9)
+
+
+def test_a_file_in_another_split_is_another_corpus(tmp_path):
+    """Also if the files and their order stay the same."""
+    books = tmp_path / "books"
+    for place, text in (("train/a", "aaa\n"), ("train/b", "bb\n"), ("validation/c", "c\n")):
+        path = books / f"{place}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text * 30)
+    config = DataConfig(path=str(books), vocabulary="bytes")
+    sizes = [s.bytes for s in prepare(config, tmp_path / "tokens").splits.values()]
+    assert sizes == [30 * 7, 30 * 2]
+    (books / "train/b.txt").rename(books / "validation/b.txt")
+    moved = prepare(config, tmp_path / "tokens")
+    assert [s.bytes for s in moved.splits.values()] == [30 * 4, 30 * 5]
+
+
+@pytest.mark.parametrize("by", ["absolute", "relative"])
+def test_a_file_to_validate_on_is_not_trained_on(tmp_path, by):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 30)
+    valid = str(tmp_path / "c.txt") if by == "absolute" else f"../{tmp_path.name}/c.txt"
+    found = prepare(
+        DataConfig(path=str(tmp_path), format="books", vocabulary="bytes", valid=(valid,)),
+        tmp_path / "tokens",
+    )
+    assert [s.bytes for s in found.splits.values()] == [120, 60]
+    with pytest.raises(RefusedError, match=r"c\.txt is in two splits"):
+        prepare(DataConfig(path=str(tmp_path / "c.txt"), valid=(valid,)), tmp_path / "tokens")
