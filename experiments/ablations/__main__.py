@@ -46,7 +46,7 @@ class GridOptions(DirectoryOptions):
     """Write the report of the finished rows."""
     results: Path | None = None
     """Directory that gets a copy of table, figure, findings and numbers. Rows without a run keep
-    the numbers of a copy there with the same config."""
+    the numbers of a copy there."""
 
     def __post_init__(self) -> None:
         if self.jobs < 1:

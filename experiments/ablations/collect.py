@@ -9,6 +9,7 @@ from experiments.ablations.grid import BASE, RowConfig
 from experiments.ablations.train import is_done
 from experiments.common.metrics import first_step_at, read_curves
 from experiments.common.records import read_json
+from experiments.common.refused import RefusedError
 from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
 from experiments.common.run_directory import FAILURE_FILE, SUMMARY_FILE, read_environment
@@ -67,17 +68,20 @@ def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumber
 
 
 def read_kept(rows: Mapping[str, RowConfig], path: Path) -> dict[str, RowNumbers]:
-    """The numbers in a report of the same grid, by name; none if it has another config.
+    """The numbers in a report of the same grid, by name; none if there is none.
 
     Args:
       rows: the rows of the grid.
       path: ``numbers.json`` or a copy.
+
+    Raises:
+      RefusedError: the report is of a grid with another config.
     """
     if not path.exists():
         return {}
     kept = read_json(path)
     if config_from(Config(), kept["config"], str(path)) != rows[BASE].config:
-        return {}
+        raise RefusedError(f"{path} is of a grid with another config; choose another --results")
     fields = set(RowNumbers._fields) - {"row", "environment"}
     return {
         name: RowNumbers(

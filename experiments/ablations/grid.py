@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments.ablations.config import Config, CoreConfig, misfit
+from experiments.nth_farthest.curriculum import CurriculumConfig
 
 BASE = "base"
 GATES = {"unit": "per unit", "memory": "per slot", "none": "none"}
@@ -103,8 +104,9 @@ def base_values(config: Config) -> dict[str, str]:
         "input row attends": "yes" if core.input_queries else "no (eq. 2)",
         "initial memory": core.initial_memory,
     }
-    if config.task == "nth_farthest" and config.curriculum.num_stages > 1:
-        values["curriculum"] = "on" if config.nth_farthest.staged else "off"
+    staged = config.nth_farthest.staged
+    if config.task == "nth_farthest" and (staged or config.curriculum != CurriculumConfig()):
+        values["curriculum"] = "on" if staged else "off"
     return values | {"model": "RMC"}
 
 

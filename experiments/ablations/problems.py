@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.ablations.config import Config, CoreConfig
+from experiments.ablations.config import PRESETS, Config, CoreConfig
 from experiments.ablations.grid import RowConfig, make_rows
 from experiments.common.problem import Problem
 from experiments.nth_farthest import problem
@@ -73,8 +73,16 @@ def check(config: Config) -> None:
     Raises:
       ValueError: one cannot be made; the message names the field of the config.
     """
+    usual = PRESETS[config.preset]
+    unused = ("program",) if config.task == "nth_farthest" else ("nth_farthest", "curriculum")
+    for section in unused:
+        own, other = vars(getattr(config, section)), vars(getattr(usual, section))
+        for name in (name for name in own if own[name] != other[name]):
+            raise ValueError(f"{name} must be left out with task={config.task}, got {own[name]}")
     if config.task == "program_evaluation":
         _program_task(config)
+    else:
+        config.curriculum.check(config.nth_farthest.staged, usual.curriculum)
     for row in make_rows(config).values():
         make_cell(row)
 

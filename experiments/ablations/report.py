@@ -49,6 +49,7 @@ def write_report(
     Raises:
       FileNotFoundError: the base is not finished.
       NonFiniteError: the base's loss became NaN or infinite.
+      RefusedError: see `gather`.
     """
     numbers = gather(rows, run_dir, results)
     if BASE not in numbers:
@@ -90,8 +91,11 @@ def gather(
 ) -> dict[str, RowNumbers]:
     """The numbers of the finished rows, by name.
 
-    Rows without a finished run have the numbers of the copy in `results`, if its config is the
-    same, so a grid may be trained on several machines.
+    Rows without a finished run have the numbers of the copy in `results`, so a grid may be trained
+    on several machines.
+
+    Raises:
+      RefusedError: the copy is of a grid with another config.
     """
     found = collect(rows, run_dir)
     if results is not None:

@@ -4,7 +4,7 @@
 # The clone, and the run directory, have the same path on all. Ctrl-C here saves and stops all.
 # PORT, PYTHON, DIRECTORY (of the clone) and SSH (the command) may be set.
 set -uo pipefail
-IFS=, read -ra hosts <<< "$1"
+IFS=, read -ra hosts <<< "${1:?HOST,HOST MODULE OPTIONS}"
 shift
 # With its own terminal (-tt) a remote process gets a signal when this end closes.
 read -ra remote <<< "${SSH:-ssh -tt}"
@@ -12,7 +12,7 @@ read -ra remote <<< "${SSH:-ssh -tt}"
 started=()
 trap 'kill -TERM "${started[@]}" 2> /dev/null' INT TERM HUP
 for index in "${!hosts[@]}"; do
-  command=$(printf '%q ' "${PYTHON:-python}" -m "$@" --coordinator "${hosts[0]}:${PORT:-12355}" \
+  command=$(printf '%q ' "${PYTHON:-python}" -m "$@" --coordinator "${hosts[0]#*@}:${PORT:-12355}" \
     --num-processes "${#hosts[@]}" --process-id "$index")
   "${remote[@]}" "${hosts[$index]}" "cd $(printf '%q' "${DIRECTORY:-$PWD}") && exec $command" < /dev/null &
   started+=($!)

@@ -71,11 +71,11 @@ def restore_params(
       FileNotFoundError: the run has no checkpoint, or no such seed.
       RefusedError: ``params.npz`` does not contain the parameters of `problem`.
     """
+    if seed not in config.seeds:
+        raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
     if (run_dir / PARAMS_FILE).exists():
         wanted = jax.eval_shape(problem.init, jax.random.key(0)).params
         return read_params(run_dir, wanted)
-    if seed not in config.seeds:
-        raise FileNotFoundError(f"no seed {seed} in {run_dir}, but {list(config.seeds)}")
     shapes = Programs(problem, config).shapes
     restored = read_latest(run_dir / folder, shapes)
     index = config.seeds.index(seed)

@@ -170,7 +170,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, help="a run's directory, or one with several")
     parser.add_argument("name", help="name of the result, such as nth_farthest/quick")
     parser.add_argument("--policies", help="a kept result of policies to draw as lines, such as "
-                        "box_world/policies (default: those of the run)")  # fmt: skip
+                        "box_world/quick_policies (default: those of the run)")  # fmt: skip
     parser.add_argument("--join", action="store_true",
                         help="add the runs to those that are kept under the name")  # fmt: skip
     given = parser.parse_args(args)
@@ -180,15 +180,18 @@ def main(args: Sequence[str] | None = None) -> int:
 def _keep(run_dir: Path, name: str, policies: str | None, join: bool) -> None:
     kept = collect(run_dir)
     target = RESULTS / f"{name}.json"
+    lines = read_json(RESULTS / f"{policies}.json") if policies else None
     if join:
-        kept = merge(read_json(target), kept)
+        before = read_json(target)
+        if "config" in kept or "config" in before:
+            raise RefusedError("--join is for a directory of runs named MODEL or MODEL-SEED")
+        kept = merge(before, kept)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, kept)
     plots = [run_dir / "plots" / name for name in PLOTS]
-    if found := [path for path in plots if path.exists()]:
+    if not join and (found := [path for path in plots if path.exists()]):
         shutil.copyfile(found[0], target.with_suffix(".png"))
-    elif "config" not in kept:
-        lines = read_json(RESULTS / f"{policies}.json") if policies else None
+    elif "config" not in kept and any("stopped_at" not in x["summary"] for x in kept.values()):
         draw(kept, target.with_suffix(".png"), lines)
     print(f"wrote {target}")
 

@@ -105,6 +105,8 @@ def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = Fals
     # The text lies elsewhere for others.
     config = json.loads((folder / "config.json").read_text())
     config["data"]["path"] = None
+    first = config["train"]["seed"]
+    config["train"] |= {"seed": first if seed is None else seed, "num_seeds": 1}
     write_json(folder / "config.json", config)
     write_params(folder, found.params, found.step, half)
 

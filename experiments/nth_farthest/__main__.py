@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.common.cli import parse, run_command
-from experiments.nth_farthest.config import PRESETS
+from experiments.nth_farthest.config import PRESETS, check
 from experiments.nth_farthest.train import TITLES, evaluate, train
 
 DESCRIPTION = """Nth Farthest: which object is n-th farthest from object m? Trains the Relational
@@ -14,7 +14,7 @@ Memory Core, then an LSTM, and draws both. Options override the preset's default
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns the exit code."""
-    config, options = parse(PRESETS, "nth_farthest", DESCRIPTION, args)
+    config, options = parse(PRESETS, "nth_farthest", DESCRIPTION, args, check=check)
     return run_command(config, options, train, evaluate, describe)
 
 

@@ -156,3 +156,8 @@ PRESETS: dict[str, Config] = {
     ),
 }
 """The presets by name."""
+
+
+def check(config: Config) -> None:
+    """Checks a config as far as its own fields cannot, see `CurriculumConfig.check`."""
+    config.curriculum.check(config.staged, PRESETS[config.preset].curriculum)

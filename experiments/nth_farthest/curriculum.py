@@ -31,7 +31,7 @@ class CurriculumConfig:
     least_correlation: tuple[float, ...] = (0.0,)
     """Smallest correlation; each sequence draws its own between the two."""
     ranks: tuple[int, ...] = (0,)
-    """Number of ranks to ask for, from the farthest; 0: all."""
+    """Number of ranks to ask for, from the farthest; 0, or more than there are objects: all."""
     reference_first: tuple[float, ...] = (0.0,)
     """Share of sequences whose reference is the first object; in the others it is random."""
     earlier_weight: tuple[float, ...] = (0.0,)
@@ -76,6 +76,21 @@ class CurriculumConfig:
         for name in ("ranks", "earlier_weight", "max_updates"):
             if not all(value >= 0 for value in getattr(self, name)):
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def check(self, staged: bool, usual: "CurriculumConfig") -> None:
+        """Checks the stages of an experiment.
+
+        Args:
+          staged: whether they are used.
+          usual: those of the preset.
+
+        Raises:
+          ValueError: there are none, or they have no effect.
+        """
+        if staged and self == CurriculumConfig():
+            raise ValueError("staged must be False without options of the curriculum, got True")
+        if not staged and self not in (usual, CurriculumConfig()):
+            raise ValueError("staged must be True with options of the curriculum, got False")
 
     @property
     def num_stages(self) -> int:

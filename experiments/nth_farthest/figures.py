@@ -15,7 +15,6 @@ parameters in one NumPy file.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 
 from experiments.common.cli import exit_code
 from experiments.common.environment import describe_environment
-from experiments.common.records import write_json
+from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params, write_params
 from experiments.nth_farthest.config import PRESETS
@@ -148,7 +147,9 @@ def make_figures(
     step, params = restore_params(make_problem(config), config.train, run_dir, seed)
     if weights is not None:
         write_params(weights, params, step)
-        shutil.copyfile(run_dir / "config.json", weights / "config.json")
+        saved = read_json(run_dir / "config.json")
+        saved["train"] |= {"seed": seed, "num_seeds": 1}
+        write_json(weights / "config.json", saved)
     run = run_model(config, params, seed, count)
     out_dir.mkdir(parents=True, exist_ok=True)
     numbers = {

@@ -51,7 +51,7 @@ def attention_animation(
         is not a step.
     """
     weights = np.asarray(weights)
-    if weights.ndim != 3 or weights.shape[-1] <= weights.shape[-2]:
+    if weights.ndim != 3 or weights.shape[-1] <= weights.shape[-2] or not len(weights):
         raise ValueError(f"weights must be [T, S, S+R], got shape {weights.shape}")
     steps = len(weights)
     titles = labels_of("step_titles", step_titles, steps, "step")

@@ -172,11 +172,11 @@ def test_rows_of_another_machine_keep_their_numbers(grid, tmp_path, capsys):
     del found["rows"]["heads_1"], kept["rows"]["heads_1"]
     assert found == kept
     assert "- heads 1: 86.0% (83.0 to 89.0), -8.0" in capsys.readouterr().out
-    # A copy of another grid is replaced, not joined.
+    # A copy of another grid is neither replaced nor joined.
     assert main(["--run-dir", str(elsewhere), *command, "--batch-size", "5"]) == 2
     assert "another config" in capsys.readouterr().err
-    (results / "quick.json").write_text(
-        whole["quick.json"].decode().replace('"steps": 4', '"steps": 5')
-    )
+    other = whole["quick.json"].decode().replace('"steps": 4', '"steps": 5')
+    (results / "quick.json").write_text(other)
     assert main(["--run-dir", str(elsewhere), *command]) == 2
-    assert "the base is not trained" in capsys.readouterr().err
+    assert "of a grid with another config; choose another --results" in capsys.readouterr().err
+    assert (results / "quick.json").read_text() == other

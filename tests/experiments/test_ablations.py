@@ -12,6 +12,7 @@ from experiments.ablations.__main__ import main
 from experiments.ablations.grid import base_values
 from experiments.ablations.problems import make_cell, make_problem
 from experiments.nth_farthest.config import PRESETS as NTH_FARTHEST
+from experiments.nth_farthest.curriculum import CurriculumConfig
 from experiments.nth_farthest.train import make_problem as make_nth_farthest
 from rrnn_jax import RelationalMemoryCell
 from tests.core.random_variables import random_variables
@@ -64,10 +65,17 @@ def test_rows_of_the_quick_grid():
     ]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_base_has_a_value_of_every_factor(preset):
-    rows = make_rows(PRESETS[preset])
-    assert list(base_values(PRESETS[preset])) == list(
+ONE_STAGE = dataclasses.replace(
+    PRESETS["quick"],
+    nth_farthest=dataclasses.replace(PRESETS["quick"].nth_farthest, staged=True),
+    curriculum=CurriculumConfig(correlation=(0.5,)),
+)
+
+
+@pytest.mark.parametrize("config", [*PRESETS.values(), ONE_STAGE])
+def test_the_base_has_a_value_of_every_factor(config):
+    rows = make_rows(config)
+    assert list(base_values(config)) == list(
         dict.fromkeys(row.factor for row in rows.values() if row.factor)
     )
     for row in rows.values():

@@ -35,6 +35,10 @@ CASES = {
     "nth_farthest": {
         **(REFUSED | EXCLUDED),
         "--num-objects 1": "--num-objects must be at least 2, got 1",
+        "--preset small --correlation 0.5": "--staged must be True with options of the curriculum, "
+        "got False",
+        "--preset small --staged": "--staged must be False without options of the curriculum, "
+        "got True",
     },
     "program_evaluation": {
         **(REFUSED | EXCLUDED | PROGRAMS),
@@ -46,10 +50,17 @@ CASES = {
     "ablations": {
         **(REFUSED | JOBS),
         "--key-size 0": "--key-size must be at least 1, got 0",
+        "--program-task reverse": "--program-task must be left out with --task=nth_farthest, "
+        "got reverse",
+        "--ranks 4": "--staged must be True with options of the curriculum, got False",
         "--output-gate --gate-style none": "--gate-style must be 'unit' or 'memory' with "
         "--output-gate=True, got 'none'",
     },
-    "ablations --preset quick_program --program-task addition": PROGRAMS,
+    "ablations --preset quick_program --program-task addition": PROGRAMS
+    | {
+        "--num-objects 5": "--num-objects must be left out with --task=program_evaluation, got 5",
+        "--ranks 4": "--ranks must be left out with --task=program_evaluation, got (4,)",
+    },
 }
 PRESETS = {
     "nth_farthest": nth_farthest.PRESETS,

@@ -111,3 +111,15 @@ def test_runs_are_joined_with_the_kept(tmp_path, monkeypatch, capsys):
     assert main([str(runs / "rmc-7"), "a", "--join"]) == 2
     assert "must have the seeds [3, 5, 7] or others, got [7]" in capsys.readouterr().err
     assert json.loads((tmp_path / "results" / "a.json").read_text()) == kept
+    assert main([str(runs / "rmc-3" / "rmc-3"), "a", "--join"]) == 2
+    assert "--join is for a directory of runs named MODEL" in capsys.readouterr().err
+    assert main([str(runs / "rmc-3"), "a", "--policies", "box_world/none"]) == 2
+    assert json.loads((tmp_path / "results" / "a.json").read_text()) == kept
+
+
+def test_runs_that_were_all_stopped_are_kept_without_a_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    make_run(tmp_path / "runs" / "rmc-3", 0.25)
+    (tmp_path / "runs" / "rmc-3" / "summary.json").unlink()
+    assert main([str(tmp_path / "runs"), "a"]) == 0
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.json"]
