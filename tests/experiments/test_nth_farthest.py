@@ -12,6 +12,7 @@ import pytest
 
 from experiments import nth_farthest
 from experiments.common.cli import parse
+from experiments.common.report import FEWEST_SEEDS, difference
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.__main__ import main
 from experiments.nth_farthest.config import Config, TaskConfig
@@ -206,7 +207,31 @@ def test_the_ablation_is_quoted():
     for run in kept.values():
         scores = ", ".join(f"{100 * x:.1f} %" for x in run["summary"]["test"]["accuracy"])
         assert (scores, f"{run['summary']['parameters']:,}") in found
-    assert len(rows) == len(kept) >= 5
+    assert len(rows) == len(kept) == 9
+    # Rows with as many seeds as a verdict needs.
+    base, *others = (kept[name]["summary"]["test"]["accuracy"] for name in ("base", "slots_1"))
+    for found in (difference(row, base) for row in others):
+        low, high = found.interval or (0, 0)
+        said = (
+            f"{-100 * found.mean:.1f} points (95 % interval {-100 * high:.1f} to {-100 * low:.1f})"
+        )
+        assert said in " ".join(section.split())
+        assert found.verdict == "worse"
+    enough = [name for name, run in kept.items() if len(run["summary"]["seeds"]) >= FEWEST_SEEDS]
+    assert enough == ["base", "slots_1"]
+    scores = {name: run["summary"]["test"]["accuracy"] for name, run in kept.items()}
+    assert min(scores.pop("slots_16")) > max(base)
+    assert max(max(x) for name, x in scores.items() if name not in ("base", "heads_1")) < min(base)
+    assert min(base) < min(scores["heads_1"]) < max(base)
+    later = {  # "On an AMD EPYC."
+        name: run["environment"].get("processors", [run["environment"]["processor"]])[-1]
+        for name, run in kept.items()
+    }
+    assert {name for name, last in later.items() if "AMD" in last} == {
+        "base",
+        "slots_1",
+        "slots_16",
+    }
 
 
 def test_changes_of_the_recipe_are_quoted():
