@@ -3,18 +3,19 @@
 ``quick``: ``python -m experiments.ablations``; ``quick_program``: the same on reverse, one of the
 memorization tasks of program evaluation; each an hour or so on 2 CPU cores. ``curriculum``: the
 paper's Nth Farthest with the curriculum, the core of ``experiments.nth_farthest`` and ten seeds,
-for a GPU (a day of 2 CPU cores). ``paper`` and ``paper_program``: the paper's sizes, for a GPU.
+for a GPU. ``paper`` and ``paper_program``: the paper's sizes, for a GPU.
 README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
 from typing import Literal
 
-from experiments.common.cells import LSTMConfig, RMCConfig
+from experiments.common.cells import CellConfigs, LSTMConfig, RMCConfig
 from experiments.common.train_config import TrainConfig
 from experiments.nth_farthest.config import PRESETS as NTH_FARTHEST
 from experiments.nth_farthest.config import STAGES, TaskConfig
 from experiments.nth_farthest.curriculum import CurriculumConfig
+from experiments.program_evaluation.config import PRESETS as PROGRAMS
 from experiments.program_evaluation.config import DifficultyConfig
 from rrnn_jax.checks import check_positive
 
@@ -105,6 +106,11 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
+def _core(config: CellConfigs) -> CoreConfig:
+    """The core of an experiment's preset."""
+    return CoreConfig(**vars(config.rmc))
+
+
 QUICK_TRAIN = TrainConfig(
     steps=1500,
     batch_size=256,
@@ -136,38 +142,31 @@ PRESETS: dict[str, Config] = {
     ),
     "curriculum": Config(
         preset="curriculum",
-        nth_farthest=NthFarthestConfig(staged=True, readout_features=128),
+        nth_farthest=NthFarthestConfig(
+            staged=True, readout_features=NTH_FARTHEST["quick"].readout_features
+        ),
         curriculum=STAGES,
-        core=CoreConfig(mem_slots=8, num_heads=4, head_size=16),
+        core=_core(NTH_FARTHEST["quick"]),
         lstm=NTH_FARTHEST["laptop"].lstm,
-        # Half the rate of `quick`, as in the rows of one seed (results/nth_farthest/rows.json).
+        # Half the rate of `quick`, as in results/nth_farthest/rows.json.
         train=dataclasses.replace(NTH_FARTHEST["quick"].train, learning_rate=1e-2, num_seeds=10),
     ),
-    # Paper A.1 and A.2: sizes, and batches, rate and updates of A.2. Nth Farthest has the recipe
-    # of its own preset, without which it stays at the trivial score.
     "paper": Config(
         preset="paper",
-        nth_farthest=NthFarthestConfig(staged=True),
+        nth_farthest=NthFarthestConfig(
+            staged=True, readout_features=NTH_FARTHEST["paper"].readout_features
+        ),
         curriculum=STAGES,
-        core=CoreConfig(mem_slots=8, num_heads=8, head_size=32),
+        core=_core(NTH_FARTHEST["paper"]),
         lstm=NTH_FARTHEST["paper"].lstm,
         train=NTH_FARTHEST["paper"].train,
     ),
     "paper_program": Config(
         preset="paper_program",
         task="program_evaluation",
-        core=CoreConfig(num_heads=4, head_size=128, gate_style="memory"),
-        lstm=LSTMConfig(lstm_features=1024, lstm_layers=2),
-        train=TrainConfig(
-            steps=200_000,
-            batch_size=128,
-            learning_rate=1e-3,
-            num_seeds=3,
-            chunk_steps=100,
-            eval_every=1000,
-            eval_samples=12_800,
-            checkpoint_every=1000,
-        ),
+        core=_core(PROGRAMS["paper"]),
+        lstm=PROGRAMS["paper"].lstm,
+        train=dataclasses.replace(PROGRAMS["paper"].train, num_seeds=3),
     ),
 }
 """The presets by name."""
