@@ -181,6 +181,10 @@ def test_the_first_updates_at_the_papers_size_are_quoted():
     chance, rule = (100 * read("box_world/paper_policies")[name]["solved"] for name in POLICIES)
     said = " ".join(README.read_text().split())
     assert f"The random policy solves {chance:.1f} %, the heuristic {rule:.1f} %" in said
+    share = 100 * summary["test"]["solved"][0]
+    assert f"levels each do not tell {share:.1f} % from {chance:.1f} %" in said
+    error = math.sqrt((share * (100 - share) + chance * (100 - chance)) / 1000)
+    assert abs(share - chance) < 1.5 * error
 
 
 def test_the_first_updates_of_mini_pacman_at_the_papers_size_are_quoted():
@@ -194,6 +198,10 @@ def test_the_first_updates_of_mini_pacman_at_the_papers_size_are_quoted():
         "{:.0f}".format(*returns)
         in said
     )
+    parts = [{name: value[0] for name, value in summary["test"].items()}]
+    parts += [summary[name] for name in POLICIES]
+    errors = [math.sqrt((x["return_squared"] - x["return"] ** 2) / 96) for x in parts]
+    assert "standard errors {:.1f}, {:.1f}, {:.0f};".format(*errors) in said
     assert f"`{kept['environment']['command']}`" in said
     assert kept["config"]["task"]["test_episodes"] == 96
 
