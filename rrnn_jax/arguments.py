@@ -43,8 +43,6 @@ class Prepared(NamedTuple):
       carry: the initial carry.
       reset_carry: the carry after a reset; None without resets.
       time_axis: the time axis of the inputs.
-      batch: ``*B``.
-      step_shape: shape of one step's input.
       flip: reverses an array along the time axis, keeping padding in its place.
     """
 
@@ -52,8 +50,6 @@ class Prepared(NamedTuple):
     carry: Carry
     reset_carry: Carry | None
     time_axis: int
-    batch: tuple[int, ...]
-    step_shape: tuple[int, ...]
     flip: Callable[[Array], Array]
 
 
@@ -108,7 +104,7 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     sequence = SequenceInputs(inputs, resets, mask, valid, row_mask)
     step_shape = inputs.shape[:time_axis] + inputs.shape[time_axis + 1 :]
     carry, reset_carry = _carries(cell, call, sequence, time_axis, step_shape, len(batch))
-    return Prepared(sequence, carry, reset_carry, time_axis, batch, step_shape, flip)
+    return Prepared(sequence, carry, reset_carry, time_axis, flip)
 
 
 def _layout(cell: nn.RNNCellBase, inputs: Any, time_major: bool) -> tuple[int, tuple[int, ...]]:

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_bool, check_floating, check_positive, check_shape
+from rrnn_jax.checks import (
+    check_bool,
+    check_fields,
+    check_floating,
+    check_positive,
+    check_shape,
+)
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, accumulation_dtype, widest
 
@@ -60,7 +66,7 @@ def dot_product_attention(
     rows = key.shape[-3] if key.ndim >= 3 else 0
     check_shape("key", key, (*batch, rows, heads, key_size), "[*B, M, H, K]")
     check_shape("value", value, (*batch, rows, heads, value.shape[-1]), "[*B, M, H, D]")
-    dtype = accumulation_dtype(query.dtype)
+    dtype = accumulation_dtype(query.dtype, key.dtype, value.dtype)
     scale = jnp.asarray(key_size**-0.5, query.dtype)
     product = partial(jnp.einsum, precision=precision, preferred_element_type=dtype)
     logits = product("...qhk,...mhk->...hqm", query * scale, key)
@@ -118,6 +124,7 @@ class MultiHeadAttention(nn.Module):
 
     Raises:
       ValueError: a size below 1, rows of rank below 2, or more queries than rows.
+      TypeError: an attribute of the wrong type.
     """
 
     num_heads: int
@@ -137,6 +144,7 @@ class MultiHeadAttention(nn.Module):
         check_positive(num_heads=self.num_heads, head_size=self.head_size)
         if self.key_size is not None:
             check_positive(key_size=self.key_size)
+        check_fields(self, MultiHeadAttention)
         super().__post_init__()
 
     @nn.compact

@@ -24,7 +24,8 @@ def reset_carry(
     """Resets a carry to its initial value where an episode begins.
 
     For your own loops, instead of ``jnp.where(flags[:, None], fresh, carry)``: that is correct
-    for a state ``[B, F]``, but for a memory ``[B, S, F]`` it resets slots instead of sequences.
+    for a state ``[B, F]``. For a memory ``[B, S, F]`` it fails, or resets slots if B = S; with one
+    slot its result has the shape ``[B, B, F]``.
 
     >>> import jax, jax.numpy as jnp
     >>> from rrnn_jax import RelationalMemoryCell
@@ -72,6 +73,12 @@ def reset_carry(
             )
         key = jax.random.key(0) if rng is None else rng
         fresh = cell.initialize_carry(key, _step_shape(cell, carry, flags))
+        shapes, expected = (jax.tree.map(jnp.shape, x) for x in (carry, fresh))
+        if shapes != expected:
+            raise ValueError(
+                f"flags must have all batch axes of carry: for flags {flags.shape} the cell's "
+                f"carry has the shapes {expected}, got {shapes}"
+            )
     fresh = broadcast_carry("fresh", fresh, carry, flags.ndim)
     axes = range(flags.ndim)
     flags = beside(flags, jax.tree.leaves(carry)[0], axes)

@@ -241,8 +241,9 @@ class RelationalMemoryCell(nn.RNNCellBase):
         if self.learned_carry and self.scope is not None:
             memory = self.initial_memory.astype(dtype).reshape((1,) * len(batch) + shape[-2:])
         else:
-            made = self.carry_init(rng, shape[-2:] if self.learned_carry else shape, dtype)
-            memory = nn.meta.unbox(made)
+            wanted = shape[-2:] if self.learned_carry else shape
+            memory = jnp.asarray(nn.meta.unbox(self.carry_init(rng, wanted, dtype)), dtype)
+            checks.check_shape("carry_init's result", memory, wanted, "[*B, S, F]")
         memory = jnp.broadcast_to(memory, shape)
         return (memory, jnp.tanh(memory)) if self.output_gate else memory
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.attention import dense
-from rrnn_jax.checks import check_choice
+from rrnn_jax.checks import check_choice, check_fields, check_number
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import (
     Array,
@@ -183,6 +183,7 @@ class MemoryGates(nn.Module):
 
     Raises:
       ValueError: `gate_style` is neither 'unit' nor 'memory'.
+      TypeError: an attribute of the wrong type.
     """
 
     gate_style: GateStyle = "unit"
@@ -196,6 +197,12 @@ class MemoryGates(nn.Module):
     precision: jax.lax.PrecisionLike = None
     dot_general: DotGeneral | None = None
 
+    def __post_init__(self) -> None:
+        check_choice("gate_style", self.gate_style, tuple(STYLES))
+        check_number(forget_bias=self.forget_bias, input_bias=self.input_bias)
+        check_fields(self, MemoryGates)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, input_rows: Array, hidden: Array) -> Gates:
         """Computes the gates.
@@ -208,7 +215,6 @@ class MemoryGates(nn.Module):
         Returns:
           `Gates`, in float32 or wider.
         """
-        check_choice("gate_style", self.gate_style, tuple(STYLES))
         width = packed_width(self.gate_style, hidden.shape[-1], self.output_gate)
         *batch, rows, features = input_rows.shape
         flat_input = input_rows.reshape(*batch, rows * features)

@@ -1,5 +1,6 @@
 """Layers made of `RNN`: bidirectional ones and stacks."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,5 +195,7 @@ def _one_for_each(name: str, carries: Any, of: str, count: int) -> Sequence[Carr
 def _check_layers(**rnns: Any) -> None:
     """Raises unless all are layers: a common mistake is to pass cells."""
     for name, rnn in rnns.items():
-        if isinstance(rnn, nn.RNNCellBase) or not isinstance(rnn, nn.Module):
+        arguments = inspect.signature(type(rnn).__call__).parameters.values()
+        takes = any(x.name == "initial_carry" or x.kind == x.VAR_KEYWORD for x in arguments)
+        if isinstance(rnn, nn.RNNCellBase) or not isinstance(rnn, nn.Module) or not takes:
             raise TypeError(f"{name} must be an RNN, got {type(rnn).__name__}")

@@ -11,7 +11,7 @@ from rrnn_jax.attention import (
     linear_options,
     norm_options,
 )
-from rrnn_jax.checks import check_bool, check_positive, check_shape
+from rrnn_jax.checks import check_bool, check_fields, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal
 from rrnn_jax.typing import Array, DotGeneral, Dtype, Initializer, Memory
 
@@ -178,7 +178,15 @@ class RelationalMemory(nn.Module):
     norm_bias_init: Initializer = nn.initializers.zeros_init()
 
     def __post_init__(self) -> None:
-        check_positive(num_blocks=self.num_blocks, attention_mlp_layers=self.attention_mlp_layers)
+        check_positive(
+            num_heads=self.num_heads,
+            head_size=self.head_size,
+            num_blocks=self.num_blocks,
+            attention_mlp_layers=self.attention_mlp_layers,
+        )
+        if self.key_size is not None:
+            check_positive(key_size=self.key_size)
+        check_fields(self, RelationalMemory)
         super().__post_init__()
 
     @nn.compact

@@ -102,7 +102,7 @@ class RNN(nn.Module):
         plain scan.
         ``"hoisted"`` computes everything that depends only on the inputs before the loop, and has
         faster backward passes. It is for a :class:`RelationalMemoryCell` whose steps share their
-        params, or a subclass that overrides only `initialize_carry`.
+        params, or a subclass that overrides only `initialize_carry`, `setup` or `from_features`.
         ``"fused"`` also uses Pallas kernels for everything but the matrix products, on NVIDIA GPUs.
         It needs one block with gates, no output gate, a norm of queries, keys and values, float32
         memories, powers of 2 for slots, heads and head size, no `seq_lengths`, no capture, and
@@ -299,7 +299,7 @@ class RNN(nn.Module):
             result = result._replace(outputs=outputs, carries=carries)
         return result
 
-    def explain(self, inputs: Array, **arguments: Any) -> str:
+    def explain(self, inputs: Array, *, return_all_carries: bool = False, **arguments: Any) -> str:
         """Which implementation runs a call, and why no faster one does.
 
         >>> import jax, jax.numpy as jnp
@@ -313,6 +313,7 @@ class RNN(nn.Module):
 
         Args:
           inputs: as for a call.
+          return_all_carries: as for a call.
           **arguments: the others of a call, without `return_carry`.
 
         Returns:
@@ -323,7 +324,7 @@ class RNN(nn.Module):
         """
         self._check_bound('rnn.apply(variables, inputs, method="explain")')
         prepared = prepare(self.cell, inputs, self._call("explain", arguments))
-        return explain(self.implementation, self._request(prepared, False))
+        return explain(self.implementation, self._request(prepared, return_all_carries))
 
     @nn.nowrap
     def _call(self, method: str, arguments: dict[str, Any]) -> Call:

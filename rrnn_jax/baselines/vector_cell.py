@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.checks import check_inputs, check_like
-from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype
+from rrnn_jax.typing import Array, Carry, Dtype, accumulation_dtype, widest
 
 
 class VectorCell(nn.RNNCellBase):
@@ -72,21 +72,5 @@ def lstm_update(packed: Array, cell: Array, forget_bias: float) -> tuple[Array, 
 
 
 def compute_dtype(dtype: Dtype | None, input_dtype: Dtype, param_dtype: Dtype) -> Dtype:
-    """The dtype of the products: the requested one, or the wider of inputs and parameters.
-
-    >>> compute_dtype(None, jnp.bfloat16, jnp.float32)
-    dtype('float32')
-
-    Args:
-      dtype: the requested dtype, or None.
-      input_dtype: dtype of the inputs.
-      param_dtype: dtype of the parameters.
-
-    Returns:
-      A floating-point dtype.
-    """
-    if dtype is not None:
-        return jnp.dtype(dtype)
-    if jnp.dtype(input_dtype) == jnp.dtype(param_dtype):
-        return jnp.dtype(param_dtype)
-    return accumulation_dtype(input_dtype, param_dtype)
+    """The dtype of the products: the requested one, or the widest of inputs and parameters."""
+    return widest(input_dtype, param_dtype) if dtype is None else jnp.dtype(dtype)

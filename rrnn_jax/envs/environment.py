@@ -149,6 +149,7 @@ class Environment(abc.ABC, Generic[State, Params]):
         self, key: Array, state: State, action: Array, params: Params
     ) -> tuple[Array, State, Array, Array, Info]:
         """One step, as `step`, but without the reset at the end of an episode."""
+        _check_action(action)
         result = self.transition(key, state, action, params)
         obs = self.get_obs(result.shown, params)
         return obs, result.state, result.reward, *_ending(result)
@@ -169,7 +170,12 @@ class Environment(abc.ABC, Generic[State, Params]):
           ``terminated`` (it ended by the rules), ``truncated`` (it was cut off: bootstrap from
           ``final_observation``) and ``final_observation`` (before the reset; under jit it costs
           nothing unless it is used).
+
+        Raises:
+          ValueError: an action that is not a scalar, or invalid params, see `reset`.
+          TypeError: an action that is not an integer.
         """
+        _check_action(action)
         params = self._params(params)
         for_step, for_reset = jax.random.split(key)
         result = self.transition(for_step, state, action, params)
@@ -198,7 +204,7 @@ class Environment(abc.ABC, Generic[State, Params]):
         count = _pool_size(self, params)
         # One word of random bits, for speed; the bias of the remainder is at most P / 2^32.
         index = jax.random.bits(key, (), jnp.uint32) % jnp.uint32(count)
-        return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), params.levels)
+        return jax.tree.map(lambda x: at(jnp.asarray(x), index), params.levels)
 
     def _params(self, params: Params | None) -> Params:
         """The params or the default ones; raises unless their counts are valid."""
@@ -208,6 +214,14 @@ class Environment(abc.ABC, Generic[State, Params]):
             if not isinstance(value := getattr(chosen, name), jax.Array):
                 check_positive(**{name: value})
         return chosen
+
+
+def _check_action(action: Any) -> None:
+    """Raises unless the action is an integer scalar."""
+    if shape := np.shape(action):
+        raise ValueError(f"action must be a scalar (use jax.vmap for a batch), got shape {shape}")
+    if not jnp.issubdtype(dtype := jnp.result_type(action), jnp.integer):
+        raise TypeError(f"action must be an integer, got {dtype}")
 
 
 def _pool_size(env: Environment, params: Any) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_positive, check_tuple
+from rrnn_jax.checks import check_fields, check_number, check_positive, check_tuple
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.language.clusters import TOKENS_PER_CHUNK, cluster_log_likelihood
 from rrnn_jax.language.tied_embedding import as_words, make_projection, project
@@ -65,7 +65,7 @@ class AdaptiveSoftmax(nn.Module):
     Raises:
       ValueError: a size or divisor below 1, or cut-offs that do not increase from at least 1 to
         below V.
-      TypeError: cut-offs that are not a tuple.
+      TypeError: an attribute of the wrong type.
     """
 
     vocab_size: int
@@ -81,16 +81,23 @@ class AdaptiveSoftmax(nn.Module):
     kernel_init: Initializer = fan_in_truncated_normal
 
     def __post_init__(self) -> None:
-        check_positive(vocab_size=self.vocab_size, features=self.features)
+        check_fields(self, AdaptiveSoftmax)
+        check_positive(
+            vocab_size=self.vocab_size,
+            features=self.features,
+            tokens_per_chunk=self.tokens_per_chunk,
+        )
         if self.hidden_features is not None:
             check_positive(hidden_features=self.hidden_features)
         check_tuple("(20, 40)", cutoffs=self.cutoffs)
+        check_positive(0, **{f"cutoffs[{j}]": cutoff for j, cutoff in enumerate(self.cutoffs)})
         bounds = (0, *self.cutoffs, self.vocab_size)
         if len(bounds) < 3 or any(a >= b for a, b in itertools.pairwise(bounds)):
             raise ValueError(
                 f"cutoffs must rise from at least 1 to below vocab_size={self.vocab_size}, "
                 f"got {self.cutoffs}"
             )
+        check_number(divisor=self.divisor)
         if self.divisor < 1:
             raise ValueError(f"divisor must be at least 1, got {self.divisor}")
         super().__post_init__()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import as_int32, check_positive, check_shape
+from rrnn_jax.checks import as_int32, check_bool, check_positive, check_shape
 from rrnn_jax.scan.mesh import varying_axes, varying_over
 from rrnn_jax.typing import Array
 
@@ -65,7 +65,7 @@ def cluster_log_likelihood(
 
     Raises:
       ValueError: incompatible shapes, or `tokens_per_chunk` below 1.
-      TypeError: `targets` that are not integers.
+      TypeError: `targets` that are not integers, or `selected` that is not bool.
     """
     check_positive(tokens_per_chunk=tokens_per_chunk)
     if inputs.ndim < 2:
@@ -73,6 +73,7 @@ def cluster_log_likelihood(
     tokens = inputs.shape[:-1]
     check_shape("table", table, (table.shape[0], inputs.shape[-1]), "[V, I]")
     check_shape("targets", targets, tokens, "[*B, T]")
+    check_bool("selected", selected, "[*B, T]")
     check_shape("selected", selected, tokens, "[*B, T]")
     if bias is not None:
         check_shape("bias", bias, table.shape[:1], "[V]")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rrnn_jax.checks import check_rate
+from rrnn_jax.checks import as_int32, check_positive, check_rate, check_shape
 from rrnn_jax.typing import Array
 
 
@@ -71,7 +71,9 @@ class EmbeddingDropout(nn.Module):
       vocab_size: V.
 
     Raises:
-      ValueError: a rate outside [0, 1).
+      ValueError: a rate outside [0, 1), a vocabulary below 1, or words and embeddings of other
+        shapes.
+      TypeError: words that are not integers.
     """
 
     rate: float
@@ -79,6 +81,7 @@ class EmbeddingDropout(nn.Module):
 
     def __post_init__(self) -> None:
         check_rate(rate=self.rate)
+        check_positive(vocab_size=self.vocab_size)
         super().__post_init__()
 
     @nn.compact
@@ -86,13 +89,15 @@ class EmbeddingDropout(nn.Module):
         """Drops words.
 
         Args:
-          words: ``[*B, T]`` integers below V.
+          words: ``[*B, T]`` integers from 0 to V - 1.
           embedded: ``[*B, T, I]``, their embeddings.
           deterministic: True returns the embeddings.
 
         Returns:
           ``[*B, T, I]``.
         """
+        words = as_int32("words", words, "[*B, T]")
+        check_shape("words", words, embedded.shape[:-1], "[*B, T]")
         if deterministic or self.rate == 0.0:
             return embedded
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (self.vocab_size,))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rrnn_jax.attention import promote
-from rrnn_jax.checks import as_int32, check_positive
+from rrnn_jax.checks import as_int32, check_fields, check_positive, check_shape
 from rrnn_jax.initializers import fan_in_truncated_normal, normal_rows
 from rrnn_jax.typing import Array, Dtype, Initializer, accumulation_dtype
 
@@ -47,6 +47,7 @@ class TiedEmbedding(nn.Module):
 
     Raises:
       ValueError: a size below 1.
+      TypeError: an attribute of the wrong type.
     """
 
     vocab_size: int
@@ -62,6 +63,7 @@ class TiedEmbedding(nn.Module):
         check_positive(vocab_size=self.vocab_size, features=self.features)
         if self.hidden_features is not None:
             check_positive(hidden_features=self.hidden_features)
+        check_fields(self, TiedEmbedding)
         super().__post_init__()
 
     def setup(self) -> None:
@@ -108,8 +110,9 @@ class TiedEmbedding(nn.Module):
         Returns:
           ``[*B, T]`` in float32.
         """
-        targets = as_words("targets", targets, self.vocab_size)
         logits = self.logits(hidden)
+        targets = as_words("targets", targets, self.vocab_size)
+        check_shape("targets", targets, hidden.shape[:-1], "[*B, T]")
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

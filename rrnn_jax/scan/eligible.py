@@ -24,7 +24,7 @@ def why_not_cell(cell: nn.RNNCellBase) -> str | None:
     if changed := _redefined(type(cell)):
         return (
             f"runs a RelationalMemoryCell only, got {name}, which overrides {', '.join(changed)} "
-            "(a subclass may override only initialize_carry)"
+            f"(a subclass may override only {', '.join(sorted(_ITS_OWN))})"
         )
     if cell.dot_general is not None:
         return "computes products by jax.lax.dot_general, got another dot_general"

@@ -126,11 +126,13 @@ def output_before_first_step(cell: nn.RNNCellBase, carry: Carry, like: Any) -> A
     Returns:
       Arrays of the structure, shapes and dtypes of `like`.
     """
+    # The step of a subclass, unlike that of a class made by a Flax transform, has its own module.
+    is_flax = type(cell).__call__.__module__ == nn.GRUCell.__module__
     if hasattr(cell, "output_from_carry"):
         before = cell.output_from_carry(carry)
-    elif isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.ConvLSTMCell):
+    elif is_flax and isinstance(cell, nn.LSTMCell | nn.OptimizedLSTMCell | nn.ConvLSTMCell):
         before = carry[1]
-    elif isinstance(cell, nn.GRUCell | nn.SimpleCell | nn.MGUCell):
+    elif is_flax and isinstance(cell, nn.GRUCell | nn.SimpleCell | nn.MGUCell):
         before = carry
     else:
         before = jax.tree.map(jnp.zeros_like, like)

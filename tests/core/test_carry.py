@@ -72,6 +72,10 @@ def test_reset_carry_names_what_does_not_fit():
             ValueError, match=r"flags must have the batch axes .* carry \(3, 3, 8\)"
         ):
             reset_carry(RMC, carry, flags)
+    # Where B is also the next axis, too.
+    for wide in (jnp.ones((B, 4, 3, 8)), jnp.ones((B, B, 3, 8))):
+        with pytest.raises(ValueError, match=r"flags must have all batch axes of carry: for flags"):
+            reset_carry(RMC, wide, FLAGS)
     with pytest.raises(ValueError, match=r"fresh must have shape .* = \(3, 8\), got \(3, 7\)"):
         reset_carry(RMC, carry, FLAGS, jnp.ones((3, 7)))
     pair = (carry, carry)

@@ -8,6 +8,9 @@ from flax import errors
 from flax import linen as nn
 
 from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack, reset_carry
+from rrnn_jax.attention import MultiHeadAttention
+from rrnn_jax.gating import MemoryGates
+from rrnn_jax.memory import RelationalMemory
 from tests.core.random_variables import random_variables
 
 SIZES = {"mem_slots": 2, "head_size": 8, "num_heads": 2}
@@ -34,6 +37,22 @@ CARRY = jnp.zeros((4, 2, 16))
 def test_attributes_of_a_cell(options, message):
     with pytest.raises(TypeError, match=message):
         RelationalMemoryCell(**SIZES | options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MemoryGates("foo"), "gate_style must be one of 'unit', 'memory'; got 'foo'"),
+        (lambda: MemoryGates(forget_bias=None), "forget_bias must be a number, got None"),
+        (lambda: MultiHeadAttention(2, 4, qkv_norm="no"), "qkv_norm must be True or False"),
+        (lambda: MultiHeadAttention(2, 4, dtype="int32"), "dtype must be a floating-point dtype"),
+        (lambda: RelationalMemory(0, 4), "num_heads must be at least 1, got 0"),
+        (lambda: RelationalMemory(2, 4, key_size=0), "key_size must be at least 1, got 0"),
+    ],
+)
+def test_attributes_of_the_parts_of_a_cell(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -158,10 +177,14 @@ def test_an_empty_stack():
 
 @pytest.mark.parametrize(
     ("layer", "name"),
-    [(RNNStack([CELL]), r"rnns\[0\]"), (Bidirectional(CELL, CELL), "forward_rnn")],
+    [
+        (RNNStack([CELL]), r"rnns\[0\] must be an RNN, got RelationalMemoryCell"),
+        (Bidirectional(CELL, CELL), "forward_rnn must be an RNN, got RelationalMemoryCell"),
+        (RNNStack([RNN(CELL), nn.Dense(3)]), r"rnns\[1\] must be an RNN, got Dense"),
+    ],
 )
-def test_layers_of_cells(layer, name):
-    with pytest.raises(TypeError, match=f"{name} must be an RNN, got RelationalMemoryCell"):
+def test_layers_of_no_layers(layer, name):
+    with pytest.raises(TypeError, match=name):
         layer.init(jax.random.key(0), X)
 
 
@@ -178,3 +201,6 @@ def test_carries_of_ones_own_loop():
         RNN(CELL).initialize_carry((4,), feature_shape=3)
     with pytest.raises(TypeError, match=r"input_shape must be a tuple such as \(8, 5\), got Array"):
         CELL.initialize_carry(jax.random.key(0), X[:, 0])
+    flat = CELL.clone(carry_init=lambda key, shape, dtype: jnp.zeros(shape[-1:], dtype))
+    with pytest.raises(ValueError, match=r"carry_init's result must have shape .*, got \(16,\)"):
+        RNN(flat).initialize_carry((4,))

@@ -289,6 +289,25 @@ def test_trap_6_dropout_masks(layer, per_step):
     assert same == [not per_step] * (T - 1)
 
 
+class ProjectedGRU(nn.GRUCell):
+    @nn.compact
+    def __call__(self, carry, inputs):
+        carry, y = super().__call__(carry, inputs)
+        return carry, nn.Dense(7, name="projection")(y)
+
+
+@pytest.mark.parametrize("cell", [ProjectedGRU, nn.remat(ProjectedGRU), nn.remat(nn.GRUCell)])
+def test_output_before_the_first_valid_step(cell):
+    """The carry for Flax's own step, else zeros."""
+    rnn, x, carry = RNN(cell(4)), sequence(), jnp.full((B, 4), 0.5)
+    variables = rnn.init(jax.random.key(0), x)
+    y = rnn.apply(variables, x, initial_carry=carry, mask=np.arange(T) > np.zeros((B, 1)))
+    before = y[:, 0]
+    expected = carry if y.shape[-1] == 4 else jnp.zeros((B, 7))
+    np.testing.assert_array_equal(before, expected)
+    assert np.all(y[:, 1] != before)
+
+
 def test_trap_7_strict_promotion_of_flax_cells():
     x = sequence()
     for cell in (nn.LSTMCell(4), nn.OptimizedLSTMCell(4), nn.GRUCell(4)):

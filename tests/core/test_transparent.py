@@ -352,6 +352,8 @@ def test_explain_says_what_runs_and_why():
     assert "'hoisted' needs the same params in all steps" in str(found)
     found = RNN(nn.GRUCell(4)).init_with_output(jax.random.key(0), X, method="explain")[0]
     assert found == "'scan' runs"
+    found = RNN(CELL).apply(variables, X, method="explain", return_all_carries=True)
+    assert str(found).startswith("'hoisted' runs; ")
     with pytest.raises(ValueError, match=r"must be called as rnn\.apply\(.*method=\"explain\"\)"):
         RNN(CELL).explain(X)
     with pytest.raises(ValueError, match=r"must be called as rnn\.apply\(variables, inputs\)"):

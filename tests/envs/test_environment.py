@@ -68,6 +68,21 @@ def test_pool_of_levels(env):
     assert set(found) == set(expected)
     counts = [found.count(x) for x in expected]
     assert min(counts) >= 8  # 20 are expected of each.
+    restored = params.replace(levels=jax.device_get(pool))  # As from a file.
+    _, first = jax.jit(lambda key: env.reset(key, restored))(keys[0])
+    chex.assert_trees_all_equal(first, jax.tree.map(lambda x: x[0], states))
+
+
+@pytest.mark.parametrize("method", ["step", "step_env"])
+def test_an_action_is_an_integer_scalar(env, method):
+    key, params = jax.random.key(0), env.default_params
+    _, state = jax.eval_shape(env.reset, key, params)
+    for action, message in (
+        (np.zeros(2, np.int32), r"action must be a scalar \(use jax\.vmap .*, got shape \(2,\)"),
+        (np.float32(1), "action must be an integer, got float32"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            jax.eval_shape(getattr(env, method), key, state, action, params)
 
 
 def test_bad_pools(env):

@@ -257,6 +257,20 @@ def test_cutoffs_are_a_tuple():
         AdaptiveSoftmax(30, 8, 5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cutoffs": (10.5, 20)}, r"cutoffs\[0\] must be an integer, got 10\.5"),
+        ({"divisor": "4"}, "divisor must be a number, got '4'"),
+        ({"use_bias": "no"}, "use_bias must be True or False, got 'no'"),
+        ({"dtype": "int32"}, "dtype must be a floating-point dtype, got 'int32'"),
+    ],
+)
+def test_types_of_attributes(options, message):
+    with pytest.raises(TypeError, match=message):
+        AdaptiveSoftmax(**{"vocab_size": 30, "features": 8, "cutoffs": (5,)} | options)
+
+
 def test_divisor_and_shapes_are_checked():
     with pytest.raises(ValueError, match=r"divisor must be at least 1, got 0\.5"):
         AdaptiveSoftmax(30, 8, (5,), divisor=0.5)
@@ -273,3 +287,5 @@ def test_divisor_and_shapes_are_checked():
             run()
     with pytest.raises(ValueError, match="tokens_per_chunk must be at least 1"):
         cluster_log_likelihood(hidden, table, words, words > 0, tokens_per_chunk=0)
+    with pytest.raises(TypeError, match=r"selected must be a bool array .*, got int32"):
+        cluster_log_likelihood(hidden, table, words, words)

@@ -49,6 +49,15 @@ def test_words_are_integers():
         module.apply(variables, hidden, WORDS > 0)
 
 
+def test_a_target_for_each_output():
+    module, variables, hidden = make()
+    for targets in (WORDS[:, :1], WORDS[0]):
+        with pytest.raises(ValueError, match=r"targets must have shape \[\*B, T\] = "):
+            module.apply(variables, hidden, targets)
+    with pytest.raises(TypeError, match="dtype must be a floating-point dtype, got 'int32'"):
+        module.clone(dtype="int32")
+
+
 def test_low_precision_gives_float32_logits():
     module, variables, hidden = make(9, dtype=jnp.bfloat16)
     assert module.apply(variables, WORDS, method="embed").dtype == jnp.bfloat16
@@ -85,6 +94,10 @@ def test_embedding_dropout_drops_words():
     assert all(len(values) == 1 for values in dropped.values())
     assert set().union(*dropped.values()) == {0.0, np.float32(1 / 0.7).round(5)}
     np.testing.assert_array_equal(module.apply({}, words, embedded, deterministic=True), embedded)
+    with pytest.raises(ValueError, match=r"words must have shape .* = \(8, 100\), got \(8, 1\)"):
+        module.apply({}, words[:, :1], embedded, deterministic=False, rngs=key)
+    with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
+        EmbeddingDropout(0.3, vocab_size=0)
 
 
 def test_activation_penalties_by_hand():
