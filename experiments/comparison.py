@@ -16,21 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import markdown
-from experiments.common.actor_critic.config import TITLES
 from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
-from experiments.common.run_directory import SUMMARY_FILE, UNLEARNED, flatten, read_environment
-
-_MODEL_SECTIONS = (*TITLES, "dtype", "model")
-"""Parts of a config that belong to a model. All others except `train` define the task."""
-_IRRELEVANT = {
-    *("preset", "implementation", "train.seed", "train.num_seeds"),
-    *(f"train.{name}" for name in UNLEARNED),
-}
-"""Fields for seeds, computation and evaluation, which do not define the task."""
+from experiments.common.run_directory import SUMMARY_FILE, read_environment, settings_of
 
 
 class Entry(NamedTuple):
@@ -41,7 +32,7 @@ class Entry(NamedTuple):
       preset: the preset of the first run.
       task: the fields of the config that define the task.
       model: its name.
-      config: the flat config without irrelevant fields.
+      config: the fields of the config that its numbers depend on, see `settings_of`.
       run: its curves.
       hardware: the hardware of the runs.
       commits: the commits of the runs.
@@ -163,7 +154,7 @@ def tables(
         runs = dict(zip(_names(of_task), (entry.run for entry in of_task), strict=True))
         try:
             compared = compare(runs)
-        except ValueError as error:
+        except RefusedError as error:
             raise RefusedError(f"{task}: {error}") from error
         reached = [_reached(name, run, score) for score in to for name, run in runs.items()]
         made = {
@@ -207,36 +198,20 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _read(run_dir: Path, config: Mapping[str, Any]) -> Entry:
     environment = read_environment(run_dir)
-    flat = {name: value for name, value in flatten(config).items() if name not in _IRRELEVANT}
-    sections = {name: name.split(".")[0] for name in flat}
-    of_models = {*_MODEL_SECTIONS, *_unregistered(config)}
-    others = of_models - {config["model"], "dtype", "model"}
+    settings = settings_of(config)
+    of_model = {config["model"], "dtype", "model", "train"}
     experiment = re.search(r"experiments\.(\w+)", str(environment.get("command", "")))
     return Entry(
         experiment=experiment.group(1) if experiment else "a task",
         preset=config["preset"],
-        task={n: x for n, x in flat.items() if sections[n] not in of_models | {"train"}},
+        task={n: x for n, x in settings.items() if n.partition(".")[0] not in of_model},
         model=config["model"],
-        config={n: x for n, x in flat.items() if sections[n] not in others},
+        config=settings,
         run=read_run(run_dir),
         hardware=(f"{environment['processor']}, {environment['cpu_cores']} cores, "
                   f"{environment['device']}",),
         commits=tuple(environment["git_commits"]),
     )  # fmt: skip
-
-
-def _unregistered(config: Mapping[str, Any]) -> list[str]:
-    """The sections of cores, which may not be registered now: they have fields named after them.
-
-    >>> _unregistered({"gru": {"gru_features": 8}, "task": {"num_objects": 4}})
-    ['gru']
-    """
-    sections = {name: value for name, value in config.items() if isinstance(value, Mapping)}
-    return [
-        name
-        for name, fields in sections.items()
-        if any(field.startswith(f"{name}_") for field in fields)
-    ]
 
 
 def _joined(found: Sequence[tuple[Path, Entry]]) -> Entry:

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,23 @@ def index() -> str:
     ):  # fmt: skip
         spent = [fastest(run["summary"], "wall_seconds") for run in read(name).values()]
         time = f"{sum(spent) / 60:.0f} min of 1 core, all models, one seed"
-        rows.append((f"experiments.{command}", what, time, f"[numbers](results/{name}.json)"))
+        where = _processors(read(name).values())
+        rows.append(
+            (f"experiments.{command}", what, time, where, f"[numbers](results/{name}.json)")
+        )
     rows += [
         (
             "experiments.nth_farthest --preset small",
             "[Nth Farthest](nth_farthest/README.md), small: RMC and LSTM (4.1, A.1)",
             f"{minutes:.0f} min",
+            _processors(quick.values()),
             "[numbers](results/nth_farthest/small.json)",
         ),
         (
             "experiments.nth_farthest.figures runs/nth_farthest/small",
             "figure 3: attention and memory of the run above",
             "half a minute",
+            "",
             "[numbers](results/nth_farthest/figures/attention.json), "
             "[figures](results/nth_farthest/figures)",
         ),
@@ -110,6 +115,7 @@ def index() -> str:
             "experiments.sweep program_evaluation ...",
             "[table 1](program_evaluation/README.md#commands), small: 4 models, 6 tasks (4.2, A.2)",
             f"{hours:.0f} h of 1 core beside other programs, without the search",
+            _processors(finals),
             f"[numbers](results/{table.NAME}.json)",
         ),
     ]
@@ -120,13 +126,19 @@ def index() -> str:
         what += "ten rows with ten seeds" if name.endswith("_10") else "slots, heads, gates"
         what += "" if option else " (figure 4)"
         kept = f"[numbers](results/ablations/{name}.json)"
-        rows.append((f"experiments.ablations{option}", what, _hours(grid), kept))
-    rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", ""))
+        where = _processors([grid])
+        rows.append((f"experiments.ablations{option}", what, _hours(grid), where, kept))
+    rows.append(("experiments.tour", "the [guided tour](tour.ipynb)", "minutes", "", ""))
     lines = ([f"`{command}`", *cells] for command, *cells in rows)
-    return markdown.table(["`python -m`", "what", "time", "results"], lines) + (
-        "\n\nTimes are those of {cpu_cores} cores of an {processor}, except that of ten seeds: an "
-        "Intel Xeon.".format(**quick["rmc"]["environment"])
-    )
+    return markdown.table(["`python -m`", "what", "time", "on", "results"], lines)
+
+
+def _processors(records: Iterable[Mapping[str, Any]]) -> str:
+    """The processors of runs, without their vector instructions."""
+    environments = [record["environment"] for record in records]
+    names = [x for e in environments for x in e.get("processors", [e["processor"]])]
+    short = (re.sub(r"\(R\)|Processor|,.*", "", name) for name in names)
+    return " and ".join(dict.fromkeys(" ".join(name.split()) for name in short))
 
 
 def nth_farthest() -> str:
@@ -278,7 +290,7 @@ def _hours(grid: dict[str, Any]) -> str:
     """The time of a grid on two cores, and the number of finished rows."""
     seconds = sum(row["seconds"] or 0 for row in grid["rows"].values())
     done, missing = len(grid["rows"]), len(grid["not_run"])
-    hours = f"{seconds / 3600 / 2:.1f} h"
+    hours = f"{seconds / 3600 / 2:.1f} h of 2 cores"
     return f"{hours} for {done} of {done + missing} rows" if missing else hours
 
 

@@ -98,7 +98,7 @@ def _run(
 
 def _report(directory: Path, finished: Mapping[str, Path]) -> None:
     """Compares the models' final runs: tables as Markdown, CSV and JSON, and their curves."""
-    runs = {model: read_run(run_dir, model) for model, run_dir in finished.items()}
+    runs = {model: read_run(run_dir) for model, run_dir in finished.items()}
     rows = compare(runs)
     print("\n" + report_markdown(rows), end="")
     write_text(directory / "report.md", report_markdown(rows))
@@ -161,7 +161,6 @@ def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
         if not (run_dir / SUMMARY_FILE).exists():
             continue
         summary = read_json(run_dir / SUMMARY_FILE)
-        summary = summary.get(model, summary)
         score = summary["score"]
         values = summary["evaluation"][score["name"]]
         if not all(value is not None and math.isfinite(value) for value in values):

@@ -12,7 +12,13 @@ from experiments.common.records import read_json
 from experiments.common.refused import RefusedError
 from experiments.common.report import Difference, difference
 from experiments.common.restore import config_from
-from experiments.common.run_directory import FAILURE_FILE, SUMMARY_FILE, read_environment
+from experiments.common.run_directory import (
+    FAILURE_FILE,
+    SUMMARY_FILE,
+    as_json,
+    read_environment,
+    settings_of,
+)
 
 
 class RowNumbers(NamedTuple):
@@ -80,7 +86,9 @@ def read_kept(rows: Mapping[str, RowConfig], path: Path) -> dict[str, RowNumbers
     if not path.exists():
         return {}
     kept = read_json(path)
-    if config_from(Config(), kept["config"], str(path)) != rows[BASE].config:
+    found, wanted = config_from(Config(), kept["config"], str(path)), rows[BASE].config
+    settings = [(settings_of(as_json(config)), config.train.seeds) for config in (found, wanted)]
+    if settings[0] != settings[1]:
         raise RefusedError(f"{path} is of a grid with another config; choose another --results")
     fields = set(RowNumbers._fields) - {"row", "environment"}
     return {

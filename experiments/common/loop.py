@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
       test: likewise for "test"; None without such an evaluation.
       seconds: total time of training chunks over all sessions, without compilation, evaluation and
         saving.
-      wall_seconds: total time of training over all sessions.
+      wall_seconds: total time of training over all sessions, to the end of each one's last chunk.
       score: the score.
     """
 
@@ -99,6 +99,8 @@ def train(
             checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
             best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
             restored = checkpoints.restore_latest(programs.shapes)
+            if restored is None:
+                best.clear()  # That of a run which the user starts over.
         parallel.wait()  # Until the first process has removed damaged checkpoints.
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):

@@ -96,12 +96,8 @@ class Run(NamedTuple):
         return statistics.fmean(seed.seconds[-1] for seed in self.seeds.values())
 
 
-def read_run(run_dir: Path, model: str = "") -> Run:
+def read_run(run_dir: Path) -> Run:
     """Reads a finished run.
-
-    Args:
-      run_dir: its directory.
-      model: its name, if the summary contains several.
 
     Raises:
       FileNotFoundError: the run is not finished.
@@ -110,7 +106,6 @@ def read_run(run_dir: Path, model: str = "") -> Run:
     if not (run_dir / SUMMARY_FILE).exists():
         raise FileNotFoundError(f"{run_dir} holds no finished run")
     summary = read_json(run_dir / SUMMARY_FILE)
-    summary = summary.get(model, summary)
     times = {row["step"]: row["seconds"] for row in read_rows(run_dir / TIMINGS_FILE)}
     curves = read_curves(run_dir, summary["score"]["name"], summary["seeds"])
     evaluated = {step for steps, _ in curves.values() for step in steps if step}
@@ -122,7 +117,7 @@ def read_run(run_dir: Path, model: str = "") -> Run:
 
 
 def run_of(record: Mapping[str, Any]) -> Run:
-    """A finished run from its record, see `experiments.common.results`."""
+    """A finished run from its record, see `experiments.common.results`; not from joined ones."""
     curves = record[record["summary"]["score"]["name"]]
     by_seed = {int(seed): (curve["step"], curve["value"]) for seed, curve in curves.items()}
     seconds = record["seconds"]
@@ -142,7 +137,7 @@ def _run(
     return Run(
         Score(score["name"], score["goal"]),
         {
-            s: SeedCurve(*curves[s], [times.get(x, 0.0) / count for x in curves[s][0]], test)
+            s: SeedCurve(*curves[s], [times[x] / count if x else 0.0 for x in curves[s][0]], test)
             for s, test in zip(seeds, tests, strict=True)
         },
         summary["parameters"],
@@ -267,19 +262,18 @@ def compare(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
       runs: by model; only common seeds are compared.
 
     Raises:
-      ValueError: they have no seed or no evaluated update in common.
+      RefusedError: they have no seed or, but for the start, no evaluated update in common.
     """
     seeds = sorted(set.intersection(*({*run.seeds} for run in runs.values())))
     if not seeds:
-        raise ValueError("the runs have no seed in common")
+        raise RefusedError("the runs have no seed in common")
     ends = {seed.steps[-1] for run in runs.values() for seed in run.seeds.values()}
     has_test = all(seed.test is not None for run in runs.values() for seed in run.seeds.values())
     by_test = len(ends) == 1 and has_test
     budget = min(run.seconds for run in runs.values())
     steps = set.intersection(*({*run.seeds[s].steps} for run in runs.values() for s in run.seeds))
-    if not steps:
-        raise ValueError("the runs were not evaluated at any update in common")
-    step = max(steps)
+    if not (step := max(steps, default=0)):
+        raise RefusedError("the runs were not evaluated after any update in common")
 
     def at_updates(seed: SeedCurve, run: Run) -> float:
         del run

@@ -23,7 +23,7 @@ from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, read_rows, write_json
 from experiments.common.refused import RefusedError
-from experiments.common.run_directory import SUMMARY_FILE, read_environment
+from experiments.common.run_directory import SUMMARY_FILE, read_environment, settings_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -80,11 +80,16 @@ def merge(kept: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Joins records by name; seeds of one name become one record, new ones replace the same.
 
     Raises:
-      RefusedError: records of one name have some but not all seeds in common, or other settings.
+      RefusedError: records of one name have some but not all seeds in common, or other settings,
+        or the new one is of a stopped run.
     """
     joined = dict(kept)
     for name, run in found.items():
         old, new = (each.get("summary", {}).get("seeds") for each in (kept.get(name, run), run))
+        if old is not None and new is None:
+            raise RefusedError(
+                f"the run of {name} must be finished: it would replace a finished one"
+            )
         if old is None or new is None or set(old) <= set(new):
             joined[name] = run
         elif set(old) & set(new):
@@ -112,7 +117,7 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     """
     first = runs[0]
     for run in runs[1:]:
-        if _settings(run["config"]) != _settings(first["config"]):
+        if settings_of(run["config"]) != settings_of(first["config"]):
             raise RefusedError(f"runs of {name} must differ only in the seed")
     joined = first | {"summary": _together([run["summary"] for run in runs])}
     if len(runs) > 1:
@@ -129,25 +134,24 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     return joined
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run's numbers depend on but for the seed: not the options of other models."""
-    others = set(TITLES) - {config.get("model")}
-    own = {name: value for name, value in config.items() if name not in others}
-    return own | {"train": own["train"] | {"seed": 0}}
-
-
 def _together(summaries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins summaries: values by seed are concatenated, seconds are listed by run."""
+    """Joins summaries: values by seed are concatenated, and so are the seeds' shares of seconds."""
     found = dict(summaries[0])
     for name, value in found.items():
         values = [summary[name] for summary in summaries]
         if isinstance(value, dict):
             found[name] = _together(values)
         elif name.endswith("_seconds") and len(values) > 1:
-            found[name] = [x for each in values for x in _listed(each)]
+            found[name] = [x for summary in summaries for x in _seconds(summary, name)]
         elif isinstance(value, list):
             found[name] = [x for each in values for x in each]
     return found
+
+
+def _seconds(summary: dict[str, Any], name: str) -> list[float]:
+    """The seconds of each seed; those that ran together have equal shares."""
+    value, count = summary[name], len(summary["seeds"])
+    return value if isinstance(value, list) else [value / count] * count
 
 
 def _listed(value: Any) -> list[Any]:
@@ -179,6 +183,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _keep(run_dir: Path, name: str, policies: str | None, join: bool) -> None:
     kept = collect(run_dir)
+    if policies is not None and "config" in kept:
+        raise RefusedError("--policies is for a directory of several runs, whose scores are drawn")
     target = RESULTS / f"{name}.json"
     lines = read_json(RESULTS / f"{policies}.json") if policies else None
     if join:
@@ -189,7 +195,7 @@ def _keep(run_dir: Path, name: str, policies: str | None, join: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, kept)
     plots = [run_dir / "plots" / name for name in PLOTS]
-    if not join and (found := [path for path in plots if path.exists()]):
+    if policies is None and not join and (found := [path for path in plots if path.exists()]):
         shutil.copyfile(found[0], target.with_suffix(".png"))
     elif "config" not in kept and any("stopped_at" not in x["summary"] for x in kept.values()):
         draw(kept, target.with_suffix(".png"), lines)
@@ -245,9 +251,8 @@ def _title(name: str, stopped: bool) -> str:
 
 
 def fastest(summary: dict[str, Any], name: str) -> float:
-    """Seconds of the fastest run; seeds that ran together have equal shares."""
-    value = summary[name]
-    return min(value) if isinstance(value, list) else value / len(summary["seeds"])
+    """Seconds of the fastest seed; those that ran together have equal shares."""
+    return min(_seconds(summary, name))
 
 
 if __name__ == "__main__":

@@ -276,6 +276,30 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a ``config.json`` that a run's numbers depend on, except the seeds; flat.
+
+    The sections of other cores are left out. A core's section has fields named after it.
+
+    >>> settings_of({"preset": "quick", "model": "lstm", "lstm": {"lstm_features": 8},
+    ...              "gru": {"gru_features": 4}, "train": {"steps": 10, "seed": 3}})
+    {'model': 'lstm', 'lstm.lstm_features': 8, 'train.steps': 10}
+    """
+    others = {
+        section
+        for section, fields in config.items()
+        if isinstance(fields, Mapping) and any(name.startswith(f"{section}_") for name in fields)
+    } - {config.get("model")}
+    if "model" not in config:  # A grid's rows differ in theirs.
+        others = set()
+    left_out = {"preset", "seed", "num_seeds", *UNLEARNED}
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if name.partition(".")[0] not in others and name.rpartition(".")[2] not in left_out
+    }
+
+
 def as_json(config: Any) -> Any:
     """A dataclass as read from a JSON file."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -94,7 +94,6 @@ def train_each(
 def evaluate_runs(
     runs: Mapping[KeyT, tuple[Path, Any]],
     make_problem: Callable[[Any], Problem],
-    streams: Mapping[str, str] = {"evaluation": "valid", "test": "test"},
     finish: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda result: {},
 ) -> dict[KeyT, dict[str, Any]]:
     """Evaluates the newest checkpoint of each run; writes ``evaluation.json`` of each.
@@ -102,18 +101,18 @@ def evaluate_runs(
     Args:
       runs: directory and config by name.
       make_problem: ``make_problem(config)``.
-      streams: the evaluations by their names in the result; those that a problem lacks are skipped.
       finish: ``finish(result)`` returns more numbers.
 
     Returns:
-      For each run ``step``, ``seeds``, and the means of each stream by seed.
+      For each run ``step``, ``seeds``, and by seed the means of the stream "valid" as
+      ``evaluation`` and, if the problem has it, of "test".
     """
     results = {}
     for name, (directory, config) in runs.items():
         check_run(directory, config)
         problem = make_problem(config)
         result: dict[str, Any] = {"seeds": list(config.train.seeds)}
-        for key, stream in streams.items():
+        for key, stream in (("evaluation", "valid"), ("test", "test")):
             if stream in problem.evaluations:
                 found = loop.evaluate_run(problem, config.train, directory, stream)
                 result["step"], result[key] = found

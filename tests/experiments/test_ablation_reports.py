@@ -172,6 +172,7 @@ def test_rows_of_another_machine_keep_their_numbers(grid, tmp_path, capsys):
     del found["rows"]["heads_1"], kept["rows"]["heads_1"]
     assert found == kept
     assert "- heads 1: 86.0% (83.0 to 89.0), -8.0" in capsys.readouterr().out
+    assert main(["--run-dir", str(elsewhere), *command, "--minutes", "9"]) == 0
     # A copy of another grid is neither replaced nor joined.
     assert main(["--run-dir", str(elsewhere), *command, "--batch-size", "5"]) == 2
     assert "another config" in capsys.readouterr().err

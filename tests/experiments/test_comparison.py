@@ -24,7 +24,7 @@ def make_run(directory, model="rmc", accuracies=None, seconds_per_step=0.5, **ch
     config = {
         **{"preset": "quick", "model": model, "dtype": "float32"},
         "task": {"num_objects": 4, "num_features": 2},
-        "rmc": {"mem_slots": 4},
+        "rmc": {"mem_slots": 4, "rmc_learning_rate": None},
         "lstm": {"lstm_features": 8},
         "train": {"steps": steps[-1], "batch_size": 16, "seed": min(accuracies), "num_seeds": 2},
     }
@@ -191,4 +191,4 @@ def test_nothing_to_compare_exits_with_2(tmp_path, capsys):
     (tmp_path / "c" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "c" / "timings.jsonl").write_text('{"step": 7, "seconds": 1.0}\n')
     assert main([str(tmp_path)]) == 2
-    assert "were not evaluated at any update in common" in capsys.readouterr().err
+    assert "were not evaluated after any update in common" in capsys.readouterr().err

@@ -64,6 +64,9 @@ LAPTOP, QUICK, PROGRAMS = (
 )
 
 
+ON_XEON = {"processor": "Intel(R) Xeon(R) Processor, AVX-512"}
+
+
 def test_another_result_is_another_text(results):
     other = copy.deepcopy(QUICK)
     results("nth_farthest/laptop", LAPTOP)
@@ -107,7 +110,8 @@ def grid(**accuracies):
         "nth_farthest": {"num_objects": 3, "num_features": 2},
         "train": {"steps": 1500, "num_seeds": 2},
     }
-    return {"config": config, "rows": rows, "not_run": ["mlp_4"]}
+    about = {"config": config, "environment": ON_XEON, "not_run": ["mlp_4"]}
+    return {"rows": rows, **about}
 
 
 def test_ablations_by_hand(results, monkeypatch):
@@ -145,19 +149,25 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results, monkeypatch):
     results("nth_farthest/small", QUICK)
     results("program_evaluation/quick", PROGRAMS)
     for name, seeds in (("box_world", [0]), ("mini_pacman", [0]), ("language_model", [0, 1])):
-        results(f"{name}/quick", {"rmc": {"summary": {"wall_seconds": 240, "seeds": seeds}}})
+        summary = {"wall_seconds": 240, "seeds": seeds}
+        results(f"{name}/quick", {"rmc": {"summary": summary, "environment": ON_XEON}})
     part = grid(base=[0.9, 0.94], slots_1=[0.8, 0.82])
     for row in part["rows"].values():
         row["seconds"] = 3600
     results("ablations/quick", part)
     lines = conclusions.index().splitlines()
     assert any(
-        "3 objects of 2 features" in line and "| 1.0 h for 2 of 3 rows |" in line for line in lines
+        "3 objects of 2 features" in line
+        and "| 1.0 h of 2 cores for 2 of 3 rows | Intel Xeon |" in line
+        for line in lines
     )
-    assert any("box_world`" in line and "| 4 min of 1 core" in line for line in lines)
+    assert any(
+        "box_world`" in line and "| 4 min of 1 core, all models, one seed | Intel Xeon |" in line
+        for line in lines
+    )
     assert any("language_model`" in line and "| 2 min of 1 core" in line for line in lines)
     results("ablations/quick", part | {"not_run": []})
-    assert "| 1.0 h |" in conclusions.index()
+    assert "| 1.0 h of 2 cores |" in conclusions.index()
 
 
 def test_marks_and_blocks_must_agree():

@@ -108,6 +108,9 @@ def test_models_at_equal_updates_and_at_equal_time(tmp_path):
     assert [row["verdict"] for row in read] == ["", "better", "", "not told apart"]
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         read_run(tmp_path)
+    apart = {7 + i: seed._replace(steps=[0, 5, 15]) for i, seed in enumerate(slow.seeds.values())}
+    with pytest.raises(RefusedError, match="not evaluated after any update in common"):
+        compare({"quick": quick, "slow": slow._replace(seeds=apart)})
     (tmp_path / "slow" / "timings.jsonl").write_text("")
     with pytest.raises(RefusedError, match=r"timings\.jsonl must .* lacks 2 of 2, such as 10"):
         read_run(tmp_path / "slow")

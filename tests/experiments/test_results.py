@@ -114,7 +114,31 @@ def test_runs_are_joined_with_the_kept(tmp_path, monkeypatch, capsys):
     assert main([str(runs / "rmc-3" / "rmc-3"), "a", "--join"]) == 2
     assert "--join is for a directory of runs named MODEL" in capsys.readouterr().err
     assert main([str(runs / "rmc-3"), "a", "--policies", "box_world/none"]) == 2
+    assert main([str(runs / "rmc-3" / "rmc-3"), "b", "--policies", "box_world/none"]) == 2
+    assert "--policies is for a directory of several runs" in capsys.readouterr().err
+    (runs / "rmc-3" / "rmc-3" / "summary.json").rename(runs / "summary.json")
+    (runs / "rmc-3" / "rmc-3").rename(runs / "rmc-3" / "rmc")
+    assert main([str(runs / "rmc-3"), "a", "--join"]) == 2
+    assert "the run of rmc must be finished: it would replace" in capsys.readouterr().err
     assert json.loads((tmp_path / "results" / "a.json").read_text()) == kept
+
+
+def test_seeds_that_ran_together_are_joined_with_others():
+    """Options that change no number may differ; each seed has its share of the seconds."""
+
+    def record(*seeds, seconds, **train):
+        config = {"model": "rmc", "preset": "quick", "train": {"seed": seeds[0], **train}}
+        summary = {"seeds": list(seeds), "train_seconds": seconds}
+        return {"rmc": {"config": config, "summary": summary, "environment": {"command": "it"}}}
+
+    together = record(0, 1, 2, seconds=300.0, num_seeds=3, rate=0.1)
+    alone = record(3, seconds=110.0, num_seeds=1, rate=0.1, minutes=9.0)
+    summary = results.merge(together, alone)["rmc"]["summary"]
+    assert summary == {"seeds": [0, 1, 2, 3], "train_seconds": [100.0, 100.0, 100.0, 110.0]}
+    assert results.fastest(summary, "train_seconds") == 100.0
+    assert results.fastest(together["rmc"]["summary"], "train_seconds") == 100.0
+    with pytest.raises(ValueError, match="must differ only in the seed"):
+        results.merge(together, record(3, seconds=110.0, num_seeds=1, rate=0.2))
 
 
 def test_runs_that_were_all_stopped_are_kept_without_a_plot(tmp_path, monkeypatch):

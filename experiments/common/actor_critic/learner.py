@@ -5,7 +5,7 @@ Both share rollouts, resets, stored carries and discounts; only the loss differs
 minibatches (split over environments, not time), each from its initial carry.
 
 ``vtrace`` uses each trajectory once per epoch. As in IMPALA, the acting parameters of all but the
-first minibatch are some steps old, and V-trace corrects for that.
+first minibatch are some gradient steps old, and V-trace corrects for that.
 
 Where an episode *terminated*, its discount is 0. Where it was *truncated*, the value of its last
 state is the bootstrap.

@@ -129,9 +129,9 @@ def train(
 
 
 def evaluate(make_game: Callable[[Any], Game], config: GameConfig, run_dir: Path) -> dict[str, Any]:
-    """Plays the test's episodes with the newest checkpoints; writes ``evaluation.json``."""
+    """Plays both streams' episodes with the newest checkpoints; writes ``evaluation.json``."""
     game, runs = make_game(config), list_runs(config, MODELS, run_dir)
-    return evaluate_runs(runs, lambda one: make_problem(one, game), {"evaluation": "test"})
+    return evaluate_runs(runs, lambda one: make_problem(one, game))
 
 
 def measure_policies(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def table(results: Mapping[str, Any], game: Game) -> str:
         for policy, title in POLICIES.items():
             if policy in result:  # The same in all results.
                 rows[title] = {metric: [value] for metric, value in result[policy].items()}
-        if means := result.get("test", result.get("evaluation")):
+        if means := result.get("test"):
             rows[TITLES[name]] = means
     metrics = ("return", "greedy_return", "solved", "greedy_solved")
     names = [name for name in metrics if any(name in means for means in rows.values())]
