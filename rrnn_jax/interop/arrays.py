@@ -1,7 +1,9 @@
 """Arrays by name, from a mapping or a file, for weights of other frameworks."""
 
 import os
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,10 +67,16 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: not an ``.npz``.
     """
-    loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise ValueError(f"path must name an .npz of named arrays, got a single array in {path!r}")
-    with loaded:
-        names = list(loaded.files)
-        grouped = [name for name in names if name.startswith(GROUP)]
-        return {name: loaded[name] for name in grouped or names}
+    with Path(path).open("rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+        except (EOFError, ValueError, zipfile.BadZipFile) as error:
+            what = f"path must name an .npz of named arrays, got {path!r}: {error}"
+            raise ValueError(what) from None
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            what = f"path must name an .npz of named arrays, got a single array in {path!r}"
+            raise ValueError(what)
+        with loaded:
+            names = list(loaded.files)
+            grouped = [name for name in names if name.startswith(GROUP)]
+            return {name: loaded[name] for name in grouped or names}

@@ -68,9 +68,15 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
       The arrays without optimiser slots; None if they are not from TensorFlow.
 
     Raises:
-      ValueError: `scope` contains no module, or there are several and no `scope` is given.
+      ValueError: `scope` contains no module, there are several and no `scope` is given, or an
+        array is given twice.
     """
-    plain = {re.sub(r":\d+$", "", name): value for name, value in arrays.items()}
+    plain = {}
+    for name, value in arrays.items():
+        short = re.sub(r":\d+$", "", name)
+        if short in plain:
+            raise ValueError(f"arrays must hold {short} once, got it with and without :0")
+        plain[short] = value
     scopes = [
         name.removesuffix(_MARK).rstrip("/")
         for name in plain

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from rrnn_jax.scan import relational
 from rrnn_jax.scan.dispatch import Request
-from rrnn_jax.scan.mesh import has_explicit_axes, platform, product_of, varying_axes
+from rrnn_jax.scan.mesh import checks_varying, has_explicit_axes, platform, product_of
 from rrnn_jax.scan.relational import outputs_of, params_of, time_first
 from rrnn_jax.scan.relational.input_terms import InputTerms, terms_of_inputs
 from rrnn_jax.scan.relational.linear import linear
@@ -78,8 +79,7 @@ def why_not(request: Request) -> str | None:
         return "needs mask in place of seq_lengths"
     if product_of((*request.batch, request.steps)) is None:
         return "needs known sizes, not symbolic ones"
-    arrays = (sequence, request.carry, request.fresh)
-    if has_explicit_axes(sequence.inputs) or varying_axes(arrays):
+    if has_explicit_axes(sequence.inputs) or checks_varying():
         return "does not run within jax.shard_map, nor on axes of a mesh that are explicit"
     for carry in jax.tree.leaves((request.carry, request.fresh)):
         if carry.dtype != jnp.float32:
@@ -102,9 +102,14 @@ def why_slow(request: Request) -> str | None:
 
 def on_nvidia_gpus(devices: int) -> bool:
     """Whether the traced program is likely to run on all of these NVIDIA GPUs."""
-    if platform() != "gpu" or jax.device_count() != devices:
-        return False
+    return on_nvidia() and jax.device_count() == devices
+
+
+def on_nvidia() -> bool:
+    """Whether the traced program is likely to run on NVIDIA GPUs."""
     # AMD's platform is "gpu", too.
+    if platform() != "gpu":
+        return False
     return "cuda" in jax.local_devices()[0].client.platform_version.lower()
 
 
@@ -215,6 +220,12 @@ class _Plain(NamedTuple):
         return list(jax.vjp(lambda *x: self.function(self.joined(x, others)), *floats)[1](g))
 
 
+def _no_tangent(x: Array) -> Any:
+    """The tangent of an array that does not change."""
+    is_float = jnp.issubdtype(x.dtype, jnp.floating)
+    return jnp.zeros_like(x) if is_float else np.zeros(x.shape, jax.dtypes.float0)
+
+
 def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> Any:
     """``plain(arguments)``, computed by kernels.
 
@@ -238,7 +249,7 @@ def differentiable(plain: Callable, kernels: Kernels, arguments: Arguments) -> A
         results, kept = forward(*primals)
         return (results, kept), (
             of.jvp(primals[0], primals[1], tangents[0]),
-            jax.tree.map(jnp.zeros_like, kept),
+            jax.tree.map(_no_tangent, kept),
         )
 
     @jax.custom_jvp

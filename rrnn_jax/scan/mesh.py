@@ -33,6 +33,17 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     return axes
 
 
+def checks_varying() -> bool:
+    """Whether this is traced within a `jax.shard_map` that checks which values vary."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return False
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    manual = [name for name, kind in kinds if kind == AxisType.Manual]
+    # With the check an index varies, whatever the inputs do.
+    return any(varying_axes(jax.lax.axis_index(name)) for name in manual)
+
+
 def varying_over(axes: frozenset[str], tree: Any) -> Any:
     """The arrays, varying over these mesh axes; gradients are summed over them once, here."""
 

@@ -89,7 +89,7 @@ def write_digits(digits: Array, lengths: Array, steps: int) -> Array:
     return jnp.take_along_axis(tokens, place, axis=1, mode="promise_in_bounds")
 
 
-def encode(text: str, steps: int) -> np.ndarray:
+def encode(text: str, steps: int, name: str = "text") -> np.ndarray:
     """The tokens of a text, padded at the end.
 
     >>> encode("5+7", 5)
@@ -98,6 +98,7 @@ def encode(text: str, steps: int) -> np.ndarray:
     Args:
       text: the text.
       steps: T, the number of tokens.
+      name: name of the text in errors.
 
     Returns:
       ``[T]`` int32.
@@ -106,12 +107,12 @@ def encode(text: str, steps: int) -> np.ndarray:
       ValueError: a character outside of the vocabulary, or more than `steps` characters.
       TypeError: `text` is not a string.
     """
-    check_text("text", text)
+    check_text(name, text)
     unknown = sorted(set(text) - set(VOCABULARY))
     if unknown:
-        raise ValueError(f"text must consist of characters in VOCABULARY, got {unknown[0]!r}")
+        raise ValueError(f"{name} must consist of characters in VOCABULARY, got {unknown[0]!r}")
     if len(text) > steps:
-        raise ValueError(f"text must have at most {steps} characters, got {len(text)}: {text!r}")
+        raise ValueError(f"{name} must have at most {steps} characters, got {len(text)}: {text!r}")
     tokens = np.full((steps,), PAD, np.int32)
     tokens[: len(text)] = [VOCABULARY.index(character) for character in text]
     return tokens

@@ -38,7 +38,7 @@ from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 
-from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.checks import check_choice, check_positive, check_shape
 from rrnn_jax.tasks.characters import VOCABULARY
 from rrnn_jax.typing import Array
 
@@ -143,8 +143,9 @@ def advance(state: CurriculumState, loss: Array, config: Difficulty) -> Curricul
     """
     if config.curriculum not in LEVELLED:
         return state
-    window = config.curriculum_window
-    losses = jnp.concatenate([state.losses[1:], jnp.asarray(loss, jnp.float32)[None]])
+    window, loss = config.curriculum_window, jnp.asarray(loss, jnp.float32)
+    check_shape("loss", loss, (), "[]")
+    losses = jnp.concatenate([state.losses[1:], loss[None]])
     count = jnp.minimum(state.count + 1, window)
     # The mean change telescopes.
     change = (losses[-1] - losses[0]) / (window - 1)

@@ -181,7 +181,7 @@ def encode(number: str, config: Config) -> np.ndarray:
       ValueError: a character outside the vocabulary, or too many characters.
       TypeError: not a string.
     """
-    return characters.encode(number, config.input_steps)
+    return characters.encode(number, config.input_steps, "number")
 
 
 def trivial_accuracy(config: Config, key: Array | None = None, samples: int = 12_800) -> float:
@@ -198,5 +198,6 @@ def trivial_accuracy(config: Config, key: Array | None = None, samples: int = 12
       The share of correct characters of the targets.
     """
     key = jax.random.key(0) if key is None else key
+    check_positive(samples=samples)
     batch = jax.jit(sample, static_argnums=(1, 2))(key, config.hardest, samples)
     return float(characters.constant_accuracy(batch.targets, batch.target_mask))

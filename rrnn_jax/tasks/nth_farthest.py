@@ -176,9 +176,10 @@ def sample_questions(
       num_ranks: number of ranks, from the farthest, to draw n from (default: all T). An array,
         traced or not, is clipped to 1..T.
       correlation: a, see the module's description: a number, or a pair (low, high) between which
-        each sequence draws its own uniformly (default: uniform vectors). Arrays are not checked.
+        each sequence draws its own uniformly (default: uniform vectors). Values of arrays are not
+        checked.
       reference_first: share of sequences whose reference is the first object; in the others it is
-        random (default: 0). An array, traced or not, is not checked.
+        random (default: 0). The value of an array, traced or not, is not checked.
 
     Returns:
       A `Question` with one batch axis.
@@ -194,6 +195,8 @@ def sample_questions(
         num_ranks = steps
     elif not isinstance(num_ranks, jax.Array):
         check_between("num_ranks", num_ranks, 1, steps)
+    else:
+        check_shape("num_ranks", num_ranks, (), "[]")
     for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
     # Below 4 these would be keys of the split.
     for_correlation, for_first = jax.random.fold_in(key, 4), jax.random.fold_in(key, 5)
@@ -218,7 +221,7 @@ def sample_questions(
 
 def _move_first(key: Array, is_reference: Array, share: float | Array) -> Array:
     """Makes the first object the reference, in a share of the sequences."""
-    if not isinstance(share, jax.Array) and not (is_number(share) and 0 <= share <= 1):
+    if not is_number(share) or not (isinstance(share, jax.Array) or 0 <= share <= 1):
         raise ValueError(f"reference_first must lie in [0, 1], got {share!r}")
     batch_size, steps = is_reference.shape
     moves = jax.random.uniform(key, (batch_size, 1), jnp.float32) < jnp.asarray(share, jnp.float32)
@@ -244,9 +247,9 @@ def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Cor
 def _bounds(correlation: Correlation) -> tuple[float | Array, float | Array]:
     pair: Any = correlation if isinstance(correlation, tuple) else (correlation, correlation)
     low, high = pair if len(pair) == 2 else (pair, pair)
-    if isinstance(low, jax.Array) or isinstance(high, jax.Array):
-        return low, high
-    if not (is_number(low) and is_number(high) and 0 <= low <= high <= 1):
+    are_numbers = is_number(low) and is_number(high)
+    has_array = isinstance(low, jax.Array) or isinstance(high, jax.Array)
+    if not are_numbers or not (has_array or 0 <= low <= high <= 1):
         raise ValueError(
             f"correlation must be a number or a pair (low, high) in [0, 1], got {correlation!r}"
         )

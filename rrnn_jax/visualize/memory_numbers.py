@@ -85,11 +85,13 @@ def project_slots(memories: np.ndarray) -> Projection:
       A `Projection`.
 
     Raises:
-      ValueError: no axis of slots.
+      ValueError: no axis of slots, no slots, or NaN or infinity.
     """
     memories = np.asarray(memories, np.float64)
-    if memories.ndim < 2:
-        raise ValueError(f"memories must be [..., F], got shape {memories.shape}")
+    if memories.ndim < 2 or memories.size == 0:
+        raise ValueError(f"memories must be [..., F] with slots, got shape {memories.shape}")
+    if not np.isfinite(memories).all():
+        raise ValueError("memories must be finite, got NaN or infinity")
     rows = memories.reshape(-1, memories.shape[-1])
     rows = rows - rows.mean(axis=0)
     _, values, components = np.linalg.svd(rows, full_matrices=False)

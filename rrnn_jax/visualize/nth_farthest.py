@@ -95,7 +95,8 @@ def nth_farthest_figure(
       A figure that has not been shown or saved.
 
     Raises:
-      ValueError: `weights` and `question` have different batch sizes or lengths.
+      ValueError: `weights` and `question` have different batch sizes or lengths, or the
+        batch lacks one of `sequences`.
     """
     weights, labels = np.asarray(weights), np.asarray(question.labels)
     steps = reference_steps(question)
@@ -107,6 +108,8 @@ def nth_farthest_figure(
         sequences = reference_cases(question)
         row_labels = [f"seen {case}" for case in case_steps(labels.shape[1])]
     else:
+        if outside := [b for b in sequences if not -len(labels) <= b < len(labels)]:
+            raise ValueError(f"sequences must be of the batch of {len(labels)}, got {outside}")
         row_labels = [f"seen at step {steps[b] + 1}" for b in sequences]
     return attention_figure(
         weights[list(sequences)],

@@ -1,6 +1,7 @@
 """The kernels for GPUs against the plain scan, interpreted; see also `benchmarks.correctness`."""
 
 import types
+from functools import partial
 from typing import Any
 
 import chex
@@ -217,6 +218,53 @@ def test_one_nvidia_gpu(monkeypatch, version, devices, expected):
         assert gpu.on_nvidia_gpus(1) is expected
     with jax.default_device(cpu):
         assert not gpu.on_nvidia_gpus(1)
+
+
+def test_derivatives_of_kernels_that_save_integers():
+    """As the CUDA kernels do, in uint32."""
+
+    def plain(arguments: gpu.Arguments) -> Any:
+        weights, carry, _, terms, *_ = arguments
+        return jnp.sin(weights * carry), terms**2 * carry  # type: ignore[operator]
+
+    def backward(arguments: gpu.Arguments, kept: Any, cotangents: Any) -> gpu.Arguments:
+        del kept
+        return jax.vjp(plain, arguments)[1](cotangents)[0]
+
+    saved = {"records": jnp.zeros(4, jnp.uint32), "gates": jnp.zeros(2)}
+    kernels = gpu.Kernels(lambda arguments, keep: (plain(arguments), saved), backward)
+
+    def loss(run: Any, values: Any) -> Any:
+        weights, carry, terms = values
+        final, memories = run(gpu.Arguments(weights, carry, None, terms, None, None))
+        return jnp.sum(final**2) + jnp.sum(jnp.cos(memories))
+
+    values = tuple(jnp.arange(1.0, 4.0) / k for k in (2, 3, 5))
+    by_kernels = partial(loss, partial(gpu.differentiable, plain, kernels))
+    for of in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        found, expected = (jax.jit(of(f))(values) for f in (by_kernels, partial(loss, plain)))
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("over", ["params", "nothing"])
+def test_kernels_are_refused_within_a_checked_shard_map(over):
+    """Whether the inputs vary or not."""
+    x = jnp.zeros((B, T, I))
+    rnn = RNN(make_cell(), implementation="fused")
+    members = jax.tree.map(lambda leaf: leaf[None], random_variables(rnn, x))
+    mesh = jax.make_mesh((1,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.P("member" if over == "params" else None), jax.P()
+
+    def outputs(members: Any, **options: Any) -> Any:
+        def run(params: Any, x: Any) -> Any:
+            return rnn.apply(jax.tree.map(lambda leaf: leaf[0], params), x)
+
+        shard = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], **options)
+        return jax.eval_shape(shard, members, x)
+
+    with pytest.raises(ValueError, match=r"'fused' does not run within jax\.shard_map"):
+        outputs(members)
+    assert outputs(members, check_vma=False).shape == (B, T, rnn.cell.output_size)
 
 
 @pytest.mark.slow

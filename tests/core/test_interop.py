@@ -136,6 +136,11 @@ def test_load_ignores_other_groups_only_beside_params(tmp_path):
     np.save(tmp_path / "one.npy", np.ones(3))
     with pytest.raises(ValueError, match=r"an \.npz of named arrays, got a single array"):
         load_sonnet(tmp_path / "one.npy")
+    whole = (tmp_path / "bare.npz").read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2]):
+        (tmp_path / "broken.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"an \.npz of named arrays, got .*broken"):
+            load_sonnet(tmp_path / "broken.npz")
 
 
 def without(arrays, *names):

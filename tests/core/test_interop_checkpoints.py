@@ -79,6 +79,9 @@ def test_the_scope_is_named_where_there_are_two():
         from_sonnet(both, scope="rmc")
     with pytest.raises(ValueError, match="no TensorFlow names"):
         from_sonnet(first, scope="rmc")
+    name = next(name for name in both if name.endswith(":0"))
+    with pytest.raises(ValueError, match=r"must hold .* once, got it with and without :0"):
+        from_sonnet(both | {name.removesuffix(":0"): both[name]}, scope="decoder/rmc")
 
 
 def test_an_incomplete_checkpoint_is_refused_by_its_own_names():

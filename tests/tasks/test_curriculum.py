@@ -99,6 +99,12 @@ def _distance_from_threshold(reference: Reference, loss: float) -> float:
     return abs(relative - reference.config.curriculum_threshold)
 
 
+def test_a_loss_is_a_scalar():
+    config = learn_to_execute.Config(curriculum="naive")
+    with pytest.raises(ValueError, match=r"loss must have shape .* = \(\), got \(3,\)"):
+        curriculum.advance(curriculum.initial_state(config), jnp.ones(3), config)
+
+
 def test_nan_raises_no_level():
     state = curriculum.initial_state(CONFIG)
     for _ in range(30):

@@ -234,6 +234,13 @@ def test_float32_even_where_doubles_are_enabled():
         ({"correlation": "a"}, ValueError, "correlation must be .*, got 'a'"),
         ({"reference_first": "a"}, ValueError, r"reference_first must lie in .*, got 'a'"),
         ({"reference_first": -0.1}, ValueError, r"reference_first must lie in \[0, 1\], got -0.1"),
+        ({"correlation": jnp.array([0.5, 1.0])}, ValueError, r"a number or a pair .*, got Array"),
+        ({"reference_first": jnp.zeros(4)}, ValueError, r"reference_first must lie in .*, got Ar"),
+        (
+            {"num_ranks": jnp.ones(4, jnp.int32)},
+            ValueError,
+            r"num_ranks must have shape",
+        ),
         ({"correlation": (0.5, 0.2)}, ValueError, r"a pair \(low, high\).*got \(0.5, 0.2\)"),
     ],
 )

@@ -188,6 +188,10 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
             lambda w: reference_cases(question(8, 1)),
             r"that shows the reference last \(step 8 of 8\), got 1 sequences without one",
         ),
+        (
+            lambda w: nth_farthest_figure(w, question(3, 2), sequences=[0, 5]),
+            r"sequences must be of the batch of 2, got \[5\]",
+        ),
     ],
 )
 def test_what_does_not_fit(call, message):

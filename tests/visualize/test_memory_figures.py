@@ -52,6 +52,10 @@ def test_projection_finds_the_plane_and_fixes_the_sign():
 
 
 def test_projection_of_memories_that_do_not_differ():
+    with pytest.raises(ValueError, match=r"with slots, got shape \(0, 2, 1\)"):
+        project_slots(np.ones((0, 2, 1)))
+    with pytest.raises(ValueError, match="memories must be finite, got NaN"):
+        project_slots(np.full((3, 2, 1), np.nan))
     points, explained = project_slots(np.ones((3, 2, 1)))
     assert points.shape == (3, 2, 2)
     assert not points.any()
@@ -147,7 +151,10 @@ def test_same_twice(name):
             lambda: projection_figure(MEMORIES, marked=6),
             r"marked must lie in 0..5 or be None, got 6",
         ),
-        (lambda: project_slots(MEMORIES[0, 0]), r"memories must be \[..., F\], got shape \(8,\)"),
+        (
+            lambda: project_slots(MEMORIES[0, 0]),
+            r"memories must be \[..., F\] with slots, got shape \(8,\)",
+        ),
     ],
 )
 def test_what_does_not_fit(call, message):

@@ -17,7 +17,7 @@ DEV float& score(Scores& s, int k, int q) { return s[k / 2][2 * (k % 2) + q]; }
 struct InputRows {
   const Thread& me;
   const Place& at;
-  const u16* kv;  // [B, T, INPUT_ROWS, 2, F], or time first.
+  const u16* kv;  // [T, B, INPUT_ROWS, 2, F]
   int t, sequence;
   DEV bool has(int j) const {
     return j < INPUTS && (u32)(sequence + j / INPUT_ROWS) * S < at.first + at.rows;

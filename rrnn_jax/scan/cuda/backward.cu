@@ -14,11 +14,11 @@ struct BackwardArgs {
   const float* memories;
   const V4* records;
   const float* statistics;
-  const float *d_memories, *d_final;  // [B, T, S, F], [B, S, F]
+  const float *d_memories, *d_final;  // [T, B, S, F], [B, S, F]
   float *d_first, *d_fresh;           // [B, S, F]
-  u16 *d_qkv, *d_layers, *d_gates;    // [B, T, S, 3F], [LAYERS, B, T, S, F], [B, T, S, 2F]
-  float* d_gate_terms;                // [B, T, 2F] or [B, T, 2]
-  u16* d_kv;                          // [B, T, INPUT_ROWS, 2, F]
+  u16 *d_qkv, *d_layers, *d_gates;    // [T, B, S, 3F], [LAYERS, T, B, S, F], [T, B, S, 2F]
+  float* d_gate_terms;                // [T, B, 2F] or [T, B, 2]
+  u16* d_kv;                          // [T, B, INPUT_ROWS, 2, F]
   float* d_vectors;                   // [blocks, VECTORS]
 };
 

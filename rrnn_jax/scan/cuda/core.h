@@ -121,7 +121,7 @@ struct Place {
   DEV int sequence(int r) const { return (first + (r < rows ? r : rows - 1)) / S; }
   DEV int step(int b, int t) const { return b * by_sequence + t * by_step; }
   DEV int row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
-  // Where row 8n + 2t + q of a thread starts in an array [B, T, S, F], in numbers. Groups are
+  // Where row 8n + 2t + q of a thread starts in an array [T, B, S, F], in numbers. Groups are
   // as far from each other as their sequences.
   DEV size_t start(const Thread& me, int n, int q, int t) const {
     const int far = n / OWN * (8 * OWN / S) + (S == 1 ? q : 0), near = n % OWN * 8 + (S == 1 ? 0 : q);

@@ -6,14 +6,14 @@ struct ForwardArgs {
   const int* sizes;         // See Place.
   const V4* weights;        // [WARPS, STREAM + RING, 32]
   const float* vectors;     // [VECTORS]
-  const u16* kv;            // [B, T, INPUT_ROWS, 2, F]
-  const float* gate_terms;  // [B, T, 2F] or [B, T, 2], with all biases
+  const u16* kv;            // [T, B, INPUT_ROWS, 2, F]
+  const float* gate_terms;  // [T, B, 2F] or [T, B, 2], with all biases
   const float* first;       // [B, S, F]
   const float* fresh;       // [B, S, F], if there are flags
-  const u8* flags;          // [B, T]
-  float* memories;          // [B, T, S, F], after each step
-  u16 *before, *squashed;   // [B, T, S, F]: memories before steps, and their tanh
-  u16* layers;              // [LAYERS, B, T, S, F]: inputs of the MLP's layers
+  const u8* flags;          // [T, B]
+  float* memories;          // [T, B, S, F], after each step
+  u16 *before, *squashed;   // [T, B, S, F]: memories before steps, and their tanh
+  u16* layers;              // [LAYERS, T, B, S, F]: inputs of the MLP's layers
   V4* records;              // [T, blocks, RECORD, THREADS]
   float* statistics;        // [T, STATISTICS, blocks, ROWS]
 };

@@ -19,7 +19,7 @@ from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.eligible import why_not_cell, why_not_step
 from rrnn_jax.scan.mesh import platform
 from rrnn_jax.scan.sequence import SequenceOutputs
-from rrnn_jax.typing import Array
+from rrnn_jax.typing import Array, accumulation_dtype
 
 NAME = "fused"
 GATE_STYLES = ("unit", "memory")  # Those of `arithmetic`.
@@ -37,7 +37,8 @@ def why_not(request: Request) -> str | None:
         reason = "needs jax.experimental.pallas.triton, which this JAX does not have"
     if reason is None:
         reason = gpu.why_not(request)
-    dtype = jnp.dtype(jnp.float32 if cell.dtype is None else cell.dtype)
+    by_promotion = accumulation_dtype(request.sequence.inputs.dtype, cell.param_dtype)
+    dtype = by_promotion if cell.dtype is None else jnp.dtype(cell.dtype)
     if reason is None and dtype not in (jnp.float32, jnp.bfloat16):
         reason = f"needs products in float32 or bfloat16, got dtype={dtype}"
     return reason
@@ -66,9 +67,9 @@ def run(request: Request, variables: Mapping[str, Any]) -> tuple[SequenceOutputs
     """See `dispatch.Backend`."""
     from rrnn_jax.scan.pallas.recurrence import kernels_of
 
-    if platform() != "gpu":
+    if not gpu.on_nvidia():
         warnings.warn(
-            "implementation='fused' is interpreted on a platform other than a GPU, which may take "
+            "implementation='fused' is interpreted on anything but an NVIDIA GPU, which may take "
             f"minutes; implementation='auto' picks what is fast on {platform()!r}",
             stacklevel=2,
         )
