@@ -209,7 +209,8 @@ def test_the_ablation_is_quoted():
         assert (scores, f"{run['summary']['parameters']:,}") in found
     assert len(rows) == len(kept) == 9
     # Rows with as many seeds as a verdict needs.
-    base, *others = (kept[name]["summary"]["test"]["accuracy"] for name in ("base", "slots_1"))
+    several = ["base", "no_qkv_norm", "slots_1"]
+    base, *others = (kept[name]["summary"]["test"]["accuracy"] for name in several)
     for found in (difference(row, base) for row in others):
         low, high = found.interval or (0, 0)
         said = (
@@ -218,7 +219,7 @@ def test_the_ablation_is_quoted():
         assert said in " ".join(section.split())
         assert found.verdict == "worse"
     enough = [name for name, run in kept.items() if len(run["summary"]["seeds"]) >= FEWEST_SEEDS]
-    assert enough == ["base", "slots_1"]
+    assert enough == several
     scores = {name: run["summary"]["test"]["accuracy"] for name, run in kept.items()}
     assert min(scores.pop("slots_16")) > max(base)
     assert max(max(x) for name, x in scores.items() if name not in ("base", "heads_1")) < min(base)
@@ -228,8 +229,8 @@ def test_the_ablation_is_quoted():
         for name, run in kept.items()
     }
     assert {name for name, last in later.items() if "AMD" in last} == {
-        "base",
-        "slots_1",
+        *several,
+        "gates_memory",
         "slots_16",
     }
 
