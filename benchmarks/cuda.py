@@ -29,6 +29,7 @@ from benchmarks.problem import Problem, make_problem
 from benchmarks.profile import profile
 from benchmarks.settings import SETTINGS, Setting
 from benchmarks.timing import interleave
+from experiments.common.environment import describe_environment
 from rrnn_jax.scan import cuda
 from rrnn_jax.scan.cuda import launch, nvrtc, recurrence, support
 from rrnn_jax.scan.cuda.launch import ptx_call
@@ -92,8 +93,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 0 if every started part succeeded."""
     given = parser().parse_args(args)
     if given.here is not None:
+        about = {"environment": describe_environment()}
         for row in globals()[f"_{given.here}"](given.toy):
-            print(json.dumps({"part": given.here} | row), flush=True)
+            print(json.dumps({"part": given.here} | row | about), flush=True)
         return 0
     given.out_dir.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * given.minutes, []

@@ -66,25 +66,30 @@ def reset_carry(
                 f"carry{jax.tree_util.keystr(path)} {leaf.shape}"
             )
     if fresh is None:
-        if getattr(cell, "learned_carry", False) and cell.scope is None:
-            raise ValueError(
-                "fresh must be given for a cell with learned_carry=True: its initial memory is "
-                'variables["params"]["initial_memory"]'
-            )
-        key = jax.random.key(0) if rng is None else rng
-        fresh = cell.initialize_carry(key, _step_shape(cell, carry, flags))
-        shapes, expected = (jax.tree.map(jnp.shape, x) for x in (carry, fresh))
-        if shapes != expected:
-            raise ValueError(
-                f"flags must have all batch axes of carry: for flags {flags.shape} the cell's "
-                f"carry has the shapes {expected}, got {shapes}"
-            )
+        fresh = _initial_carry(cell, carry, flags, jax.random.key(0) if rng is None else rng)
     fresh = broadcast_carry("fresh", fresh, carry, flags.ndim)
     axes = range(flags.ndim)
     flags = beside(flags, jax.tree.leaves(carry)[0], axes)
     fresh = jax.tree.map(lambda x, like: beside(x, like, range(like.ndim)), fresh, carry)
     carry = jax.tree.map(lambda x, like: beside(x, like, ()), carry, fresh)
     return select(flags, fresh, carry)
+
+
+def _initial_carry(cell: nn.RNNCellBase, carry: Carry, flags: Array, rng: Array) -> Carry:
+    """The cell's own initial carry; raises unless it has the shapes of `carry`."""
+    if getattr(cell, "learned_carry", False) and cell.scope is None:
+        raise ValueError(
+            "fresh must be given for a cell with learned_carry=True: its initial memory is "
+            'variables["params"]["initial_memory"]'
+        )
+    fresh = cell.initialize_carry(rng, _step_shape(cell, carry, flags))
+    shapes, expected = (jax.tree.map(jnp.shape, x) for x in (carry, fresh))
+    if shapes != expected:
+        raise ValueError(
+            f"flags must have all batch axes of carry: for flags {flags.shape} the cell's "
+            f"carry has the shapes {expected}, got {shapes}"
+        )
+    return fresh
 
 
 def _step_shape(cell: nn.RNNCellBase, carry: Carry, flags: Array) -> tuple[int, ...]:

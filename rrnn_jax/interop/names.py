@@ -75,7 +75,7 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
     for name, value in arrays.items():
         short = re.sub(r":\d+$", "", name)
         if short in plain:
-            raise ValueError(f"arrays must hold {short} once, got it with and without :0")
+            raise ValueError(f"arrays must hold {short} once, got {name!r} besides")
         plain[short] = value
     scopes = [
         name.removesuffix(_MARK).rstrip("/")

@@ -176,8 +176,7 @@ def sample_questions(
       num_ranks: number of ranks, from the farthest, to draw n from (default: all T). An array,
         traced or not, is clipped to 1..T.
       correlation: a, see the module's description: a number, or a pair (low, high) between which
-        each sequence draws its own uniformly (default: uniform vectors). Values of arrays are not
-        checked.
+        each sequence draws uniformly (default: uniform vectors). Values of arrays are not checked.
       reference_first: share of sequences whose reference is the first object; in the others it is
         random (default: 0). The value of an array, traced or not, is not checked.
 
@@ -191,12 +190,11 @@ def sample_questions(
     check_positive(batch_size=batch_size)
     steps = config.num_objects if num_shown is None else num_shown
     check_between("num_shown", steps, 2, config.num_objects)
-    if num_ranks is None:
-        num_ranks = steps
-    elif not isinstance(num_ranks, jax.Array):
-        check_between("num_ranks", num_ranks, 1, steps)
-    else:
+    num_ranks = steps if num_ranks is None else num_ranks
+    if isinstance(num_ranks, jax.Array):
         check_shape("num_ranks", num_ranks, (), "[]")
+    else:
+        check_between("num_ranks", num_ranks, 1, steps)
     for_vectors, for_labels, for_rank, for_reference = jax.random.split(key, 4)
     # Below 4 these would be keys of the split.
     for_correlation, for_first = jax.random.fold_in(key, 4), jax.random.fold_in(key, 5)
@@ -247,9 +245,8 @@ def _correlate(key: Array, vectors: Array, is_reference: Array, correlation: Cor
 def _bounds(correlation: Correlation) -> tuple[float | Array, float | Array]:
     pair: Any = correlation if isinstance(correlation, tuple) else (correlation, correlation)
     low, high = pair if len(pair) == 2 else (pair, pair)
-    are_numbers = is_number(low) and is_number(high)
-    has_array = isinstance(low, jax.Array) or isinstance(high, jax.Array)
-    if not are_numbers or not (has_array or 0 <= low <= high <= 1):
+    is_known = not any(isinstance(bound, jax.Array) for bound in (low, high))
+    if not (is_number(low) and is_number(high)) or (is_known and not 0 <= low <= high <= 1):
         raise ValueError(
             f"correlation must be a number or a pair (low, high) in [0, 1], got {correlation!r}"
         )

@@ -38,7 +38,7 @@ def test_parts_say_why_there_is_nothing_to_measure(part, capsys):
     assert cuda.main(["--here", part, "--toy"]) == 0
     for line in capsys.readouterr().out.splitlines():
         row = json.loads(line)
-        assert row["part"] == part
+        assert (row["part"], row["environment"]["device"]) == (part, "cpu")
         assert "needs an NVIDIA GPU, got cpu" in (row.get("skipped"), row.get("why_not"))
 
 

@@ -80,7 +80,7 @@ def test_the_scope_is_named_where_there_are_two():
     with pytest.raises(ValueError, match="no TensorFlow names"):
         from_sonnet(first, scope="rmc")
     name = next(name for name in both if name.endswith(":0"))
-    with pytest.raises(ValueError, match=r"must hold .* once, got it with and without :0"):
+    with pytest.raises(ValueError, match=r"must hold .* once, got .* besides"):
         from_sonnet(both | {name.removesuffix(":0"): both[name]}, scope="decoder/rmc")
 
 
