@@ -172,7 +172,7 @@ def test_gradients_under_x64(use_bias):
     module = AdaptiveSoftmax(11, 4, (3,), use_bias=use_bias)
     hidden, words = jnp.ones((2, 3, 4), jnp.float32), jnp.array([[0, 3, 10]] * 2, jnp.int32)
     variables = module.init(jax.random.key(0), hidden, words)
-    gradient = jax.grad(lambda v: module.apply(v, hidden, words).sum())
+    gradient = jax.jit(jax.grad(lambda v: module.apply(v, hidden, words).sum()))
     expected = gradient(variables)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         found = gradient(variables)
@@ -214,7 +214,8 @@ def test_words_of_any_integer_dtype(dtype, vocab_size):
         embedded = module.apply(variables, words, method="embed")
         return jnp.sum(module.apply(variables, jnp.tanh(embedded), words))
 
-    found, wanted = (jax.value_and_grad(loss)(variables, words.astype(d)) for d in (dtype, int))
+    gradients = jax.jit(jax.value_and_grad(loss))
+    found, wanted = (gradients(variables, words.astype(d)) for d in (dtype, int))
     chex.assert_trees_all_equal(found, wanted)
 
 

@@ -4,6 +4,7 @@ This module is a `dispatch.Backend`.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,13 +13,11 @@ from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan import gpu
 from rrnn_jax.scan.cuda import support
 from rrnn_jax.scan.cuda.layout import layout_of
-from rrnn_jax.scan.cuda.recurrence import Run, Terms, Weights, backward_pass, forward_pass
+from rrnn_jax.scan.cuda.recurrence import Run, backward_pass, forward_pass
 from rrnn_jax.scan.dispatch import Request
 from rrnn_jax.scan.eligible import why_not_cell
 from rrnn_jax.scan.gpu import Arguments, Kernels
 from rrnn_jax.scan.mesh import product_of
-from rrnn_jax.scan.relational.input_terms import InputTerms
-from rrnn_jax.scan.relational.weights import CoreWeights
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array, Dtype
 
@@ -57,25 +56,4 @@ def kernels_of(cell: RelationalMemoryCell, dtype: Dtype, arguments: Arguments) -
     batch, input_rows = arguments.terms.qkv[0].shape[1:3]
     flags = arguments.resets is not None or arguments.mask is not None
     plan = Run(cell, layout_of(cell, batch, input_rows, flags, support.default_gpu()))
-
-    def forward(arguments: Arguments, keep: bool) -> tuple[Any, Any]:
-        return forward_pass(plan, *_given(arguments), save=keep)
-
-    def backward(arguments: Arguments, kept: Any, cotangents: Any) -> Arguments:
-        found = backward_pass(plan, *_given(arguments), kept, cotangents)
-        weights, carry, fresh, terms = found
-        return Arguments(
-            CoreWeights(*weights),
-            carry,
-            fresh,
-            InputTerms((terms.kv,), None, terms.gates),
-            arguments.resets,
-            arguments.mask,
-        )
-
-    return Kernels(forward, backward)
-
-
-def _given(arguments: Arguments) -> tuple[Weights, Array, Array | None, Terms]:
-    weights, carry, fresh, terms, resets, mask = arguments
-    return Weights(*weights), carry, fresh, Terms(terms.qkv[0], terms.gates, resets, mask)
+    return Kernels(partial(forward_pass, plan), partial(backward_pass, plan))

@@ -107,11 +107,10 @@ DEV void round_all(Low& to, const Wide& from) {
 // The position of a block's rows in arrays over all sequences and steps.
 struct Place {
   u32 first;  // Row of the batch: of whole groups, which the compiler can use because it is unsigned.
-  int rows, sequences, steps, by_sequence, by_step;
+  int rows, sequences, steps;
   DEV explicit Place(const int* sizes) {
     const int block = again(block_index());
     sequences = again(sizes[0]), steps = again(sizes[1]);
-    by_sequence = again(sizes[2]), by_step = again(sizes[3]);
     const u32 groups = block * (NT / OWN - !EVEN) + (EVEN ? 0 : block < FULL_BLOCKS ? block : FULL_BLOCKS);
     first = groups * (8 * OWN);
     const int left = sequences * S - (int)first, most = rows_of(block);
@@ -119,13 +118,11 @@ struct Place {
   }
   DEV bool has(int r) const { return r < rows; }
   DEV int sequence(int r) const { return (first + (r < rows ? r : rows - 1)) / S; }
-  DEV int step(int b, int t) const { return b * by_sequence + t * by_step; }
-  DEV int row(int r, int t) const { return step((first + r) / S, t) * S + (first + r) % S; }
-  // Where row 8n + 2t + q of a thread starts in an array [T, B, S, F], in numbers. Groups are
-  // as far from each other as their sequences.
+  DEV int step(int b, int t) const { return t * sequences + b; }
+  DEV int row(int r, int t) const { return t * sequences * S + first + r; }
+  // Where row 8n + 2t + q of a thread starts in an array [T, B, S, F], in numbers.
   DEV size_t start(const Thread& me, int n, int q, int t) const {
-    const int far = n / OWN * (8 * OWN / S) + (S == 1 ? q : 0), near = n % OWN * 8 + (S == 1 ? 0 : q);
-    return ((size_t)row(2 * me.t, t) + (size_t)far * by_sequence * S + near) * F;
+    return ((size_t)row(2 * me.t, t) + 8 * n + q) * F;
   }
   // The sequence of a thread's row in tile n, the last one for rows past the batch.
   DEV int sequence(const Thread& me, int n, int q) const {

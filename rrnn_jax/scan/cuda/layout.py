@@ -26,6 +26,8 @@ SLOTS = (1, 2, 4, 8, 16)
 GATE_STYLES = (None, "memory", "unit")  # In the order of core.h.
 # Of Layout.ring, the best first. At the size of Nth Farthest, on an H100, 8 is as fast as 4.
 RINGS = (4, 2)
+# Slices of a matrix that a warp of a cluster prefetches into registers.
+AHEAD = 16
 # The time of both kernels with clusters of 4, relative to none: on an H100, at the size of RL.
 CLUSTER_COST = 0.53
 # The cost of reading the weights in one step of a block, in tiles of 8 rows.
@@ -70,9 +72,7 @@ class Layout:
       flags: whether there are resets or a mask.
       tiles: tiles of 8 rows in a block.
       warps: warps in a block; each has the same number of features of every row.
-      ahead: slices of a matrix, 16 rows each, that a warp of a cluster prefetches into registers.
-      ring: slices of a matrix that a warp of a block has under way to shared memory.
-      early: whether it reads the first of them before a barrier; None: if registers allow it.
+      ring: slices of a matrix, 16 rows each, that a warp of a block has under way to shared memory.
       cluster: multiprocessors that share a block's warps and hold all weights; 1 for none.
       full_blocks: the first blocks, with all tiles; the others have one less, or two with 16
         slots: the rows of whole sequences. None: all blocks have all.
@@ -90,9 +90,7 @@ class Layout:
     flags: bool
     tiles: int
     warps: int
-    ahead: int = 16
     ring: int = RINGS[0]
-    early: bool | None = None
     cluster: int = 1
     full_blocks: int | None = None
     wgmma: bool = False
@@ -211,7 +209,6 @@ class Layout:
 
     def macros(self, save: bool) -> dict[str, int]:
         """The macros of the C++ sources; `save`: whether a backward pass follows."""
-        few = self.warp_tiles * self.tiles <= 4
         return {
             "CLUSTER": self.cluster,
             "F": self.width,
@@ -226,10 +223,10 @@ class Layout:
             "SAVE": int(save),
             "WGMMA": int(self.wgmma),
             "PREFETCH": int(self.prefetch),
-            "AHEAD": math.gcd(self.ahead, self.width // 16),
+            "AHEAD": math.gcd(AHEAD, self.width // 16),
             "RING": self.fragments,
             "QKV_AT_ONCE": self.qkv_at_once,
-            "EARLY": int(few if self.early is None else self.early),
+            "EARLY": int(self.warp_tiles * self.tiles <= 4),
             "FULL_BLOCKS": -1 if self.full_blocks is None else self.full_blocks,
             "RECORD_FOURS": self.record,
             "VECTOR_SIZE": self.vectors,

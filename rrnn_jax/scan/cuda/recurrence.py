@@ -12,31 +12,12 @@ import numpy as np
 from rrnn_jax.cell import RelationalMemoryCell
 from rrnn_jax.scan.cuda.launch import launch
 from rrnn_jax.scan.cuda.layout import Layout
+from rrnn_jax.scan.gpu import Arguments
+from rrnn_jax.scan.relational.input_terms import InputTerms
+from rrnn_jax.scan.relational.weights import CoreWeights
 from rrnn_jax.typing import Array
 
 PARTS = 16  # Of the rows, in `_layer_gradients`.
-
-
-class Weights(NamedTuple):
-    """Weights of the recurrent part, by name; queries, keys, values of all heads concatenated."""
-
-    kernels: dict[str, Array]
-    vectors: dict[str, Array]
-
-
-class Terms(NamedTuple):
-    """The input terms of the steps.
-
-    Attributes:
-      kv: keys and values of the input rows, ``[T, B, R, 2F]``.
-      gates: the input's term of the gates, with learned biases, ``[T, B, n]``; None without gates.
-      resets, mask: bool ``[T, B]``, or None.
-    """
-
-    kv: Array
-    gates: Array | None
-    resets: Array | None = None
-    mask: Array | None = None
 
 
 class Run(NamedTuple):
@@ -63,12 +44,7 @@ class _Operands(NamedTuple):
 
 
 def forward_pass(
-    run: Run,
-    weights: Weights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: Terms,
-    save: bool,
+    run: Run, arguments: Arguments, save: bool
 ) -> tuple[tuple[Array, Array], list[Array]]:
     """Runs the forward kernel over all steps.
 
@@ -77,59 +53,48 @@ def forward_pass(
 
     Args:
       run: settings, of a cell for which `support.unfit` returns None.
-      weights: weights of the recurrent part, in any dtype.
-      carry: ``[B, S, F]`` float32.
-      reset_carry: the carry after a reset; None without resets.
-      terms: input terms of all steps.
+      arguments: the memories in float32, everything else in any dtype.
       save: whether `backward_pass` follows.
 
     Returns:
       The final memory ``[B, S, F]`` and all memories ``[T, B, S, F]`` in float32, and the values
       saved for `backward_pass`.
     """
-    steps, batch = terms.kv.shape[:2]
-    layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
-    fragments = pack_fragments(layout, "forward", _matrices(run, weights))
-    arguments = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, terms)]
-    arguments += [o.first, o.fresh, o.flags]
+    layout, o = run.layout, _operands(run, arguments)
+    steps, batch = o.kv.shape[:2]
+    fragments = pack_fragments(layout, "forward", _matrices(run, arguments.weights))
+    operands = [o.sizes, fragments, o.vectors, o.kv, _gate_terms(run, arguments.terms.gates)]
+    operands += [o.first, o.fresh, o.flags]
     results = layout.forward_results(batch, steps, save)
-    kept = launch("forward", layout, save, layout.blocks(batch), arguments, results)
+    kept = launch("forward", layout, save, layout.blocks(batch), operands, results)
     memories = kept[0]
     return (memories[-1], memories), kept
 
 
 def backward_pass(
-    run: Run,
-    weights: Weights,
-    carry: Array,
-    reset_carry: Array | None,
-    terms: Terms,
-    kept: list[Array],
-    cotangents: tuple[Array, Array],
-) -> tuple[Weights, Array, Array | None, Terms]:
+    run: Run, arguments: Arguments, kept: list[Array], cotangents: tuple[Array, Array]
+) -> Arguments:
     """Runs the backward kernel, and a product over all steps for each weight gradient.
 
     Args:
       run: settings.
-      weights: as in `forward_pass`, like the next three.
-      carry: see there.
-      reset_carry: see there.
-      terms: see there.
+      arguments: those of `forward_pass`.
       kept: the values saved by `forward_pass`.
       cotangents: cotangents of the final memory and all memories.
 
     Returns:
-      The cotangents of the four; None for flags.
+      The cotangents of the arguments, and the flags.
     """
     d_final, d_memories = cotangents
-    steps, batch = terms.kv.shape[:2]
-    layout, o = run.layout, _operands(run, weights, carry, reset_carry, terms)
+    weights, _, _, terms, resets, mask = arguments
+    layout, o = run.layout, _operands(run, arguments)
+    steps, batch = o.kv.shape[:2]
     memories, before, squashed, inputs, records, statistics = kept
     fragments = pack_fragments(layout, "backward", jnp.swapaxes(_matrices(run, weights), 1, 2))
-    arguments = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
-    arguments += [records, statistics, d_memories, d_final]
+    operands = [o.sizes, fragments, o.vectors, o.kv, o.first, o.fresh, o.flags, memories]
+    operands += [records, statistics, d_memories, d_final]
     results = layout.backward_results(batch, steps)
-    found = launch("backward", layout, True, layout.blocks(batch), arguments, results)
+    found = launch("backward", layout, True, layout.blocks(batch), operands, results)
     d_first, d_fresh, d_qkv, d_layers, d_gates, d_gate_terms, d_kv, d_vectors = found
 
     d_kernels = {"block_0/qkv": _weight_gradient(before, d_qkv)}
@@ -138,50 +103,53 @@ def backward_pass(
     if layout.gates == "unit":
         d_kernels["gates"] = _weight_gradient(squashed, d_gates)
     by_name = _split_vectors(run, jnp.sum(d_vectors, axis=0))
-    d_gate_terms = None if terms.gates is None else d_gate_terms.astype(terms.gates.dtype)
     if layout.gates == "memory":
         d_kernels["gates"] = by_name.pop("gates").T
-    d_weights = Weights(
+    d_weights = CoreWeights(
         {name: d_kernels[name].astype(x.dtype) for name, x in weights.kernels.items()},
         {name: by_name[name].astype(x.dtype) for name, x in weights.vectors.items()},
     )
-    d_kv = d_kv.reshape(terms.kv.shape).astype(terms.kv.dtype)
-    d_terms = Terms(d_kv, d_gate_terms, None, None)
-    return d_weights, d_first, d_fresh if terms.resets is not None else None, d_terms
+    (kv,) = terms.qkv
+    d_terms = InputTerms(
+        (d_kv.reshape(kv.shape).astype(kv.dtype),),
+        None,
+        None if terms.gates is None else d_gate_terms.astype(terms.gates.dtype),
+    )
+    return Arguments(d_weights, d_first, None if resets is None else d_fresh, d_terms, resets, mask)
 
 
-def _operands(
-    run: Run, weights: Weights, carry: Array, reset_carry: Array | None, terms: Terms
-) -> _Operands:
-    steps, batch = terms.kv.shape[:2]
+def _operands(run: Run, arguments: Arguments) -> _Operands:
+    weights, carry, fresh, terms, resets, mask = arguments
+    (kv,) = terms.qkv
+    steps, batch = kv.shape[:2]
     flags = jnp.zeros((16,), jnp.uint8)
     if run.layout.flags:
-        flags = jnp.zeros(terms.kv.shape[:2], jnp.uint8)
-        if terms.resets is not None:
-            flags += terms.resets.astype(jnp.uint8)
-        if terms.mask is not None:
-            flags += jnp.uint8(2) * (~terms.mask).astype(jnp.uint8)
+        flags = jnp.zeros((steps, batch), jnp.uint8)
+        if resets is not None:
+            flags += resets.astype(jnp.uint8)
+        if mask is not None:
+            flags += jnp.uint8(2) * (~mask).astype(jnp.uint8)
     return _Operands(
-        jnp.asarray(np.array([batch, steps, 1, batch], np.int32)),
+        jnp.asarray(np.array([batch, steps], np.int32)),
         _vectors(run, weights),
-        terms.kv.astype(jnp.bfloat16),
+        kv.astype(jnp.bfloat16),
         carry.astype(jnp.float32),
-        (carry if reset_carry is None else reset_carry).astype(jnp.float32),
+        (carry if fresh is None else fresh).astype(jnp.float32),
         flags,
     )
 
 
-def _gate_terms(run: Run, terms: Terms) -> Array:
+def _gate_terms(run: Run, gates: Array | None) -> Array:
     """The input's term of the gates with all biases."""
     if run.layout.gates is None:
         return jnp.zeros((4,), jnp.float32)
-    assert terms.gates is not None
+    assert gates is not None
     biases = np.array([run.cell.input_bias, run.cell.forget_bias], np.float32)
     biases = np.repeat(biases, run.layout.gate_width // 2)
-    return terms.gates.astype(jnp.float32) + biases.reshape((1,) * (terms.gates.ndim - 1) + (-1,))
+    return gates.astype(jnp.float32) + biases.reshape((1,) * (gates.ndim - 1) + (-1,))
 
 
-def _matrices(run: Run, weights: Weights) -> Array:
+def _matrices(run: Run, weights: CoreWeights) -> Array:
     """All weight matrices ``[M, F, F]`` in the kernels' order, in bfloat16."""
     names = ["block_0/qkv", *(f"mlp/layer_{j}" for j in range(run.cell.attention_mlp_layers))]
     if run.layout.gates == "unit":
@@ -237,7 +205,7 @@ def _vector_names(run: Run) -> list[str]:
     ]
 
 
-def _vectors(run: Run, weights: Weights) -> Array:
+def _vectors(run: Run, weights: CoreWeights) -> Array:
     """All vectors in the kernels' order, including the two columns of gates per slot."""
     parts = [weights.vectors[name].astype(jnp.float32) for name in _vector_names(run)]
     if run.layout.gates == "memory":

@@ -27,7 +27,7 @@ def test_operations_registers_and_spills(setting, operations):
     print(found)  # Shown by pytest -rP.
     assert found["kernels"] == 2
     assert 30 < found["operations"] <= operations, found["kinds"]
-    spilled = (60, 150) if setting == "nth_farthest" else (0, 0)
+    spilled = (60, 80) if setting == "nth_farthest" else (0, 0)
     # A multiprocessor has 65,536 for the threads of a block: 512, and 128 in a cluster.
     registers = 255 if setting == "rl" else 128
     for kernel, most in zip(("forward", "backward"), spilled, strict=True):
@@ -99,7 +99,7 @@ def test_products_of_groups_of_warps_overlap(kernel):
     print(found)
     assert found is not None
     assert found["serialized"] == 0
-    assert found["spill_stores"] <= 60
+    assert found["spill_stores"] <= 80
 
 
 def test_groups_of_warps_need_whole_groups():
