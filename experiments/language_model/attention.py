@@ -13,9 +13,11 @@ import argparse
 import html
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.common.cli import exit_code
@@ -67,10 +69,10 @@ def look_inside(saved: Saved, text: str) -> Insides:
     before = np.concatenate([[saved.vocabulary.start], tokens[:-1]]).astype(np.int32)
     # Each token is the input of its own step.
     inputs = tokens[None]
-    found: Any = saved.model.apply(saved.params, before[None], inputs, saved.model.initial_carry(1))
-    _, captured = saved.model.apply(
-        saved.params, inputs, inputs, saved.model.initial_carry(1), mutable=["intermediates"]
-    )
+    run: Any = jax.jit(partial(saved.model.apply, mutable=["intermediates"]))
+    carry = saved.model.initial_carry(1)
+    found, _ = run(saved.params, before[None], inputs, carry)
+    _, captured = run(saved.params, inputs, inputs, carry)
     weights = captured_array(captured["intermediates"], "attention_weights")[0]
     slots = weights.shape[-2]
     names = [f"slot {s + 1}, " if slots > 1 else "" for s in range(slots)]

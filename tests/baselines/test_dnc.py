@@ -67,7 +67,7 @@ def test_steps_equal_numpy(name):
             {"params": {"cell": v["params"]}}, x, initial_carry=carry, return_all_carries=True
         )
     )
-    carries, outputs = run(variables, x, begin)
+    carries, outputs = jax.device_get(run(variables, x, begin))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
     for row in range(B):
         carry = as_numpy(begin, row)

@@ -35,7 +35,8 @@ def test_arrays_of_numpy_in_double_precision(output_gate):
     variables = random_variables(cell, carry, jnp.asarray(X[:, 0]))
     expected = jax.jit(cell.apply)(variables, carry, X[:, 0])
     doubles = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), carry)
-    found = cell.apply(variables, doubles, X[:, 0])
+    # The arrays are constants: `jax.jit` hands arguments over in single precision.
+    found = jax.jit(lambda: cell.apply(variables, doubles, X[:, 0]))()
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), found, expected)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 

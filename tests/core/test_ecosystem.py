@@ -111,9 +111,10 @@ def test_outputs_by_name():
     both = Bidirectional(RNN(Named()), RNN(Named()))
     variables = random_variables(both, X)
     flax = nn.Bidirectional(RNN(Named()), RNN(Named()))
-    jax.tree.map(close, both.apply(variables, X), flax.apply(variables, X))
-    y = both.apply(variables, X, mask=MASK)
-    short = both.apply(variables, X[:1, :4])
+    run = jax.jit(both.apply)
+    jax.tree.map(close, run(variables, X), jax.jit(flax.apply)(variables, X))
+    y = run(variables, X, mask=MASK)
+    short = run(variables, X[:1, :4])
     jax.tree.map(close, jax.tree.map(lambda a: a[:1, :4], y), short)
 
 
@@ -124,14 +125,14 @@ def test_a_stack_in_reverse(keep_order):
     variables = random_variables(stack, X)
     fresh = [jnp.full(4, 0.5), jnp.full(3, -0.5)]
     starts = [jnp.broadcast_to(one, (2, *one.shape)) for one in fresh]
-    run = partial(stack.apply, variables, reverse=True, keep_order=keep_order)
+    run = jax.jit(partial(stack.apply, variables, reverse=True, keep_order=keep_order))
     resets = jnp.zeros((2, 6), bool).at[:, 2].set(True)
     y = run(X, resets=resets, reset_carry=fresh, initial_carry=starts)
     parts = [run(part, initial_carry=starts) for part in (X[:, :2], X[:, 2:])]
     close(y, jnp.concatenate(parts if keep_order else parts[::-1], axis=1))
     mixed = RNNStack([RNN(nn.SimpleCell(4), reverse=True), RNN(nn.GRUCell(3))])
-    y = mixed.apply(variables, X, resets=resets)
-    close(y[:, 2:], mixed.apply(variables, X[:, 2:]))
+    run = jax.jit(partial(mixed.apply, variables))
+    close(run(X, resets=resets)[:, 2:], run(X[:, 2:]))
 
 
 def test_a_stack_of_both_directions():
@@ -139,13 +140,15 @@ def test_a_stack_of_both_directions():
     stack = RNNStack([both, RNN(nn.GRUCell(3))])
     variables = random_variables(stack, X)
     below, above = ({"params": variables["params"][f"rnns_{i}"]} for i in (0, 1))
-    y = both.apply(below, X, mask=MASK)
-    close(stack.apply(variables, X, mask=MASK), stack.rnns[1].apply(above, y, mask=MASK))
+    y = None
     # Two directions have no order, with Flax's arguments either.
-    order = {"reverse": True, "keep_order": True}
-    close(both.apply(below, X, mask=MASK, **order), y)
-    expected = stack.rnns[1].apply(above, y, mask=MASK, **order)
-    close(stack.apply(variables, X, mask=MASK, **order), expected)
+    for order in ({}, {"reverse": True, "keep_order": True}):
+        lower, upper, whole = (
+            jax.jit(partial(layer.apply, **order)) for layer in (both, stack.rnns[1], stack)
+        )
+        y = lower(below, X, mask=MASK) if y is None else y
+        close(lower(below, X, mask=MASK), y)
+        close(whole(variables, X, mask=MASK), upper(above, y, mask=MASK))
 
 
 def test_a_stack_gives_rows_to_its_first_layer_and_a_key_to_each():

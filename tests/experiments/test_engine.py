@@ -207,7 +207,7 @@ def test_muon_is_for_matrices_and_adam_has_its_own_rate():
     optimizer = make_optimizer(config)
     gradient = jax.tree.map(jnp.ones_like, params)
     gradient["kernel"] = jnp.diag(jnp.array([3.0, 1.0, 1.0]))
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
     # The first step of Adam with Nesterov's momentum is 0.9 / 1.9 + 1 rates; Muon's is orthogonal,
     # whatever the gradient's size.
     first = -1e-4 * (0.9 / 1.9 + 1)
@@ -216,7 +216,7 @@ def test_muon_is_for_matrices_and_adam_has_its_own_rate():
         np.testing.assert_allclose(updates[name], first, rtol=1e-4)
     singular = np.linalg.svd(updates["kernel"], compute_uv=False)
     optimizer = make_optimizer(dataclasses.replace(config, beta1=0.5, epsilon=1.0))
-    own, _ = optimizer.update(gradient, optimizer.init(params), params)
+    own, _ = jax.jit(optimizer.update)(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(own["bias"], -1e-4 * (0.5 / 1.5 + 1) / 2, rtol=1e-4)
     assert singular.min() > 0.05
     assert singular.max() < 0.13

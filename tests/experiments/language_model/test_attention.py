@@ -1,8 +1,10 @@
 """Attention over text: the numbers are the core's own, and the page shows them."""
 
 import re
+from functools import partial
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,7 +47,8 @@ def test_each_slot_has_its_rows():
     assert list(rows) == heads + [f"slot {s}, {part}" for part in parts[2:] for s in (1, 2)]
     inputs = saved.vocabulary.encode("1 fish")[None]
     carry = saved.model.initial_carry(1)
-    _, captured = saved.model.apply(saved.params, inputs, inputs, carry, mutable=["intermediates"])
+    capture = jax.jit(partial(saved.model.apply, mutable=["intermediates"]))
+    _, captured = capture(saved.params, inputs, inputs, carry)
     weights = captured_array(captured["intermediates"], "attention_weights")[0, :, 0]
     gate = captured_array(captured["intermediates"], "forget_gate")[0]
     for s in (0, 1):
