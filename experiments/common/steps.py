@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.common.parallel import DATA, SEEDS, count, make_mesh, place, to_host, wait
-from experiments.common.problem import Evaluation, Mean, Problem
+from experiments.common.problem import Evaluation, Mean, Metrics, Problem
 from experiments.common.train_config import TrainConfig
 
 Values = Mapping[str, list[float | None]]
@@ -18,24 +18,6 @@ Values = Mapping[str, list[float | None]]
 
 _STREAMS = {"init": 0, "train": 1, "valid": 2, "test": 4}  # 3 is for figures.
 _PIECE = 64  # Steps of an evaluation whose batches are on the device at once.
-
-
-class Pooled(NamedTuple):
-    """A `Mean` pooled over steps, with its value; `[num_seeds]` each."""
-
-    total: jax.Array
-    count: jax.Array
-    value: jax.Array
-
-    @staticmethod
-    def of(mean: Mean) -> "Pooled":
-        """Pools over a leading axis of steps."""
-        pooled = Mean(jnp.sum(mean.total, 0), jnp.sum(mean.count, 0))
-        return Pooled(*pooled, pooled.value())
-
-    def __add__(self, other: "Pooled") -> "Pooled":  # type: ignore[override]
-        total, count = self.total + other.total, self.count + other.count
-        return Pooled(total, count, total / np.maximum(count, np.float32(1e-9)))
 
 
 class TrainState(NamedTuple):
@@ -149,7 +131,7 @@ class Programs:
         begin, steps = self._evaluation(evaluation)
         stream = np.int32(_STREAMS[name])
         piece = evaluation.num_steps if evaluation.feed is None else _PIECE
-        total: dict[str, Pooled] = {}
+        total: dict[str, Mean] = {}
         with self._on_mesh():
             carry = begin(state.inner, self._data)
         for first in range(0, evaluation.num_steps, piece):
@@ -260,24 +242,24 @@ class Programs:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def to_values(metrics: Mapping[str, Pooled]) -> dict[str, list[float | None]]:
+def to_values(metrics: Metrics) -> dict[str, list[float | None]]:
     """Pooled metrics as numbers, one for each seed; waits for the device.
 
-    >>> counts = np.float32([2, 0])
-    >>> to_values({"return": Pooled(np.float32([3, 0]), counts, np.float32([1.5, 0]))})
+    >>> to_values({"return": Mean(np.float32([3, 0]), np.float32([2, 0]))})
     {'return': [1.5, None]}
     """
     return {
         name: [
-            None if count == 0 else float(value)
-            for value, count in zip(pooled.value, pooled.count, strict=True)
+            None if count == 0 else float(total / count)
+            for total, count in zip(mean.total, mean.count, strict=True)
         ]
-        for name, pooled in to_host(metrics).items()
+        for name, mean in to_host(metrics).items()
     }
 
 
-def _pool(metrics: Mapping[str, Mean]) -> dict[str, Pooled]:
-    return {name: Pooled.of(mean) for name, mean in metrics.items()}
+def _pool(metrics: Metrics) -> dict[str, Mean]:
+    """Pools over a leading axis of steps."""
+    return {name: Mean(*(jnp.sum(x, 0) for x in mean)) for name, mean in metrics.items()}
 
 
 def _over_seeds(function: Callable) -> Callable:
