@@ -31,9 +31,10 @@ from benchmarks.settings import SETTINGS, Setting
 from benchmarks.timing import interleave
 from experiments.common.environment import describe_environment
 from rrnn_jax.scan import cuda
-from rrnn_jax.scan.cuda import launch, nvrtc, recurrence, support
+from rrnn_jax.scan.cuda import launch, nvrtc, support
 from rrnn_jax.scan.cuda.launch import ptx_call
 from rrnn_jax.scan.cuda.layout import Layout, Shape, layout_of
+from rrnn_jax.scan.gpu import Arguments
 from rrnn_jax.scan.relational.input_terms import terms_of_inputs
 from rrnn_jax.scan.relational.weights import Dtypes, core_weights
 
@@ -304,14 +305,12 @@ def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any
     cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
     inputs = jnp.swapaxes(x, 0, 1)[:, :, None]
     terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, inputs)
-    terms = recurrence.Terms(terms.qkv[0], terms.gates)
-    weights = recurrence.Weights(*core_weights(cell, params))
     carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    run = recurrence.Run(cell, layout_of(cell, x.shape[0], gpu=support.default_gpu()))
-    results, kept = recurrence.forward_pass(run, weights, carry, None, terms, save=True)
-    cotangents = jax.tree.map(jnp.ones_like, results)
-    found = recurrence.backward_pass(run, weights, carry, None, terms, kept, cotangents)
-    return kept[-1], found[1]
+    arguments = Arguments(core_weights(cell, params), carry, None, terms, None, None)
+    kernels = cuda.kernels_of(cell, low, arguments)
+    results, kept = kernels.forward(arguments, True)
+    found = kernels.backward(arguments, kept, jax.tree.map(jnp.ones_like, results))
+    return kept[-1], found.carry
 
 
 def _why_not(problem: Problem) -> str | None:

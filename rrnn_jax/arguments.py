@@ -14,7 +14,7 @@ from flax.linen.recurrent import flip_sequences
 
 from rrnn_jax.carry import as_flags, broadcast_carry, checked_carry
 from rrnn_jax.cell import RelationalMemoryCell
-from rrnn_jax.checks import as_int32, check_bool, check_real, check_shape
+from rrnn_jax.checks import as_int32, check_bool, check_flag, check_real, check_shape
 from rrnn_jax.scan.mesh import beside, varying_axes
 from rrnn_jax.scan.sequence import SequenceInputs, hold_last_valid
 from rrnn_jax.typing import Array, Carry
@@ -67,6 +67,7 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     Raises:
       ValueError, TypeError: see `rrnn_jax.RNN`.
     """
+    check_flag(time_major=call.time_major, reverse=call.reverse, keep_order=call.keep_order)
     time_axis, batch = _layout(cell, inputs, call.time_major)
     if isinstance(cell, RelationalMemoryCell):
         # JAX's error for text names no argument.
@@ -75,6 +76,8 @@ def prepare(cell: nn.RNNCellBase, inputs: Any, call: Call) -> Prepared:
     per_step = list(batch)
     per_step.insert(time_axis, inputs.shape[time_axis])
     resets, mask, lengths = _checked_flags(call, tuple(per_step), batch)
+    if lengths is not None:  # Flax's `flip_sequences` would rotate longer sequences.
+        lengths = jnp.minimum(lengths, per_step[time_axis])
 
     def flip(x: Array) -> Array:
         return flip_sequences(x, lengths, len(batch), call.time_major)

@@ -57,9 +57,9 @@ def dot_product_attention(
       ValueError: incompatible shapes.
       TypeError: a mask that is not bool, or another argument that is not floating-point.
     """
+    query, key, value = map(jnp.asarray, (query, key, value))
     for name, array in (("query", query), ("key", key), ("value", value)):
         check_floating(name, array)
-    query, key, value = map(jnp.asarray, (query, key, value))
     if query.ndim < 3:
         raise ValueError(f"query must have shape [*B, Q, H, K], got {query.shape}")
     *batch, _, heads, key_size = query.shape

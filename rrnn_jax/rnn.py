@@ -8,7 +8,14 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from rrnn_jax.arguments import Call, Prepared, prepare
-from rrnn_jax.checks import check_cell, check_choice, check_fields, check_positive, check_tuple
+from rrnn_jax.checks import (
+    check_cell,
+    check_choice,
+    check_fields,
+    check_flag,
+    check_positive,
+    check_tuple,
+)
 from rrnn_jax.scan.dispatch import IMPLEMENTATIONS, REMATS, Request, explain, run
 from rrnn_jax.scan.plain import Lifting
 from rrnn_jax.scan.sequence import SequenceOutputs
@@ -105,13 +112,14 @@ class RNN(nn.Module):
         params, or a subclass that overrides only `initialize_carry`, `setup` or `from_features`.
         ``"fused"`` also uses Pallas kernels for everything but the matrix products, on NVIDIA GPUs.
         It needs one block with gates, no output gate, a norm of queries, keys and values, float32
-        memories, powers of 2 for slots, heads and head size, no `seq_lengths`, no capture, and
-        `remat` ``"none"`` or ``"save_products"``. `unroll` has no effect. On other devices it is
-        interpreted, which takes minutes, with a warning. On several devices each runs its share of
-        the batch if the ambient mesh (`jax.set_mesh`) has an automatic axis named ``"data"``;
-        otherwise sharded arrays are gathered on each. ``"auto"`` selects it on a single such GPU or
-        on such a mesh, without `unroll`, `resets` and `mask`: with these it was only tested
-        interpreted.
+        memories, products in float32 or bfloat16, powers of 2 for slots, heads and head size, at
+        most 32,768 for ``mem_slots**2 * F``, known sizes, no `seq_lengths`, `row_mask`, dropout,
+        `precision` or capture, and `remat` ``"none"`` or ``"save_products"``. `unroll` has no
+        effect. On other devices it is interpreted, which takes minutes, with a warning. On several
+        devices each runs its share of the batch if the ambient mesh (`jax.set_mesh`) has an
+        automatic axis named ``"data"``; otherwise sharded arrays are gathered on each. ``"auto"``
+        selects it on a single such GPU or on such a mesh, without `unroll`, `resets` and `mask`:
+        with these it was only tested interpreted.
         ``"cuda"`` runs all steps in one CUDA kernel per direction, for ``dtype=jnp.bfloat16`` on
         NVIDIA GPUs of compute capability 8.0 or later, with resets and mask;
         ``rrnn_jax/scan/cuda/README.md`` lists the supported cells. ``"auto"`` prefers it to
@@ -205,6 +213,7 @@ class RNN(nn.Module):
           `return_all_carries`; ``(carry, carries, outputs)`` with both. See also `run`.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
+        check_flag(return_carry=return_carry, return_all_carries=return_all_carries)
         call = Call(
             initial_carry,
             init_key,

@@ -128,7 +128,8 @@ def to_sonnet(
 
     Args:
       params: the cell's parameters; they may be wrapped in ``{"params": ...}`` as `init` returns
-        them, and in ``{"cell": ...}`` as in an `RNN`, and boxed with metadata.
+        them, and in ``{"cell": ...}`` as in an `RNN`, and boxed with metadata. The cell must have
+        ``qkv_norm=True`` and, with several blocks, ``input_queries=True``, which they do not tell.
       tensorflow_scope: use the names of a TensorFlow 1 checkpoint in this scope ("" for none)
         instead of those of the first table at the head of this module.
 

@@ -120,7 +120,10 @@ def complete_table(present: list[str], dialect: Dialect) -> list[Names]:
     table = _table(num_blocks, num_layers, has_gates)
     expected = [names.of(dialect) for names in table]
     if missing := [name for name in expected if name not in present]:
-        raise ValueError(f"array {missing[0]!r} is missing; got {', '.join(sorted(present))}")
+        needs_norm = dialect == "flax" and "qkv_norm" in missing[0]
+        reason = " (Sonnet's module needs qkv_norm=True)" if needs_norm else ""
+        found = ", ".join(sorted(present))
+        raise ValueError(f"array {missing[0]!r} is missing{reason}; got {found}")
     if unknown := [name for name in present if name not in expected]:
         reason = ""
         if unknown[0] == "initial_memory":

@@ -20,7 +20,7 @@ from rrnn_jax.scan.relational import outputs_of, params_of, time_first
 from rrnn_jax.scan.relational.input_terms import InputTerms, terms_of_inputs
 from rrnn_jax.scan.relational.linear import linear
 from rrnn_jax.scan.relational.recurrence import Carried, Settings, Timed, recurrence
-from rrnn_jax.scan.relational.weights import CoreWeights, Dtypes, core_weights, product_dtypes
+from rrnn_jax.scan.relational.weights import CoreWeights, core_weights, product_dtypes
 from rrnn_jax.scan.sequence import SequenceOutputs
 from rrnn_jax.typing import Array, Dtype
 
@@ -80,7 +80,9 @@ def why_not(request: Request) -> str | None:
     if product_of((*request.batch, request.steps)) is None:
         return "needs known sizes, not symbolic ones"
     if has_explicit_axes(sequence.inputs) or checks_varying():
-        return "does not run within jax.shard_map, nor on axes of a mesh that are explicit"
+        return (
+            "does not run within jax.shard_map with check_vma=True, nor on a mesh's explicit axes"
+        )
     for carry in jax.tree.leaves((request.carry, request.fresh)):
         if carry.dtype != jnp.float32:
             return f"needs memories in float32, got {carry.dtype}"
@@ -140,8 +142,7 @@ def run(
     params = params_of(request, variables)
     inputs, resets, mask, *_ = time_first(request)
     assert inputs is not None
-    dtype = product_dtypes(cell, params, inputs.dtype, request.carry).rows
-    dtypes = Dtypes(dtype, dtype, dtype)
+    dtypes = product_dtypes(cell, params, inputs.dtype, request.carry)
     steps, batch = inputs.shape[0], inputs.shape[1:-2]
     size = product_of(batch)
 
@@ -165,7 +166,7 @@ def run(
         return carried.carry, ys.carries
 
     def by_kernels(a: Arguments) -> tuple[Array, Array]:
-        return differentiable(plain, kernels_of(cell, dtype, a), a)
+        return differentiable(plain, kernels_of(cell, dtypes.rows, a), a)
 
     final, carries = _on_devices(by_kernels, arguments, devices_of(request))
     final = final.reshape(*batch, *final.shape[-2:])

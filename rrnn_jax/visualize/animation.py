@@ -156,13 +156,14 @@ def save_gif(
         raise ValueError(f"frame_seconds must be positive, got {frame_seconds}")
     fps: Any = 1 / frame_seconds  # Annotated as int in Matplotlib, but any number works.
     writer = PillowWriter(fps=fps)
-    if isinstance(target, str | os.PathLike):
-        animation.save(os.fspath(target), writer=writer, dpi=dpi)
-        return
-    with tempfile.TemporaryDirectory() as directory:  # Matplotlib writes to paths only.
+    with tempfile.TemporaryDirectory() as directory:  # Matplotlib writes to paths named *.gif only.
         path = Path(directory) / "animation.gif"
         animation.save(str(path), writer=writer, dpi=dpi)
-        target.write(path.read_bytes())
+        content = path.read_bytes()
+    if isinstance(target, str | os.PathLike):
+        Path(target).write_bytes(content)
+    else:
+        target.write(content)
 
 
 def _add_attention(axes: Axes, weights: np.ndarray, title: str) -> Callable[[int], None]:

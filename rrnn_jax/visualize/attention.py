@@ -82,12 +82,12 @@ def attention_figure(
             if place >= steps:
                 axes.set_axis_off()
                 continue
-            name = panel_titles[row][place] if panel_titles else f"step {place + 1}"
-            is_marked = bool(marked) and marked[row] == place
+            name = panel_titles[row][place] if len(panel_titles) else f"step {place + 1}"
+            is_marked = len(marked) > 0 and marked[row] == place
             image, _ = draw_attention(axes, weights[row, place], largest, name, is_marked)
             is_bottom = row == rows - 1 and place + across >= steps
             _label_outside(axes, weights[row, place], place % across == 0, is_bottom)
-        if row_labels:
+        if len(row_labels):
             first = grid[row * lines, 0]
             first.set_ylabel(row_labels[row], fontsize=SMALL)
     add_colour_bar(
@@ -174,7 +174,7 @@ def _check(
         ("panel_titles", panel_titles),
         ("marked", marked),
     ):
-        if given and len(given) != rows:
+        if len(given) not in (0, rows):
             raise ValueError(f"{name} must have an entry for each of {rows} rows, got {len(given)}")
     for titles in panel_titles:
         if len(titles) != steps:

@@ -18,7 +18,8 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
 
     Args:
       intermediates: the result of ``apply(..., mutable=["intermediates"])``, or a part of it.
-      name: for example 'attention_weights', 'input_gate' or 'forget_gate'.
+      name: for example 'attention_weights', 'input_gate' or 'forget_gate'; with several cells
+        more of the path, such as 'rnns_0/cell/input_gate'.
 
     Returns:
       The array, on the host.
@@ -27,10 +28,13 @@ def captured_array(intermediates: Mapping[str, Any], name: str) -> np.ndarray:
       KeyError: there is no array with that name, or more than one.
     """
     found = {"/".join(path): value for path, value in _sown(intermediates, ())}
-    named = [path for path in found if path.split("/")[-1] == name]
+    named = [path for path in found if f"/{path}".endswith(f"/{name}")]
     if len(named) != 1:
         there = ", ".join(found) or "nothing"
-        raise KeyError(f"name must be that of one captured array, got {name!r}; captured: {there}")
+        raise KeyError(
+            f"name must be that of one captured array, or the end of its path, got {name!r}; "
+            f"captured: {there}"
+        )
     value = found[named[0]]
     if isinstance(value, tuple):  # `sow` makes tuples with an entry for each call.
         if len(value) != 1:

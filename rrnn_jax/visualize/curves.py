@@ -81,7 +81,7 @@ def learning_curves_figure(
 
 
 def _check(curves: Mapping[str, Sequence[Curve]]) -> None:
-    if not curves or not all(curves.values()):
+    if not curves or not all(len(seeds) for seeds in curves.values()):
         raise ValueError("curves must hold at least one curve for each model")
     for name, seeds in curves.items():
         for steps, values in seeds:

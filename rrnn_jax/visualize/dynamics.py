@@ -62,7 +62,7 @@ def dynamics_figure(
         if gate is not None:
             maps.append(_gate_map(name, gate, moved.shape))
     steps, slots = moved.shape
-    if step_labels and len(step_labels) != steps:
+    if len(step_labels) not in (0, steps):
         raise ValueError(f"step_labels must have {steps} entries, got {len(step_labels)}")
     check_marked(marked, steps)
 
@@ -117,9 +117,11 @@ def _draw_map(axes: Axes, shown: _Map, marked: int | None) -> AxesImage:
 
 def _label_steps(axes: Axes, steps: int, labels: Sequence[str], marked: int | None) -> None:
     """Labels the steps at the bottom: all given labels, or as many numbers as fit."""
-    shown = range(steps) if labels else count_ticks(steps, 20)
-    axes.set_xticks([i + 1 for i in shown], [labels[i] if labels else str(i + 1) for i in shown])
-    axes.set_xlabel("step" if not labels else "what the step shows", fontsize=SMALL + 1)
+    has_labels = len(labels) > 0
+    shown = range(steps) if has_labels else count_ticks(steps, 20)
+    names = [labels[i] if has_labels else str(i + 1) for i in shown]
+    axes.set_xticks([i + 1 for i in shown], names)
+    axes.set_xlabel("what the step shows" if has_labels else "step", fontsize=SMALL + 1)
     for i, text in zip(shown, axes.get_xticklabels(), strict=True):
         if i == marked:
             text.set(color=ACCENT, fontweight="bold")

@@ -79,7 +79,7 @@ def project_slots(memories: np.ndarray) -> Projection:
     ([[-1.0, 1.0]], [1.0, 0.0])
 
     Args:
-      memories: ``[..., F]``, with two or more slots in all.
+      memories: ``[..., F]``; a single slot lies at the origin.
 
     Returns:
       A `Projection`.

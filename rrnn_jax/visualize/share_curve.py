@@ -8,7 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rrnn_jax.visualize.attention_numbers import InputShare, ShareByLag
-from rrnn_jax.visualize.style import COLOURS, SMALL, WIDTH, new_figure, small_ticks
+from rrnn_jax.visualize.style import (
+    COLOURS,
+    SMALL,
+    WIDTH,
+    count_ticks,
+    new_figure,
+    small_ticks,
+)
 
 
 def attention_share_figure(
@@ -66,6 +73,8 @@ def input_share_figure(
 def _draw_lags(axes: Axes, share: ShareByLag) -> None:
     """One head's curves by lag, and the part before the write."""
     known = np.isfinite(share.share)
+    if not known.any():
+        raise ValueError("shares must have finite values, got NaN or infinity only")
     lags = share.lags[known]
     _line(axes, lags, share.share[known], 0, "the written slot")
     _line(axes, lags, share.others[known], 1, "same slot, other sequences")
@@ -95,7 +104,7 @@ def _draw_steps(axes: Axes, share: InputShare) -> None:
         known = np.isfinite(values)
         _line(axes, steps[known], values[known], i, name)
     _chance(axes, share.uniform)
-    axes.set_xticks(steps)
+    axes.set_xticks([i + 1 for i in count_ticks(len(steps), 12)])
     axes.set_xlim(0.7, len(steps) + 0.3)
 
 

@@ -1,12 +1,15 @@
 """The measurements of the CUDA kernels, without a GPU."""
 
 import json
+from functools import partial
 
+import jax
 import pytest
 
 from benchmarks import cuda, stages
+from benchmarks.problem import make_problem
 from benchmarks.scan_throughput import parser as throughput_parser
-from rrnn_jax.scan.cuda import nvrtc
+from rrnn_jax.scan.cuda import launch, nvrtc
 from rrnn_jax.scan.cuda.layout import Layout
 
 
@@ -50,3 +53,14 @@ def test_other_parts_are_commands_of_another_benchmark(part, tmp_path):
         assert module == "benchmarks.scan_throughput"
         throughput_parser().parse_args(rest)
         assert ("triton" in flags) == (not options)
+
+
+def test_the_kernels_of_the_stages_fit_their_arguments(monkeypatch):
+    monkeypatch.setattr(launch, "kernel_ptx", lambda *_: "")
+    problem = make_problem(next(iter(cuda._settings(toy=True))))
+    kept, d_carry = jax.eval_shape(
+        partial(cuda._both_kernels, problem), problem.params["cell"], problem.inputs
+    )
+    batch, cell = problem.setting.batch, problem.cell
+    assert d_carry.shape == (batch, cell.mem_slots, cell.mem_size)
+    assert kept.shape[0] == problem.setting.steps

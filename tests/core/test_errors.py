@@ -142,6 +142,8 @@ def test_arguments_of_a_step(carry, inputs, message):
             r"reset_carry must have shape without \*B = \(2, 16\), got \(3, 16\)",
         ),
         ({"return_carry": True, "method": "run"}, "run takes no argument 'return_carry'"),
+        ({"return_carry": "no"}, "return_carry must be True or False, got 'no'"),
+        ({"reverse": 1, "method": "run"}, "reverse must be True or False, got 1"),
         ({"carry": 1, "method": "explain"}, "explain takes no argument 'carry'"),
     ],
 )

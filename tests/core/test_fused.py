@@ -246,6 +246,17 @@ def test_derivatives_of_kernels_that_save_integers():
         chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
+def test_bfloat16_inputs_are_multiplied_in_bfloat16():
+    """Without a dtype, as in the other scans, though the memory is float32."""
+    x = normal(np.random.default_rng(0), (B, T, I)).astype(jnp.bfloat16)
+    rnn = RNN(make_cell(param_dtype=jnp.bfloat16))
+    variables = jax.tree.map(lambda p: p.astype(jnp.bfloat16), random_variables(rnn, x))
+    found, expected = (
+        jax.jit(rnn.clone(implementation=name).apply)(variables, x) for name in ("fused", "hoisted")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("over", ["params", "nothing"])
 def test_kernels_are_refused_within_a_checked_shard_map(over):
     """Whether the inputs vary or not."""
@@ -262,7 +273,7 @@ def test_kernels_are_refused_within_a_checked_shard_map(over):
         shard = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], **options)
         return jax.eval_shape(shard, members, x)
 
-    with pytest.raises(ValueError, match=r"'fused' does not run within jax\.shard_map"):
+    with pytest.raises(ValueError, match=r"'fused' does not run within jax\.shard_map with check"):
         outputs(members)
     assert outputs(members, check_vma=False).shape == (B, T, rnn.cell.output_size)
 

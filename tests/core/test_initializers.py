@@ -78,7 +78,6 @@ def test_cell_weights_biases_and_scales():
             np.testing.assert_array_equal(leaf, np.full(leaf.shape, float(name == "scale")))
 
 
-@pytest.mark.usefixtures("standard_promotion")  # flax.linen.LayerNorm multiplies by bfloat16 scales
 def test_initialisers_and_dtype_are_passed_on():
     cell = RelationalMemoryCell(
         mem_slots=2,

@@ -12,9 +12,6 @@ from rrnn_jax.scan import relational
 from tests.core.random_variables import normal, random_variables
 from tests.grids import mostly_slow
 
-# Flax's LayerNorm multiplies a row in float32 by a scale in bfloat16.
-pytestmark = pytest.mark.usefixtures("standard_promotion")
-
 SIZES: dict[str, Any] = {"mem_slots": 2, "head_size": 4, "num_heads": 2, "attention_mlp_layers": 1}
 LOW = jnp.bfloat16
 

@@ -41,7 +41,7 @@ PAPER = {"num_blocks": 2, "input_queries": False}
 
 
 @pytest.mark.parametrize("config", mostly_slow([{}, {"num_blocks": 2}, PAPER], keep=[PAPER]))
-def test_rows_that_are_masked_are_not_there(config):
+def test_rows_that_are_masked_are_not_in_a_step(config):
     cell = ROWS.clone(**config)
     variables = random_variables(cell, MEMORY, X)
     dirty = jnp.where(THERE[..., None], X, jnp.nan)
@@ -113,7 +113,7 @@ def test_attention_by_hand_with_a_mask():
         MultiHeadAttention(1, 2).init(jax.random.key(0), q[:, 0], mask=additive)
 
 
-def test_a_row_mask_that_does_not_fit():
+def test_a_row_mask_that_does_not_fit_a_step():
     variables = random_variables(ROWS, MEMORY, X)
     with pytest.raises(ValueError, match=r"row_mask must have shape \[\*B, R\] = \(2, 4\)"):
         ROWS.apply(variables, MEMORY, X, THERE[:, :3])

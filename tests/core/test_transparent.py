@@ -331,10 +331,19 @@ def test_lengths_of_any_integer_dtype(kind):
     jax.eval_shape(lambda variables: run(variables, np.asarray([20, 250])), variables)
 
 
+def test_lengths_beyond_the_sequence_are_its_own():
+    run = jax.jit(RNN(CELL, reverse=True).apply)
+    B, T = X.shape[:2]
+    expected = run(variables_of(), X, seq_lengths=np.full(B, T, np.int32))
+    assert_close(
+        run(variables_of(), X, seq_lengths=np.arange(T, T + B, dtype=np.int32)), expected, 1e-6
+    )
+
+
 def test_explicit_fused_on_a_cpu_says_so():
     variables = variables_of()
     rnn = RNN(CELL, implementation="fused")
-    with pytest.warns(UserWarning, match="'fused' is interpreted .* 'auto'|'fused' is interpreted"):
+    with pytest.warns(UserWarning, match="'fused' is interpreted .*implementation='auto' picks"):
         jax.eval_shape(rnn.apply, variables, X[:, :2])
 
 

@@ -199,6 +199,24 @@ def test_the_timed_run_is_quoted():
     assert f"{lstm:.1f} for the LSTM ({scores[1]})" in text
 
 
+def test_the_run_of_twice_the_updates_is_quoted():
+    results = README.parents[1] / "results" / "nth_farthest"
+    long, usual = (
+        json.loads((results / name).read_text())["rmc"]
+        for name in ("laptop_24000.json", "laptop.json")
+    )
+    assert long["environment"]["num_devices"] == 2
+    assert long["config"]["train"]["steps"] == 24_000
+    ends = [f"{100 * run['summary']['test']['accuracy'][0]:.1f} %" for run in (long, usual)]
+    text = " ".join(README.read_text().split())
+    assert f"{long['summary']['train_seconds'] / 60:.0f} minutes" in text
+    assert f"end at {ends[0]} (" in text
+    assert f"the first row's seed 0 at {ends[1]}" in text
+    curves = (run["accuracy"]["0"] for run in (long, usual))
+    early = [curve["value"][curve["step"].index(4000)] for curve in curves]
+    assert "it was at {:.0f} %, the other at {:.0f} %".format(*(100 * x for x in early)) in text
+
+
 def test_the_ablation_is_quoted():
     kept = json.loads((README.parents[1] / "results" / "nth_farthest" / "rows.json").read_text())
     section = README.read_text().split("### Ablation")[1].split("###")[0]

@@ -41,7 +41,8 @@ def framed(axes) -> bool:
 
 def test_a_panel_for_each_step_shows_slots_and_inputs_apart():
     weights = random_attention(2, 3, 4, 6)
-    figure = attention_figure(weights, title="t", row_labels=["a", "b"], marked=[None, 2])
+    labels, marked = np.array(["a", "b"]), np.array([None, 2])
+    figure = attention_figure(weights, title="t", row_labels=labels, marked=marked)
     shown = panels(figure)
     assert len(shown) == 6
     for axes, matrix in zip(shown, weights.reshape(6, 4, 6), strict=True):
@@ -126,7 +127,7 @@ def test_same_twice(name):
 def test_animation_has_a_frame_for_each_step(tmp_path):
     weights = random_attention(3, 4, 5)
     animation = attention_animation(weights, step_titles=["a", "b", "c"], marked=1)
-    path = tmp_path / "attention.gif"
+    path = tmp_path / "any name"
     save_gif(animation, path, frame_seconds=0.5, dpi=60)
     buffer = io.BytesIO()
     save_gif(animation, buffer, frame_seconds=0.5, dpi=60)

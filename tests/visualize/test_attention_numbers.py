@@ -144,6 +144,9 @@ def test_figure_shows_the_numbers_in_percent():
     assert_same_twice(lambda: attention_share_figure({"head 1": share}))
     with pytest.raises(ValueError, match="at least one panel"):
         attention_share_figure({})
+    unknown = share._replace(share=np.full_like(share.share, np.nan))
+    with pytest.raises(ValueError, match="shares must have finite values"):
+        attention_share_figure({"head 1": unknown})
 
 
 def test_figure_of_attention_to_the_input():

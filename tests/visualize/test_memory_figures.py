@@ -114,7 +114,7 @@ def test_paths_are_told_apart():
 
 
 FIGURES = {
-    "dynamics": lambda: dynamics(step_labels=[f"object {i}" for i in range(6)], marked=0),
+    "dynamics": lambda: dynamics(step_labels=np.array([f"object {i}" for i in range(6)]), marked=0),
     "dynamics, one slot": lambda: dynamics_figure(np.ones((64, 1, 2)), np.zeros((1, 2))),
     "similarity": lambda: similarity_figure(MEMORIES[:5]),
     "similarity, one": lambda: similarity_figure(RNG.normal(size=(1, 16, 4))),

@@ -45,9 +45,7 @@ class Attention(NamedTuple):
     attended: Array
 
 
-def attention_of(
-    spec: Spec, b: Array, step: Array, qkv: list[Array], vectors: Ref, terms: Ref
-) -> Attention:
+def attention_of(b: Array, step: Array, qkv: list[Array], vectors: Ref, terms: Ref) -> Attention:
     """Attention ``[S, H, D]`` of the memory's rows to themselves and to the input rows."""
     low = qkv[0].dtype
     packed = [wide(x) + vectors[0, kind][None] for kind, x in enumerate(qkv)]
@@ -161,16 +159,16 @@ def memory_before(
     memory = memories[step, b]
     if not spec.resets:
         return memory
-    return jnp.where(flag_of(spec, b, step, flags, 0, memory), fresh[b], memory)
+    return jnp.where(flag_of(b, step, flags, 0, memory), fresh[b], memory)
 
 
 def next_reset(spec: Spec, b: Array, step: Array, flags: Ref, like: Array) -> Array:
     """Whether there is a reset before the next step."""
     after = jnp.minimum(step + 1, spec.last)
-    return flag_of(spec, b, after, flags, 0, like) & jnp.broadcast_to(step < spec.last, like.shape)
+    return flag_of(b, after, flags, 0, like) & jnp.broadcast_to(step < spec.last, like.shape)
 
 
-def flag_of(spec: Spec, b: Array, step: Array, flags: Ref, which: int, like: Array) -> Array:
+def flag_of(b: Array, step: Array, flags: Ref, which: int, like: Array) -> Array:
     """A flag of a step in the shape of `like`: 0 is the reset, 1 the mask."""
     return jnp.broadcast_to(flags[step, b, which] > 0, like.shape)
 

@@ -60,7 +60,7 @@ def attend(
     """
     b, step = pl.program_id(0), t[0]
     rows_out, *buffers = rest[len(rest) // 2 :]
-    attention = attention_of(spec, b, step, three_of(qkv, b), vectors, terms)
+    attention = attention_of(b, step, three_of(qkv, b), vectors, terms)
     normal, _ = normalise(memory_before(spec, b, step, flags, fresh, memories) + attention.attended)
     rows = (normal * norm[0][None] + norm[1][None]).astype(rows_out.dtype)
     rows_out[b] = rows
@@ -109,7 +109,7 @@ def attend_backward(
     d_memory_out, d_qkv_out, *buffers = rest[(len(rest) - 2) // 2 :]
     all_d_qkv, all_d_terms, all_sums, all_norm_sums = buffers
     b, step = pl.program_id(0), spec.last - t[0]
-    attention = attention_of(spec, b, step, three_of(all_qkv, step, b), vectors, terms)
+    attention = attention_of(b, step, three_of(all_qkv, step, b), vectors, terms)
     normal, rstd = normalise(
         memory_before(spec, b, step, flags, fresh, memories) + attention.attended
     )
@@ -173,7 +173,7 @@ def update(
     low_out, tanh_out, memories, *saved = rest[(len(rest) - 2) // 2 :]
     updated = next_memory(spec, b, step, last[b], rows[b], vectors, gates, terms, before).memory
     if spec.mask:
-        updated = jnp.where(flag_of(spec, b, step, flags, 1, updated), updated, before)
+        updated = jnp.where(flag_of(b, step, flags, 1, updated), updated, before)
     memories[step + 1, b] = updated
     if spec.resets:
         updated = jnp.where(next_reset(spec, b, step, flags, updated), fresh[b], updated)
@@ -236,7 +236,7 @@ def update_backward(
     d = d + d_outputs[step, b]
     left_out = jnp.zeros_like(d)
     if spec.mask:
-        d, left_out = parted(flag_of(spec, b, step, flags, 1, d), d)
+        d, left_out = parted(flag_of(b, step, flags, 1, d), d)
     found = next_memory(
         spec, b, step, all_last[step, b], all_rows[step, b], vectors, all_gates, terms,
         before, step,

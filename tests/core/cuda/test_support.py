@@ -94,7 +94,6 @@ def test_each_process_asks_a_device_of_its_own(monkeypatch):
 
 
 def test_a_kernel_that_the_driver_refuses(monkeypatch):
-    cpu = jax.devices("cpu")[0]
     monkeypatch.setattr(nvrtc, "nvrtc_missing", lambda: False)
     monkeypatch.setattr(nvrtc, "compile_ptx", lambda *_: ".version 8.0")
     monkeypatch.setattr(support, "_capability", lambda _: (9, 0))
@@ -110,7 +109,6 @@ def test_a_kernel_that_the_driver_refuses(monkeypatch):
     assert "gives wrong numbers" in str(reason_on(gpu))
     monkeypatch.setattr(support, "ptx_call", lambda *_: lambda x: [x])
     assert reason_on(gpu) is None
-    assert cpu.platform == "cpu"
 
 
 def test_rows_of_a_block_go_by_batch_and_multiprocessors():
