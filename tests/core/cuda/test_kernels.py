@@ -52,10 +52,10 @@ def sizes(S: int, H: int, D: int, L: int = 1, **options: Any) -> dict[str, Any]:
 QUICK = {
     "gates_of_units": Case(sizes(8, 2, 32, L=2), B=2, flags="resets mask"),
     "gates_of_slots": Case(sizes(4, 1, 64, gate_style="memory"), time_axis=0),
-}
-SLOW = {
     # Blocks with one sequence more than the others.
     "uneven": Case(sizes(8, 2, 32), B=5, T=2, flags="resets mask", tiles=3, multiprocessors=2),
+}
+SLOW = {
     "no_gates": Case(sizes(2, 4, 16, L=2, gate_style=None), B=5),
     "one_slot": Case(sizes(1, 8, 16, L=3), B=11),
     "sixteen_slots": Case(sizes(16, 4, 16, L=2), T=2),
