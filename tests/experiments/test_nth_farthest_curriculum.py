@@ -134,9 +134,9 @@ def test_the_level_is_state_of_each_seed(programs):
     again, _ = programs.train_chunk(restored, 2)
     jax.tree.map(np.testing.assert_array_equal, state, again)
     assert state.inner.level.stage.tolist() == [1, 1]
-    np.testing.assert_allclose(metrics["stage"].value, [0.5, 0.5])  # 0, 1
+    np.testing.assert_allclose(metrics["stage"].value(), [0.5, 0.5])  # 0, 1
     _, metrics = programs.train_chunk(state, 2)
-    np.testing.assert_allclose(metrics["stage"].value, [1.0, 1.0])
+    np.testing.assert_allclose(metrics["stage"].value(), [1.0, 1.0])
 
 
 def test_evaluation_is_the_papers_task_in_every_stage(programs, first):
