@@ -213,7 +213,7 @@ class RNN(nn.Module):
           `return_all_carries`; ``(carry, carries, outputs)`` with both. See also `run`.
         """
         return_carry = self.return_carry if return_carry is None else return_carry
-        check_flag(return_carry=return_carry, return_all_carries=return_all_carries)
+        check_flag(return_carry=return_carry)
         call = Call(
             initial_carry,
             init_key,
@@ -227,12 +227,9 @@ class RNN(nn.Module):
             self.keep_order if keep_order is None else keep_order,
         )
         result = self._over_time(inputs, call, return_all_carries)
-        returned = (
-            *((result.carry,) if return_carry else ()),
-            *((result.carries,) if return_all_carries else ()),
-            result.outputs,
-        )
-        return returned if len(returned) > 1 else result.outputs
+        returned = [result.carry] if return_carry else []
+        returned += [result.carries] if return_all_carries else []
+        return (*returned, result.outputs) if returned else result.outputs
 
     def run(
         self, inputs: Array, *, return_all_carries: bool = False, **arguments: Any
@@ -301,6 +298,7 @@ class RNN(nn.Module):
     def _over_time(self, inputs: Array, call: Call, all_carries: bool) -> SequenceOutputs:
         """Prepares the arguments, runs the cell, and orders the results."""
         self._check_bound("rnn.apply(variables, inputs)")
+        check_flag(return_all_carries=all_carries)
         prepared = prepare(self.cell, inputs, call)
         result = run(self.implementation, self._request(prepared, all_carries))
         if call.reverse and call.keep_order:

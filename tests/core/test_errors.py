@@ -144,6 +144,7 @@ def test_arguments_of_a_step(carry, inputs, message):
         ({"return_carry": True, "method": "run"}, "run takes no argument 'return_carry'"),
         ({"return_carry": "no"}, "return_carry must be True or False, got 'no'"),
         ({"reverse": 1, "method": "run"}, "reverse must be True or False, got 1"),
+        ({"return_all_carries": 1, "method": "run"}, "return_all_carries must be True or False"),
         ({"carry": 1, "method": "explain"}, "explain takes no argument 'carry'"),
     ],
 )
