@@ -81,6 +81,7 @@ def check(config: Config) -> None:
             raise ValueError(f"{name} must be left out with task={config.task}, got {own[name]}")
     if config.task == "program_evaluation":
         _program_task(config)
+        config.program.check([config.program.program_task], usual.program)
     else:
         config.curriculum.check(config.nth_farthest.staged, usual.curriculum)
     for row in make_rows(config).values():

@@ -6,6 +6,7 @@ GPU. README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from experiments.common.cells import (
@@ -55,6 +56,31 @@ class DifficultyConfig:
             nesting=self.nesting,
             memorization_length=self.memorization_length,
         )
+
+    def check(self, tasks: Sequence[str], usual: "DifficultyConfig") -> None:
+        """Checks that every option which differs from the preset's has an effect.
+
+        Args:
+          tasks: the tasks of an experiment.
+          usual: the options of the preset.
+
+        Raises:
+          ValueError: one has none; the message names it.
+        """
+        memorized = [task in MEMORIZATION for task in tasks]
+        shown = f"for {', '.join(tasks)}"
+        idle = {
+            "length": shown if all(memorized) else None,
+            "nesting": shown if all(memorized) else None,
+            "memorization_length": None if any(memorized) else shown,
+        }
+        if self.curriculum in ("mix", "fixed"):
+            shown = f"with curriculum={self.curriculum!r}"
+            idle |= {"curriculum_window": shown, "curriculum_threshold": shown}
+        for name, reason in idle.items():
+            value = getattr(self, name)
+            if reason and value != getattr(usual, name):
+                raise ValueError(f"{name} must be left out {reason}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from experiments.common.plots import plot_score
 from experiments.common.problem import Problem, Score
 from experiments.common.runs import evaluate_runs, train_each
 from experiments.program_evaluation import problem
-from experiments.program_evaluation.config import Config
+from experiments.program_evaluation.config import PRESETS, Config
 from experiments.program_evaluation.data import make_task
 from experiments.program_evaluation.model import make_model
 
@@ -57,14 +57,15 @@ def train(
 
 
 def check(config: Config) -> None:
-    """Checks that the tasks and models of a config can be made.
+    """Checks that the tasks and models of a config can be made, and its options of difficulty.
 
     Raises:
-      ValueError: one cannot be made; the message names the field of the config.
+      ValueError: one cannot be made, or an option has no effect; the message names the field.
     """
     for _, one in list_runs(config, Path()).values():
         task = make_task(one)
         make_model(one, task.config.vocab_size, task.output_steps)
+    config.difficulty.check(config.tasks, PRESETS[config.preset].difficulty)
 
 
 def evaluate(config: Config, run_dir: Path) -> dict[str, Any]:

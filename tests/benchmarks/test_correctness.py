@@ -54,6 +54,7 @@ def fakes(monkeypatch):
     return use
 
 
+@pytest.mark.slow
 def test_resets_and_mask_of_the_kernels_are_checked_where_they_run(monkeypatch):
     check = correctness.flags_check(SETTINGS["toy"], "hoisted")
     assert check["ok"]

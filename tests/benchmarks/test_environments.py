@@ -8,6 +8,7 @@ from benchmarks import environments
 from rrnn_jax.envs import BoxWorld
 
 
+@pytest.mark.slow
 def test_rows(tmp_path, capsys, monkeypatch):
     env = BoxWorld(grid_size=5, solution_length=(1,), num_distractors=(0,), max_steps=9)
     monkeypatch.setattr(

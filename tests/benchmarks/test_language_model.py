@@ -13,6 +13,7 @@ from experiments.language_model.model import make_model
 from experiments.language_model.problem import init_params
 
 
+@pytest.mark.slow
 def test_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(language_model, "CUTOFFS", {60: (20, 40)})
     monkeypatch.setattr(language_model, "FEATURES", 64)

@@ -24,6 +24,7 @@ def test_rows_and_table(tmp_path, capsys):
     assert rows[0]["environment"]["packages"]["jax"]
 
 
+@pytest.mark.slow
 def test_chunks_of_a_long_sequence_store_little_beside_outputs_and_their_cotangents():
     setting = SETTINGS["toy"].replace(slots=4, head_size=16, features=4)
 

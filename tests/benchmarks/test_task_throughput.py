@@ -50,6 +50,7 @@ def test_rows(tmp_path, capsys):
     assert capsys.readouterr().out.count("programs/s") == 2
 
 
+@pytest.mark.slow
 def test_share_of_a_training_step():
     config = dataclasses.replace(
         PRESETS["quick"],

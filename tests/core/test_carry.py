@@ -127,6 +127,7 @@ def test_done_of_the_previous_step_begins_an_episode(rmc):
     np.testing.assert_allclose(final, carry, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batched", mostly_slow([False, True], keep=[False]))
 def test_a_reset_goes_to_the_memory_that_is_given(batched):
     variables = random_variables(RNN(RMC), X)
@@ -235,6 +236,7 @@ def test_all_carries_are_of_the_dtype_that_was_given(dtype, output_gate, impleme
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("cell", [nn.GRUCell(4), nn.OptimizedLSTMCell(4)])
 def test_a_cell_that_promotes_its_carry_keeps_the_dtype_that_was_given(cell):

@@ -17,10 +17,13 @@ from rrnn_jax import RNN, Bidirectional, RelationalMemoryCell, RNNStack
 from rrnn_jax.baselines import DNCCell, EntNetCell, LSTMBankCell, StackedLSTMCell
 from rrnn_jax.language import AdaptiveSoftmax, TiedEmbedding
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 RMC = RelationalMemoryCell(mem_slots=3, head_size=4, num_heads=2, attention_mlp_layers=1)
 X = normal(np.random.default_rng(0), (2, 6, 5))  # [B, T, I]
 MASK = jnp.arange(6)[None] < jnp.array([[4], [6]])
+
+SIMPLE = nn.SimpleCell(4)
 
 close = partial(np.testing.assert_allclose, atol=1e-5)
 
@@ -80,7 +83,7 @@ def test_both_directions_with_resets_and_a_mask():
     close(carry[1][0].reshape(-1), behind[0, 0])
 
 
-@pytest.mark.parametrize("cell", [RMC, nn.SimpleCell(4)])
+@pytest.mark.parametrize("cell", mostly_slow([RMC, SIMPLE], keep=[SIMPLE]))
 def test_masked_steps_are_not_there_in_reverse_either(cell):
     """Resets and masks anywhere: as the valid steps alone, with the resets of those."""
     rnn = RNN(cell, reverse=True, keep_order=True)
@@ -107,6 +110,7 @@ class Named(nn.RNNCellBase):
         return jnp.zeros((*input_shape[:-1], 4))
 
 
+@pytest.mark.slow
 def test_outputs_by_name():
     both = Bidirectional(RNN(Named()), RNN(Named()))
     variables = random_variables(both, X)
@@ -118,7 +122,7 @@ def test_outputs_by_name():
     jax.tree.map(close, jax.tree.map(lambda a: a[:1, :4], y), short)
 
 
-@pytest.mark.parametrize("keep_order", [False, True])
+@pytest.mark.parametrize("keep_order", mostly_slow([False, True], keep=[True]))
 def test_a_stack_in_reverse(keep_order):
     """Two episodes in one sequence are two sequences; carries after resets are those given."""
     stack = RNNStack([RNN(nn.SimpleCell(4)), RNN(nn.GRUCell(3))])
@@ -135,6 +139,7 @@ def test_a_stack_in_reverse(keep_order):
     close(run(X, resets=resets)[:, 2:], run(X[:, 2:]))
 
 
+@pytest.mark.slow
 def test_a_stack_of_both_directions():
     both = Bidirectional(RNN(nn.SimpleCell(4)), RNN(nn.SimpleCell(4)))
     stack = RNNStack([both, RNN(nn.GRUCell(3))])
@@ -150,6 +155,7 @@ def test_a_stack_of_both_directions():
         close(whole(variables, X, mask=MASK), upper(above, y, mask=MASK))
 
 
+@pytest.mark.slow
 def test_a_stack_gives_rows_to_its_first_layer_and_a_key_to_each():
     first = RMC.clone(matrix_inputs=True, carry_init=nn.initializers.normal())
     stack = RNNStack([RNN(first), RNN(first.clone(matrix_inputs=False))])
@@ -190,6 +196,7 @@ def test_layers_of_a_stack_share_the_parameters_of_one_cell():
         assert set(jax.eval_shape(stack.init, jax.random.key(0), x)["params"]) == names
 
 
+@pytest.mark.slow
 def test_layers_by_scan():
     """As many equal layers as one likes, compiled once: parameters get an axis in front."""
 

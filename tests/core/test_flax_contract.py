@@ -79,6 +79,7 @@ def test_jit_vmap_and_grad_of_a_step():
     np.testing.assert_allclose(slope, difference, rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_remat_of_the_cell():
     x = sequence()
     cell = make_cell()
@@ -191,8 +192,9 @@ def test_trap_2_matrix_inputs_have_two_feature_axes(layer):
     np.testing.assert_allclose(last, carry, atol=1e-5)
 
 
-@pytest.mark.parametrize("cell", [make_cell(), nn.LSTMCell(4)], ids=["RMC", "LSTM"])
-def test_trap_3_lengths_and_carry_with_two_batch_axes(cell):
+@pytest.mark.parametrize("name", mostly_slow(["RMC", "LSTM"], keep=["RMC"]))
+def test_trap_3_lengths_and_carry_with_two_batch_axes(name):
+    cell = make_cell() if name == "RMC" else nn.LSTMCell(4)
     x, lengths = sequence((2, B, T, I)), jnp.asarray([[1, 4, 4], [4, 1, 0]])
     rnn = RNN(cell, return_carry=True)
     variables = random_variables(rnn, x)

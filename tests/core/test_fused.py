@@ -82,6 +82,7 @@ def test_same_outputs_and_gradients(name):
     assert_agree(value_and_gradients(ours, variables, x), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_as_exact_as_the_plain_scan():
     x = normal(np.random.default_rng(0), (B, T, I))
     wide, low = make_cell(), make_cell(dtype=jnp.bfloat16)
@@ -99,6 +100,7 @@ def test_bfloat16_is_as_exact_as_the_plain_scan():
     assert 1e-4 < error(fused) < 2 * error(plain)
 
 
+@pytest.mark.slow
 def test_batched_by_vmap():
     cell = make_cell(**CASES["one_slot_several_input_rows"])
     x = normal(np.random.default_rng(0), (2, B, T, 2, I))

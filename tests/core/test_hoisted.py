@@ -133,6 +133,7 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
     assert_close(gradients(config, options, "hoisted"), plain_gradients(config, options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head_size", mostly_slow([3, 4], keep=[3]))  # 3 is padded, to 4.
 def test_one_slot_with_large_kernels_on_a_gpu(head_size, monkeypatch):
     config = {"mem_slots": 1, "head_size": head_size, "input_bias": 0.5}
@@ -155,6 +156,7 @@ def test_as_other_backends_would_run_it(config, monkeypatch):
     assert_close(gradients(config, FLAGS, "hoisted"), expected)
 
 
+@pytest.mark.slow
 def test_kernels_in_tiles_of_a_gpu(monkeypatch):
     """In bfloat16, sizes that are no multiples of 8: padded once, the same values and gradients."""
     config = {"head_size": 3, "key_size": 2, "dtype": jnp.bfloat16, "attention_mlp_layers": 1}
@@ -215,8 +217,10 @@ def test_large_kernels_are_transposed_for_few_rows(monkeypatch):
     assert found(language, 4, 20) == (False, "hoisted")
 
 
-@pytest.mark.parametrize("combine", [True, False])
-@pytest.mark.parametrize("config", mostly_slow([{}, EQ_2], keep=[EQ_2]))
+@pytest.mark.parametrize(
+    ("config", "combine"),
+    mostly_slow(itertools.product(({}, EQ_2), (True, False)), keep=[(EQ_2, True)]),
+)
 def test_combined_input_weights(config, combine, monkeypatch):
     monkeypatch.setattr(input_terms, "_pays_to_combine", lambda *args: combine)
     options = FLAGS | {"time_major": True}
@@ -283,6 +287,7 @@ def squares(request, monkeypatch):
     return of, (x, layer["kernel"])
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_derivatives(squares):
     """Products with the Hessian are forward over reverse and reverse over reverse."""
     of, args = squares

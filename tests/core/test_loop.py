@@ -26,7 +26,7 @@ def copies_in_loops(program: str, steps: int) -> list[str]:
 OPTIONS = [{}, {"time_major": True}, {"remat": "full"}, {"remat": "chunked"}]
 
 
-@pytest.mark.parametrize("options", mostly_slow(OPTIONS, keep=[{}, {"remat": "chunked"}]))
+@pytest.mark.parametrize("options", mostly_slow(OPTIONS, keep=[{}]))
 def test_a_step_copies_no_array_of_all_steps(options):
     """Else the time of a step grows with the number of steps."""
     steps, batch = 23, 16

@@ -129,7 +129,10 @@ def test_a_row_mask_that_does_not_fit_a_step():
         vector.init(jax.random.key(0), MEMORY, X[:, 0], THERE)
 
 
-@pytest.mark.parametrize("config", [{}, {"output_gate": True}, {"gate_style": "memory"}])
+GATES = [{}, {"output_gate": True}, {"gate_style": "memory"}]
+
+
+@pytest.mark.parametrize("config", mostly_slow(GATES, keep=GATES[1:2]))
 def test_dropout_spares_the_memory_and_keeps_the_mean(config):
     cell = ROWS.clone(matrix_inputs=False, gate_style="unit", dropout_rate=0.25)
     cell = cell.clone(**config)
@@ -166,6 +169,7 @@ def test_dropout_without_gates_drops_the_candidate():
     np.testing.assert_allclose(y[~dropped], 2 * plain[~dropped], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_per_step_or_per_sequence_under_flax():
     """Where nothing is remembered, a unit that is dropped is 0."""
     cell = ROWS.clone(matrix_inputs=False, dropout_rate=0.5, gate_style="unit", forget_bias=-1e9)

@@ -145,6 +145,7 @@ def test_cells_and_colours_are_distributed_as_recorded(golden):
     assert ((counts - 200.0) ** 2 / 200).sum() < 50  # 99.99 % at 19 degrees of freedom.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(["g6_L1_F0", "g8_L1-2_F0-1"], keep=["g6_L1_F0"]))
 def test_random_policy_scores_as_recorded(name):
     case = SMALL[name]

@@ -112,6 +112,7 @@ def parameters(row) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 def test_every_row_has_a_model():
     sizes = {name: parameters(row) for name, row in make_rows(PRESETS["quick"]).items()}
     base = sizes["base"]
@@ -123,6 +124,7 @@ def test_every_row_has_a_model():
     assert len(set(sizes.values())) > 10
 
 
+@pytest.mark.slow
 def test_the_curriculum_is_that_of_nth_farthest():
     """The base trains what `experiments.nth_farthest` does, one row on the evaluated task alone."""
     config, own = PRESETS["curriculum"], NTH_FARTHEST["quick"]
@@ -152,6 +154,7 @@ def test_a_row_of_the_program_grid_has_the_same_core():
     assert 0 < problem.score.trivial < 1
 
 
+@pytest.mark.slow
 def test_slots_that_start_equal_stay_equal():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5)), jnp.float32)
     for start, is_equal in (("zeros", True), ("random", False), ("identity", False)):

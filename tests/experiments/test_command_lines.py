@@ -43,6 +43,11 @@ CASES = {
     "program_evaluation": {
         **(REFUSED | EXCLUDED | PROGRAMS),
         "--task copy --model dnc --num-writes 0": "--num-writes must be at least 1, got 0",
+        "--task copy --length 9": "--length must be left out for copy, got 9",
+        "--task control --memorization-length 9": "--memorization-length must be left out for "
+        "control, got 9",
+        "--curriculum-threshold 0.2": "--curriculum-threshold must be left out with "
+        "--curriculum='mix', got 0.2",
     },
     "language_model": {
         "--eval-samples 9": "--eval-samples must be left as it is: evaluations read whole texts"
@@ -60,6 +65,7 @@ CASES = {
     | {
         "--num-objects 5": "--num-objects must be left out with --task=program_evaluation, got 5",
         "--ranks 4": "--ranks must be left out with --task=program_evaluation, got (4,)",
+        "--memorization-length 9": "--memorization-length must be left out for addition, got 9",
     },
 }
 PRESETS = {

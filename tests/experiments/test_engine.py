@@ -79,6 +79,7 @@ def test_the_carry_of_an_evaluation_passes_from_window_to_window(tokens, monkeyp
     assert abs(other[0] - whole["nats"][0]) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", mostly_slow([1, 10], keep=[1]))
 def test_a_stream_killed_anywhere_goes_on_bit_exactly(points, tokens, tmp_path, monkeypatch):
     """At random points; what is read again is what was lost with the chunks since the save."""
@@ -167,6 +168,7 @@ def test_ends_at_the_target_and_keeps_the_best_checkpoint(tokens, tmp_path):
     assert (again.metrics, again.test) == (outcome.metrics, outcome.test)
 
 
+@pytest.mark.slow
 def test_stops_after_its_minutes_and_goes_on(tmp_path):
     config = dataclasses.replace(CONFIG, minutes=1e-9)
     with pytest.raises(loop.Interrupted, match="stopped at step 5"):
@@ -174,6 +176,7 @@ def test_stops_after_its_minutes_and_goes_on(tmp_path):
     assert (tmp_path / "checkpoints" / "5").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_by_time(tmp_path):
     config = dataclasses.replace(CONFIG, checkpoint_minutes=1e-9, checkpoint_every=1000)
     run(tmp_path, regression(config), config)

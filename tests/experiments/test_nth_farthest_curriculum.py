@@ -124,6 +124,7 @@ def test_the_loss_by_hand(programs, first):
     np.testing.assert_allclose(metrics["accuracy"].value(), right, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_level_is_state_of_each_seed(programs):
     state, metrics = programs.train_chunk(programs.init(), 2)
     assert state.inner.level.stage.tolist() == [0, 0]

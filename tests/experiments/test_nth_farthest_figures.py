@@ -62,6 +62,7 @@ def test_config_is_read_back(run_dir, tmp_path):
         read_config(tmp_path, PRESETS["paper"])
 
 
+@pytest.mark.slow
 def test_command_writes_all_files(run_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.nth_farthest.figures.DPI", 50)  # Drawn in less time.
     out, weights = tmp_path / "figures", tmp_path / "weights"

@@ -101,6 +101,7 @@ def test_directories():
     assert (run.run_dir, alone) == (directory, one)
 
 
+@pytest.mark.slow
 def test_a_curriculum_is_part_of_the_state_and_resumes_exactly(tmp_path):
     config = dataclasses.replace(
         PRESETS["quick"],

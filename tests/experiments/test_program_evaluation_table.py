@@ -120,6 +120,7 @@ def test_the_command_writes_numbers_report_and_plots(kept, tmp_path, monkeypatch
     assert "error: no finished sweep of addition, control" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_models_without_a_sweep_keep_their_numbers(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(table, "PLOTTED", ())

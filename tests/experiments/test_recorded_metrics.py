@@ -24,11 +24,11 @@ TRAIN = [
 ]
 RMC = ["--mem-slots", "2", "--num-heads", "2", "--head-size", "4"]
 PROGRAM = [
-    *("--memorization-length", "2", "--length", "1", "--nesting", "1", *RMC),
-    *("--lstm-features", "6", "--cell-size", "6", "--num-cells", "2"),
+    *(*RMC, "--lstm-features", "6", "--cell-size", "6", "--num-cells", "2"),
     *("--memory-size", "4", "--word-size", "4", "--num-reads", "1", "--lstm-size", "5"),
     *("--feedforward-size", "5", "--dnc-outputs", "6"),
 ]
+COPY = ["--memorization-length", "2", *PROGRAM]
 CASES = {
     "nth_farthest rmc": [
         *("nth_farthest", "--preset", "small", "--model", "rmc", "--micro-batch-size", "4", *RMC),
@@ -41,13 +41,13 @@ CASES = {
     ],
     "copy lstm": [
         *("program_evaluation", "--task", "copy", "--model", "lstm", "--curriculum", "combined"),
-        *("--curriculum-window", "2", "--decoding", "teacher_forced", "--num-seeds", "2", *PROGRAM),
+        *("--curriculum-window", "2", "--decoding", "teacher_forced", "--num-seeds", "2", *COPY),
     ],
-    "reverse entnet": ["program_evaluation", "--task", "reverse", "--model", "entnet", *PROGRAM],
-    "double dnc": ["program_evaluation", "--task", "double", "--model", "dnc", *PROGRAM],
+    "reverse entnet": ["program_evaluation", "--task", "reverse", "--model", "entnet", *COPY],
+    "double dnc": ["program_evaluation", "--task", "double", "--model", "dnc", *COPY],
     "addition rmc": [
         *("program_evaluation", "--task", "addition", "--model", "rmc", "--curriculum", "naive"),
-        *("--curriculum-window", "2", *PROGRAM),
+        *("--curriculum-window", "2", "--length", "1", "--nesting", "1", *PROGRAM),
     ],
     "ablations initial_learned": [
         *("ablations", "--only", "initial_learned", "--jobs", "1", "--no-report", *RMC),

@@ -144,6 +144,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path, finished, monkeypatch, at
     assert [row["step"] for row in read_rows(tmp_path / "sessions.jsonl")] == [0, 0]
 
 
+@pytest.mark.slow
 def test_lost_metrics_are_noticed_and_do_not_cost_the_run(tmp_path, capsys):
     run(tmp_path, QUICK)
     more = dataclasses.replace(QUICK, steps=15)
@@ -229,6 +230,7 @@ def test_runs_are_refused_together_and_go_on_one_by_one(tmp_path):
     assert not is_finished(runs[1], Whole(more))
 
 
+@pytest.mark.slow
 def test_minutes_are_those_of_all_runs(tmp_path, monkeypatch):
     ends, train, config = [], loop.train, dataclasses.replace(QUICK, minutes=10.0)
     monkeypatch.setattr(loop, "train", lambda *rest: ends.append(rest[-1]) or train(*rest))
@@ -245,6 +247,7 @@ def test_a_finished_run_is_evaluated_on_the_samples_asked_for(tmp_path):
     assert outcome.metrics == loop.evaluate_run(regression(more), more, tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_more_steps_at_a_constant_rate(finished, tmp_path):
     more = dataclasses.replace(QUICK, steps=20)
     whole = run(tmp_path / "whole", more)
@@ -339,6 +342,7 @@ def test_a_damaged_best_checkpoint_is_removed(finished, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["15"]
 
 
+@pytest.mark.slow
 def test_a_target_is_for_the_evaluations_of_the_run(tmp_path):
     """A run that was stopped between two of them does not end where it was stopped."""
     sparse = dataclasses.replace(QUICK, eval_every=10)
@@ -347,6 +351,7 @@ def test_a_target_is_for_the_evaluations_of_the_run(tmp_path):
     assert run(tmp_path, dataclasses.replace(sparse, target=0.0)).state.step == 10
 
 
+@pytest.mark.slow
 def test_nan_in_the_first_chunk_says_so_and_does_not_repeat(tmp_path, monkeypatch):
     with pytest.raises(loop.NonFiniteError, match=r"step 5; there is no checkpoint yet\."):
         run(tmp_path, QUICK, regression(poison=0))

@@ -111,6 +111,7 @@ def test_stopped_between_checkpoints_it_resumes_bit_exactly(tmp_path, uninterrup
     assert_same(tmp_path, run(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_shorter_last_chunk(tmp_path):
     """Twelve steps in chunks of 5, 5 and 2 are those in chunks of 4."""
     config = dataclasses.replace(CONFIG, steps=12, eval_every=12, checkpoint_every=12)
@@ -191,6 +192,7 @@ def test_one_signal_saves_and_stops(tmp_path, uninterrupted, monkeypatch):
     assert_same(tmp_path, run(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_signal_when_a_run_is_done_keeps_the_next_from_beginning(
     tmp_path, uninterrupted, monkeypatch
 ):

@@ -48,7 +48,7 @@ def as_params(arrays: dict[str, np.ndarray], prefix: str, shortlist: int) -> dic
     return {"params": jax.tree.map(jnp.asarray, params)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow(CASES, keep=[0, 3]))
 def test_agrees_with_recorded_values_and_gradients(case):
     arrays, module = load(case)
     variables = as_params(arrays, "", module.cutoffs[0])
@@ -150,6 +150,7 @@ def test_cluster_is_a_softmax_where_selected(tokens_per_chunk):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_side_by_side():
     """Over seeds by `vmap`, whose numbers of chunks differ."""
     module, variables, hidden, words = make()
@@ -167,7 +168,7 @@ def test_models_side_by_side():
         chex.assert_trees_all_close(found, apart, atol=1e-5)
 
 
-@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("use_bias", mostly_slow([False, True], keep=[True]))
 def test_gradients_under_x64(use_bias):
     module = AdaptiveSoftmax(11, 4, (3,), use_bias=use_bias)
     hidden, words = jnp.ones((2, 3, 4), jnp.float32), jnp.array([[0, 3, 10]] * 2, jnp.int32)
@@ -194,6 +195,7 @@ def test_low_precision_products_accumulate_in_float32():
         assert shaped.dtype == dtype
 
 
+@pytest.mark.slow
 def test_low_precision_parameters_leave_the_outputs_exact():
     module, _, hidden, words = make(hidden_features=6, param_dtype=jnp.bfloat16, use_bias=True)
     variables = jax.jit(module.init)(jax.random.key(0), hidden, words)
@@ -204,7 +206,10 @@ def test_low_precision_parameters_leave_the_outputs_exact():
         np.testing.assert_allclose(run(variables, *arguments), run(wide, *arguments), atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "vocab_size"), [(np.uint8, 256), (np.uint16, 65536)])
+@pytest.mark.parametrize(
+    ("dtype", "vocab_size"),
+    mostly_slow([(np.uint8, 256), (np.uint16, 65536)], keep=[(np.uint8, 256)]),
+)
 def test_words_of_any_integer_dtype(dtype, vocab_size):
     module = AdaptiveSoftmax(vocab_size, 4, (20, 100))
     words, hidden = jnp.array([[3, 90, 120]]), jnp.ones((1, 3, 4))

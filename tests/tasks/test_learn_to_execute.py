@@ -69,8 +69,8 @@ def test_golden_encodings():
 # --- samples --------------------------------------------------------------------------------------
 
 
-# Those that other tests of this file draw as well.
-DRAWN = [*CONFIGS[:3], *(CONFIGS[i] for i in (4, 8, 10))]
+# Of one nesting and of any, with comparisons and with the operators of "algebra".
+DRAWN = [CONFIGS[i] for i in (1, 8, 10)]
 configs = pytest.mark.parametrize("config", mostly_slow(CONFIGS, keep=DRAWN), ids=name_of)
 
 
@@ -176,9 +176,7 @@ def test_all_recorded_settings_are_tested():
     assert all(set(entry) == MEASURED for entry in STATISTICS)
 
 
-COMPARED = [
-    *(e for e in STATISTICS if name_of_entry(e) in ("program-5-2-fixed", "program-6-3-mix"))
-]
+COMPARED = [*(e for e in STATISTICS if name_of_entry(e) == "program-6-3-mix")]
 
 
 @pytest.mark.parametrize("entry", mostly_slow(STATISTICS, keep=COMPARED), ids=name_of_entry)

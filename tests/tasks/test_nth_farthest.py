@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrnn_jax.tasks import nth_farthest as nf
+from tests.grids import mostly_slow
 
 SAMPLES = 10_000
 sample = jax.jit(nf.sample, static_argnums=(1, 2))
@@ -37,7 +38,12 @@ def oracle(inputs: np.ndarray, objects: int, features: int) -> tuple[list[int], 
     return answers, margins
 
 
-@pytest.mark.parametrize("config", [nf.Config(), nf.Config(4, 2), nf.Config(2, 1)])
+PAPER = nf.Config()
+
+
+@pytest.mark.parametrize(
+    "config", mostly_slow([PAPER, nf.Config(4, 2), nf.Config(2, 1)], keep=[PAPER])
+)
 def test_agrees_with_brute_force(config):
     batch = sample(jax.random.key(1), config, SAMPLES)
     assert batch.inputs.shape == (SAMPLES, config.num_objects, config.input_size)
@@ -111,14 +117,14 @@ def test_vectors_are_uniform_and_say_nothing_of_labels(questions):
 
 def test_trivial_strategy_scores_two_over_n():
     config = nf.Config()
-    batch = sample(jax.random.key(3), config, 100_000)
-    question = nf.decode(batch.inputs, config)
+    batch = sample(jax.random.key(3), config, 20_000)
+    question = jax.jit(nf.decode, static_argnums=1)(batch.inputs, config)
     # The reference where it is asked for, else some other object.
     other = (question.reference + 1) % 8
     guess = jnp.where(question.rank == 7, question.reference, other)
     score = float(jnp.mean(guess == batch.targets))
     assert config.trivial_accuracy == 0.25
-    assert abs(score - 0.25) < 4 * (0.25 * 0.75 / 100_000) ** 0.5
+    assert abs(score - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
 
 
 def test_ties_keep_the_reference_last():

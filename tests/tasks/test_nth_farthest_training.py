@@ -64,6 +64,7 @@ def test_answers_by_step_agree_with_brute_force(num_shown):
     assert compared > 200
 
 
+@pytest.mark.slow
 def test_answers_by_step_with_any_batch_axes():
     question = sample_questions(jax.random.key(2), CONFIG, 200, num_shown=8, correlation=0.7)
     answers, valid = answers_by_step(question)
@@ -204,6 +205,7 @@ def test_a_traced_correlation_is_the_number():
     np.testing.assert_array_equal(traced.vectors, fixed.vectors)
 
 
+@pytest.mark.slow
 def test_float32_even_where_doubles_are_enabled():
     def run(key):
         batch = nf.sample(key, CONFIG, 4, num_ranks=4, correlation=(0.0, 1.0))

@@ -114,11 +114,12 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(FIGURES, keep=["few slots", "one slot", "many"]))
+@pytest.mark.parametrize("name", mostly_slow(FIGURES, keep=["few slots"]))
 def test_nothing_is_cut(name):
     assert_nothing_cut(FIGURES[name]())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["few slots"])
 def test_same_twice(name):
     assert_same_twice(FIGURES[name])

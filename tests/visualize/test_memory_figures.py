@@ -11,6 +11,7 @@ from rrnn_jax.visualize import (
     slot_movement,
     slot_similarity,
 )
+from tests.grids import mostly_slow
 from tests.visualize.figures import assert_nothing_cut, assert_same_twice, colour_bars
 
 RNG = np.random.default_rng(0)
@@ -121,14 +122,15 @@ FIGURES = {
     "projection": lambda: projection_figure(MEMORIES, marked=2),
     "projection, one step": lambda: projection_figure(MEMORIES[:1]),
 }
+KEPT = ["dynamics", "similarity", "projection"]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", mostly_slow(FIGURES, keep=KEPT))
 def test_nothing_is_cut(name):
     assert_nothing_cut(FIGURES[name]())
 
 
-@pytest.mark.parametrize("name", ["dynamics", "similarity", "projection"])
+@pytest.mark.parametrize("name", mostly_slow(KEPT, keep=["projection"]))
 def test_same_twice(name):
     assert_same_twice(FIGURES[name])
 

@@ -21,6 +21,7 @@ from tests.core.choices import chosen
 from tests.core.cuda.emulation import Emulator, has_compiler
 from tests.core.cuda.program import kernels_run
 from tests.core.random_variables import normal, random_variables
+from tests.grids import mostly_slow
 
 pytestmark = pytest.mark.skipif(not has_compiler, reason="needs g++")
 
@@ -85,7 +86,7 @@ CLUSTERS = {
     "uneven": Case(sizes(4, 4, 32), B=18, T=2, tiles=2, cluster=4, multiprocessors=36),
 }
 SLOW |= {f"cluster_{name}": case for name, case in CLUSTERS.items()}
-CASES = [*QUICK.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW.items())]
+CASES = mostly_slow((QUICK | SLOW).items(), keep=[("gates_of_units", QUICK["gates_of_units"])])
 
 
 class Problem(NamedTuple):
@@ -253,6 +254,7 @@ def run_in_orders(
         yield len(found) == len(expected) > 0 and all(map(np.array_equal, found, expected))
 
 
+@pytest.mark.slow
 def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
     orders = [88172645463325252, 1234567890123]
     assert all(run_in_orders(QUICK["gates_of_units"], orders, monkeypatch))
@@ -347,6 +349,7 @@ def test_resets_and_mask_equal_separate_and_unpadded_sequences(monkeypatch):
     np.testing.assert_array_equal(padded[:, 1:3], jnp.repeat(padded[:, :1], 2, axis=1))
 
 
+@pytest.mark.slow
 def test_vmap_runs_the_kernels_once_for_each(monkeypatch):
     emulator = Emulator().use(monkeypatch)
     monkeypatch.setattr(support, "why_not_here", lambda: None)

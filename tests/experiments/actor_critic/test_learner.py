@@ -93,6 +93,7 @@ def test_convolution_is_flaxs():
     )
 
 
+@pytest.mark.slow
 def test_convolutional_lstm_is_flaxs():
     x = jax.random.normal(jax.random.key(0), (6, 2, 5, 6, 4))
     cells = ConvLSTMCell2x2(3), nn.ConvLSTMCell(3, (2, 2))
@@ -114,6 +115,7 @@ def test_convolutional_lstm_is_flaxs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
+@pytest.mark.slow
 def test_with_skip_what_follows_the_core_sees_its_inputs():
     agent = make_agent(dataclasses.replace(TINY, agent=AgentConfig(width=8, skip=True)), 4)
     obs = np.random.default_rng(0).random((3, 2, 5, 5, 6), np.float32)
@@ -230,6 +232,7 @@ def test_a_cut_episode_counts_with_the_value_of_its_last_state():
     np.testing.assert_array_equal(ended.length, np.full(5, 3))
 
 
+@pytest.mark.slow
 def test_an_episode_that_terminates_at_its_cap_has_no_later_value():
     class Both(Count):
         def transition(self, key, state, action, params):

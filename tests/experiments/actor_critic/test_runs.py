@@ -91,6 +91,7 @@ def test_mini_pacman_with_vtrace_and_two_seeds(tmp_path):
     assert all(np.isfinite([row["loss"], row["entropy"], row["kl"]]).all() for row in trained)
 
 
+@pytest.mark.slow
 def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
     config = dataclasses.replace(
         TINY, model="rmc", rmc=RMCConfig(mem_slots=2, num_heads=2, head_size=4)

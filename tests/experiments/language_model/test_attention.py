@@ -85,6 +85,7 @@ def test_figure_has_a_row_for_each_head_and_gate(insides):
     assert labels == list(insides.rows)
 
 
+@pytest.mark.slow
 def test_what_has_no_attention_is_refused():
     with pytest.raises(
         RefusedError, match="only the memory core has attention; this model is lstm"

@@ -251,6 +251,7 @@ def test_the_first_updates_at_the_papers_size_are_quoted():
     assert f"`{kept['environment']['command']}`" in PROSE
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("all_optimisations")
 def test_the_model_that_ships_has_the_loss_its_card_says(tmp_path, monkeypatch):
     monkeypatch.chdir(README.parents[2])  # The card's paths are the repository's.

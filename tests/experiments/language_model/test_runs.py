@@ -82,6 +82,7 @@ def test_evaluation_is_that_of_training(done):
     assert json.loads((base / "run" / "rmc" / "evaluation.json").read_text()) == found["rmc"]
 
 
+@pytest.mark.slow
 def test_report_of_trained_runs(done, capsys):
     base, config, _ = done
     save(base / "run" / "rmc", base / "given")

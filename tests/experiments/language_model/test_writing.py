@@ -37,6 +37,7 @@ def written(writer: Writer, session: Session, count: int, seed: int = 0) -> list
     return writer.write(session, count, seed)[1].tolist()
 
 
+@pytest.mark.slow
 def test_the_same_however_it_is_cut():
     long, short = make_writer(40), make_writer(7)
     start = long.start(small().vocabulary.start)
