@@ -268,40 +268,6 @@ def test_nothing_is_captured_unless_asked():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"mem_slots": 0}, ValueError, "mem_slots must be at least 1, got 0"),
-        ({"head_size": -2}, ValueError, "head_size must be at least 1, got -2"),
-        ({"num_heads": 0}, ValueError, "num_heads must be at least 1, got 0"),
-        ({"num_blocks": 0}, ValueError, "num_blocks must be at least 1, got 0"),
-        ({"key_size": 0}, ValueError, "key_size must be at least 1, got 0"),
-        (
-            {"attention_mlp_layers": 0},
-            ValueError,
-            "attention_mlp_layers must be at least 1, got 0",
-        ),
-        ({"mem_slots": 1.5}, TypeError, "mem_slots must be an integer, got 1.5 of type float"),
-        ({"num_heads": "4"}, TypeError, "num_heads must be an integer, got '4' of type str"),
-        ({"num_blocks": True}, TypeError, "num_blocks must be an integer, got True"),
-        ({"head_size": None}, TypeError, "head_size must be an integer, got None"),
-        (
-            {"gate_style": "units"},
-            ValueError,
-            "gate_style must be one of 'unit', 'memory', None; got 'units'",
-        ),
-        (
-            {"gate_style": None, "output_gate": True},
-            ValueError,
-            "output_gate=True needs gate_style 'unit' or 'memory', got None",
-        ),
-    ],
-)
-def test_construction_errors(options, error, message):
-    with pytest.raises(error, match=message):
-        RelationalMemoryCell(**options)
-
-
-@pytest.mark.parametrize(
     ("config", "carry", "x", "error", "message"),
     [
         ({}, (3, 4), (2, 5), ValueError, r"carry .* \[\*B, S, F\] = \(2, 3, 4\), got \(3, 4\)"),

@@ -32,10 +32,36 @@ CARRY = jnp.zeros((4, 2, 16))
         ({"learned_carry": 1}, "learned_carry must be True or False, got 1"),
         ({"mem_slots": 4.0}, r"mem_slots must be an integer, got 4\.0 of type float"),
         ({"mem_slots": jnp.int32(4)}, r"mem_slots must be an integer, got Array\(4"),
+        ({"num_heads": "4"}, "num_heads must be an integer, got '4' of type str"),
+        ({"num_blocks": True}, "num_blocks must be an integer, got True"),
+        ({"head_size": None}, "head_size must be an integer, got None"),
     ],
 )
-def test_attributes_of_a_cell(options, message):
+def test_types_of_attributes_of_a_cell(options, message):
     with pytest.raises(TypeError, match=message):
+        RelationalMemoryCell(**SIZES | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(
+            ({name: 0}, f"{name} must be at least 1, got 0")
+            for name in ("mem_slots", "num_heads", "num_blocks", "key_size", "attention_mlp_layers")
+        ),
+        ({"head_size": -2}, "head_size must be at least 1, got -2"),
+        (
+            {"gate_style": "units"},
+            "gate_style must be one of 'unit', 'memory', None; got 'units'",
+        ),
+        (
+            {"gate_style": None, "output_gate": True},
+            "output_gate=True needs gate_style 'unit' or 'memory', got None",
+        ),
+    ],
+)
+def test_values_of_attributes_of_a_cell(options, message):
+    with pytest.raises(ValueError, match=message):
         RelationalMemoryCell(**SIZES | options)
 
 
@@ -46,8 +72,16 @@ def test_attributes_of_a_cell(options, message):
         (lambda: MemoryGates(forget_bias=None), "forget_bias must be a number, got None"),
         (lambda: MultiHeadAttention(2, 4, qkv_norm="no"), "qkv_norm must be True or False"),
         (lambda: MultiHeadAttention(2, 4, dtype="int32"), "dtype must be a floating-point dtype"),
+        (lambda: MultiHeadAttention(0, 2), "num_heads must be at least 1, got 0"),
+        (lambda: MultiHeadAttention(2, -1), "head_size must be at least 1, got -1"),
+        (lambda: MultiHeadAttention(2, 2, key_size=0), "key_size must be at least 1, got 0"),
         (lambda: RelationalMemory(0, 4), "num_heads must be at least 1, got 0"),
         (lambda: RelationalMemory(2, 4, key_size=0), "key_size must be at least 1, got 0"),
+        (lambda: RelationalMemory(2, 4, num_blocks=0), "num_blocks must be at least 1, got 0"),
+        (
+            lambda: RelationalMemory(2, 4, attention_mlp_layers=0),
+            "attention_mlp_layers must be at least 1, got 0",
+        ),
     ],
 )
 def test_attributes_of_the_parts_of_a_cell(make, message):

@@ -141,10 +141,3 @@ def test_shape_errors(memory, inputs, message):
     module = RelationalMemory(num_heads=2, head_size=2)
     with pytest.raises(ValueError, match=message):
         module.init(jax.random.key(0), jnp.ones(memory), jnp.ones(inputs))
-
-
-@pytest.mark.parametrize("name", ["num_blocks", "attention_mlp_layers"])
-def test_size_errors(name):
-    sizes: Any = {name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        RelationalMemory(num_heads=2, head_size=2, **sizes)

@@ -60,9 +60,21 @@ class Sizes(NamedTuple):
         _, heads, size = self.rows
         return x.reshape(*x.shape[:-1], *inner, heads, size)
 
-    def low(self, *shape: int) -> Shape:
-        """``[B, *shape]`` in the dtype of products."""
-        return Shape((self.batch, *shape), self.dtype)
+    @property
+    def row(self) -> Shape:
+        """A step's rows ``[B, S, H, D]`` in the dtype of products."""
+        return Shape((self.batch, *self.rows), self.dtype)
+
+    @property
+    def qkv_row(self) -> Shape:
+        """Queries, keys and values of a step ``[B, S, 3, H, D]``, in the same dtype."""
+        slots, *head = self.rows
+        return Shape((self.batch, slots, 3, *head), self.dtype)
+
+    @property
+    def gate(self) -> Shape:
+        """Both gates of a step ``[B, S, 2, H, D]`` or ``[B, S, 2]``, in the same dtype."""
+        return Shape((self.batch, self.rows[0], *self.gates), self.dtype)
 
     def wide(self, *shape: int) -> Shape:
         """``[B, *shape]`` in float32."""

@@ -72,8 +72,7 @@ def _forward(sizes: Sizes, arguments: Arguments, save: bool) -> tuple[Array, Arr
     qkv_terms, gate_terms = split_terms(sizes, terms)
     flags, fresh = flags_of(sizes, reset_carry, resets, mask)
     layers = sizes.cell.attention_mlp_layers
-    row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
-    qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
+    row, qkv_row, gate = sizes.row, sizes.qkv_row, sizes.gate
     memory = sizes.split(carry)
     shapes = [sizes.over_time(Shape(memory.shape, memory.dtype), 1)]
     if save:
@@ -124,10 +123,8 @@ def _backward(
     w, v = _cast(sizes, weights), vectors_of(sizes, weights)
     qkv_terms, gate_terms = split_terms(sizes, terms)
     layers = sizes.cell.attention_mlp_layers
-    row, wide = sizes.low(*sizes.rows), sizes.wide(*sizes.rows)
-    gate = sizes.low(sizes.rows[0], *sizes.gates)
-    qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
-    buffers = _backward_buffers(sizes, gate_terms, qkv_terms, [row] * (layers - 1))
+    row, wide = sizes.row, sizes.wide(*sizes.rows)
+    buffers = _backward_buffers(sizes, gate_terms, qkv_terms)
 
     def step(k: Array, state: tuple) -> tuple:
         d_fresh, d_memory, d_product, d_tanh, buffers = state
@@ -138,7 +135,7 @@ def _backward(
                 *(at, flags, fresh, d_fresh, d_memory, d_product, d_tanh, sizes.split(d_outputs)),
                 *(kept.memories, kept.last, kept.rows, kept.gates, v.last, gate_terms),
             ],
-            [Shape(fresh.shape, fresh.dtype), wide, row, gate],
+            [Shape(fresh.shape, fresh.dtype), wide, row, sizes.gate],
             buffers[:4],
         )
         if sizes.resets:  # Without resets the copy would be useless.
@@ -159,7 +156,7 @@ def _backward(
                 *(at, flags, fresh, d, d_last, kept.qkv, kept.memories),
                 *(v.qkv, v.norm, d_memory, qkv_terms),
             ],
-            [wide, qkv_row],
+            [wide, sizes.qkv_row],
             buffers[4:8],
         )
         d_product = _multiply_back(d_qkv, w["block_0/qkv"], row.shape)
@@ -188,18 +185,15 @@ def _backward(
     return Arguments(d_weights, d_carry.reshape(d_final.shape), d_reset, d_terms, None, None)
 
 
-def _backward_buffers(
-    sizes: Sizes, gate_terms: Array, qkv_terms: Array, hidden: list[Shape]
-) -> list[Array]:
+def _backward_buffers(sizes: Sizes, gate_terms: Array, qkv_terms: Array) -> list[Array]:
     """Buffers for the results of the backward loop, in the order of `_Found`."""
-    row, gate = sizes.low(*sizes.rows), sizes.low(sizes.rows[0], *sizes.gates)
-    qkv_row = sizes.low(sizes.rows[0], 3, *sizes.rows[1:])
+    hidden = [sizes.row] * (sizes.cell.attention_mlp_layers - 1)
     sums, qkv_sums = sizes.wide(2, *sizes.rows[1:]), sizes.wide(2, 3, *sizes.rows[1:])
     return empty(
         [
-            *(sizes.over_time(x) for x in (row, gate)),
+            *(sizes.over_time(x) for x in (sizes.row, sizes.gate)),
             Shape(gate_terms.shape, gate_terms.dtype),
-            *(sizes.over_time(x) for x in (sums, qkv_row)),
+            *(sizes.over_time(x) for x in (sums, sizes.qkv_row)),
             Shape(qkv_terms.shape, qkv_terms.dtype),
             *(sizes.over_time(x) for x in (qkv_sums, sums, *hidden)),
         ],
