@@ -22,6 +22,7 @@ from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
 from experiments.common.report import Run, compare, joined, read_run, to_csv, to_markdown
 from experiments.common.run_directory import SUMMARY_FILE, read_environment, settings_of
+from experiments.sweep import OPTIONS_FILE
 
 
 class Entry(NamedTuple):
@@ -99,7 +100,7 @@ def find_runs(directories: Iterable[Path]) -> list[Path]:
 
 def _is_of_a_search(run_dir: Path) -> bool:
     """Whether the settings of a sweep were chosen by this run, whose seed is not a fresh one."""
-    in_sweep = (run_dir.resolve().parents[1] / "sweep.json").exists()
+    in_sweep = (run_dir.resolve().parents[1] / OPTIONS_FILE).exists()
     return in_sweep and not run_dir.name.startswith("final_")
 
 

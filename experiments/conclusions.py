@@ -1,7 +1,7 @@
 """Writes numbers of the READMEs: ``python -m experiments.conclusions``.
 
 A block between two marks, ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``, is made from the
-files in ``experiments/results``; in ``experiments/README.md`` all numbers are in such blocks.
+files in ``experiments/results``; in ``experiments/README.md`` all scores are in such blocks.
 ``--check`` writes nothing; its exit code is 1 if a README is out of date.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 from experiments.ablations.config import Config
 from experiments.ablations.problems import describe_task
 from experiments.common import markdown
+from experiments.common.records import write_text
 from experiments.common.report import Difference, difference, points, spread
 from experiments.common.restore import config_from
 from experiments.common.results import RESULTS, fastest
@@ -287,11 +288,11 @@ def _config(name: str, grid: dict[str, Any]) -> Config:
 
 
 def _hours(grid: dict[str, Any]) -> str:
-    """The time of a grid on two cores, and the number of finished rows."""
+    """The time of a grid's rows together, and the number of finished ones."""
     seconds = sum(row["seconds"] or 0 for row in grid["rows"].values())
     done, missing = len(grid["rows"]), len(grid["not_run"])
-    hours = f"{seconds / 3600 / 2:.1f} h of 2 cores"
-    return f"{hours} for {done} of {done + missing} rows" if missing else hours
+    hours = f"{seconds / 3600:.1f} h of training"
+    return f"{hours}, {done} of {done + missing} rows" if missing else hours
 
 
 def _task(config: Config) -> str:
@@ -361,7 +362,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for path in stale:
         print(f"out of date: {path}" if given.check else f"wrote {path}")
         if not given.check:
-            path.write_text(filled[path])
+            write_text(path, filled[path])
     return int(bool(given.check and stale))
 
 

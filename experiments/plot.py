@@ -22,11 +22,11 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="directory of a run, or one with runs below it")  # fmt: skip
     parser.add_argument("--out", type=Path,
-                        help="directory of the figures (default: plots of the first)")  # fmt: skip
+                        help="directory of the figures (default: RUN/plots/all)")  # fmt: skip
     given = parser.parse_args(args)
 
     def action() -> None:
-        for path in plot_runs(given.runs, given.out or given.runs[0] / "plots"):
+        for path in plot_runs(given.runs, given.out or given.runs[0] / "plots" / "all"):
             print(path)
 
     return exit_code(action)

@@ -32,6 +32,9 @@ from experiments.common.run_directory import SUMMARY_FILE
 FINAL_SEED = 1000
 """The first of the fresh seeds."""
 
+OPTIONS_FILE = "options.json"
+"""In the directory of a sweep: the options of all its runs."""
+
 Setting = dict[str, str]
 """Options of a run, by name without dashes."""
 
@@ -66,6 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
         write_text(directory / "sweep.md", to_markdown(rows))
         write_json(directory / "sweep.json", rows)
         if given.final_seeds and not any(codes.values()):
+            _check_fresh(rows)
             fresh = ["--seed", str(FINAL_SEED), "--num-seeds", str(given.final_seeds)]
             best = {row["model"]: row["setting"] for row in rows if row.get("best")}
             start = f"final_{given.final_seeds},"
@@ -211,6 +215,10 @@ def _check_vary(models: Sequence[str], vary: Sequence[Sequence[str]]) -> None:
         owner, option = _owner_and_option(name)
         if option == "task":
             raise RefusedError("--vary must leave the task as it is: scores of tasks differ")
+        if option in ("seed", "num-seeds"):
+            raise RefusedError(
+                f"--vary must leave the {option} as it is: best seeds are no setting"
+            )
         if not values:
             raise RefusedError(f"--vary {name} must have values")
         if owner not in ("", *models):
@@ -220,6 +228,16 @@ def _check_vary(models: Sequence[str], vary: Sequence[Sequence[str]]) -> None:
         if (owner, option) in seen:
             raise RefusedError(f"--vary {name} must be given once, with all its values")
         seen.add((owner, option))
+
+
+def _check_fresh(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that no setting was chosen by a seed of the final runs."""
+    last = max(seed for row in rows for seed in row["seeds"])
+    if last >= FINAL_SEED:
+        raise RefusedError(
+            f"--seed and --num-seeds must leave the seeds from {FINAL_SEED} on to the final runs, "
+            f"got seed {last}"
+        )
 
 
 def _check_single(given: argparse.Namespace, options: Sequence[str]) -> None:
@@ -235,7 +253,7 @@ def _check_single(given: argparse.Namespace, options: Sequence[str]) -> None:
 
 def _check_same(directory: Path, experiment: str, options: Sequence[str]) -> None:
     """Checks that a sweep's directory has the same experiment and options."""
-    path, wanted = directory / "options.json", [experiment, *options]
+    path, wanted = directory / OPTIONS_FILE, [experiment, *options]
     if any(directory.glob("*/*/*.json")) and (found := read_json(path)) != wanted:
         raise RefusedError(f"{directory} holds a sweep of {' '.join(found)}; "
                            "choose another --run-dir")  # fmt: skip

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.records import replacing
+
 TEXT = Path(__file__).with_suffix(".md")
 NOTEBOOK = Path(__file__).with_suffix(".ipynb")
 LARGEST = 1_500_000
@@ -95,7 +97,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print("The tour needs its extra: pip install -e '.[tour]'", file=sys.stderr)
         return 2
     start = time.perf_counter()
-    nbformat.write(execute(), given.out)
+    with replacing(given.out) as temporary:
+        nbformat.write(execute(), temporary)
     print(f"wrote {given.out} after {time.perf_counter() - start:.0f} s")
     return 0
 

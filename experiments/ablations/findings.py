@@ -79,7 +79,10 @@ def _rule(num_seeds: int) -> str:
     )
     if num_seeds < FEWEST_SEEDS:
         return f"{rule} There are too few here."
-    return f"{rule} Of rows that do not differ about one in twenty is called so by chance."
+    return (
+        f"{rule} Of rows that do not differ, about one in ten is called so by chance with "
+        f"{FEWEST_SEEDS} seeds, one in twenty with many."
+    )
 
 
 def _sentence(row: RowNumbers, base: RowNumbers) -> str:

@@ -79,6 +79,10 @@ def check(config: Config) -> None:
         own, other = vars(getattr(config, section)), vars(getattr(usual, section))
         for name in (name for name in own if own[name] != other[name]):
             raise ValueError(f"{name} must be left out with task={config.task}, got {own[name]}")
+    if config.train.target is not None:
+        raise ValueError(
+            f"target must be left out: rows have equal updates, got {config.train.target}"
+        )
     if config.task == "program_evaluation":
         _program_task(config)
         config.program.check([config.program.program_task], usual.program)

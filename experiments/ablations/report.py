@@ -17,7 +17,7 @@ from experiments.ablations.problems import describe_task
 from experiments.common import markdown
 from experiments.common.loop import NonFiniteError
 from experiments.common.options import changed_options
-from experiments.common.records import write_json, write_text
+from experiments.common.records import replacing, write_json, write_text
 from experiments.common.report import points, spread
 from rrnn_jax.visualize import bars_figure
 
@@ -78,11 +78,13 @@ def write_report(
         reference=("", BASE),
         x_label="accuracy minus the base's with the same seed (points); dots: seeds, lines: 95 %",
     )
-    figure.savefig(run_dir / "ablations.png", dpi=200)
+    with replacing(run_dir / "ablations.png") as temporary:
+        figure.savefig(temporary, dpi=200)
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         for name, copy in FILES.items():
-            shutil.copyfile(run_dir / name, results / copy.format(config.preset))
+            with replacing(results / copy.format(config.preset)) as temporary:
+                shutil.copyfile(run_dir / name, temporary)
     return f"{findings}\n{table}"
 
 

@@ -47,7 +47,7 @@ def git_commit() -> str | None:
         changed = _git(
             root, "status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_RESULTS
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     return head + ("-dirty" if changed else "")
 

@@ -12,7 +12,7 @@ from experiments.common.interrupts import Interrupted, StopRequest, keep_request
 from experiments.common.metrics import METRICS_FILE, MetricsWriter
 from experiments.common.problem import Problem, Score
 from experiments.common.progress import Progress
-from experiments.common.records import RowWriter, read_rows
+from experiments.common.records import Row, RowWriter, read_rows
 from experiments.common.run_directory import (
     check_not_failed,
     check_shared,
@@ -94,14 +94,17 @@ def train(
     programs = Programs(problem, config)
     with contextlib.ExitStack() as stack:
         checkpoints = best = restored = None
-        if parallel.is_main():
+
+        def begin() -> None:
+            nonlocal checkpoints, best, restored
             stack.enter_context(hold(run_dir))
             checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
             best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
             restored = checkpoints.restore_latest(programs.shapes)
             if restored is None:
                 best.clear()  # That of a run which the user starts over.
-        parallel.wait()  # Until the first process has removed damaged checkpoints.
+
+        parallel.first(begin)  # The others wait until it has removed damaged checkpoints.
         if not parallel.is_main():
             with contextlib.suppress(FileNotFoundError):
                 restored = read_latest(run_dir / "checkpoints", programs.shapes)
@@ -237,10 +240,9 @@ class _Session:
             self._evaluate(state)
             return self._is_done()
         # The written evaluation equals the original exactly.
-        recorded = self._recorded("valid")
-        self.evaluation = recorded or self.programs.evaluate(state)
+        self.evaluation = self._recorded("valid") or self.programs.evaluate(state)
         # A target is for the evaluations of the run, which a stop in between does not add to.
-        is_due = recorded is not None or parallel.count() > 1
+        (is_due,) = parallel.agree(self.checkpoints is not None and self._rows("valid") != {})
         is_done = self.step >= self.config.steps or (is_due and self._is_done())
         if is_done:
             print(f"{self.name}: finished before, at step {self.step}")
@@ -255,11 +257,7 @@ class _Session:
         samples = self.config.eval_samples
         if self.checkpoints.note("eval_samples") not in (None, samples):
             return None
-        rows = {
-            row["seed"]: row
-            for row in read_rows(self.run_dir / METRICS_FILE)
-            if (row["step"], row["split"]) == (self.step, split)
-        }
+        rows = self._rows(split)
         if self.score.name not in set().union(*rows.values()) or len(rows) < self.config.num_seeds:
             return None
         names = dict.fromkeys(name for row in rows.values() for name in row)
@@ -267,6 +265,14 @@ class _Session:
             name: [rows[seed].get(name) for seed in self.config.seeds]
             for name in names
             if name not in ("step", "split", "seed")
+        }
+
+    def _rows(self, split: str) -> dict[int, Row]:
+        """The rows of an evaluation of this step, by seed."""
+        return {
+            row["seed"]: row
+            for row in read_rows(self.run_dir / METRICS_FILE)
+            if (row["step"], row["split"]) == (self.step, split)
         }
 
     def _evaluate(self, state: TrainState) -> None:

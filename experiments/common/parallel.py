@@ -246,6 +246,7 @@ def first(action: Callable[[], Any]) -> None:
             action()
         except Exception as caught:
             error = caught
+    wait()  # It may take longer than a collective does.
     (failed,) = agree(error is not None)
     if error is not None:
         raise error

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.common.actor_critic.config import TITLES
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.problem import Score
-from experiments.common.records import writes
+from experiments.common.records import replacing, writes
 from experiments.common.refused import RefusedError
 from rrnn_jax.visualize import learning_curves_figure
 from rrnn_jax.visualize.style import COLOURS, line_look
@@ -147,5 +147,6 @@ def plot_curves(
     )
     if writes():
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150)
     return path

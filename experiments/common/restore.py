@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from experiments.common.cells import CellConfigs
 from experiments.common.checkpoint import read_latest
 from experiments.common.problem import Params, Problem
-from experiments.common.records import read_json
+from experiments.common.records import read_json, replacing
 from experiments.common.refused import RefusedError
 from experiments.common.steps import Programs
 from experiments.common.train_config import TrainConfig
@@ -40,7 +40,7 @@ def read_config(run_dir: Path, default: ConfigT) -> ConfigT:
 
     Raises:
       FileNotFoundError: there is no run.
-      RefusedError: the file has a field that the experiment does not know.
+      RefusedError: the file has a field that the experiment does not know, or a bad value.
     """
     path = run_dir / "config.json"
     if not path.exists():
@@ -95,7 +95,8 @@ def write_params(folder: Path, params: Params, step: int, half: bool = False) ->
     leaves: dict[str, Any] = flatten_dict(params, sep="/")  # type: ignore[assignment]
     dtype = np.float16 if half else None
     flat: dict[str, Any] = {name: np.asarray(leaf, dtype) for name, leaf in leaves.items()}
-    np.savez_compressed(folder / PARAMS_FILE, step=np.int32(step), **flat)
+    with replacing(folder / PARAMS_FILE) as temporary:
+        np.savez_compressed(temporary, step=np.int32(step), **flat)
 
 
 def read_params(folder: Path, wanted: Params) -> tuple[int, Params]:
@@ -138,8 +139,10 @@ def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:
       A config of the type of `default`.
 
     Raises:
-      RefusedError: there is a field that the experiment does not know.
+      RefusedError: there is a field that the experiment does not know, or a value that it refuses.
     """
+    if not isinstance(values, Mapping):
+        raise RefusedError(f"{path} must hold a config, got {values!r:.60}")
     known = {field.name for field in dataclasses.fields(default)}
     if isinstance(default, CellConfigs):  # A section of another core, not registered now, is left.
         absent = {name for name in values.keys() - known if isinstance(values[name], Mapping)}
@@ -152,4 +155,7 @@ def config_from(default: Any, values: Mapping[str, Any], path: str) -> Any:
         if dataclasses.is_dataclass(getattr(default, name)):
             value = config_from(getattr(default, name), value, path)
         changes[name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(default, **changes)
+    try:
+        return dataclasses.replace(default, **changes)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(f"{path} must hold a config: {error}") from error

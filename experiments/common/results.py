@@ -21,7 +21,7 @@ from experiments.common.cli import exit_code
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
-from experiments.common.records import read_json, read_rows, write_json
+from experiments.common.records import read_json, read_rows, replacing, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.run_directory import SUMMARY_FILE, read_environment, settings_of
 
@@ -113,9 +113,12 @@ def _join(name: str, runs: list[Any]) -> dict[str, Any]:
     """Joins runs of one model with different seeds into one run.
 
     Raises:
-      RefusedError: they differ in other settings.
+      RefusedError: they differ in other settings, or have a seed in common.
     """
     first = runs[0]
+    seeds = [seed for run in runs for seed in run["summary"].get("seeds", [])]
+    if len(set(seeds)) < len(seeds):
+        raise RefusedError(f"runs of {name} must have different seeds, got {seeds}")
     for run in runs[1:]:
         if settings_of(run["config"]) != settings_of(first["config"]):
             raise RefusedError(f"runs of {name} must differ only in the seed")
@@ -196,7 +199,8 @@ def _keep(run_dir: Path, name: str, policies: str | None, join: bool) -> None:
     write_json(target, kept)
     plots = [run_dir / "plots" / name for name in PLOTS]
     if policies is None and not join and (found := [path for path in plots if path.exists()]):
-        shutil.copyfile(found[0], target.with_suffix(".png"))
+        with replacing(target.with_suffix(".png")) as path:
+            shutil.copyfile(found[0], path)
     elif "config" not in kept and any("stopped_at" not in x["summary"] for x in kept.values()):
         draw(kept, target.with_suffix(".png"), lines)
     print(f"wrote {target}")

@@ -31,7 +31,7 @@ class TrainConfig:
     schedule: Schedule = "constant"
     """The schedule after the warm-up: constant, or a cosine or linear decay to zero."""
     hold: float = 0.0
-    """Part, from 0 to 1, of the updates after the warm-up at the peak, before the decay."""
+    """Part, from 0 to 1, of the updates after the warm-up at the peak, before a decay."""
     warmup_steps: int = 0
     """Updates in which the rate rises from zero to its peak, linearly."""
     clip_norm: float | None = None

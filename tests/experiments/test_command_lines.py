@@ -55,6 +55,7 @@ CASES = {
     "ablations": {
         **(REFUSED | JOBS),
         "--key-size 0": "--key-size must be at least 1, got 0",
+        "--target 0.9": "--target must be left out: rows have equal updates, got 0.9",
         "--program-task reverse": "--program-task must be left out with --task=nth_farthest, "
         "got reverse",
         "--ranks 4": "--staged must be True with options of the curriculum, got False",

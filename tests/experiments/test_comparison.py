@@ -91,7 +91,7 @@ def test_seeds_of_one_config_are_put_together(tmp_path):
 def test_of_a_sweep_only_fresh_seeds_count(tmp_path, monkeypatch):
     chosen = make_run(tmp_path / "rmc" / "learning-rate_1e-3")
     assert find_runs([tmp_path]) == [chosen]
-    (tmp_path / "sweep.json").write_text("[]")
+    (tmp_path / "options.json").write_text("[]")
     fresh = make_run(tmp_path / "rmc" / "final_2,learning-rate_1e-3")
     assert find_runs([tmp_path]) == [fresh]
     monkeypatch.chdir(tmp_path / "rmc")

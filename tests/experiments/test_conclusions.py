@@ -158,7 +158,7 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results, monkeypatch):
     lines = conclusions.index().splitlines()
     assert any(
         "3 objects of 2 features" in line
-        and "| 1.0 h of 2 cores for 2 of 3 rows | Intel Xeon |" in line
+        and "| 2.0 h of training, 2 of 3 rows | Intel Xeon |" in line
         for line in lines
     )
     assert any(
@@ -167,7 +167,7 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results, monkeypatch):
     )
     assert any("language_model`" in line and "| 2 min of 1 core" in line for line in lines)
     results("ablations/quick", part | {"not_run": []})
-    assert "| 1.0 h of 2 cores |" in conclusions.index()
+    assert "| 2.0 h of training |" in conclusions.index()
 
 
 def test_marks_and_blocks_must_agree():

@@ -83,7 +83,7 @@ def test_plots_of_a_run_from_its_metrics_alone(tmp_path, capsys):
     text = (tmp_path / "b" / "metrics.jsonl").read_text()
     (tmp_path / "a" / "metrics.jsonl").write_text(text[:-20])  # In training: its last row is torn.
     assert plot.main([str(tmp_path)]) == 0
-    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "plots" / "all").iterdir())
     assert drawn == ["accuracy.png", "gradient_norm.png", "loss.png"]
     assert plot.main([str(tmp_path / "absent")]) == 2
     assert "error: no metrics.jsonl" in capsys.readouterr().err

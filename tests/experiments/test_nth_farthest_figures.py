@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params
 from experiments.common.steps import Programs
 from experiments.nth_farthest import PRESETS, train
@@ -57,9 +58,15 @@ def test_config_is_read_back(run_dir, tmp_path):
             assert read_config(tmp_path, PRESETS["paper"]) == CONFIG
     with pytest.raises(ValueError, match="fields that Config lacks: gru"):
         read_config(tmp_path, PRESETS["paper"])
-    (tmp_path / "config.json").write_text('{"rmc": {"mem_slots": 2, "colour": "red"}}')
-    with pytest.raises(ValueError, match="fields that RMCConfig lacks: colour"):
-        read_config(tmp_path, PRESETS["paper"])
+    for text, message in (
+        ('{"rmc": {"mem_slots": 2, "colour": "red"}}', "fields that RMCConfig lacks: colour"),
+        ("[]", r"config\.json must hold a config, got \[\]"),
+        ('{"train": 3}', r"config\.json must hold a config, got 3"),
+        ('{"train": {"steps": 0}}', r"config\.json must hold a config: steps must be at least 1"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(RefusedError, match=message):
+            read_config(tmp_path, PRESETS["paper"])
 
 
 @pytest.mark.slow

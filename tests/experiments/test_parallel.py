@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.common import cells
+from experiments.common.run_directory import hold
 from tests.experiments.toys import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -184,6 +185,15 @@ def test_processes_must_share_the_run_directory(tmp_path):
     ends = end(start(tmp_path, -1, "--apart"))
     assert [code for code, _ in ends] == [2, 2], ends
     assert all("all processes must share --run-dir" in text for _, text in ends), ends
+
+
+@pytest.mark.slow
+def test_both_processes_refuse_a_busy_directory(tmp_path):
+    assert end(start(tmp_path, 1, "--steps", "5"))[0][0] == 0
+    with hold(tmp_path / "run"):
+        ends = end(start(tmp_path, -1, "--steps", "5"), 120)
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert "is in use by process" in ends[0][1]
 
 
 @pytest.mark.slow

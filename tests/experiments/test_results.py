@@ -88,6 +88,9 @@ def test_seeds_in_runs_of_their_own_are_one_record(tmp_path):
         with pytest.raises(ValueError, match="runs of rmc must differ only in the seed"):
             collect(tmp_path)
         shutil.rmtree(tmp_path / "rmc-6")
+    make_run(tmp_path / "rmc", 0.25)
+    with pytest.raises(ValueError, match=r"runs of rmc must have different seeds, got \[3, 3, 5\]"):
+        collect(tmp_path)
 
 
 def test_runs_are_joined_with_the_kept(tmp_path, monkeypatch, capsys):

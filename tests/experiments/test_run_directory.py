@@ -348,7 +348,10 @@ def test_a_target_is_for_the_evaluations_of_the_run(tmp_path):
     sparse = dataclasses.replace(QUICK, eval_every=10)
     with pytest.raises(loop.Interrupted, match="stopped at step 5"):
         run(tmp_path, dataclasses.replace(sparse, minutes=1e-9))
-    assert run(tmp_path, dataclasses.replace(sparse, target=0.0)).state.step == 10
+    ended = dataclasses.replace(sparse, target=0.0)
+    assert run(tmp_path, ended).state.step == 10
+    # It stays ended, on whatever samples it is evaluated.
+    assert run(tmp_path, dataclasses.replace(ended, eval_samples=32)).state.step == 10
 
 
 @pytest.mark.slow

@@ -99,6 +99,9 @@ def test_the_best_settings_are_compared_with_fresh_seeds(tmp_path, monkeypatch, 
     assert len(calls) == 8
     assert sweep.main([*command[:3], "--models", "rmc", "--final-seeds", "-1"]) == 2
     assert "--final-seeds must be at least 0, got -1" in capsys.readouterr().err
+    monkeypatch.setattr(sweep, "FINAL_SEED", 1)  # The settings were chosen by seeds 0 and 1.
+    assert sweep.main(command) == 2
+    assert "must leave the seeds from 1 on to the final runs, got seed 1" in capsys.readouterr().err
 
 
 def test_a_setting_that_diverges_is_left_out(tmp_path, monkeypatch, capsys):
@@ -151,7 +154,9 @@ REFUSED = {
     "some --models rmc --vary task a b": "--vary must leave the task as it is",
     "some --models rmc --vary steps": "--vary steps must have values",
     "some --models rmc --vary lstmm:steps 1": "one of --models rmc, got 'lstmm'",
-    "some --models rmc --vary num-seeds 1 --vary num_seeds 2": "must be given once",
+    "some --models rmc --vary lr 1 --vary lr 2": "must be given once",
+    "some --models rmc --vary num_seeds 1 2": "--vary must leave the num-seeds as it is",
+    "some --models rmc --vary rmc:seed 1 2": "--vary must leave the seed as it is",
     "some --models rmc --vary rmc:steps 1 --vary rmc:steps 2": "--vary rmc:steps must be given",
 }
 
