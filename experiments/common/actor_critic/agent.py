@@ -20,7 +20,7 @@ from rrnn_jax.typing import Array, Carry, Dtype
 class Conv2x2(nn.Module):
     """`flax.linen.Conv` with 2 x 2 kernels as one product, with the same parameters and results.
 
-    XLA's convolutions within a loop are twenty times slower on a CPU.
+    XLA's convolutions are slow within a loop on a CPU.
 
     Attributes:
       features: the number of kernels.

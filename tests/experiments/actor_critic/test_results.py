@@ -169,17 +169,32 @@ def test_the_skip_is_worth_what_is_said():
         found[name] = round(100 * curve["value"][curve["step"].index(200)])
     said = " ".join(README.read_text().split())
     assert (
-        "{rmc} % of the levels after 200 updates, where the LSTM had {lstm}".format(**found) in said
+        "{rmc} % of the 512 validation levels after 200 updates, where the LSTM had {lstm}".format(
+            **found
+        )
+        in said
     )
+
+
+def check_shorter_schedule(game, text):
+    """The rate of the 200 updates falls to zero, as the preset's does at its end."""
+    train = read(f"{game}/paper_200")["config"]["train"]
+    assert (train["schedule"], train["steps"]) == ("linear", 200)
+    games = {"box_world": box_world, "mini_pacman": mini_pacman}
+    paper = games[game].PRESETS["paper"].train
+    assert paper.schedule == "linear"
+    said = f"200 updates, in which its rate falls to zero (the preset's has {paper.steps:,})"
+    assert said in " ".join(text.split())
 
 
 def test_the_first_updates_at_the_papers_size_are_quoted():
     summary = read("box_world/paper_200")["summary"]
     said = f"{summary['frames']:,} frames with {summary['parameters']:,} parameters"
     assert said in " ".join(README.read_text().split())
-    assert f"solve {100 * summary['test']['solved'][0]:.1f} % of the levels" in README.read_text()
+    check_shorter_schedule("box_world", README.read_text())
     chance, rule = (100 * read("box_world/paper_policies")[name]["solved"] for name in POLICIES)
     said = " ".join(README.read_text().split())
+    assert f"solves {100 * summary['test']['solved'][0]:.1f} % of the levels after" in said
     assert f"The random policy solves {chance:.1f} %, the heuristic {rule:.1f} %" in said
     share = 100 * summary["test"]["solved"][0]
     assert f"levels each do not tell {share:.1f} % from {chance:.1f} %" in said
@@ -192,6 +207,7 @@ def test_the_first_updates_of_mini_pacman_at_the_papers_size_are_quoted():
     summary = kept["summary"]
     returns = summary["test"]["return"][0], *(summary[name]["return"] for name in POLICIES)
     said = " ".join((RESULTS.parent / "mini_pacman" / "README.md").read_text().split())
+    check_shorter_schedule("mini_pacman", said)
     assert f"{summary['frames']:,} frames with {summary['parameters']:,} parameters" in said
     assert (
         "return of 96 fresh episodes is {:.1f}, of the random policy {:.1f}, of the heuristic "
