@@ -76,6 +76,8 @@ def collect(rows: Mapping[str, RowConfig], run_dir: Path) -> dict[str, RowNumber
 def read_kept(rows: Mapping[str, RowConfig], path: Path) -> dict[str, RowNumbers]:
     """The numbers in a report of the same grid, by name; none if there is none.
 
+    Rows of older reports, which do not name the processor of each, have that of the base.
+
     Args:
       rows: the rows of the grid.
       path: ``numbers.json`` or a copy.
@@ -94,7 +96,11 @@ def read_kept(rows: Mapping[str, RowConfig], path: Path) -> dict[str, RowNumbers
     return {
         name: RowNumbers(
             row=rows[name],
-            environment=kept["environment"] | {"git_commits": row.get("commits", kept["commits"])},
+            environment=kept["environment"]
+            | {
+                "git_commits": row.get("commits", kept["commits"]),
+                "processor": row.get("processor", kept["environment"]["processor"]),
+            },
             **{field: row[field] for field in fields},
         )
         for name, row in kept["rows"].items()

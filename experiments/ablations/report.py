@@ -59,6 +59,10 @@ def write_report(
     missing = [name for name in rows if name not in numbers]
     findings = describe(config, numbers, missing)
     table = to_markdown(numbers)
+    environment = numbers[BASE].environment | {
+        "command": grid_command(config, rows, numbers),
+        "processors": list(dict.fromkeys(n.environment["processor"] for n in numbers.values())),
+    }
     write_text(run_dir / "table.md", f"{describe_base(config)}\n\n{table}")
     write_text(run_dir / "table.csv", to_csv(numbers))
     write_text(run_dir / "findings.md", findings)
@@ -66,7 +70,7 @@ def write_report(
         "task": describe_task(config),
         "base": base_values(config),
         "config": dataclasses.asdict(config),
-        "environment": numbers[BASE].environment | {"command": grid_command(config, rows, numbers)},
+        "environment": environment,
         "commits": sorted({c for n in numbers.values() for c in n.environment["git_commits"]}),
         "not_run": missing,
         "rows": {name: _numbers(row, numbers[BASE]) for name, row in numbers.items()},
@@ -174,7 +178,8 @@ def _numbers(row: RowNumbers, base: RowNumbers) -> dict[str, Any]:
     """A row's numbers for JSON."""
     fields = row._asdict()
     config = fields.pop("row")
-    fields["commits"] = fields.pop("environment")["git_commits"]
+    environment = fields.pop("environment")
+    fields |= {"commits": environment["git_commits"], "processor": environment["processor"]}
     has_verdict = row is not base and row.accuracy
     found = row.against(base)._asdict() if has_verdict else {}
     return {"factor": config.factor, "value": config.label, "against_base": found, **fields}

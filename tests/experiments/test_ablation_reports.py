@@ -164,11 +164,18 @@ def test_rows_of_another_machine_keep_their_numbers(grid, tmp_path, capsys):
     assert main(["--run-dir", str(grid), *command]) == 0
     whole = {path.name: path.read_bytes() for path in results.iterdir()}
     make_run(elsewhere, "heads_1", [0.83, 0.89])
+    session = elsewhere / "heads_1" / "sessions.jsonl"
+    own = json.loads(whole["quick.json"])["environment"]["processor"]
+    session.write_text(session.read_text().replace(own, "Another CPU"))
     assert main(["--run-dir", str(elsewhere), *command]) == 0
     kept, found = (json.loads(text) for text in
                    (whole["quick.json"], (results / "quick.json").read_text()))  # fmt: skip
     assert list(found["rows"]) == list(kept["rows"])
     assert found["rows"]["heads_1"]["accuracy"] == [0.83, 0.89]
+    assert found["rows"]["heads_1"]["processor"] == "Another CPU"
+    assert found["rows"]["lstm"]["processor"] == kept["environment"]["processor"]
+    assert kept["environment"].pop("processors") == [own]
+    assert found["environment"].pop("processors") == [own, "Another CPU"]
     del found["rows"]["heads_1"], kept["rows"]["heads_1"]
     assert found == kept
     assert "- heads 1: 86.0% (83.0 to 89.0), -8.0" in capsys.readouterr().out
