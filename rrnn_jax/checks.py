@@ -134,6 +134,13 @@ def check_cell(cell: Any) -> None:
         raise TypeError(f"cell must be an instance of flax.linen.RNNCellBase, got {got}")
 
 
+def check_config(config: Any, of: type) -> None:
+    """Raises unless `config` is one of a task's own, not its class."""
+    if not isinstance(config, of):
+        raise TypeError(f"config must be an instance of {of.__module__}.{of.__name__}, "
+                        f"got {config!r}")  # fmt: skip
+
+
 def check_flag(**flags: Any) -> None:
     """Raises unless every flag is a bool."""
     for name, flag in flags.items():

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import jax
 
 from experiments.common import loop, parallel
+from experiments.common.options import name_options
 from experiments.common.problem import Problem, Score
 from experiments.common.records import write_json
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import (
     SUMMARY_FILE,
     check_run,
@@ -62,7 +64,8 @@ def train_each(
 ) -> dict[KeyT, Any]:
     """Trains or resumes runs, one after the other; writes plots and ``summary.json`` of each.
 
-    Errors of a directory that does not fit come before any of them is changed.
+    Errors of a directory that does not fit, or of a model that cannot run here, come before any
+    directory is changed.
 
     Args:
       runs: directory and config by model, or by task and model.
@@ -77,6 +80,8 @@ def train_each(
       The summaries.
     """
     parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
+    for name, (_, config) in runs.items():
+        _check_init(problems[name], config)
     until = loop.end_of(next(iter(runs.values()))[1].train)
     summary: dict[KeyT, Any] = {}
     for name, (directory, config) in runs.items():
@@ -89,6 +94,19 @@ def train_each(
         plot({name: directory}, directory, problems[name].score)
         write_json(directory / SUMMARY_FILE, summary[name])
     return summary
+
+
+def _check_init(problem: Problem, config: Any) -> None:
+    """Traces the start of a run: some combinations of a core and a machine are refused only then.
+
+    Raises:
+      RefusedError: the model cannot be initialised.
+    """
+    data = () if problem.data is None else (problem.data,)
+    try:
+        jax.eval_shape(problem.init, jax.random.key(0), *data)
+    except ValueError as error:
+        raise RefusedError(name_options(str(error), config)) from error
 
 
 def evaluate_runs(

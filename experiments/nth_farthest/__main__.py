@@ -22,7 +22,8 @@ def describe(results: Mapping[str, Any]) -> str:
     """The accuracy of each model, by seed."""
     lines = []
     for name, result in results.items():
-        values = ", ".join(f"{accuracy:.1%}" for accuracy in result["evaluation"]["accuracy"])
+        found = result.get("test", result["evaluation"])
+        values = ", ".join(f"{accuracy:.1%}" for accuracy in found["accuracy"])
         lines.append(f"{TITLES[name]}: {values} on fresh sequences")
     return "\n".join(lines)
 

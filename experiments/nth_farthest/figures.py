@@ -15,6 +15,7 @@ parameters in one NumPy file.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ def make_figures(
         raise RefusedError(f"--sequences must be at least 1, got {count}")
     if (run_dir / "rmc" / "config.json").exists():
         run_dir = run_dir / "rmc"
-    config = read_config(run_dir, PRESETS["quick"])
+    # As trained on any machine, read on this one.
+    config = dataclasses.replace(read_config(run_dir, PRESETS["quick"]), implementation="auto")
     if config.model != "rmc":
         raise FileNotFoundError(f"no run of the memory core in {run_dir}, but of {config.model!r}")
     seed = config.train.seed if seed is None else seed

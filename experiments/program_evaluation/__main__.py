@@ -39,7 +39,8 @@ def describe(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for task, models in results.items():
         for name, result in models.items():
-            values = ", ".join(f"{accuracy:.1%}" for accuracy in result["evaluation"]["accuracy"])
+            found = result.get("test", result["evaluation"])
+            values = ", ".join(f"{accuracy:.1%}" for accuracy in found["accuracy"])
             lines.append(f"{task}, {TITLES[name]}: {values} of characters at full difficulty")
     return "\n".join(lines)
 

@@ -43,7 +43,8 @@ class DifficultyConfig:
     """Largest number of digits to copy, reverse or double."""
     curriculum: Literal["mix", "fixed", "naive", "combined"] = "mix"
     """The curriculum: "mix", uniform up to the largest, separately for each sample; "fixed", the
-    largest; "naive", a level that rises while the loss falls; "combined", uniform up to that level.
+    largest; "naive", a level that rises unless the loss does; "combined", uniform up to that level.
+    With the usual window and threshold it rises every 10 updates, see rrnn_jax.tasks.curriculum.
     Evaluation always uses the largest."""
     curriculum_window: int = 10
     """Number of losses that "naive" and "combined" use to decide on the level."""

@@ -25,8 +25,8 @@ _LAYER = {
     "tensorflow": (r"mlp/linear_(\d+)/", "mlp/linear_0/..."),
 }
 _GATES = {"sonnet": "gate_", "flax": "gates/"}
-# One array by which a module of a TensorFlow checkpoint is found.
-_MARK = "mlp/linear_0/w"
+# Arrays by which a module of a TensorFlow checkpoint is found.
+_MARK, _NORM = "mlp/linear_0/w", "layer_norm"
 _PYTORCH = ("qkv_projector.weight", "attended_memory_layernorm.weight")
 
 
@@ -80,7 +80,9 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
     scopes = [
         name.removesuffix(_MARK).rstrip("/")
         for name in plain
-        if name == _MARK or name.endswith(f"/{_MARK}")
+        # A read-out may be an MLP, too, without norms.
+        if re.search(rf"(^|/){_MARK}$", name)
+        and any(other.startswith(f"{name.removesuffix(_MARK)}{_NORM}") for other in plain)
     ]
     if scope is not None and scope.rstrip("/") not in scopes:
         raise ValueError(
@@ -89,7 +91,8 @@ def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, n
     if not scopes:
         return None
     if scope is None and len(scopes) > 1:
-        raise ValueError(f"arrays hold several modules, name one as scope: {', '.join(scopes)}")
+        named = ", ".join(map(repr, scopes))
+        raise ValueError(f"arrays hold several modules, name one as scope: {named}")
     found = scopes[0] if scope is None else scope.rstrip("/")
     prefix = f"{found}/" if found else ""
     within = {name.removeprefix(prefix): x for name, x in plain.items() if name.startswith(prefix)}

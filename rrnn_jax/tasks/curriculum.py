@@ -26,8 +26,8 @@ steps per level, whatever was learned. θ = 0 requires falling losses, a larger 
 level.
 
 Differences from Zaremba and Sutskever: they reset the length when the nesting increases, and in
-their code one combined sample in five is drawn as in ``mix``. Difference from the authors' script:
-its ``mix`` draws the nesting from 1..L as well, which is treated as a mistake here.
+their code one combined sample in five is drawn as in ``mix``. Difference from an earlier version of
+the authors' script: its ``mix`` draws the nesting from 1..L as well.
 """
 
 import dataclasses

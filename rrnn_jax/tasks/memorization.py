@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rrnn_jax.checks import check_choice, check_positive
+from rrnn_jax.checks import check_choice, check_config, check_positive
 from rrnn_jax.tasks import characters, curriculum, programs
 from rrnn_jax.tasks.characters import PAD as PAD
 from rrnn_jax.tasks.characters import START as START
@@ -116,8 +116,10 @@ def sample(
 
     Raises:
       ValueError: `batch_size` below 1, or a missing level.
-      TypeError: `batch_size` is not an integer, or `level` not a `CurriculumState`.
+      TypeError: `config` is of another task, `batch_size` is not an integer, or `level` not a
+        `CurriculumState`.
     """
+    check_config(config, Config)
     check_positive(batch_size=batch_size)
     words = programs.words_per_literal(config.length)
     bits = jax.random.bits(key, (1 + words, batch_size), jnp.uint32)

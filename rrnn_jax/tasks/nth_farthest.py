@@ -173,7 +173,7 @@ def sample_questions(
       batch_size: B (static under jit).
       num_shown: T, objects shown, between 2 and N (static under jit; default: N). Labels are
         still drawn from N, and inputs have the features for N objects.
-      num_ranks: number of ranks, from the farthest, to draw n from (default: all T). An array,
+      num_ranks: number of ranks, from the farthest, to draw n from (default: all T). A JAX array,
         traced or not, is clipped to 1..T.
       correlation: a, see the module's description: a number, or a pair (low, high) between which
         each sequence draws uniformly (default: uniform vectors). Values of arrays are not checked.

@@ -65,6 +65,7 @@ def test_slots_and_other_modules_are_passed_over(prefix):
         "policy/w": np.ones((2, 2)),
         "agent/head/linear/w": np.ones((2, 2)),
         "agent/head/linear/w/Adam": np.ones((2, 2)),
+        "read_out/mlp/linear_0/w": np.ones((2, 2)),
     }
     assert_same_arrays(to_sonnet(from_sonnet({**found, **slots, **other})), arrays)
 
@@ -72,7 +73,7 @@ def test_slots_and_other_modules_are_passed_over(prefix):
 def test_the_scope_is_named_where_there_are_two():
     first, second = sonnet_arrays(), sonnet_arrays(width=8, packed=24, gates=16)
     both = {**checkpoint(first, "encoder/rmc/"), **checkpoint(second, "decoder/rmc/", ":0")}
-    with pytest.raises(ValueError, match=r"several modules.* scope: encoder/rmc, decoder/rmc"):
+    with pytest.raises(ValueError, match=r"several modules.* scope: 'encoder/rmc', 'decoder/rmc'"):
         from_sonnet(both)
     assert_same_arrays(to_sonnet(from_sonnet(both, scope="decoder/rmc")), second)
     with pytest.raises(ValueError, match=r"scope must be one of \['encoder/rmc'.*got 'rmc'"):

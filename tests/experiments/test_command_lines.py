@@ -76,6 +76,14 @@ PRESETS = {
 }
 
 
+def test_a_core_that_cannot_run_here_is_refused_before_a_directory_is_made(tmp_path, capsys):
+    options = "--preset small --model rmc --dtype bfloat16 --implementation cuda --steps 1"
+    main = importlib.import_module("experiments.nth_farthest.__main__").main
+    assert main([*options.split(), "--run-dir", str(tmp_path / "run")]) == 2
+    assert "error: --implementation='cuda' needs" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", CASES)
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(command, tmp_path, capsys):
     experiment, *start = command.split()

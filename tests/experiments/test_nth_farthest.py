@@ -79,7 +79,7 @@ def test_trains_both_models_and_draws_them_side_by_side(both, capsys, monkeypatc
     assert main(["--run-dir", str(both), *FAST]) == 0
     assert json.loads((both / "summary.json").read_text()) == summary
     printed = capsys.readouterr().out
-    accuracy = summary["rmc"]["evaluation"]["accuracy"][0]
+    accuracy = summary["rmc"]["test"]["accuracy"][0]
     assert f"Relational Memory Core: {accuracy:.1%} on fresh sequences" in printed
 
 

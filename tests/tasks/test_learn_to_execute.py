@@ -297,6 +297,8 @@ def test_bad_config(arguments, error, message):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         lte.sample(jax.random.key(0), lte.Config(), 0)
+    with pytest.raises(TypeError, match=r"instance of .*learn_to_execute.Config, got <class"):
+        lte.sample(jax.random.key(0), lte.Config, 4)
     for curriculum in ("naive", "combined"):
         with pytest.raises(ValueError, match=f"level must be .* curriculum '{curriculum}'"):
             lte.sample(jax.random.key(0), lte.Config(curriculum=curriculum), 1)

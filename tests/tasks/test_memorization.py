@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rrnn_jax.tasks import learn_to_execute
 from rrnn_jax.tasks import memorization as mem
 from rrnn_jax.tasks.curriculum import initial_state
 from tests.tasks import program_oracle as oracle
@@ -125,6 +126,10 @@ def test_bad_config(arguments, error, message):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         mem.sample(jax.random.key(0), mem.Config(), 0)
+    with pytest.raises(
+        TypeError, match=r"an instance of .*memorization.Config, got Config\(task='p"
+    ):
+        mem.sample(jax.random.key(0), learn_to_execute.Config(), 4)
     with pytest.raises(ValueError, match=r"level must be a CurriculumState .* got None"):
         mem.sample(jax.random.key(0), mem.Config(curriculum="naive"), 1)
     with pytest.raises(ValueError, match=r"number must consist of digits, got '1\+2'"):
