@@ -323,6 +323,7 @@ def test_all_models_at_the_papers_sizes_are_quoted_as_they_were_measured():
     assert f"| RMC, seeds 0, 1, 2 | {cells} at 13,000 |" in text
     early, late = (at(["lstm"], step) for step in (2000, 9000))
     assert f"seeds 0, 1, 2 | {early} | {late} | {late} at 9,000 |" in text
+    assert f"{parameters(dataclasses.replace(PRESETS['paper'], model='dnc')):,} parameters" in text
     assert f"| DNC, seed 0 | {at(['dnc'], 2000)} | | {at(['dnc'], 2000)} at 2,000 |" in text
     steps, seconds = [], []
     spent = {name: dict(zip(*kept[name]["seconds"].values(), strict=True)) for name in kept}

@@ -163,6 +163,25 @@ def test_final_runs_have_the_best_rate_and_fresh_seeds():
             assert (train["steps"], train["schedule"]) == (quick.train.steps, "cosine")
 
 
+def test_searches_that_end_at_their_largest_rate_are_named():
+    ends: dict[str, list[str]] = {}
+    for name, sweep in json.loads(KEPT.read_text())["sweeps"].items():
+        task, _, variant = name.partition("-")
+        for model in sweep["final"]:
+            own = [row for row in sweep["settings"] if row["model"] == model]
+            rates = {float(row["setting"]["learning-rate"]): row.get("best") for row in own}
+            if rates[max(rates)]:
+                title = table.TITLES[variant and f"-{variant}", model].replace(",", " with")
+                ends.setdefault(title, []).append(task)
+    said = [
+        f"{title} on {' and '.join(filter(None, [', '.join(tasks[:-1]), tasks[-1]]))}"
+        for title, tasks in ends.items()
+    ]
+    assert said
+    text = " ".join(README.read_text().split("largest that was tried: ")[1].split())
+    assert set(re.split(r", (?=[A-Z])", text.partition(".")[0])) == set(said)
+
+
 def test_parameters_are_those_of_the_runs():
     sweeps, text = json.loads(KEPT.read_text())["sweeps"], README.read_text()
     for name in ("control", "control-slot"):
