@@ -12,6 +12,7 @@ state is the bootstrap.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -75,7 +76,8 @@ class LearnerConfig:
             epochs=self.epochs,
             fresh_levels=self.fresh_levels,
         )
-        if self.level_pool < 0 or (self.level_pool and self.level_pool % self.fresh_levels):
+        check_positive(least=0, level_pool=self.level_pool)
+        if self.level_pool % self.fresh_levels:
             raise ValueError(
                 f"level_pool must be 0 or a multiple of fresh_levels={self.fresh_levels}, "
                 f"got {self.level_pool}"
@@ -86,9 +88,12 @@ class LearnerConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in ("entropy_cost", "final_entropy_cost", "value_cost"):
-            if (getattr(self, name) or 0.0) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("reward_scale", "clip_ratio", "clip_rho", "clip_pg_rho"):
+            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not 0 < self.reward_scale < math.inf:
+            raise ValueError(f"reward_scale must be positive and finite, got {self.reward_scale}")
+        for name in ("clip_ratio", "clip_rho", "clip_pg_rho"):  # Infinity: no clipping.
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 

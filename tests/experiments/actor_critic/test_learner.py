@@ -297,15 +297,28 @@ def test_standard_error_by_hand():
         ({"loss": "dqn"}, "loss must be one of 'ppo', 'vtrace'; got 'dqn'"),
         ({"unroll": 0}, "unroll must be at least 1, got 0"),
         ({"discount": 1.1}, r"discount must lie in \[0, 1\], got 1.1"),
-        ({"entropy_cost": -1.0}, "entropy_cost must not be negative, got -1.0"),
+        ({"discount": np.nan}, r"discount must lie in \[0, 1\], got nan"),
+        ({"entropy_cost": -1.0}, "entropy_cost must be finite and not negative, got -1.0"),
+        ({"entropy_cost": np.nan}, "entropy_cost must be finite and not negative, got nan"),
+        ({"final_entropy_cost": np.inf}, "final_entropy_cost must be finite .*, got inf"),
+        ({"value_cost": np.inf}, "value_cost must be finite and not negative, got inf"),
+        ({"reward_scale": 0.0}, "reward_scale must be positive and finite, got 0.0"),
+        ({"reward_scale": np.inf}, "reward_scale must be positive and finite, got inf"),
         ({"clip_rho": 0.0}, "clip_rho must be positive, got 0.0"),
+        ({"clip_ratio": np.nan}, "clip_ratio must be positive, got nan"),
+        ({"level_pool": 128.0}, "level_pool must be an integer, got 128.0 of type float"),
+        ({"level_pool": -128}, "level_pool must be at least 0, got -128"),
         ({"level_pool": 100}, "level_pool must be 0 or a multiple of fresh_levels=128, got 100"),
         ({"level_pool": 0, "easy_share": 0.5}, "easy_share must be 0 with level_pool=0, got 0.5"),
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         LearnerConfig(**options)
+
+
+def test_infinite_bounds_clip_nothing():
+    LearnerConfig(clip_ratio=np.inf, clip_rho=np.inf, clip_pg_rho=np.inf)
 
 
 def test_minibatches_must_fit():
