@@ -77,21 +77,25 @@ def make_problem(config: GameConfig, game: Game) -> Problem:
 def policy_scores(game: Game) -> dict[str, dict[str, float]]:
     """The metrics of fresh episodes of the random policy and of the heuristic, if there is one.
 
-    Both play `game.test_episodes` episodes on the same levels.
+    Both play `game.test_episodes` episodes on the same levels. Groups without episodes have no
+    metrics.
     """
     params = game.env.default_params
     all_actions = jnp.ones((game.env.num_actions,), bool)
 
-    def metrics(policy: Policy, key: jax.Array) -> dict[str, jax.Array]:
-        played = play(game.env, policy, None, key, params, game.test_episodes)
-        return {name: mean.value() for name, mean in played.metrics(game.groups).items()}
+    def metrics(policy: Policy, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        played = play(game.env, policy, None, key, params, game.test_episodes).metrics(game.groups)
+        return {name: (mean.value(), mean.count) for name, mean in played.items()}
 
     policies: dict[str, Policy] = {"random": lambda obs, last_action: all_actions}
     if game.heuristic is not None:
         policies["heuristic"] = game.heuristic
     found = {name: jax.jit(metrics, static_argnums=0)(policy, jax.random.key(0))
              for name, policy in policies.items()}  # fmt: skip
-    return jax.tree.map(float, found)
+    return {
+        policy: {name: float(value) for name, (value, count) in means.items() if count}
+        for policy, means in found.items()
+    }
 
 
 def train(

@@ -16,7 +16,9 @@ from experiments.common.actor_critic.episode import record
 from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
 from experiments.common.optimizers import make_optimizer
+from experiments.common.problem import Score
 from tests.core.random_variables import random_variables
+from tests.experiments.toys import Count
 
 TINY = dataclasses.replace(
     box_world.PRESETS["smoke"],
@@ -35,6 +37,16 @@ TINY = dataclasses.replace(
         steps=4, batch_size=4, chunk_steps=2, eval_every=2, eval_samples=4, checkpoint_every=2,
     ),
 )  # fmt: skip
+
+
+def test_policies_have_no_metrics_of_levels_that_are_not_played():
+    def groups(states):
+        return {"three": states == 3, "four": states == 4}  # All count to 3.
+
+    found = runs.policy_scores(runs.Game(Count(), Score("return"), "Count", 2, groups))
+    assert found["random"] == {
+        **{"return": 3.0, "length": 3.0, "return_squared": 9.0, "return_three": 3.0}
+    }
 
 
 @pytest.mark.slow
