@@ -49,9 +49,19 @@ class ConvLSTMCell2x2(nn.ConvLSTMCell):
 
     Parameters, results and carry are those of Flax's cell with its default strides, padding
     and biases.
+
+    Raises:
+      ValueError: another kernel, or strides, padding or biases that are not the defaults.
     """
 
     kernel_size: Sequence[int] = (2, 2)
+
+    def __post_init__(self) -> None:
+        only = {"kernel_size": (2, 2), "strides": None, "padding": "SAME", "use_bias": True}
+        for name, value in only.items():
+            if (found := getattr(self, name)) != value:
+                raise ValueError(f"{name} must be {value!r}, got {found!r}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array], inputs: Array) -> tuple[Carry, Array]:

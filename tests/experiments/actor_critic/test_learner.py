@@ -115,6 +115,20 @@ def test_convolutional_lstm_is_flaxs():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_size": (3, 3)}, r"kernel_size must be \(2, 2\), got \(3, 3\)"),
+        ({"strides": (2, 2)}, r"strides must be None, got \(2, 2\)"),
+        ({"padding": "VALID"}, "padding must be 'SAME', got 'VALID'"),
+        ({"use_bias": False}, "use_bias must be True, got False"),
+    ],
+)
+def test_bad_options_of_the_convolutional_lstm(options, message):
+    with pytest.raises(ValueError, match=message):
+        ConvLSTMCell2x2(3, **options)
+
+
 @pytest.mark.slow
 def test_with_skip_what_follows_the_core_sees_its_inputs():
     agent = make_agent(dataclasses.replace(TINY, agent=AgentConfig(width=8, skip=True)), 4)
