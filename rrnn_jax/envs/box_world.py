@@ -158,6 +158,7 @@ class BoxWorld(Environment[BoxWorldState, BoxWorldParams]):
       **params: fields of `BoxWorldParams`, for `default_params`.
     """
 
+    can_truncate = False
     counts = ("max_steps",)
 
     def __init__(self, **params: object) -> None:

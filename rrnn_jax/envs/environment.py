@@ -65,8 +65,8 @@ class Environment(abc.ABC, Generic[State, Params]):
     """
 
     default_params: Params
-    can_truncate: bool = False
-    """Whether episodes may be truncated."""
+    can_truncate: bool = True
+    """Whether episodes may be truncated; if not, learners need no value of their last states."""
     counts: tuple[str, ...] = ()
     """The params that are integers from 1 on and not static."""
 

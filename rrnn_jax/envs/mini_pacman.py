@@ -181,7 +181,6 @@ class MiniPacman(Environment[MiniPacmanState, MiniPacmanParams]):
       **params: fields of `MiniPacmanParams`, for `default_params`.
     """
 
-    can_truncate = True
     counts = ("level", "max_frames")
 
     def __init__(self, **params: Any) -> None:

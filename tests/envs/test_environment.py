@@ -147,6 +147,7 @@ def test_frame_cap_truncates():
         ends.append((bool(done), bool(info["terminated"]), bool(info["truncated"])))
     assert ends == [(False, False, False), (True, False, True)]
     assert env.can_truncate
+    assert not ENVS["box_world"].can_truncate
 
 
 def test_spaces():

@@ -170,7 +170,6 @@ class Count(Environment):
     """Counts to 3, shows the count, and cuts the episode off there."""
 
     default_params = Params()
-    can_truncate = True
     num_actions = 2
 
     def observation_space(self, params=None):
