@@ -124,8 +124,9 @@ class Environment(abc.ABC, Generic[State, Params]):
         params = self._params(params)
         return jax.vmap(lambda key: self.draw_level(key, params))(jax.random.split(key, count))
 
-    def reset_env(self, key: Array, params: Params) -> tuple[Array, State]:
+    def reset_env(self, key: Array, params: Params | None = None) -> tuple[Array, State]:
         """Begins an episode, as `reset`."""
+        params = self._params(params)
         state = self._begin(key, params)
         return self.get_obs(state, params), state
 
@@ -141,15 +142,16 @@ class Environment(abc.ABC, Generic[State, Params]):
 
         Raises:
           ValueError: a count below 1, or ``params.levels`` is not a pool of such levels.
-          TypeError: a count that is not an integer.
+          TypeError: a count that is not an integer, or params of another environment.
         """
         return self.reset_env(key, self._params(params))
 
     def step_env(
-        self, key: Array, state: State, action: Array, params: Params
+        self, key: Array, state: State, action: Array, params: Params | None = None
     ) -> tuple[Array, State, Array, Array, Info]:
         """One step, as `step`, but without the reset at the end of an episode."""
         _check_action(action)
+        params = self._params(params)
         result = self.transition(key, state, action, params)
         obs = self.get_obs(result.shown, params)
         return obs, result.state, result.reward, *_ending(result)
@@ -173,7 +175,7 @@ class Environment(abc.ABC, Generic[State, Params]):
 
         Raises:
           ValueError: an action that is not a scalar, or invalid params, see `reset`.
-          TypeError: an action that is not an integer.
+          TypeError: an action that is not an integer, or params of another environment.
         """
         _check_action(action)
         params = self._params(params)
@@ -207,8 +209,11 @@ class Environment(abc.ABC, Generic[State, Params]):
         return jax.tree.map(lambda x: at(jnp.asarray(x), index), params.levels)
 
     def _params(self, params: Params | None) -> Params:
-        """The params or the default ones; raises unless their counts are valid."""
+        """The params or the default ones; raises unless type and counts are valid."""
         chosen = self.default_params if params is None else params
+        wanted = type(getattr(self, "default_params", chosen))
+        if not isinstance(chosen, wanted):
+            raise TypeError(f"params must be {wanted.__name__}, got {type(chosen).__name__}")
         # Params themselves cannot check them: JAX also puts axes in their place, such as 0.
         for name in self.counts:
             if not isinstance(value := getattr(chosen, name), jax.Array):
@@ -226,15 +231,23 @@ def _check_action(action: Any) -> None:
 
 def _pool_size(env: Environment, params: Any) -> int:
     """P; raises unless ``params.levels`` is a pool of such levels."""
-    found = jax.tree.map(np.shape, params.levels)
-    count = next(iter(np.shape(jax.tree.leaves(params.levels)[0])), 0)
+    found = jax.tree.map(lambda x: _described(x, np.shape(x)), params.levels)
+    first = jax.tree.leaves(params.levels)[:1]
+    count = next(iter(np.shape(first[0])), 0) if first else 0
     level = _level_like(env, jax.tree.structure(params.replace(levels=None)))
-    if count < 1 or found != jax.tree.map(lambda x: (count, *x.shape), level):
+    if count < 1 or found != jax.tree.map(lambda x: _described(x, (count, *x.shape)), level):
         raise ValueError(
             "levels must be a pool made by draw_levels for these params, of levels "
-            f"{jax.tree.map(np.shape, level)} with an axis [P] before, got {found}"
+            f"{jax.tree.map(lambda x: _described(x, x.shape), level)} with an axis [P] before, "
+            f"got {found}"
         )
     return count
+
+
+def _described(x: Any, shape: tuple[int, ...]) -> str:
+    """A dtype and a shape, such as "int32[3, 2]"; the dtype is that of a JAX array."""
+    is_array = hasattr(x, "dtype")
+    return f"{jnp.result_type(x) if is_array else type(x).__name__}{list(shape)}"
 
 
 @lru_cache(maxsize=100)

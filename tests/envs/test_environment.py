@@ -95,9 +95,26 @@ def test_bad_pools(env):
     )
     single = jax.tree.map(lambda x: x[0], pool)
     wider = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] + [(0, 1)] * (x.ndim - 1)), pool)
-    for levels in (empty, single, wider):
+    floats = jax.tree.map(lambda x: x.astype(jnp.float32), pool)
+    for levels in (empty, single, wider, floats, ()):
         with pytest.raises(ValueError, match=r"levels must be a pool made by draw_levels .* got "):
             jax.eval_shape(env.reset, key, params.replace(levels=levels))
+
+
+def test_params_are_those_of_the_environment(env):
+    (other,) = (each for each in ENVS.values() if each is not env)
+    key, wrong = jax.random.key(0), other.default_params
+    _, state = jax.eval_shape(env.reset_env, key)
+    jax.eval_shape(env.step_env, key, state, 0)
+    names = [type(each.default_params).__name__ for each in (env, other)]
+    message = "params must be {}, got {}".format(*names)
+    for method in ("reset", "reset_env", "observation_space"):
+        args = () if method == "observation_space" else (key,)
+        with pytest.raises(TypeError, match=message):
+            getattr(env, method)(*args, wrong)
+    for method in ("step", "step_env"):
+        with pytest.raises(TypeError, match=message):
+            jax.eval_shape(getattr(env, method), key, state, 0, wrong)
 
 
 @pytest.mark.parametrize(("env", "count"), [("mini_pacman", "level"), ("box_world", "max_steps")])
