@@ -257,6 +257,8 @@ class _Session:
         samples = self.config.eval_samples
         if self.checkpoints.note("eval_samples") not in (None, samples):
             return None
+        if split == "test" and self.checkpoints.note("test_samples") != self._test_samples:
+            return None
         rows = self._rows(split)
         if self.score.name not in set().union(*rows.values()) or len(rows) < self.config.num_seeds:
             return None
@@ -274,6 +276,11 @@ class _Session:
             for row in read_rows(self.run_dir / METRICS_FILE)
             if (row["step"], row["split"]) == (self.step, split)
         }
+
+    @property
+    def _test_samples(self) -> int | None:
+        test = self.programs.problem.evaluations.get("test")
+        return None if test is None else test.samples
 
     def _evaluate(self, state: TrainState) -> None:
         self.evaluation = self.programs.evaluate(state)
@@ -312,6 +319,7 @@ class _Session:
             self.writer.flush()
             self.clock.flush()
             notes = {"rows": self.writer.count, "eval_samples": config.eval_samples}
+            notes |= {"test_samples": self._test_samples}
             whole = parallel.to_host(state)
             if self.checkpoints is not None:
                 self.checkpoints.save(self.step, whole, notes)

@@ -154,12 +154,15 @@ class Evaluation:
       num_steps: number of steps.
       init: ``init(state) -> carry`` before the first step (default: no carry).
       feed: the batches, see `Feed`; without one `batch` is None.
+      samples: the number of samples if an option that may change sets it, other than
+        `TrainConfig.eval_samples`: a recorded test on another number is not used again.
     """
 
     step: Callable[..., tuple[Any, Metrics]]
     num_steps: int
     init: Callable[..., Any] = no_carry
     feed: Feed | None = None
+    samples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

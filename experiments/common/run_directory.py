@@ -26,7 +26,7 @@ FAILURE_FILE = "failure.json"
 
 UNLEARNED = {
     "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "implementation",
-    "devices", "minutes", "target", "eval_samples",
+    "devices", "minutes", "target", "eval_samples", "test_episodes",
 }  # fmt: skip
 """Fields that do not affect what a run learns, and may therefore change."""
 
@@ -159,7 +159,8 @@ def is_finished(run_dir: Path, config: Any) -> bool:
 
 def _goes_on(changes: Mapping[str, Any]) -> bool:
     """Whether a finished run with these changes is not finished."""
-    return not {"steps", "target", "eval_samples"}.isdisjoint(n.rpartition(".")[2] for n in changes)
+    names = {name.rpartition(".")[2] for name in changes}
+    return not {"steps", "target", "eval_samples", "test_episodes"}.isdisjoint(names)
 
 
 @contextlib.contextmanager

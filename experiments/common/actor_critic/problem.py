@@ -98,6 +98,7 @@ def _evaluation(
 ) -> Evaluation:
     """Fresh episodes with sampled actions and with the most likely ones."""
     rows = min(batch_size, episodes)
+    played = played_episodes(episodes, batch_size)
 
     def step(state: LearnerState, carry: Any, key: Array, batch: None) -> tuple[Any, dict]:
         del batch
@@ -105,12 +106,22 @@ def _evaluation(
         for prefix, greedy, each in zip(
             ("", "greedy_"), (False, True), jax.random.split(key), strict=True
         ):
-            played = play(env, agent, state.params, each, env.default_params, rows, greedy)
-            metrics = played.metrics(groups)
+            ended = play(env, agent, state.params, each, env.default_params, rows, greedy)
+            metrics = ended.metrics(groups)
             found |= {prefix + name: mean for name, mean in metrics.items()}
         return carry, found
 
-    return Evaluation(step, -(-episodes // rows))
+    return Evaluation(step, played // rows, samples=played)
+
+
+def played_episodes(episodes: int, batch_size: int) -> int:
+    """The number of episodes that an evaluation plays: rounded up to whole batches.
+
+    >>> played_episodes(1000, 256), played_episodes(100, 256)
+    (1024, 100)
+    """
+    rows = min(batch_size, episodes)
+    return rows * -(-episodes // rows)
 
 
 def check(config: Any, env: Environment, easy: Any = None) -> None:

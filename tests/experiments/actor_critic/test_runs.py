@@ -17,7 +17,9 @@ from experiments.common.cells import LSTMConfig, RMCConfig
 from experiments.common.cli import EXIT_REFUSED
 from experiments.common.optimizers import make_optimizer
 from experiments.common.problem import Score
+from experiments.common.run_directory import is_finished, open_run
 from tests.core.random_variables import random_variables
+from tests.experiments import toys
 from tests.experiments.toys import Count
 
 TINY = dataclasses.replace(
@@ -47,6 +49,27 @@ def test_policies_have_no_metrics_of_levels_that_are_not_played():
     assert found["random"] == {
         **{"return": 3.0, "length": 3.0, "return_squared": 9.0, "return_three": 3.0}
     }
+
+
+def test_another_number_of_test_episodes_is_played_in_the_same_run(tmp_path):
+    more = dataclasses.replace(TINY, task=dataclasses.replace(TINY.task, test_episodes=12))
+    open_run(tmp_path / "game", TINY)
+    (tmp_path / "game" / "summary.json").write_text("{}")
+    assert is_finished(tmp_path / "game", TINY)
+    assert not is_finished(tmp_path / "game", more)
+    open_run(tmp_path / "game", more)
+    assert not (tmp_path / "game" / "summary.json").exists()
+    train = dataclasses.replace(toys.CONFIG, steps=5, checkpoint_every=5, eval_every=5)
+
+    def tested(steps):
+        """A test of so many steps, recorded in a run or before."""
+        one = toys.regression(train)
+        test = dataclasses.replace(one.evaluations["test"], num_steps=steps, samples=8 * steps)
+        one = dataclasses.replace(one, evaluations={**one.evaluations, "test": test})
+        return toys.run(tmp_path / "run", one, train).test
+
+    before = tested(2)
+    assert tested(2) == before != tested(3)
 
 
 @pytest.mark.slow
