@@ -38,10 +38,12 @@ def run(
         check(config, game.env, game.easy)
 
     config, options = parse(presets, experiment, description, args, Options(), check_game)
-    game = make_game(config)
+    game, batch_size = make_game(config), config.train.batch_size
     if options.policies_only:
         assert options.run_dir is not None
         measure = functools.partial(runs.measure_policies, config, game, options.run_dir)
-        return exit_code(lambda: print(runs.table(measure(), game)))
+        return exit_code(lambda: print(runs.table(measure(), game, batch_size)))
     train, evaluate = (functools.partial(each, make_game) for each in (runs.train, runs.evaluate))
-    return run_command(config, options, train, evaluate, lambda found: runs.table(found, game))
+    return run_command(
+        config, options, train, evaluate, lambda found: runs.table(found, game, batch_size)
+    )

@@ -26,7 +26,7 @@ from experiments.common.actor_critic.evaluation import (
     play,
     standard_error,
 )
-from experiments.common.actor_critic.problem import actor_critic
+from experiments.common.actor_critic.problem import actor_critic, played_episodes
 from experiments.common.cells import recipe
 from experiments.common.environment import describe_environment
 from experiments.common.plots import plot_metric
@@ -173,12 +173,15 @@ def plot(
     ]  # fmt: skip
 
 
-def table(results: Mapping[str, Any], game: Game) -> str:
+def table(results: Mapping[str, Any], game: Game, batch_size: int) -> str:
     """The test of all models and policies as a Markdown table: return and, if any, solved share.
 
-    Errors are standard errors over seeds, or over the episodes of a single seed.
+    Errors are standard errors over seeds, or over the episodes of a single seed, of which agents
+    play whole batches.
     """
     rows: dict[str, dict[str, list[float]]] = {}
+    agents = played_episodes(game.test_episodes, batch_size)
+    episodes = dict.fromkeys(POLICIES.values(), game.test_episodes)
     for name, result in results.items():
         for policy, title in POLICIES.items():
             if policy in result:  # The same in all results.
@@ -188,7 +191,7 @@ def table(results: Mapping[str, Any], game: Game) -> str:
     metrics = ("return", "greedy_return", "solved", "greedy_solved")
     names = [name for name in metrics if any(name in means for means in rows.values())]
     cells = [
-        [title, *(_with_error(means, name, game.test_episodes) if name in means else ""
+        [title, *(_with_error(means, name, episodes.get(title, agents)) if name in means else ""
                   for name in names)]
         for title, means in rows.items()
     ]  # fmt: skip

@@ -51,6 +51,15 @@ def test_policies_have_no_metrics_of_levels_that_are_not_played():
     }
 
 
+def test_errors_of_a_table_are_those_of_the_episodes_played():
+    """Agents play whole batches: eight episodes for six; policies play six."""
+    game = runs.Game(Count(), Score("solved"), "Count", test_episodes=6)
+    results = {"lstm": {"test": {"solved": [0.5]}, "random": {"solved": 0.5}}}
+    lines = runs.table(results, game, batch_size=4).splitlines()
+    for title, count in (("LSTM", 8), ("random policy", 6)):
+        assert f"| {title} | 0.5 ± {(0.25 / (count - 1)) ** 0.5:.2g} |" in lines
+
+
 def test_another_number_of_test_episodes_is_played_in_the_same_run(tmp_path):
     more = dataclasses.replace(TINY, task=dataclasses.replace(TINY.task, test_episodes=12))
     open_run(tmp_path / "game", TINY)
@@ -98,7 +107,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "policies" / "policies.json").read_text())
     assert kept["random"] == whole["random"]
     assert kept["config"]["task"]["grid_size"] == 5
-    table = runs.table({"lstm": whole}, make_game(TINY))
+    table = runs.table({"lstm": whole}, make_game(TINY), TINY.train.batch_size)
     assert "| LSTM |" in table
     assert "| random policy |" in table
     assert f"| heuristic | {whole['heuristic']['return']:.3g} ±" in table
