@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.common.actor_critic import runs
 from experiments.common.actor_critic.problem import check
-from experiments.common.cli import RunOptions, exit_code, parse, run_command
+from experiments.common.cli import RunOptions, exit_code, model_dir, parse, run_command
+from experiments.common.options import is_given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Options(RunOptions):
 
     policies_only: bool = False
     """Do not train, but play the test's number of episodes with the random policy and the
-    heuristic; writes policies.json."""
+    heuristic; writes policies.json. Default directory: runs/<experiment>/<preset>/policies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,12 +35,20 @@ def run(
     args: Sequence[str] | None,
 ) -> int:
     """Runs the command line of one experiment, and returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    policies_only = is_given("policies_only", args)
 
     def check_game(config: Any) -> None:
+        if policies_only and any(is_given(name, args) for name in ("model", "seed", "num_seeds")):
+            raise ValueError("--policies-only excludes --model, --seed and --num-seeds")
         game = make_game(config)
         check(config, game.env, game.easy)
 
-    config, options = parse(presets, experiment, description, args, Options(), check_game)
+    def default_dir(config: Any) -> Path:
+        return Path(config.preset, "policies") if policies_only else model_dir(config)
+
+    given = presets, experiment, description, args
+    config, options = parse(*given, Options(), check_game, default_dir)
     game, batch_size = make_game(config), config.train.batch_size
     if options.policies_only:
         assert options.run_dir is not None

@@ -140,10 +140,10 @@ def evaluate(make_game: Callable[[Any], Game], config: GameConfig, run_dir: Path
 
 def measure_policies(config: GameConfig, game: Game, run_dir: Path) -> dict[str, Any]:
     """Plays the policies that agents are compared with; writes ``policies.json``."""
+    run_dir.mkdir(parents=True, exist_ok=True)  # Before the work, if it cannot be made.
     result = {"policies": policy_scores(game)}
     settings = {name: as_json(config)[name] for name in ("preset", "task")}
     about = {"environment": describe_environment(), "config": settings}
-    run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / POLICIES_FILE, about | result["policies"])
     return result
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -49,6 +50,18 @@ def test_policies_have_no_metrics_of_levels_that_are_not_played():
     assert found["random"] == {
         **{"return": 3.0, "length": 3.0, "return_squared": 9.0, "return_three": 3.0}
     }
+
+
+def test_policies_have_a_directory_of_their_own(tmp_path, monkeypatch):
+    def measure(game):
+        assert Path("runs/box_world/smoke/policies").is_dir()  # Made before the work.
+        return {"random": {"return": 1.0, "return_squared": 2.0}}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "policy_scores", measure)
+    assert main(["--preset", "smoke", "--policies-only"]) == 0
+    found = sorted(path for path in Path("runs").rglob("*") if path.is_file())
+    assert found == [Path("runs/box_world/smoke/policies/policies.json")]
 
 
 def test_errors_of_a_table_are_those_of_the_episodes_played():
@@ -171,6 +184,8 @@ def test_an_episode_of_the_memory_core_is_recorded_with_its_attention():
         ),
         (["--test-episodes", "0"], "--test-episodes must be at least 1, got 0"),
         (["--policies-only", "--resume"], "--policies-only excludes --resume, --fresh"),
+        (["--policies-only", "--seed=1"], "--policies-only excludes --model, --seed and --num"),
+        (["--policies-only", "--model", "lstm"], "--policies-only excludes --model, --seed and"),
     ],
 )
 def test_bad_options_are_refused(arguments, message, tmp_path, capsys):
