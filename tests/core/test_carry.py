@@ -128,7 +128,7 @@ def test_done_of_the_previous_step_begins_an_episode(rmc):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batched", mostly_slow([False, True], keep=[False]))
+@pytest.mark.parametrize("batched", [False, True])
 def test_a_reset_goes_to_the_memory_that_is_given(batched):
     variables = random_variables(RNN(RMC), X)
     shape = (B, 3, 8) if batched else (3, 8)

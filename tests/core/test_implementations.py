@@ -132,7 +132,7 @@ def test_boxes_and_needless_parameters_are_no_obstacle():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", mostly_slow([jnp.int32, jnp.bool_], keep=[jnp.int32]))
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
 def test_chunks_of_integers(dtype):
     x = (X > 0).astype(dtype)
 

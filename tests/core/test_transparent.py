@@ -386,7 +386,7 @@ class _Normalising(nn.RNNCellBase):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("time_axis", mostly_slow([0, 1], keep=[0]))
+@pytest.mark.parametrize("time_axis", [0, 1])
 def test_a_cell_without_a_derivative_at_zero(time_axis):
     mask = MASK.at[0].set(False).at[1, 0].set(False)
     rnn = RNN(_Normalising(), time_major=time_axis == 0)
@@ -394,8 +394,7 @@ def test_a_cell_without_a_derivative_at_zero(time_axis):
     if time_axis == 0:
         x, flags = jnp.swapaxes(x, 0, 1), mask.T
     loss = lambda x: jnp.sum(rnn.apply({}, x, mask=flags)[..., -1, :] ** 2)  # noqa: E731
-    gradient = jax.jit(jax.grad(loss))(x)
-    gradient = gradient if time_axis == 1 else jnp.swapaxes(gradient, 0, 1)
+    gradient = jnp.moveaxis(jax.jit(jax.grad(loss))(x), time_axis, 1)
     some = mask.any(axis=1)  # Of a sequence without any step there is nothing to take.
     assert bool(jnp.isfinite(gradient[some]).all())
     np.testing.assert_array_equal(gradient[some][~mask[some]], 0.0)

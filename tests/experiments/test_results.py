@@ -7,6 +7,7 @@ import pytest
 
 from experiments.common import results
 from experiments.common.results import RESULTS, collect, draw, main
+from experiments.common.run_directory import read_environment
 from tests.experiments.toys import write_run
 
 
@@ -53,6 +54,14 @@ def test_collects_policies(tmp_path):
     kept = {"environment": {"command": "python -m it --run-dir x"}, "random": {"return": 9.0}}
     (tmp_path / "policies.json").write_text(json.dumps(kept))
     assert collect(tmp_path) == kept | {"environment": {"command": "python -m it"}}
+
+
+def test_commits_of_all_sessions(tmp_path):
+    lines = [{"step": 0, "environment": {"git_commit": c, "device": "x"}} for c in "aabba"]
+    (tmp_path / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_environment(tmp_path) == {
+        **{"git_commit": "a", "device": "x", "git_commits": ["a", "b", "a"]}
+    }
 
 
 def test_no_run(tmp_path, capsys):

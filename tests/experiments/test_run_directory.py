@@ -26,7 +26,6 @@ from experiments.common.run_directory import (
     hold,
     is_finished,
     open_run,
-    read_environment,
     write_evaluation,
 )
 from experiments.common.train_config import TrainConfig
@@ -388,14 +387,6 @@ def test_no_device_ends_a_command_in_a_line(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("error: JAX finds no device: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_commits_of_all_sessions(tmp_path):
-    lines = [{"step": 0, "environment": {"git_commit": c, "device": "x"}} for c in "aabba"]
-    (tmp_path / "sessions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_environment(tmp_path) == {
-        **{"git_commit": "a", "device": "x", "git_commits": ["a", "b", "a"]}
-    }
 
 
 def test_what_was_computed_is_told_where_it_cannot_be_written(tmp_path, monkeypatch, capsys):
