@@ -57,8 +57,9 @@ def refuse_pytorch(names: Collection[str]) -> None:
 def in_scope(arrays: Mapping[str, np.ndarray], scope: str | None) -> dict[str, np.ndarray] | None:
     """The module's arrays of a TensorFlow checkpoint, by their names within its scope.
 
-    >>> in_scope({"a/mlp/linear_0/w:0": np.ones(1), "a/mlp/linear_0/w/Adam": np.ones(1)}, None)
-    {'mlp/linear_0/w': array([1.])}
+    >>> arrays = dict.fromkeys(["a/mlp/linear_0/w:0", "a/layer_norm/beta:0"], np.ones(1))
+    >>> in_scope(arrays | {"a/mlp/linear_0/w/Adam": np.ones(1)}, None)
+    {'mlp/linear_0/w': array([1.]), 'layer_norm/beta': array([1.])}
 
     Args:
       arrays: by name, with or without ``:0``.
