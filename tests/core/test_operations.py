@@ -1,5 +1,6 @@
 """The operations of a step: values and derivatives in both modes, however they are taken."""
 
+import itertools
 from functools import cache, partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from rrnn_jax.attention import LAYER_NORM_EPSILON
 from rrnn_jax.scan.relational import operations
 from tests.core.random_variables import normal
+from tests.grids import mostly_slow
 
 RNG = np.random.default_rng(0)
 ROWS, KERNEL, HEADS = (normal(RNG, shape) for shape in ((3, 5, 4), (4, 6), (2, 3, 5, 4)))
@@ -91,8 +93,10 @@ def expected_derivatives(name: str) -> Any:
     return jax.jit(lambda *args: derivatives(plain, args))(*args)
 
 
-@pytest.mark.parametrize("cpu", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "cpu"),
+    mostly_slow(itertools.product(CASES, (False, True)), keep=[(name, True) for name in CASES]),
+)
 def test_derivatives_of_both_orders(name, cpu):
     operation, _, args = CASES[name]
     found = jax.jit(lambda *args: derivatives(lambda *args: operation(cpu, *args), args))(*args)

@@ -103,7 +103,8 @@ def draw(size: int, lengths: tuple[int, ...], distractors: tuple[int, ...]) -> L
     return jax.device_get(levels)
 
 
-@pytest.mark.parametrize("name", mostly_slow(POSSIBLE, keep=["g12_L1-5_F0-5"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POSSIBLE)
 def test_lengths_and_distractors_are_distributed_as_recorded(name):
     case = dict(POSSIBLE[name])
     if name == "g12_L1-5_F0-5":  # 2,000 levels of the same setting, and 600.
@@ -119,6 +120,7 @@ def test_lengths_and_distractors_are_distributed_as_recorded(name):
         assert statistic <= LIMIT[freedom], (field, ours, theirs)
 
 
+@pytest.mark.slow
 def test_cells_and_colours_are_distributed_as_recorded(golden):
     levels = draw(12, (1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5))
     grid, player = np.asarray(levels.grid).astype(int), np.asarray(levels.player)

@@ -13,6 +13,7 @@ from rrnn_jax.envs import mini_pacman_map as maze
 from rrnn_jax.envs.mini_pacman import RULES, Draws, MiniPacmanState, Placement
 from rrnn_jax.envs.mini_pacman_ghosts import GhostDraws, Ghosts
 from tests.envs.test_box_world_golden import two_samples
+from tests.grids import mostly_slow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SLOTS = 4
@@ -78,7 +79,7 @@ def packed(values: np.ndarray, alive: np.ndarray) -> list[list]:
     return [[tuple(np.atleast_1d(v)) for v in row[keep]] for row, keep in rows]
 
 
-@pytest.mark.parametrize("mode", RULES)
+@pytest.mark.parametrize("mode", mostly_slow(RULES, keep=["regular", "hunt"]))
 def test_replays_every_transition(golden, mode):
     names = list(golden["mode_names"])
     rows = np.flatnonzero(golden["mode"] == names.index(mode))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.common.refused import RefusedError
 from experiments.common.restore import read_config, restore_params
+from experiments.common.run_directory import open_run
 from experiments.common.steps import Programs
 from experiments.nth_farthest import PRESETS, train
 from experiments.nth_farthest.config import LSTMConfig, RMCConfig, TaskConfig
@@ -45,12 +46,13 @@ def run_dir(tmp_path_factory):
     return directory
 
 
-def test_config_is_read_back(run_dir, tmp_path):
-    assert read_config(run_dir / "rmc", PRESETS["paper"]) == CONFIG
+def test_config_is_read_back(tmp_path):
+    open_run(tmp_path / "rmc", CONFIG)
+    assert read_config(tmp_path / "rmc", PRESETS["paper"]) == CONFIG
     with pytest.raises(FileNotFoundError, match="no run in"):
         read_config(tmp_path, PRESETS["paper"])
     # The section of a core that is not registered now does not matter, unless it is the run's.
-    config = json.loads((run_dir / "rmc" / "config.json").read_text())
+    config = json.loads((tmp_path / "rmc" / "config.json").read_text())
     for model in ("rmc", "gru"):
         more = {"gru": {"gru_features": 8}, "model": model}
         (tmp_path / "config.json").write_text(json.dumps(config | more))
@@ -99,16 +101,18 @@ def test_command_writes_all_files(run_dir, tmp_path, capsys, monkeypatch):
         restore_params(make_problem(other), other.train, weights, 6)
 
 
-def test_what_is_not_there_exits_with_2(run_dir, tmp_path, capsys):
+def test_what_is_not_there_exits_with_2(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no run in" in capsys.readouterr().err
+    open_run(tmp_path / "run", CONFIG)
     with pytest.raises(FileNotFoundError, match=r"no seed 9 in .*, but \[5, 6\]"):
-        make_figures(run_dir, tmp_path, seed=9)
+        make_figures(tmp_path / "run", tmp_path, seed=9)
     (tmp_path / "config.json").write_text('{"model": "lstm"}')
     with pytest.raises(FileNotFoundError, match=r"no run of the memory core in .*, but of 'lstm'"):
         make_figures(tmp_path, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "message"),
     [
@@ -125,6 +129,7 @@ def test_too_few_sequences_are_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_parameters_are_those_that_were_trained(run_dir):
     problem = make_problem(CONFIG)
     found = [restore_params(problem, CONFIG.train, run_dir / "rmc", seed)[1] for seed in (5, 6)]
@@ -136,6 +141,7 @@ def test_parameters_are_those_that_were_trained(run_dir):
     np.testing.assert_array_equal(evaluation["loss"], summary["evaluation"]["loss"])
 
 
+@pytest.mark.slow
 def test_another_vector_changes_memory_from_its_step_on(run_dir):
     problem = make_problem(CONFIG)
     _, params = restore_params(problem, CONFIG.train, run_dir / "rmc", 5)

@@ -66,7 +66,7 @@ def test_the_same_command_again_trains_nothing_and_evaluation_agrees(run_dir, ca
     assert main(["--run-dir", str(run_dir), "--eval-only", *FAST]) == 0
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     assert evaluation["evaluation"] == summary["evaluation"]
-    accuracy = summary["evaluation"]["accuracy"][0]
+    accuracy = evaluation["test"]["accuracy"][0]
     assert f"copy, LSTM: {accuracy:.1%} of characters" in capsys.readouterr().out
     assert main(["--run-dir", str(run_dir), *FAST]) == 0
     assert (run_dir / "metrics.jsonl").read_bytes() == metrics

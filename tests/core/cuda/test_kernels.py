@@ -260,6 +260,7 @@ def test_any_order_of_threads_gives_the_same_bits(monkeypatch):
     assert all(run_in_orders(QUICK["gates_of_units"], orders, monkeypatch))
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_bits_of_a_block(monkeypatch):
     case = QUICK["gates_of_units"]._replace(cluster=2)  # Compiled already, as a block.
     assert all(run_in_orders(case, [88172645463325252], monkeypatch))
