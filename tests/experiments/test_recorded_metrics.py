@@ -24,6 +24,7 @@ TRAIN = [
 ]
 RMC = ["--mem-slots", "2", "--num-heads", "2", "--head-size", "4"]
 PROGRAM = [
+    *("--learning-rate", "1e-3", "--gate-style", "memory"),
     *(*RMC, "--lstm-features", "6", "--cell-size", "6", "--num-cells", "2"),
     *("--memory-size", "4", "--word-size", "4", "--num-reads", "1", "--lstm-size", "5"),
     *("--feedforward-size", "5", "--dnc-outputs", "6"),
