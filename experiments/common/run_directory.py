@@ -74,7 +74,7 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
 def _open_run(run_dir: Path, config: Any, resume: bool | None) -> None:
     if may_open(run_dir, config, resume) == {}:
         return
-    _find_device()  # Before a directory is made.
+    find_device()  # Before a directory is made.
     with hold(run_dir):
         changes = may_open(run_dir, config, resume)  # Another process may have been there first.
         if changes is None or changes:
@@ -358,7 +358,12 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def _find_device() -> None:
+def find_device() -> None:
+    """Checks that JAX finds a device.
+
+    Raises:
+      RefusedError: it finds none.
+    """
     import jax
 
     try:

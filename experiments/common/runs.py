@@ -15,6 +15,7 @@ from experiments.common.refused import RefusedError
 from experiments.common.run_directory import (
     SUMMARY_FILE,
     check_run,
+    find_device,
     may_open,
     open_run,
     write_evaluation,
@@ -80,6 +81,7 @@ def train_each(
       The summaries.
     """
     parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
+    find_device()
     for name, (_, config) in runs.items():
         _check_init(problems[name], config)
     until = loop.end_of(next(iter(runs.values()))[1].train)

@@ -202,7 +202,7 @@ def test_of_two_configs_that_come_at_once_one_is_refused(tmp_path, monkeypatch):
         monkeypatch.undo()
         open_run(tmp_path, Whole(dataclasses.replace(QUICK, learning_rate=1.0)))
 
-    monkeypatch.setattr(run_directory, "_find_device", late)
+    monkeypatch.setattr(run_directory, "find_device", late)
     with pytest.raises(ConfigMismatchError, match=r"learning_rate: 1.0 there, 0.05 asked"):
         open_run(tmp_path, Whole(QUICK))
 
