@@ -80,8 +80,8 @@ def _rule(num_seeds: int) -> str:
     if num_seeds < FEWEST_SEEDS:
         return f"{rule} There are too few here."
     return (
-        f"{rule} Of rows that do not differ, about one in ten is called so by chance with "
-        f"{FEWEST_SEEDS} seeds, one in twenty with many."
+        f"{rule} Of rows that do not differ, 5 to 12 in a hundred are called so by chance: most "
+        "with few seeds and skewed differences (experiments/common/report.py)."
     )
 
 

@@ -101,7 +101,7 @@ def test_five_seeds_in_pairs_tell_rows_apart_whose_ranges_overlap(tmp_path):
     make_run(tmp_path, "heads_1", [x + 0.01 for x in base], rows=rows)
     make_run(tmp_path, "lstm", [0.6, 0.85, 0.8, 0.85, 0.9], rows=rows)
     findings = write_report(rows["base"].config, rows, tmp_path)
-    assert "one in ten is called so by chance with 5 seeds" in findings
+    assert "5 to 12 in a hundred are called so by chance" in findings
     assert "- Worse than the base: memory slots 1." in findings
     assert "- Better than the base: heads 1." in findings
     assert "- Not told apart from it: LSTM, 1 x 8." in findings
