@@ -175,12 +175,17 @@ def collect(runs: Mapping[Path, tuple[str, Setting]]) -> list[dict[str, Any]]:
         rows.append({**row, "seeds": summary["seeds"], "parameters": summary["parameters"]})
     if not rows:
         raise FileNotFoundError("no run of the sweep is finished")
-    for model in {row["model"] for row in rows}:
-        own = [row for row in rows if row["model"] == model]
+    return with_best(rows)
+
+
+def with_best(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with ``best`` at the best of each model, chosen on the validation stream."""
+    found = [{name: value for name, value in row.items() if name != "best"} for row in rows]
+    for model in {row["model"] for row in found}:
+        own = [row for row in found if row["model"] == model]
         choose = max if own[0]["goal"] == "max" else min
-        best = choose(own, key=lambda row: statistics.fmean(row["valid"]))
-        best["best"] = True
-    return rows
+        choose(own, key=lambda row: statistics.fmean(row["valid"]))["best"] = True
+    return found
 
 
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 Collects the sweeps in ``DIR/<task>`` and ``DIR/<task>-<variant>``, which README.md lists, in
 ``experiments/results/program_evaluation/quick.json``, with a report and plots beside it.
-Models without a sweep there keep their numbers, so a table may be made from runs on several
-machines. `experiments.conclusions` writes the documents' tables from that file.
+What is kept there and was not trained again stays, so a table may be made from runs on several
+machines, and a search may get more rates. `experiments.conclusions` writes the documents' tables
+from that file.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
+from experiments.common.refused import RefusedError
 from experiments.common.report import Difference, Run, compare, points, run_of, spread
 from experiments.common.results import RESULTS
 from experiments.common.results import collect as collect_run
 from experiments.common.run_directory import SUMMARY_FILE, read_environment
 from experiments.program_evaluation.config import PRESETS, TASKS
 from experiments.program_evaluation.data import make_task
-from experiments.sweep import name_of
+from experiments.sweep import name_of, with_best
 
 NAME = "program_evaluation/quick"
 TITLES = {
@@ -95,21 +97,57 @@ def collect(directory: Path) -> dict[str, Any]:
 
 
 def merge(kept: Kept, found: Kept) -> dict[str, Any]:
-    """Joins sweeps by name: models of ``found`` replace those of ``kept``."""
-    names = [task + suffix for task in TASKS for suffix in dict.fromkeys(s for s, _ in TITLES)]
-    models = [model for _, model in TITLES]
+    """Joins sweeps by name: settings of ``found`` are added to those of ``kept`` or replace them.
+
+    The best of a model is chosen anew, and its final runs are those of the best.
+
+    Raises:
+      RefusedError: the settings of a model have different seeds, or the best has no final runs and
+        another has.
+    """
     joined = {}
-    for name in names:
+    for name in [task + suffix for task in TASKS for suffix in dict.fromkeys(s for s, _ in TITLES)]:
         new, old = (sweeps.get(name, _NO_SWEEP) for sweeps in (found, kept))
-        replaced = {row["model"] for row in new["settings"]}
-        stay = [row for row in old["settings"] if row["model"] not in replaced]
-        settings = sorted([*stay, *new["settings"]], key=lambda row: models.index(row["model"]))
-        commits = {*new["git_commits"], *(old["git_commits"] if stay else ())}
-        final = {m: run for m, run in old["final"].items() if m not in replaced} | new["final"]
-        if settings:
+        rows = {_key(row): row for row in old["settings"]}
+        stay = rows.keys() - map(_key, new["settings"])
+        rows |= {_key(row): row for row in new["settings"]}
+        if rows:
+            settings = sorted(with_best(list(rows.values())), key=lambda row: _key(row)[0])
+            commits = {*new["git_commits"], *(old["git_commits"] if stay else ())}
             joined[name] = {"git_commits": sorted(commits), "settings": settings}
-            joined[name]["final"] = dict(sorted(final.items()))
+            trained = {**_finals_by_setting(old), **_finals_by_setting(new)}
+            joined[name]["final"] = _finals_of_best(name, settings, trained)
     return joined
+
+
+def _key(row: Mapping[str, Any]) -> tuple[int, str]:
+    """The place of a setting's model in the table, and the setting's name."""
+    return [model for _, model in TITLES].index(row["model"]), name_of(row["setting"])
+
+
+def _finals_by_setting(sweep: Kept) -> dict[tuple[int, str], Any]:
+    best = {row["model"]: _key(row) for row in sweep["settings"] if row.get("best")}
+    return {best[model]: run for model, run in sweep["final"].items()}
+
+
+def _finals_of_best(
+    name: str, settings: Sequence[Mapping[str, Any]], trained: Mapping[tuple[int, str], Any]
+) -> dict[str, Any]:
+    """The final runs of the best setting of each model that has final runs."""
+    final = {}
+    for best in (row for row in settings if row.get("best")):
+        model, (place, setting) = best["model"], _key(best)
+        seeds = [row["seeds"] for row in settings if row["model"] == model]
+        if any(each != seeds[0] for each in seeds):
+            raise RefusedError(f"{name}: settings of {model} must have equal seeds, got {seeds}")
+        if (place, setting) in trained:
+            final[model] = trained[place, setting]
+        elif place in (of for of, _ in trained):
+            raise RefusedError(
+                f"{name}: {model} must have final runs of its best setting, {setting}: "
+                "run its sweep with --final-seeds"
+            )
+    return dict(sorted(final.items()))
 
 
 def _collect_sweep(directory: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.common.records import write_json
+from experiments.common.refused import RefusedError
 from experiments.common.report import difference
 from experiments.program_evaluation import PRESETS, table
 from experiments.program_evaluation.config import MODELS
@@ -45,8 +46,11 @@ def leave_sweep(directory, rates, **finals):
         {
             "model": model,
             "setting": {"learning-rate": rate},
+            "valid": [score],
             "test": [score],
-            "best": rate == best,
+            "goal": "max",
+            "seeds": [0],
+            **({"best": True} if rate == best else {}),
         }
         for model in finals
         for rate, score in rates.items()
@@ -120,25 +124,52 @@ def test_the_command_writes_numbers_report_and_plots(kept, tmp_path, monkeypatch
     assert "error: no finished sweep of addition, control" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_models_without_a_sweep_keep_their_numbers(kept, tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(table, "PLOTTED", ())
-    assert table.main([str(tmp_path)]) == 0
-    low = [0.2, 0.2, 0.2, 0.2, 0.3]
-    leave_sweep(tmp_path / "more" / "copy", {"4e-3": 0.5}, dnc=(low, low, 1), lstm=(low, low, 1))
-    assert table.main([str(tmp_path / "more")]) == 0
-    path = table.RESULTS / f"{table.NAME}.json"
-    joined = json.loads(path.read_text())["sweeps"]
-    old, new = (
-        json.loads(json.dumps(x["sweeps"])) for x in (kept, table.collect(tmp_path / "more"))
-    )
+@pytest.fixture
+def collect_more(tmp_path, monkeypatch):
+    """Collects sweeps of copy that are trained later."""
+    monkeypatch.setattr(table, "TASKS", ("copy", "double"))
+
+    def collect(rates, **finals):
+        leave_sweep(tmp_path / "more" / "copy", rates, **finals)
+        return table.collect(tmp_path / "more")["sweeps"]
+
+    return collect
+
+
+LATER = ([0.2, 0.2, 0.2, 0.2, 0.3],) * 2 + (1,)
+
+
+def test_what_is_not_trained_again_stays(kept, collect_more):
+    old, new = kept["sweeps"], collect_more({"4e-3": 0.6}, dnc=LATER, lstm=LATER)
+    joined = table.merge(old, new)
     assert joined["copy-slot"] == old["copy-slot"]
     assert joined["double"] == old["double"]
     assert list(joined["copy"]["final"]) == ["dnc", "lstm", "rmc"]
     assert joined["copy"]["final"] == old["copy"]["final"] | new["copy"]["final"]
-    rates = [(row["model"], row["setting"]["learning-rate"]) for row in joined["copy"]["settings"]]
-    assert rates == [("lstm", "4e-3"), ("dnc", "4e-3"), ("rmc", "2e-3"), ("rmc", "1e-3")]
+    settings = [
+        (row["model"], row["setting"]["learning-rate"], row.get("best"))
+        for row in joined["copy"]["settings"]
+    ]
+    lstm = [("lstm", "2e-3", None), ("lstm", "1e-3", None), ("lstm", "4e-3", True)]
+    rmc = [("rmc", "2e-3", None), ("rmc", "1e-3", True)]
+    assert settings == [*lstm, ("dnc", "4e-3", True), *rmc]
+    assert table.merge(joined, new) == joined
+
+
+def test_final_runs_stay_if_another_rate_is_worse(kept, collect_more):
+    joined = table.merge(kept["sweeps"], collect_more({"4e-3": 0.4}, lstm=LATER))["copy"]
+    assert joined["final"] == kept["sweeps"]["copy"]["final"]
+    assert len(joined["settings"]) == 5
+
+
+def test_what_does_not_fit_is_not_joined(kept, collect_more):
+    better = collect_more({"4e-3": 0.6}, lstm=LATER)
+    better["copy"]["final"] = {}
+    with pytest.raises(RefusedError, match="copy: lstm must have final runs of its best setting, "):
+        table.merge(kept["sweeps"], better)
+    better["copy"]["settings"][0]["seeds"] = [1]
+    with pytest.raises(RefusedError, match="copy: settings of lstm must have equal seeds"):
+        table.merge(kept["sweeps"], better)
 
 
 def test_the_report_is_that_of_the_numbers():
