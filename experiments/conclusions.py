@@ -85,8 +85,10 @@ def index() -> str:
         ("nth_farthest --preset laptop",
          "[Nth Farthest](nth_farthest/README.md), the paper's task: RMC and LSTM (4.1, A.1)",
          "nth_farthest/laptop"),
-        ("box_world", "[BoxWorld](box_world/README.md), small (4.3, A.3)", "box_world/quick"),
-        ("mini_pacman", "[Mini-Pacman](mini_pacman/README.md), small (4.3)", "mini_pacman/quick"),
+        ("box_world --model all", "[BoxWorld](box_world/README.md), small (4.3, A.3)",
+         "box_world/quick"),
+        ("mini_pacman --model all", "[Mini-Pacman](mini_pacman/README.md), small (4.3)",
+         "mini_pacman/quick"),
         ("language_model", "[text](language_model/README.md), by character (4.4)",
          "language_model/quick"),
     ):  # fmt: skip
@@ -115,7 +117,7 @@ def index() -> str:
         (
             "experiments.sweep program_evaluation ...",
             "[table 1](program_evaluation/README.md#commands), small: 4 models, 6 tasks (4.2, A.2)",
-            f"{hours:.0f} h of 1 core beside other programs, without the search",
+            f"{hours:.0f} h of 1 core while other jobs ran, without the search",
             _processors(finals),
             f"[numbers](results/{table.NAME}.json)",
         ),
@@ -259,17 +261,18 @@ def _grid(name: str) -> str:
     rows = {key: row for key, row in grid["rows"].items() if row["accuracy"]}
     base = rows["base"]
     claims = {
-        "memory slots": "8 or 16 slots better than 1",
+        "memory slots": "8 or 16 slots better than 1 (figure 4)",
         "heads": "with 1 slot, 8 or 16 heads better than 1; with more slots, the best runs have 1 "
         "(read from figure 4)",
         "gates": "per unit and per slot both reach about 90 % (read from figure 4)",
-        "model": "RMC better than LSTM",
+        "model": "RMC better than LSTM (figure 4)",
     }
     lines = [
         f"**{_task(config)}**; base {_spread(base)}, trivial score "
         f"{_percent(base['trivial_accuracy'])}{_why(config)}:",
         "",
-        "| paper | here: accuracy, difference from the base in points (95 % interval) |",
+        "| paper, on Nth Farthest | here: accuracy, difference from the base in points "
+        "(95 % interval) |",
         "|---|---|",
     ]
     for factor, claim in claims.items():
@@ -306,8 +309,8 @@ def _why(config: Config) -> str:
     if config.task == "nth_farthest" or task not in MEMORIZATION:
         return ""
     return (
-        f" ({task} is one of the memorization tasks of program evaluation, chosen because few "
-        "updates separate the rows there, unlike on addition)"
+        f" ({task} is one of the memorization tasks of program evaluation, chosen because its rows "
+        "differ after few updates, unlike on addition)"
     )
 
 

@@ -1,7 +1,7 @@
 """Options and presets of Nth Farthest.
 
 ``quick``: ``python -m experiments.nth_farthest``; the paper's task, minutes on 2 CPU cores.
-``laptop``: ``--preset laptop``; the same core trained on, an hour or so of 2 cores for each model.
+``laptop``: ``--preset laptop``; the same core trained longer, about an hour on one CPU core.
 ``paper``: ``--preset paper``; the paper's sizes, for a GPU.
 ``small``: ``--preset small``; 4 objects of 4 features without a curriculum, minutes on 2 cores.
 README.md has results and the hardware they were measured on.

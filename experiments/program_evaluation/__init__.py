@@ -1,4 +1,4 @@
-"""Program evaluation and memorization (paper 2.2, appendix A.2): four models on six tasks."""
+"""Program evaluation and memorization (paper 4.2, appendix A.2): four models on six tasks."""
 
 from experiments.program_evaluation.config import PRESETS as PRESETS
 from experiments.program_evaluation.config import Config as Config

@@ -25,7 +25,7 @@ class Model(nn.Module):
 
     The input of the decoder (at the first step always zeros):
 
-    - ``non_autoregressive``: zeros (paper 2.2: the best);
+    - ``non_autoregressive``: zeros (paper 4.2: the best);
     - ``teacher_forced``: the previous character of the target, if it is given; else as
     - ``autoregressive``: the most likely previous character.
 

@@ -124,7 +124,7 @@ def test_ablations_by_hand(results, monkeypatch):
     assert "| memory slots 1: 81.0 %, -11.0 (-12.0 to -10.0) |" in text
     assert "| heads 1: 90.0 %, -2.0 (-5.0 to +1.0) |" in text
     assert "**Nth Farthest, 3 objects of 2 features, 1,500 updates, 2 seeds a row**" in text
-    assert "| RMC better than LSTM | not run |" in text
+    assert "| RMC better than LSTM (figure 4) | not run |" in text
     assert "[All rows](results/ablations/quick_findings.md)" in text
 
 
@@ -162,7 +162,8 @@ def test_hours_of_a_part_of_a_grid_are_not_those_of_all(results, monkeypatch):
         for line in lines
     )
     assert any(
-        "box_world`" in line and "| 4 min of 1 core, all models, one seed | Intel Xeon |" in line
+        "box_world --model all`" in line
+        and "| 4 min of 1 core, all models, one seed | Intel Xeon |" in line
         for line in lines
     )
     assert any("language_model`" in line and "| 2 min of 1 core" in line for line in lines)
