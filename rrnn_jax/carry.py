@@ -52,7 +52,8 @@ def reset_carry(
     Raises:
       ValueError: `flags` have other axes than the leading ones of `carry`, `fresh` has another
         structure or shape, or is missing for a cell with a learned initial memory.
-      TypeError: `flags` are neither bool nor numbers, or `carry` is not made of arrays.
+      TypeError: `flags` are neither bool nor numbers, `carry` is not made of arrays, or `fresh` is
+        floating-point and `carry` is not, or the reverse.
     """
     check_cell(cell)
     flags = as_flags("flags", flags)
@@ -86,8 +87,8 @@ def _initial_carry(cell: nn.RNNCellBase, carry: Carry, flags: Array, rng: Array)
     shapes, expected = (jax.tree.map(jnp.shape, x) for x in (carry, fresh))
     if shapes != expected:
         raise ValueError(
-            f"flags must have all batch axes of carry: for flags {flags.shape} the cell's "
-            f"carry has the shapes {expected}, got {shapes}"
+            f"carry must have the shapes of the cell's carry, for flags {flags.shape} {expected}, "
+            f"got {shapes}; flags must have all batch axes"
         )
     return fresh
 
@@ -157,6 +158,8 @@ def broadcast_carry(name: str, fresh: Carry, carry: Carry, batch_axes: int) -> C
             check_shape(part, value, like.shape, "[*B, ...]")
         if jnp.issubdtype(like.dtype, jnp.floating):
             check_floating(part, value)
+        elif jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(f"{part} must be {like.dtype}, as the carry is, got {value.dtype}")
         value = value if value.dtype == like.dtype else value.astype(like.dtype)
         return jnp.broadcast_to(value, like.shape)
 

@@ -38,7 +38,7 @@ def check_between(name: str, value: Any, low: int, high: int) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str | None) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
@@ -149,7 +149,7 @@ def check_flag(**flags: Any) -> None:
 
 
 def check_fields(module: nn.Module, of: type) -> None:
-    """Raises unless attributes of class `of` are bools, initialisers and dtypes as annotated."""
+    """Raises unless attributes of class `of` are bools, functions and dtypes as annotated."""
     for field in dataclasses.fields(of):  # A subclass may have others, not set yet.
         value = getattr(module, field.name)
         if field.type is bool:
@@ -158,6 +158,8 @@ def check_fields(module: nn.Module, of: type) -> None:
             check_float_dtype(**{field.name: value})
         if field.type == Initializer and not callable(value):
             raise TypeError(f"{field.name} must be an initializer, got {value!r}")
+        if field.name == "dot_general" and not (value is None or callable(value)):
+            raise TypeError(f"dot_general must be a function or None, got {value!r}")
 
 
 def check_tuple(example: str, **values: Any) -> None:

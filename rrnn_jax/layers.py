@@ -158,16 +158,16 @@ class RNNStack(nn.Module):
             raise ValueError(f"rnns must be a list of at least one RNN, got {self.rnns!r}")
         _check_layers(**{f"rnns[{i}]": rnn for i, rnn in enumerate(self.rnns)})
         _check_arguments(self, arguments)
-        starts = _one_for_each("initial_carry", initial_carry, "layers", len(self.rnns))
-        resets = _one_for_each("reset_carry", reset_carry, "layers", len(self.rnns))
         count = len(self.rnns)
+        starts = _one_for_each("initial_carry", initial_carry, "layers", count)
+        resets = _one_for_each("reset_carry", reset_carry, "layers", count)
         keys = [None] * count if init_key is None else jax.random.split(init_key, count)
         carries = []
         for i, (rnn, start, reset) in enumerate(zip(self.rnns, starts, resets, strict=True)):
             options = {"init_key": keys[i]} | ({} if reset is None else {"reset_carry": reset})
             if i == 0 and row_mask is not None:
                 options["row_mask"] = row_mask
-            if i + 1 < len(self.rnns) and not isinstance(rnn, nn.Bidirectional):
+            if i + 1 < count:
                 options["keep_order"] = True  # The flags of the next layer are in that order.
             options = {"initial_carry": start, "return_carry": True, **arguments, **options}
             carry, inputs = rnn(inputs, **options)

@@ -23,7 +23,7 @@ from rrnn_jax.typing import Array, Carry, Implementation, Remat
 
 
 class RNN(nn.Module):
-    r"""Runs a recurrent cell over a sequence, like `flax.linen.RNN` with more options and faster.
+    r"""Runs a recurrent cell over a sequence, like `flax.linen.RNN`, with more options.
 
     Takes every argument of `flax.linen.RNN` with the same meaning, creates the same parameter tree,
     and works with any `flax.linen.RNNCellBase`, also within `flax.linen.Bidirectional`. It adds:
@@ -98,23 +98,24 @@ class RNN(nn.Module):
       variable_axes, variable_broadcast, variable_carry, split_rngs: as in `flax.linen.RNN`. When
         ``intermediates`` are mutable they are stacked along the time axis without being named.
       remat: what the backward pass recomputes instead of storing. ``"none"`` (default) stores what
-        autodiff needs; ``"save_products"`` recomputes all but matrix products (the same as
+        autodiff needs; ``"save_products"`` recomputes all but products with weights (the same as
         ``"none"`` with ``"hoisted"``); ``"full"`` stores the carries only; ``"chunked"`` stores a
         carry every sqrt(T) steps (not on the plain scan with a cell that draws random numbers:
         they would differ).
         Use ``"none"`` while it fits into memory, then ``"full"``, which needs a third to a half of
-        the memory and takes 6 to 13 % more time. ``"chunked"`` needs a fifth and takes 16 to 18 %
-        more; it is for thousands of steps (measured with ``"hoisted"`` on a CPU).
+        the memory and takes 6 to 13 % more time. ``"chunked"`` needs a fifth to a quarter and takes
+        16 to 18 % more; it is for thousands of steps (measured with ``"hoisted"`` on a CPU).
       implementation: ``"auto"`` (default) selects by cell, platform and shape. ``"scan"`` is the
         plain scan.
         ``"hoisted"`` computes everything that depends only on the inputs before the loop, and has
         faster backward passes. It is for a :class:`RelationalMemoryCell` whose steps share their
         params, or a subclass that overrides only `initialize_carry`, `setup` or `from_features`.
         ``"fused"`` also uses Pallas kernels for everything but the matrix products, on NVIDIA GPUs.
-        It needs one block with gates, no output gate, a norm of queries, keys and values, float32
-        memories, products in float32 or bfloat16, powers of 2 for slots, heads and head size, at
-        most 32,768 for ``mem_slots**2 * F``, known sizes, no `seq_lengths`, `row_mask`, dropout,
-        `precision` or capture, and `remat` ``"none"`` or ``"save_products"``. `unroll` has no
+        It needs one block with gates, no output gate, a norm of queries, keys and values, keys as
+        wide as heads, float32 memories, products in float32 or bfloat16, powers of 2 for slots,
+        heads and head size, at most 32,768 for ``mem_slots**2 * F``, known sizes, no `seq_lengths`,
+        `row_mask`, dropout, `precision` or capture, `remat` ``"none"`` or ``"save_products"``, and
+        neither explicit axes of a mesh nor `jax.shard_map` with ``check_vma=True``. `unroll` has no
         effect. On other devices it is interpreted, which takes minutes, with a warning. On several
         devices each runs its share of the batch if the ambient mesh (`jax.set_mesh`) has an
         automatic axis named ``"data"``; otherwise sharded arrays are gathered on each. ``"auto"``
@@ -124,6 +125,8 @@ class RNN(nn.Module):
         NVIDIA GPUs of compute capability 8.0 or later, with resets and mask;
         ``rrnn_jax/scan/cuda/README.md`` lists the supported cells. ``"auto"`` prefers it to
         ``"fused"`` under the same conditions on GPUs of compute capability 9.0.
+        A GPU is expected if JAX's default device is one: within ``jax.jit(..., backend="cpu")`` on
+        such a machine, set `jax.default_device` or another implementation.
         ``"auto"`` runs the plain scan if `flax.linen.intercept_methods` or
         ``capture_intermediates`` need calls of the cell. Initialisation and empty sequences (B or
         T 0) always run the plain scan.
@@ -157,6 +160,9 @@ class RNN(nn.Module):
         check_choice("remat", self.remat, REMATS)
         check_choice("implementation", self.implementation, IMPLEMENTATIONS)
         check_positive(unroll=self.unroll)
+        for name in ("variable_axes", "split_rngs"):
+            if not isinstance(value := getattr(self, name), Mapping):
+                raise TypeError(f"{name} must be a dict, got {value!r}")
         check_fields(self, RNN)
         check_cell(self.cell)
         super().__post_init__()
@@ -340,7 +346,8 @@ class RNN(nn.Module):
             if name not in Call._fields:
                 raise TypeError(f"{method} takes no argument {name!r}")
         own = {name: getattr(self, name) for name in ("time_major", "reverse", "keep_order")}
-        return Call(**(own | arguments))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return Call(**(own | given))
 
     @nn.nowrap
     def _check_bound(self, instead: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: an array is given twice, with and without `GROUP`.
-      TypeError: `arrays` is not a mapping, or contains bytes of another dtype that NumPy lost.
+      TypeError: `arrays` is not a mapping from strings, or contains bytes of another dtype that
+        NumPy lost.
     """
     if not isinstance(arrays, Mapping):
         raise TypeError(
@@ -35,6 +37,8 @@ def by_name(arrays: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         )
     named: dict[str, np.ndarray] = {}
     for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"arrays must have strings as names, got {name!r}")
         short = name.removeprefix(GROUP)
         if short in named:
             raise ValueError(f"array {short!r} is given twice, with and without {GROUP!r}")
@@ -70,13 +74,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with Path(path).open("rb") as file:
         try:
             loaded = np.load(file, allow_pickle=False)
-        except (EOFError, ValueError, zipfile.BadZipFile) as error:
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with loaded:
+                names = list(loaded.files)
+                grouped = [name for name in names if name.startswith(GROUP)]
+                return {name: loaded[name] for name in grouped or names}
+        except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             what = f"path must name an .npz of named arrays, got {path!r}: {error}"
             raise ValueError(what) from None
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            what = f"path must name an .npz of named arrays, got a single array in {path!r}"
-            raise ValueError(what)
-        with loaded:
-            names = list(loaded.files)
-            grouped = [name for name in names if name.startswith(GROUP)]
-            return {name: loaded[name] for name in grouped or names}

@@ -1,6 +1,7 @@
 """The adaptive softmax: clusters of rare words with narrower vectors."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +99,8 @@ class AdaptiveSoftmax(nn.Module):
                 f"got {self.cutoffs}"
             )
         check_number(divisor=self.divisor)
-        if self.divisor < 1:
-            raise ValueError(f"divisor must be at least 1, got {self.divisor}")
+        if not 1 <= self.divisor < math.inf:
+            raise ValueError(f"divisor must be finite and at least 1, got {self.divisor}")
         super().__post_init__()
 
     @property

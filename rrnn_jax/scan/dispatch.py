@@ -18,6 +18,7 @@ from flax.core.scope import in_filter
 from flax.linen import module as linen_module
 
 from rrnn_jax.cell import RelationalMemoryCell
+from rrnn_jax.scan.eligible import why_not_cell
 from rrnn_jax.scan.plain import Lifting, plain_scan
 from rrnn_jax.scan.sequence import SequenceInputs, SequenceOutputs, without_unused
 from rrnn_jax.typing import Array, Carry, Implementation, Remat
@@ -203,7 +204,8 @@ def run(implementation: str, request: Request) -> SequenceOutputs:
       `SequenceOutputs`; what the cell sows is in its intermediates.
     """
     cell = request.cell
-    clean = without_unused(request.sequence, request.time_axis, repeat=not backends_of(cell))
+    repeat = why_not_cell(cell) is not None  # A cell with steps of its own.
+    clean = without_unused(request.sequence, request.time_axis, repeat)
     request = request._replace(sequence=clean)
     choice = choose(implementation, request)
     _check_dropout(request)

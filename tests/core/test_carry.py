@@ -74,13 +74,15 @@ def test_reset_carry_names_what_does_not_fit():
             reset_carry(RMC, carry, flags)
     # Where B is also the next axis, too.
     for wide in (jnp.ones((B, 4, 3, 8)), jnp.ones((B, B, 3, 8))):
-        with pytest.raises(ValueError, match=r"flags must have all batch axes of carry: for flags"):
+        with pytest.raises(ValueError, match=r"carry must have .*; flags must have all batch"):
             reset_carry(RMC, wide, FLAGS)
     with pytest.raises(ValueError, match=r"fresh must have shape .* = \(3, 8\), got \(3, 7\)"):
         reset_carry(RMC, carry, FLAGS, jnp.ones((3, 7)))
     pair = (carry, carry)
     with pytest.raises(TypeError, match=r"fresh\[1\] must be floating-point, got int32"):
         reset_carry(RMC.clone(output_gate=True), pair, FLAGS, (carry, carry.astype(jnp.int32)))
+    with pytest.raises(TypeError, match="fresh must be int32, as the carry is, got float32"):
+        reset_carry(RMC, carry.astype(jnp.int32), FLAGS)
     with pytest.raises(ValueError, match="fresh must have the structure of the carry"):
         reset_carry(RMC, carry, FLAGS, (carry, carry))
     with pytest.raises(TypeError, match=r"flags must be bool or numbers .*<U3"):
@@ -300,7 +302,7 @@ def test_an_initial_carry_that_does_not_fit_is_named(cell, carry, error, message
 def test_a_result_with_names(rmc):
     rnn, variables = rmc
     run = partial(rnn.apply, return_all_carries=True)
-    result = jax.jit(partial(run, method="run"))(variables, X)
+    result = jax.jit(partial(run, method="run", time_major=None))(variables, X)
     carry, carries, y = jax.jit(run)(variables, X)
     expected = (carry, y, carries)
     jax.tree.map(np.testing.assert_array_equal, tuple(result), expected)

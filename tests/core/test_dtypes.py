@@ -84,6 +84,19 @@ def test_dtypes_under_x64(implementation):
             check(mix, implementation, output_gate=True)
 
 
+def test_captured_values_have_equal_dtypes_under_x64():
+    def captured(implementation: str, key: jax.Array, x: jax.Array) -> Any:
+        rnn = RNN(CELL, implementation=implementation)
+        return rnn.apply(rnn.init(key, x), x, mutable=["intermediates"])[1]
+
+    with jax.enable_x64(True):
+        args = jax.random.key(0), jax.ShapeDtypeStruct(X.shape, jnp.float64)
+        plain, fast = (
+            jax.eval_shape(partial(captured, name), *args) for name in ("scan", "hoisted")
+        )
+    assert plain == fast
+
+
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
     "mix", [(None, jnp.float32, jnp.float32, jnp.float64), (jnp.bfloat16, jnp.float64, *[None] * 2)]

@@ -28,6 +28,7 @@ CARRY = jnp.zeros((4, 2, 16))
         ({"dropout_rate": "a"}, "dropout_rate must be a number, got 'a'"),
         ({"carry_init": 3}, "carry_init must be an initializer, got 3"),
         ({"kernel_init": "zeros"}, "kernel_init must be an initializer, got 'zeros'"),
+        ({"dot_general": 3}, "dot_general must be a function or None, got 3"),
         ({"qkv_norm": "no"}, "qkv_norm must be True or False, got 'no'"),
         ({"learned_carry": 1}, "learned_carry must be True or False, got 1"),
         ({"mem_slots": 4.0}, r"mem_slots must be an integer, got 4\.0 of type float"),
@@ -54,6 +55,7 @@ def test_types_of_attributes_of_a_cell(options, message):
             {"gate_style": "units"},
             "gate_style must be one of 'unit', 'memory', None; got 'units'",
         ),
+        ({"gate_style": np.array([1, 2])}, "gate_style must be one of .*; got array"),
         (
             {"gate_style": None, "output_gate": True},
             "output_gate=True needs gate_style 'unit' or 'memory', got None",
@@ -111,6 +113,9 @@ def test_a_rate_that_is_traced():
 def test_attributes_of_a_layer():
     with pytest.raises(TypeError, match="reverse must be True or False, got 'no'"):
         RNN(CELL, reverse="no")
+    for name in ("variable_axes", "split_rngs"):
+        with pytest.raises(TypeError, match=f"{name} must be a dict, got None"):
+            RNN(CELL, **{name: None})
 
 
 @pytest.mark.parametrize("layer", [RNN(CELL), RNN(CELL, implementation="scan"), nn.RNN(CELL)])

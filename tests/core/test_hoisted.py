@@ -136,7 +136,7 @@ def test_kernels_that_no_cache_holds(name, transpose, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("head_size", [3, 4])  # 3 is padded, to 4.
 def test_one_slot_with_large_kernels_on_a_gpu(head_size, monkeypatch):
-    config = {"mem_slots": 1, "head_size": head_size, "input_bias": 0.5}
+    config = {"mem_slots": 1, "head_size": head_size, "input_bias": np.float16(0.5)}
     expected = plain_gradients(config, {})
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(relational, "_has_large_kernels", lambda *sizes: True)

@@ -1,5 +1,6 @@
 """The adaptive softmax against recorded numbers, against brute force, and tied."""
 
+import math
 from functools import cache, partial
 from pathlib import Path
 
@@ -278,8 +279,9 @@ def test_types_of_attributes(options, message):
 
 
 def test_divisor_and_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"divisor must be at least 1, got 0\.5"):
-        AdaptiveSoftmax(30, 8, (5,), divisor=0.5)
+    for divisor in (0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"finite and at least 1, got {divisor}"):
+            AdaptiveSoftmax(30, 8, (5,), divisor=divisor)
     module, variables, hidden, words = make()
     with pytest.raises(ValueError, match=r"targets must have shape \[\*B, T\] = \(3, 7\)"):
         module.apply(variables, hidden, words[:, :-1])

@@ -84,8 +84,8 @@ def _forward(sizes: Sizes, arguments: Arguments, save: bool) -> tuple[Array, Arr
     def step(t: Array, state: tuple) -> tuple:
         low, squashed, memories, buffers = state
         at = t[None]
-        qkv = _multiply(low, w["block_0/qkv"]).reshape(qkv_row.shape)
-        gates = _multiply(squashed, w["gates"]).reshape(gate.shape)
+        qkv = _multiply(low, w["block_0/qkv"], qkv_row.shape)
+        gates = _multiply(squashed, w["gates"], gate.shape)
         (rows,), buffers[:2] = sizes.call(
             partial(kernels.attend, sizes.spec),
             [at, flags, fresh, qkv, v.qkv, v.norm, memories, qkv_terms],
@@ -94,10 +94,10 @@ def _forward(sizes: Sizes, arguments: Arguments, save: bool) -> tuple[Array, Arr
         )
         hidden, x = [], rows
         for j in range(layers - 1):
-            x = _multiply(x, w[f"mlp/layer_{j}"]).astype(jnp.float32) + v.hidden[j]
+            x = _multiply(x, w[f"mlp/layer_{j}"], row.shape).astype(jnp.float32) + v.hidden[j]
             x = jax.nn.relu(x).astype(sizes.dtype)
             hidden.append(x)
-        last = _multiply(x, w[f"mlp/layer_{layers - 1}"]).reshape(row.shape)
+        last = _multiply(x, w[f"mlp/layer_{layers - 1}"], row.shape)
         shown = hidden if save else []
         (low, squashed), (memories, *buffers[2:]) = sizes.call(
             partial(kernels.update, sizes.spec, len(shown)),
@@ -272,13 +272,9 @@ def _flat(x: Array) -> Array:
     return x.reshape(*x.shape[:3], -1)
 
 
-def _multiply(x: Array, kernel: Array) -> Array:
-    """Rows ``[B, S, H, D]`` times a kernel ``[F, N]``; ``[B, S, H, D]`` if N is F."""
-    slots = x.shape[:2]
-    product = x.reshape(-1, kernel.shape[0]) @ kernel
-    return (
-        product.reshape(*slots, *x.shape[2:]) if product.shape[-1] == kernel.shape[0] else product
-    )
+def _multiply(x: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """Rows ``[B, S, H, D]`` times a kernel ``[F, N]``, in the given shape."""
+    return (x.reshape(-1, kernel.shape[0]) @ kernel).reshape(shape)
 
 
 def _multiply_back(d: Array, kernel: Array, shape: tuple[int, ...]) -> Array:

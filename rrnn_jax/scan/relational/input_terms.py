@@ -103,7 +103,7 @@ def terms_of_inputs(
             source = jnp.where(present[..., None], source, jnp.zeros_like(source))
         # The gates need all R rows concatenated.
         gates = dense(readers[-1], source.reshape(*source.shape[:-2], -1)[..., None, :])[..., 0, :]
-        gates = gates.astype(accumulation_dtype(gates.dtype, dtypes.gates))
+        gates = gates.astype(accumulation_dtype(dtypes.gates))
         gates = gates + as_rows(params["gates"]["memory"]["bias"], gates)
     return InputTerms(packed, rows, gates, present, kept)
 

@@ -47,7 +47,8 @@ def core_of(cell: Any, low: Dtype, tile: int, unroll: int) -> Core:
         size += 1
     return Core(
         *(cell.num_heads, cell.head_size, size, cell.attention_mlp_layers),
-        *(cell.input_bias, cell.forget_bias, jnp.dtype(low), cell.precision, unroll),
+        *(float(cell.input_bias), float(cell.forget_bias)),
+        *(jnp.dtype(low), cell.precision, unroll),
     )
 
 
