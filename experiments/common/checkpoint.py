@@ -94,10 +94,11 @@ class Writer:
             ),
         )
 
-    def clear(self) -> None:
-        """Removes all checkpoints."""
+    def clear(self, after: int) -> None:
+        """Removes checkpoints of steps later than `after`."""
         for step in self._manager.all_steps():
-            self._manager.delete(step)
+            if step > after:
+                self._manager.delete(step)
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
         """Saves a state; does nothing if there is a checkpoint of that step.

@@ -101,8 +101,8 @@ def train(
             checkpoints = stack.enter_context(contextlib.closing(Writer(run_dir / "checkpoints")))
             best = stack.enter_context(contextlib.closing(Writer(run_dir / BEST, keep=1)))
             restored = checkpoints.restore_latest(programs.shapes)
-            if restored is None:
-                best.clear()  # That of a run which the user starts over.
+            # Later ones are of updates that are made again, perhaps with other evaluations.
+            best.clear(-1 if restored is None else restored.step)
 
         parallel.first(begin)  # The others wait until it has removed damaged checkpoints.
         if not parallel.is_main():

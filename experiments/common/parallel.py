@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ _HEARTBEAT_SECONDS = 20  # The others regard a process as dead after this time w
 _SHUTDOWN_SECONDS = 300  # The others wait at their end while the first one draws and writes.
 _BARRIER_SECONDS = 86_400  # The heartbeat ends a wait for a dead process.
 _waits = itertools.count()
+ResultT = TypeVar("ResultT")
 
 
 def connect(
@@ -240,15 +241,21 @@ def count() -> int:
 
 def first(action: Callable[[], Any]) -> None:
     """Runs an action in the first process; the others wait, and fail if it fails."""
+    every(action if is_main() else lambda: None)
+
+
+def every(action: Callable[[], ResultT]) -> ResultT:
+    """Runs an action in each process, without collectives in it; all fail if one fails."""
     error: Exception | None = None
-    if is_main():
-        try:
-            action()
-        except Exception as caught:
-            error = caught
+    result: Any = None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
     wait()  # It may take longer than a collective does.
     (failed,) = agree(error is not None)
     if error is not None:
         raise error
     if failed:
-        raise RefusedError("the first process of this run has refused it")
+        raise RefusedError("another process of this run has refused it")
+    return result

@@ -19,13 +19,11 @@ from experiments.common.checkpoint import read_latest
 from experiments.common.problem import Params, Problem
 from experiments.common.records import read_json, replacing
 from experiments.common.refused import RefusedError
+from experiments.common.run_directory import PARAMS_FILE
 from experiments.common.steps import Programs
 from experiments.common.train_config import TrainConfig
 
 ConfigT = TypeVar("ConfigT")
-
-PARAMS_FILE = "params.npz"
-"""Contains parameters by path, and their ``step``."""
 
 
 def read_config(run_dir: Path, default: ConfigT) -> ConfigT:

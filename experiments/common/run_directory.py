@@ -23,12 +23,15 @@ SUMMARY_FILE = "summary.json"
 SESSIONS_FILE = "sessions.jsonl"
 LOCK_FILE = "lock"
 FAILURE_FILE = "failure.json"
+PARAMS_FILE = "params.npz"
+"""Contains parameters by path, and their ``step``: a saved model, not a run."""
 
 UNLEARNED = {
     "chunk_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "implementation",
-    "devices", "minutes", "target", "eval_samples", "test_episodes",
+    "devices", "minutes", "target", "eval_samples", "test_episodes", "path",
 }  # fmt: skip
-"""Fields that do not affect what a run learns, and may therefore change."""
+"""Fields that do not affect what a run learns, and may therefore change. The content of the text at
+a `path` is compared by itself."""
 
 WHOLE_RUN = {"easy_share": 0.0, "final_entropy_cost": None}
 """Fields that, with another value than this, are about all updates, as a schedule is."""
@@ -64,7 +67,8 @@ def open_run(run_dir: Path, config: Any, resume: bool | None = None) -> None:
 
     Raises:
       ConfigMismatchError: the existing run has another config; the message lists the fields.
-      RunExistsError: see `resume`; or there are checkpoints of a run without its config.
+      RunExistsError: see `resume`; there are checkpoints of a run without its config; or the
+        directory holds a saved model.
       RunBusyError: another process is writing to the directory.
       RefusedError: the existing config is damaged, or JAX finds no device.
     """
@@ -95,6 +99,8 @@ def may_open(
     Raises:
       RunExistsError, ConfigMismatchError, RefusedError: as `open_run`.
     """
+    if (run_dir / PARAMS_FILE).exists():
+        raise RunExistsError(f"{run_dir} holds a saved model, not a run; choose another --run-dir")
     if resume or (run_dir / CONFIG_FILE).exists():
         if resume is False:
             raise RunExistsError(

@@ -81,9 +81,7 @@ def train_each(
       The summaries.
     """
     parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
-    find_device()
-    for name, (_, config) in runs.items():
-        _check_init(problems[name], config)
+    parallel.every(lambda: _check_init(runs, problems))
     until = loop.end_of(next(iter(runs.values()))[1].train)
     summary: dict[KeyT, Any] = {}
     for name, (directory, config) in runs.items():
@@ -98,17 +96,20 @@ def train_each(
     return summary
 
 
-def _check_init(problem: Problem, config: Any) -> None:
-    """Traces the start of a run: some combinations of a core and a machine are refused only then.
+def _check_init(runs: Mapping[KeyT, tuple[Path, Any]], problems: Mapping[KeyT, Problem]) -> None:
+    """Traces the start of runs: some combinations of a core and a machine are refused only then.
 
     Raises:
-      RefusedError: the model cannot be initialised.
+      RefusedError: JAX finds no device, or a model cannot be initialised.
     """
-    data = () if problem.data is None else (problem.data,)
-    try:
-        jax.eval_shape(problem.init, jax.random.key(0), *data)
-    except ValueError as error:
-        raise RefusedError(name_options(str(error), config)) from error
+    find_device()
+    for name, (_, config) in runs.items():
+        problem = problems[name]
+        data = () if problem.data is None else (problem.data,)
+        try:
+            jax.eval_shape(problem.init, jax.random.key(0), *data)
+        except ValueError as error:
+            raise RefusedError(name_options(str(error), config)) from error
 
 
 def evaluate_runs(
@@ -127,9 +128,9 @@ def evaluate_runs(
       For each run ``step``, ``seeds``, and by seed the means of the stream "valid" as
       ``evaluation`` and, if the problem has it, of "test".
     """
+    parallel.every(lambda: [check_run(*one) for one in runs.values()])
     results = {}
     for name, (directory, config) in runs.items():
-        check_run(directory, config)
         problem = make_problem(config)
         result: dict[str, Any] = {"seeds": list(config.train.seeds)}
         for key, stream in (("evaluation", "valid"), ("test", "test")):

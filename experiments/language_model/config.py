@@ -8,6 +8,7 @@ README.md has results and the hardware they were measured on.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from experiments.common.cells import CellConfigs, LSTMConfig, ModelName, RMCConfig
@@ -58,8 +59,8 @@ class TextConfig:
             output_dropout=self.output_dropout,
         )
         for name in ("activation_penalty", "change_penalty"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
 
 
 _RMC = RMCConfig(mem_slots=1, num_heads=4)

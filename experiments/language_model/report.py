@@ -53,6 +53,7 @@ def carried_nats(saved: Saved, split: Split, window: int = CARRIED_WINDOW) -> np
 
 def windowed_nats(saved: Saved, split: Split, window: int) -> np.ndarray:
     """The loss of each token, ``[n]``, each window of the text read without a state before it."""
+    window = min(window, len(split.targets))
     together = min(TOKENS_PER_CALL, LOGITS_PER_CALL // saved.vocabulary.size)
     rows = min(-(-len(split.targets) // window), max(1, together // window))
     return _nats(saved, split, window, rows, carried=False)
@@ -155,27 +156,30 @@ def report(
       read: a text to measure on; None: the test text.
 
     Raises:
-      RefusedError: a run does not exist, its text is not that of the first one, or `read` has
-        characters that the vocabulary does not have.
+      RefusedError: a run does not exist, the training text is not found or not that of all runs, or
+        `read` has characters that the vocabulary does not have.
     """
     if min(unrolls, default=0) < 1:
         raise RefusedError(f"--eval-unroll must be windows of at least 1, got {tuple(unrolls)}")
-    measured: list[tuple[Path, str, dict[str, Any]]] = []
-    tokens: Tokens | None = None
-    split = Split("test", np.zeros(1, np.uint16), 1, 1)
+    models = [load(run_dir, run_seed) for run_dir in run_dirs]
+    data = models[0].config.data
+    if text is None and data.path is None and data.format not in ("auto", "text"):
+        raise RefusedError(f"--text must name the training text, of the format {data.format!r}")
+    tokens = prepare(
+        dataclasses.replace(data, path=data.path if text is None else str(text)), tokens_dir
+    )
     for run_dir in run_dirs:
-        saved = load(run_dir, run_seed)
-        if tokens is None:
-            data = saved.config.data
-            tokens = prepare(
-                dataclasses.replace(data, path=data.path if text is None else str(text)), tokens_dir
-            )
-            split = tokens.splits.get("test", tokens.splits.get("valid", split))
-            split = split if read is None else read_split(read, tokens.vocabulary)
         check_text(run_dir, tokens, "--text must name that text; --read measures on another")
-        numbers = measure(saved, tokens, split, unrolls)
-        measured.append((run_dir, TITLES[saved.config.model], numbers))
-    assert tokens is not None
+    split = tokens.splits.get("test") or tokens.splits.get("valid")
+    if read is not None:
+        split = read_split(read, tokens.vocabulary)
+    if split is None:
+        raise RefusedError("--read must name a text: there is no test or validation text")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    measured = [
+        (run_dir, TITLES[saved.config.model], measure(saved, tokens, split, unrolls))
+        for run_dir, saved in zip(run_dirs, models, strict=True)
+    ]
     targets = np.asarray(split.targets)
     frequencies = by_frequency(unigram_losses(tokens.counts)[targets], targets, tokens.counts)
     result = {
@@ -185,7 +189,6 @@ def report(
         "frequencies_alone": frequencies,
         "models": _titled(measured),
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "report.json", result)
     write_text(out_dir / "report.md", tables(result))
     draw(result, out_dir)

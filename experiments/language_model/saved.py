@@ -24,19 +24,20 @@ from experiments.common.problem import Params
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.restore import (
-    PARAMS_FILE,
     read_config,
     read_params,
     restore_params,
     write_params,
 )
+from experiments.common.run_directory import PARAMS_FILE
 from experiments.language_model.config import PRESETS, Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Split, Tokens
 from experiments.language_model.data.vocabulary import Vocabulary, vocabulary_from
 from experiments.language_model.model import LanguageModel, make_model
 from experiments.language_model.problem import init_params, make_problem
+from experiments.language_model.train import TEXT_FILE
 
-KEPT = ("config.json", VOCABULARY_FILE, "text.json")
+KEPT = ("config.json", VOCABULARY_FILE, TEXT_FILE)
 
 
 class Saved(NamedTuple):
@@ -97,7 +98,13 @@ def load(run_dir: Path, seed: int | None = None) -> Saved:
 
 
 def save(run_dir: Path, folder: Path, seed: int | None = None, half: bool = False) -> None:
-    """Writes the model of a run into a folder to share; `half`: as float16."""
+    """Writes the model of a run into a folder to share; `half`: as float16.
+
+    Raises:
+      RefusedError: the folder holds a run; as `load`.
+    """
+    if (folder / "config.json").exists() and not (folder / PARAMS_FILE).exists():
+        raise RefusedError(f"{folder} holds a run; choose another folder")
     found = load(run_dir, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments.common.records import replacing
 from experiments.common.refused import RefusedError
 from experiments.language_model.sampling import Session
 from experiments.language_model.saved import Saved
@@ -21,7 +22,7 @@ def save_session(path: Path, session: Session, held: Sequence[bytes], saved: Sav
       saved: the model.
     """
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(session.carry)]
-    with path.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             *leaves,

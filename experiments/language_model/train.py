@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common import parallel
 from experiments.common.cells import TITLES as TITLES
 from experiments.common.plots import plot_score
 from experiments.common.problem import Params, Problem, Score
 from experiments.common.records import read_json, write_json
 from experiments.common.refused import RefusedError
+from experiments.common.run_directory import may_open
 from experiments.common.runs import evaluate_runs, list_runs, train_runs
 from experiments.language_model.config import Config
 from experiments.language_model.data.token_files import VOCABULARY_FILE, Tokens, prepare
@@ -36,10 +38,9 @@ def train(
     Raises:
       RefusedError: the text cannot be read or used, or the run was made on another text.
     """
-    tokens = prepare(config.data, tokens_dir)
     runs = list_runs(config, MODELS, run_dir)
-    for directory, _ in runs.values():
-        check_text(directory, tokens)
+    parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
+    tokens = _open_text(config, tokens_dir, runs)
     return train_runs(
         runs,
         run_dir,
@@ -54,15 +55,20 @@ def train(
 
 def evaluate(config: Config, run_dir: Path, tokens_dir: Path = TOKENS_DIR) -> dict[str, Any]:
     """Evaluates the newest checkpoints of a run; writes ``evaluation.json``."""
-    tokens = prepare(config.data, tokens_dir)
     runs = list_runs(config, MODELS, run_dir)
-    for directory, _ in runs.values():
-        check_text(directory, tokens)
+    tokens = _open_text(config, tokens_dir, runs)
     return evaluate_runs(
         runs,
         lambda one: make_problem(one, tokens),
         finish=lambda result: {"by_unit": by_unit(tokens, result)},
     )
+
+
+def _open_text(config: Config, tokens_dir: Path, runs: Mapping[str, tuple[Path, Any]]) -> Tokens:
+    """The text; raises unless it is that of the runs."""
+    tokens = prepare(config.data, tokens_dir)
+    parallel.every(lambda: [check_text(directory, tokens) for directory, _ in runs.values()])
+    return tokens
 
 
 def with_samples(config: Config, tokens: Tokens) -> Problem:
@@ -97,6 +103,10 @@ def check_text(run_dir: Path, tokens: Tokens, hint: str = "choose another --run-
     """Raises, with a hint, unless a run, if there is one, was made on this text."""
     path = run_dir / TEXT_FILE
     if not path.exists():
+        if (run_dir / "checkpoints").exists():
+            raise RefusedError(
+                f"{run_dir} has checkpoints, but no {TEXT_FILE} to say of which text"
+            )
         return
     found = read_json(path)
     if found != tokens.manifest:

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.common import loop, parallel, steps
 from experiments.common.cli import exit_code
+from experiments.common.refused import RefusedError
 from experiments.common.run_directory import open_run
 from tests.experiments.toys import CONFIG, Whole, parse_process, regression
 
@@ -21,6 +22,7 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="a while between chunks")
     parser.add_argument("--apart", action="store_true", help="a run directory for each process")
     parser.add_argument("--late", type=int, default=0, help="seconds the second process compiles")
+    parser.add_argument("--alone", action="store_true", help="the second process refuses alone")
     given = parse_process(parser)
     if given.slow:
         quick = loop.to_values
@@ -38,7 +40,12 @@ def main() -> int:
     if given.late:
         steps._Program.compile = late
 
+    def refuse() -> None:
+        if given.alone and not parallel.is_main():
+            raise RefusedError("there is no text here")
+
     def action() -> None:
+        parallel.every(refuse)
         config = dataclasses.replace(CONFIG, steps=given.steps)
         run_dir = given.directory / (f"run-{jax.process_index()}" if given.apart else "run")
         open_run(run_dir, Whole(config))

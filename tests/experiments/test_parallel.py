@@ -188,6 +188,14 @@ def test_processes_must_share_the_run_directory(tmp_path):
 
 
 @pytest.mark.slow
+def test_both_processes_end_if_one_refuses(tmp_path):
+    ends = end(start(tmp_path, -1, "--alone"), 120)
+    assert [code for code, _ in ends] == [2, 2], ends
+    assert "another process of this run has refused it" in ends[0][1]
+    assert "there is no text here" in ends[1][1]
+
+
+@pytest.mark.slow
 def test_both_processes_refuse_a_busy_directory(tmp_path):
     assert end(start(tmp_path, 1, "--steps", "5"))[0][0] == 0
     with hold(tmp_path / "run"):

@@ -59,10 +59,6 @@ class Part(NamedTuple):
                 yield share
             first, last = first - len(piece), last - len(piece)
 
-    def text(self) -> str:
-        """All of it."""
-        return "".join(self.pieces())
-
 
 Corpus = dict[str, tuple[Part, ...]]
 """The parts of each split; "train" always exists."""
@@ -162,7 +158,7 @@ def read_corpus(
     for part in (part for split in corpus.values() for part in split):
         place = part.path.resolve(), part.start
         if place in seen:
-            raise RefusedError(f"{part.path} is in two splits: see --valid and --test")
+            raise RefusedError(f"{part.path} is given twice: see --valid and --test")
         seen.add(place)
     return corpus
 
@@ -239,7 +235,12 @@ def _wikitext(path: Path) -> Corpus:
 
 def _split_folders(path: Path) -> Iterator[tuple[str, Path]]:
     for name, folders in _FOLDERS.items():
-        yield from ((name, path / each) for each in folders if (path / each).is_dir())
+        found = [path / each for each in folders if (path / each).is_dir()]
+        if len(found) > 1:
+            raise RefusedError(
+                f"{path} must have one {name} split, got {', '.join(map(str, found))}"
+            )
+        yield from ((name, folder) for folder in found)
 
 
 def _folder(

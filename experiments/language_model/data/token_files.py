@@ -17,6 +17,7 @@ from experiments.common.refused import RefusedError
 from experiments.language_model.data.bpe import BytePairs
 from experiments.language_model.data.corpus import (
     BUNDLED,
+    FRACTIONS,
     SPLITS,
     Corpus,
     Format,
@@ -44,12 +45,13 @@ class DataConfig:
     path: str | None = None
     """A text file or a folder. None: the included plays (1.1 MB)."""
     format: Format = "auto"
-    """One text file, a folder of books, a folder with WikiText's files, or of Gigaword's."""
+    """"text": a file; "books": a folder of text files; "wikitext": a folder with WikiText's files;
+    "gigaword": a folder of SGML files; "auto": "text" for a file, else "wikitext" or "books"."""
     valid: tuple[str, ...] = ()
     """Names of the validation files, in the folder or beside the file."""
     test: tuple[str, ...] = ()
     """Names of the test files."""
-    fractions: tuple[float, float, float] = (0.9, 0.1, 0.0)
+    fractions: tuple[float, float, float] = FRACTIONS
     """Shares of one file: training, validation, test."""
     vocabulary: Literal["characters", "bytes", "words", "bpe"] = "characters"
     """The kind of tokens. "bpe" needs the extra `text`."""
@@ -126,6 +128,18 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
     Raises:
       RefusedError: a format of folders without a path; see `corpus` and `vocabulary`, too.
     """
+    corpus, wanted, folder = parallel.every(lambda: _find(config, directory))
+
+    def make() -> None:
+        if not (folder / MANIFEST_FILE).exists():
+            _make_whole(config, corpus, wanted, folder)
+
+    parallel.first(make)
+    return parallel.every(lambda: open_tokens(folder))
+
+
+def _find(config: DataConfig, directory: Path) -> tuple[Corpus, dict[str, Any], Path]:
+    """The corpus, what its manifest says of its making, and the folder of its token files."""
     if config.path is None and config.format not in ("auto", "text"):
         raise RefusedError(f"the format {config.format!r} needs --path, a folder")
     corpus = read_corpus(
@@ -143,14 +157,7 @@ def prepare(config: DataConfig, directory: Path) -> Tokens:
     order = sources(corpus)
     split_of = {n: [(order.index(p.path), p.start, p.stop) for p in s] for n, s in corpus.items()}
     digest = hashlib.sha256(json.dumps([wanted, split_of]).encode()).hexdigest()
-    folder = directory / f"{config.vocabulary}-{digest[:12]}"
-
-    def make() -> None:
-        if not (folder / MANIFEST_FILE).exists():
-            _make_whole(config, corpus, wanted, folder)
-
-    parallel.first(make)
-    return open_tokens(folder)
+    return corpus, wanted, directory / f"{config.vocabulary}-{digest[:12]}"
 
 
 def open_tokens(folder: Path) -> Tokens:
@@ -161,7 +168,9 @@ def open_tokens(folder: Path) -> Tokens:
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
-        raise RefusedError(f"there is no {MANIFEST_FILE} in {folder}")
+        raise RefusedError(
+            f"there is no {MANIFEST_FILE} in {folder}; all processes must share --tokens-dir"
+        )
     manifest = read_json(path)
     splits = {}
     for name, entry in manifest["splits"].items():

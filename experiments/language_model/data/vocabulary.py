@@ -94,12 +94,16 @@ class Characters:
         Raises:
           RefusedError: a character that the vocabulary does not have.
         """
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
         found = np.clip(np.searchsorted(self._codes, codes), 0, self.size - 1)
         unknown = codes[self._codes[found] != codes]
         if unknown.size:
-            shown = " ".join(repr(chr(code)) for code in dict.fromkeys(unknown.tolist()))
-            raise RefusedError(f"the vocabulary of {self.size} characters does not have {shown}")
+            each = list(dict.fromkeys(unknown.tolist()))
+            shown = " ".join(repr(chr(code)) for code in each[:10])
+            others = f" and {len(each) - 10} others" if len(each) > 10 else ""
+            raise RefusedError(
+                f"the vocabulary of {self.size} characters does not have {shown}{others}"
+            )
         return found.astype(np.int32)
 
     def decode(self, tokens: Sequence[int]) -> bytes:

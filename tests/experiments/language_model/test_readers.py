@@ -36,7 +36,10 @@ BOOKS = {"emma.txt": "Emma sat.\n", "anne.txt": "Anne rose.\n", "mary.txt": "Mar
 
 
 def texts(found):
-    return {name: "".join(part.text() for part in parts) for name, parts in found.items()}
+    return {
+        name: "".join(piece for part in parts for piece in part.pieces())
+        for name, parts in found.items()
+    }
 
 
 @pytest.fixture
@@ -156,9 +159,9 @@ def test_bad_splits_are_refused(books):
     with pytest.raises(RefusedError, match=r"the format 'text' is a file, but .* is a folder"):
         read_corpus(books, "text")
     for options in ({"valid": ("emma.txt",), "test": ("emma.txt",)}, {"valid": ("emma.txt",) * 2}):
-        with pytest.raises(RefusedError, match=r"emma\.txt is in two splits"):
+        with pytest.raises(RefusedError, match=r"emma\.txt is given twice"):
             read_corpus(books, **options)
-    with pytest.raises(RefusedError, match=r"emma\.txt is in two splits"):
+    with pytest.raises(RefusedError, match=r"emma\.txt is given twice"):
         read_corpus(books / "emma.txt", valid=("emma.txt",))
 
 
@@ -170,6 +173,10 @@ def test_options_that_do_not_apply_are_refused(books):
     for split in ("train", "validation"):
         (books / split).mkdir()
         (books / split / f"{split}.TXT").write_text(split)
+    (books / "val").mkdir()
+    with pytest.raises(RefusedError, match=r"must have one valid split, got .*validation, .*val"):
+        read_corpus(books)
+    (books / "val").rmdir()
     assert texts(read_corpus(books)) == {"train": "train", "valid": "validation"}
     with pytest.raises(RefusedError, match=r"--valid and --test do not apply: .* of its own"):
         read_corpus(books, valid=("emma.txt",))

@@ -1,5 +1,6 @@
 """Runs: resumed bit for bit in the middle of the text, refused on another text, and reported."""
 
+import dataclasses
 import json
 import shutil
 
@@ -20,7 +21,7 @@ from tests.experiments.language_model.small import TEXT, small_config, with_text
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Both models, trained; the text has 8 windows, so that 8 updates do not end with it."""
+    """Both models, trained; 8 updates do not end with the text, of 46 windows."""
     base = tmp_path_factory.mktemp("runs")
     (base / "text.txt").write_text(TEXT)
     config = small_config(base / "text.txt", model="all", text={"output_dropout": 0.1})
@@ -110,6 +111,8 @@ def test_report_of_trained_runs(done, capsys):
     again = json.loads((base / "own" / "report.json").read_text())
     assert again["text"][0]["name"] == "own.txt"
     assert again["models"]["LSTM"] == {**row, "split": "own.txt"}
+    assert report_main([*runs, str(base / "typo"), *options]) == 2  # Before it measures.
+    assert "there is no run in" in capsys.readouterr().err
     own.write_text("é")
     assert report_main([runs[0], *options, "--read", str(own)]) == 2
     assert "own.txt: the vocabulary of" in capsys.readouterr().err
@@ -118,7 +121,8 @@ def test_report_of_trained_runs(done, capsys):
 
 
 def test_a_model_can_be_given_away(done, tmp_path, capsys):
-    base, _, _ = done
+    base, config, _ = done
+    config = dataclasses.replace(config, model="rmc")
     save(base / "run" / "rmc", tmp_path / "model")
     found, wanted = load(tmp_path / "model"), load(base / "run" / "rmc")
     assert found.digest() == wanted.digest()
@@ -130,6 +134,10 @@ def test_a_model_can_be_given_away(done, tmp_path, capsys):
     assert (tmp_path / "half" / "params.npz").stat().st_size < 0.8 * (
         (tmp_path / "model" / "params.npz").stat().st_size
     )
+    with pytest.raises(RefusedError, match="lstm holds a run; choose another folder"):
+        save(base / "run" / "rmc", base / "run" / "lstm")
+    with pytest.raises(RefusedError, match="model holds a saved model, not a run"):
+        train(config, tmp_path / "model", tokens_dir=base / "tokens", progress=False)
     # It does not know where its text is.
     assert str(base) not in (tmp_path / "model" / "config.json").read_text()
     assert report_main([str(tmp_path / "model"), "--tokens-dir", str(tmp_path)]) == 2
@@ -148,6 +156,17 @@ def test_without_a_best_checkpoint_the_newest_is_loaded(done, tmp_path):
     for path in (tmp_path / "run" / "best").iterdir():
         shutil.rmtree(path)
     assert load(tmp_path / "run").step == 8
+
+
+def test_a_text_may_lie_elsewhere(done, tmp_path):
+    base, config, _ = done
+    shutil.copyfile(base / "text.txt", tmp_path / "text.txt")
+    moved = with_text(config, tmp_path / "text.txt")
+    assert evaluate(moved, base / "run", base / "tokens")["rmc"]["step"] == 8
+    shutil.copytree(base / "run" / "rmc", tmp_path / "run")
+    (tmp_path / "run" / "text.json").unlink()
+    with pytest.raises(RefusedError, match=r"has checkpoints, but no text\.json"):
+        check_text(tmp_path / "run", prepare(config.data, base / "tokens"))
 
 
 def test_command_line(done, capsys):

@@ -229,5 +229,5 @@ def test_a_file_to_validate_on_is_not_trained_on(tmp_path, by):
         tmp_path / "tokens",
     )
     assert [s.bytes for s in found.splits.values()] == [120, 60]
-    with pytest.raises(RefusedError, match=r"c\.txt is in two splits"):
+    with pytest.raises(RefusedError, match=r"c\.txt is given twice"):
         prepare(DataConfig(path=str(tmp_path / "c.txt"), valid=(valid,)), tmp_path / "tokens")

@@ -5,7 +5,9 @@ import io
 import json
 import re
 import signal
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +165,14 @@ def run(*args) -> str:
     return out.getvalue()
 
 
-def test_a_session_goes_on_as_if_it_had_not_ended(folder, tmp_path):
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_session_goes_on_as_if_it_had_not_ended(folder, tmp_path, monkeypatch):
     options = (folder, "--seed", 5)
     whole = run(*options, "--prompt", "1 fish", "--max-tokens", 100)
     assert len(whole) == 101
@@ -171,6 +180,12 @@ def test_a_session_goes_on_as_if_it_had_not_ended(folder, tmp_path):
     first = run(*options, "--prompt", "1 fish", "--max-tokens", 37, "--save-carry", carry)
     second = run(*options, "--max-tokens", 63, "--load-carry", carry)
     assert first[:-1] + second == whole
+    kept = carry.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(np, "savez", raising(OSError("the disk is full")))
+        with pytest.raises(OSError, match="full"):
+            run(*options, "--max-tokens", 1, "--load-carry", carry, "--save-carry", carry)
+    assert carry.read_bytes() == kept
     # Prompts can be read one after the other, too.
     run(*options, "--prompt", "1 ", "--max-tokens", 1, "--save-carry", carry)
     assert run(*options, "--load-carry", carry, "--max-tokens", 10) != whole[:11]
