@@ -191,7 +191,8 @@ def _evaluation(
             name, carry = next(left)
             carry = _fresh_where(batch.starts, initial_carry, carry)
             value, (new[name], metrics) = judge(params, carry, batch)
-            return {"loss": Mean.of(value), **metrics}
+            # The last window of a text may have fewer targets.
+            return {"loss": Mean.of(value[None], jnp.sum(batch.mask)[None]), **metrics}
 
         return new, with_average(judged, state.params, state.opt_state)
 

@@ -50,6 +50,7 @@ def test_a_stream_learns_with_its_carry_and_its_rows_are_those_of_one_pass(token
     outcome = run(tmp_path, stream(config, tokens), config)
     assert max(outcome.metrics["nats"]) < 1.3 < np.log(7)
     assert set(outcome.test) == {"loss", "nats"}
+    np.testing.assert_allclose(outcome.test["loss"], outcome.test["nats"], rtol=1e-6)
     assert outcome.state.inner.carry.shape == (2, 8, 6)
     whole = dataclasses.replace(config, micro_batch_size=None)
     programs = Programs(stream(whole, tokens), whole)
