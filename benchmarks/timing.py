@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import math
 import random
 import signal
 import statistics
@@ -88,7 +89,8 @@ def interleave(
     Args:
       programs: the programs by name; each returns when it has finished.
       rounds: samples per program.
-      warmup: calls of each program before its first sample.
+      warmup: calls of each program before its first sample. The first is not timed, because it may
+        compile; to fill `min_seconds` there are at least two.
       min_seconds: shortest duration of a sample.
       seed: seed of the order within the rounds.
       progress: wraps the range of rounds, to draw a bar.
@@ -129,10 +131,13 @@ def _sample(run: Run, calls: int, clock: Callable[[], float]) -> float:
 
 def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable[[], float]) -> int:
     """Warms up a program, and returns the number of calls that fill `min_seconds`."""
-    fastest = float("inf")
-    for _ in range(max(warmup, 1)):
-        fastest = min(fastest, _sample(run, 1, clock))
-    return max(1, round(min_seconds / fastest)) if fastest > 0 else 1
+    run()
+    if min_seconds == 0:
+        for _ in range(warmup - 1):
+            run()
+        return 1
+    fastest = min(_sample(run, 1, clock) for _ in range(max(warmup - 1, 1)))
+    return max(1, math.ceil(min_seconds / fastest)) if fastest > 0 else 1
 
 
 def limit_threads_or_exit(arguments: argparse.ArgumentParser, threads: int | None) -> None:

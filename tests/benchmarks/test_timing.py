@@ -36,6 +36,23 @@ def test_samples_are_seconds_per_call():
     assert not result.interrupted
 
 
+@pytest.mark.parametrize("warmup", [1, 2, 3])
+def test_the_call_that_compiles_does_not_count(warmup):
+    machine = Machine()
+    run = machine.program("a", 0.08)
+
+    def compiles_first():
+        machine.now += 0.0 if machine.calls else 100.0
+        run()
+
+    result = interleave(
+        {"a": compiles_first}, rounds=2, warmup=warmup, min_seconds=0.2, clock=machine.clock
+    )
+    # Two calls of 0.08 s would not fill 0.2 s.
+    assert len(machine.calls) == max(warmup, 2) + 2 * 3
+    assert result.samples["a"] == pytest.approx([0.08] * 2)
+
+
 def test_each_round_runs_all_in_an_order_of_its_own():
     machine = Machine()
     names = "abcd"
