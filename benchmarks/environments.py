@@ -8,6 +8,7 @@ update of a preset, by default quick: environment (with one action all the time)
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
 STEPS = 200
 """Steps of every environment in one call."""
 POOL = 4096
+"""Levels of a pool, or more if as many are drawn in one call."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,10 +123,11 @@ def environment_programs(envs: int) -> dict[str, Program]:
 
 
 def _program(env: Any, envs: int, fresh: int = 0) -> Program:
-    """Random play in one jitted call, which also draws `fresh` levels of a pool."""
+    """Random play in one compiled call, which also draws `fresh` levels of a pool."""
     params = env.default_params
     if fresh:
-        params = params.replace(levels=jax.jit(env.draw_levels, static_argnums=1)(_key(0), POOL))
+        draw = jax.jit(env.draw_levels, static_argnums=1)
+        params = params.replace(levels=draw(_key(0), max(fresh, POOL)))
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
         params, state, *_ = carry
@@ -136,18 +139,23 @@ def _program(env: Any, envs: int, fresh: int = 0) -> Program:
         # All results of a step are returned, so that the compiler does not remove them.
         return (params, state, obs, reward), None
 
-    @jax.jit
-    def play(params: Any, state: Any, key: jax.Array) -> tuple:
+    def play(params: Any, state: Any, obs: Any, key: jax.Array) -> tuple:
         for_levels, for_steps = jax.random.split(key)
         if fresh:
-            new = env.draw_levels(for_levels, min(fresh, POOL), params.replace(levels=None))
+            new = env.draw_levels(for_levels, fresh, params.replace(levels=None))
             levels = jax.tree.map(lambda x, y: x.at[: len(y)].set(y), params.levels, new)
             params = params.replace(levels=levels)
         start = (params, state, obs, jnp.zeros((envs,)))
         return jax.lax.scan(step, start, jax.random.split(for_steps, STEPS))[0]
 
     obs, state = jax.jit(jax.vmap(env.reset, (0, None)))(jax.random.split(_key(1), envs), params)
-    return Program(_repeat(lambda key: play(params, state, key)), envs, envs * STEPS)
+    compiled = jax.jit(play).lower(params, state, obs, _key(0)).compile()
+    keys = itertools.count()
+    return Program(
+        lambda: jax.block_until_ready(compiled(params, state, obs, _key(next(keys)))),
+        envs,
+        envs * STEPS,
+    )
 
 
 def training_programs(preset: str) -> dict[str, Program]:
@@ -170,36 +178,53 @@ def training_programs(preset: str) -> dict[str, Program]:
         state = jax.jit(problem.init)(_key(0))
         params = game.env.default_params.replace(levels=state.levels)
         steps, envs = config.learner.unroll, config.train.batch_size
-        parts: dict[str, Callable] = {
-            "environment": _only_environment(game.env, state.play.env, params, envs, steps),
-            "rollout": jax.jit(
-                lambda key, p=params, s=state, e=game.env, a=agent, t=steps: rollout.rollout(
-                    e, a, s.params, s.play, key, p, t
-                )
+        parts: dict[str, Run] = {
+            "environment": _in_turn(
+                _only_environment(game.env, envs, steps), state.play.env, params
             ),
-            "update": jax.jit(lambda key, s=state, x=problem: x.update(s, key, None)),
+            "rollout": _in_turn(
+                lambda play, key, variables, params, e=game.env, a=agent, t=steps: rollout.rollout(
+                    e, a, variables, play, key, params, t
+                ),
+                state.play,
+                state.params,
+                params,
+            ),
+            "update": _in_turn(lambda state, key, x=problem: x.update(state, key, None), state),
         }
-        for part, function in parts.items():
-            found[f"{name} {preset}, {part}"] = Program(_repeat(function), envs, envs * steps)
+        for part, run in parts.items():
+            found[f"{name} {preset}, {part}"] = Program(run, envs, envs * steps)
     return found
 
 
-def _only_environment(
-    env: Environment, state: Any, params: Any, envs: int, steps: int
-) -> Callable[[jax.Array], Any]:
-    def step(state: Any, key: jax.Array) -> tuple[Any, Any]:
-        keys = jax.random.split(key, envs)
-        actions = jnp.zeros((envs,), jnp.int32)
-        obs, state, reward, *_ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
-        return state, (obs, reward)
+def _only_environment(env: Environment, envs: int, steps: int) -> Callable[..., tuple]:
+    def play(state: Any, key: jax.Array, params: Any) -> tuple:
+        def step(state: Any, key: jax.Array) -> tuple[Any, Any]:
+            keys, actions = jax.random.split(key, envs), jnp.zeros((envs,), jnp.int32)
+            found = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
+            obs, state, reward, *_ = found
+            return state, (obs, reward)
 
-    return jax.jit(lambda key: jax.lax.scan(step, state, jax.random.split(key, steps)))
+        return jax.lax.scan(step, state, jax.random.split(key, steps))
+
+    return play
 
 
-def _repeat(function: Callable[[jax.Array], Any]) -> Run:
-    """Calls a function with successive keys, and waits for its results."""
-    keys = iter(range(1_000_000_000))
-    return lambda: jax.block_until_ready(function(_key(next(keys))))
+def _in_turn(function: Callable[..., tuple], state: Any, *others: Any) -> Run:
+    """Calls ``function(state, key, *others)``, each with the state that the last one returned.
+
+    As in training, it is compiled ahead of time, and the old state's memory is reused.
+    """
+    compiled = jax.jit(function, donate_argnums=0).lower(state, _key(0), *others).compile()
+    states = [jax.tree.map(jnp.copy, state)]
+    keys = itertools.count()
+
+    def run() -> None:
+        new, *more = compiled(states.pop(), _key(next(keys)), *others)
+        states.append(new)
+        jax.block_until_ready((new, more))
+
+    return run
 
 
 def _key(seed: int) -> jax.Array:
