@@ -85,21 +85,23 @@ class Work:
 
     Attributes:
       flops: operations of the products, each computed once.
-      bytes: bytes to move if all of a step's work stayed on the chip.
+      bytes: bytes to move if all of a step's work stayed on the chip; None for single steps, whose
+        weights may stay in a cache from one call to the next.
       chain: the number of dependent products.
     """
 
     flops: int
-    bytes: int
+    bytes: int | None
     chain: int
 
 
 def core_work(setting: Setting, mode: str) -> Work:
     """The work of the relational memory.
 
-    A forward pass writes the memory of each step and reads the input's terms, ``B (S + 4) F``
-    elements for each step; a backward pass reads memories, their cotangents and the terms, and
-    writes the terms' cotangents. The weights are read once for each pass, their gradients written.
+    A forward pass writes the memory of each step, ``S F`` elements, and reads the input's terms,
+    its key, value and gates, or the input itself if that is smaller: ``min(2 F + gates, I)``. A
+    backward pass reads memories, their cotangents and the terms, and writes the terms' cotangents.
+    The weights are read once for each pass, their gradients written.
 
     Args:
       setting: the sizes.
@@ -108,8 +110,9 @@ def core_work(setting: Setting, mode: str) -> Work:
     S, F = setting.slots, setting.width
     # In each block: queries, logits, the weighted sum, then the MLP. Gates are parallel to them.
     chain = setting.blocks * (3 + setting.mlp_layers)
-    rows = (S + 4) * F, (2 * S + 8) * F
     gates = packed_width(setting.gate_style, F, output_gate=False)
+    terms = min(2 * F + gates, setting.features)
+    rows = S * F + terms, 2 * S * F + 2 * terms
     weights = (setting.features + (3 * setting.blocks + setting.mlp_layers) * F + 2 * gates) * F
     needed, attention = products(setting), attention_flops(setting)
     return _work(setting, mode, needed, attention, rows, chain, weights)
@@ -118,7 +121,8 @@ def core_work(setting: Setting, mode: str) -> Work:
 def gated_work(setting: Setting, width: int, gates: int, mode: str) -> Work:
     """The work of an LSTM (4 gates) or a GRU (3); terms as in `core_work`."""
     needed = gated_products(setting, width, gates)
-    rows = (1 + gates) * width, (2 + 2 * gates) * width
+    terms = min(gates * width, setting.features)
+    rows = width + terms, 2 * width + 2 * terms
     weights = sum(product.k * product.n for product in needed)
     return _work(setting, mode, needed, 0, rows, 1, weights)
 
@@ -145,4 +149,5 @@ def _work(
         flops += 2 * attention
         flops += sum(product.flops * (1 + product.needs_input_gradient) for product in needed)
         moved += size * (steps * batch * rows[1] + weights) + 4 * weights
-    return Work(steps * flops, moved, steps * chain * (1 + train))
+    single = mode == "streaming"
+    return Work(steps * flops, None if single else moved, steps * chain * (1 + train))

@@ -92,9 +92,10 @@ def roofline(work: Work, limits: Limits, seconds: float) -> dict[str, Any]:
     """
     least = {
         "compute": work.flops / limits.flops_per_second,
-        "memory": work.bytes / limits.bytes_per_second,
         "launch": work.chain * limits.launch_seconds,
     }
+    if work.bytes is not None:
+        least["memory"] = work.bytes / limits.bytes_per_second
     bound = max(least, key=lambda name: least[name])
     return {
         **dataclasses.asdict(work),

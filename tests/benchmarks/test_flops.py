@@ -1,6 +1,7 @@
 """The counted operations equal those of the traced programs."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jax.extend import core
 
 from benchmarks import flops, gated_models, jax_programs
 from benchmarks.problem import Problem, make_cell
+from benchmarks.roofline import Limits, roofline
 from benchmarks.settings import Setting
+from experiments.common.records import read_rows
 
 SIZES = {"batch": 3, "steps": 4, "slots": 2, "heads": 2, "head_size": 4, "features": 5}
 SETTINGS = [
@@ -92,6 +95,34 @@ def test_every_kernel_is_read_once(setting):
     assert 2 * one - two == 4 * size  # Without what every step moves.
 
 
+@pytest.mark.parametrize(
+    ("style", "features", "terms"),
+    [
+        ("unit", 40, 16 + 16),
+        ("memory", 40, 16 + 2),
+        (None, 40, 16),
+        ("unit", 5, 5),  # The input is smaller than its terms.
+    ],
+)
+def test_moved_bytes_by_hand(style, features, terms):
+    setting = Setting("", **SIZES | {"features": features}, gate_style=style)
+    for mode, elements in (("forward", 2 * 8 + terms), ("train", 3 * (2 * 8 + terms))):
+        one, two = (flops.core_work(setting.replace(steps=n), mode).bytes for n in (1, 2))
+        assert two - one == 4 * 3 * elements
+    assert flops.core_work(setting, "streaming").bytes is None
+
+
+def test_moved_bytes_of_an_lstm_by_hand():
+    setting = Setting("", **SIZES)
+    one, two = (
+        flops.gated_work(setting.replace(steps=n), width=7, gates=4, mode="train").bytes
+        for n in (1, 2)
+    )
+    assert two - one == 4 * 3 * (3 * 7 + 3 * 5)
+    wide = flops.gated_work(setting.replace(features=90, steps=1), 7, 4, "forward")
+    assert wide.bytes == 4 * 3 * (7 + 4 * 7) + 4 * (90 + 7) * 4 * 7
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_gated_cells(kind, mode):
@@ -126,3 +157,24 @@ def test_work_grows_as_it_should():
     half = flops.core_work(setting.replace(dtype="bfloat16"), "forward")
     assert 2 * half.bytes == flops.core_work(setting, "forward").bytes
     assert half.chain == 4 * (3 + 2)
+
+
+def test_no_kept_row_is_faster_than_its_bound():
+    results, checked = Path(flops.__file__).parent / "results", 0
+    for path in results.rglob("*.jsonl"):
+        for row in read_rows(path):
+            if "roofline" not in row:
+                continue
+            sizes = {name: size for name, size in row["setting"].items() if name != "width"}
+            gates = gated_models.GATES.get(row["variant"].rpartition("_")[0])
+            one = Setting(**sizes), row["mode"]
+            work = (
+                flops.gated_work(one[0], row["width"], gates, one[1])
+                if gates
+                else flops.core_work(*one)
+            )
+            limits = Limits(**row["roofline"]["limits"])
+            found = roofline(work, limits, row["seconds"]["median"])
+            assert found["share_of_bound"] <= 1, (path, row["variant"], one)
+            checked += 1
+    assert checked > 500
