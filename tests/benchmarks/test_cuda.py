@@ -1,9 +1,11 @@
 """The measurements of the CUDA kernels, without a GPU."""
 
 import json
+import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import cuda, stages
@@ -43,6 +45,26 @@ def test_parts_say_why_there_is_nothing_to_measure(part, capsys):
         row = json.loads(line)
         assert (row["part"], row["environment"]["device"]) == (part, "cpu")
         assert "needs an NVIDIA GPU, got cpu" in (row.get("skipped"), row.get("why_not"))
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, 0.5])
+def test_a_wrong_gradient_fails_the_check(wrong, monkeypatch, capsys):
+    """NaN after a finite gradient, too."""
+
+    def gradients(model, problem):
+        rounding = 0.0 if problem.setting.dtype == "float32" else 0.01
+        return lambda *_: {"a": jnp.ones(2), "b": jnp.full(2, 1 + rounding)}
+
+    def step(params, inputs):
+        return {"a": jnp.ones(2), "b": jnp.full(2, (wrong or 1.0))}
+
+    monkeypatch.setattr(cuda, "_why_not", lambda problem: None)
+    monkeypatch.setattr(cuda, "_gradients", gradients)
+    monkeypatch.setattr(cuda, "_steps", lambda problem: {"usual": step})
+    assert cuda.main(["--here", "check", "--toy"]) == (0 if wrong is None else 1)
+    row = json.loads(capsys.readouterr().out)
+    assert (row["ok"], row["same_bits"]) == (wrong is None, wrong is None or wrong == 0.5)
+    assert row["kernels"] == {None: 0.0, 0.5: 0.5}.get(wrong)
 
 
 @pytest.mark.parametrize("part", cuda.THROUGHPUT)
