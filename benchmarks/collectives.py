@@ -71,7 +71,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 _COLLECTIVE = re.compile(rf"= (?P<type>.*?) (?P<kind>{_KINDS})(?P<start>-start)?\(")
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4}
+_SIZES |= {"f32": 4, "s64": 8, "u64": 8, "f64": 8}
 
 
 class Collective(NamedTuple):
@@ -95,6 +96,9 @@ def find_collectives(program: str) -> list[Collective]:
     [Collective(kind='all-reduce', size=28, repeats=False)]
     >>> find_collectives("%a = ((f32[2]{0}), f32[2]{0}) all-reduce-start(%b), channel_id=1")
     [Collective(kind='all-reduce', size=8, repeats=False)]
+
+    Raises:
+      ValueError: the size of a dtype is not known.
     """
     bodies = set(re.findall(r"body=%?([\w.-]+)", program))
     found, computation = [], ""
@@ -127,8 +131,9 @@ def _second(types: str) -> str:
 
 def _sizes(types: str) -> Iterator[int]:
     for name, sizes in re.findall(r"(\w+)\[([\d,]*)\]", types):
-        if name in _SIZES:
-            yield _SIZES[name] * math.prod(int(size) for size in sizes.split(",") if size)
+        if name not in _SIZES:
+            raise ValueError(f"program must have collectives of {', '.join(_SIZES)}, got {name}")
+        yield _SIZES[name] * math.prod(int(size) for size in sizes.split(",") if size)
 
 
 def compile_update(problem: Problem, devices: int, target: str = "gpu") -> str:

@@ -26,10 +26,11 @@ from flax import linen as nn
 from benchmarks import agreement, variants
 from benchmarks.jax_programs import matmul_precision, named_leaves
 from benchmarks.measure import float32_results
+from benchmarks.options import REQUIRED, add_shared
 from benchmarks.problem import make_cell, make_problem
 from benchmarks.program import UnavailableError
 from benchmarks.settings import SETTINGS, Setting
-from benchmarks.timing import positive_minutes, time_limit
+from benchmarks.timing import time_limit
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
 from rrnn_jax import RNN, RelationalMemoryCell
@@ -47,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         "python -m benchmarks.correctness",
-        description="Compares the fast paths with recorded cases and with flax.linen.RNN.",
+        description="Compares the fast paths with recorded cases and with flax.linen.RNN; skips "
+        "what --out has.",
         epilog="Exit codes: 0 success, 1 an error exceeds its limit, 2 invalid request, 130 "
         "interrupted or out of time (run the same command to resume).",
     )
@@ -55,8 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("--setting", nargs="+", choices=SETTINGS, default=["nth_farthest", "rl", "language"],
         metavar="NAME", help="sizes (default: nth_farthest rl language)")  # fmt: skip
     add("--golden-cases", type=int, help="how many of the recorded cases (default: all)")
-    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
-    add("--out", type=Path, required=True, help="JSON-lines file; checks that it has are skipped")
+    add_shared(add, minutes=None, out=REQUIRED)
     return result
 
 

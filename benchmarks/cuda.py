@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks import stages
 from benchmarks.agreement import errors, worst
 from benchmarks.jax_programs import named_leaves, ours, plain
+from benchmarks.options import add_shared
 from benchmarks.problem import Problem, make_problem
 from benchmarks.profile import profile
 from benchmarks.settings import SETTINGS, Setting
@@ -86,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("python -m benchmarks.cuda", description=__doc__)
     result.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to ask")
     result.add_argument("--out-dir", type=Path, default=Path("runs/cuda"), help="for rows")
-    result.add_argument("--minutes", type=float, default=9.0, help="after which no part begins")
+    add_shared(result.add_argument, minutes=9.0)
     result.add_argument("--toy", action="store_true", help="sizes and rounds for trying it out")
     result.add_argument("--here", choices=PARTS, help=argparse.SUPPRESS)
     return result

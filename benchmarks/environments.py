@@ -12,14 +12,14 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.options import add_shared, limit_threads_or_exit, positive
 from benchmarks.records import about
-from benchmarks.timing import Run, interleave, limit_threads_or_exit, positive
+from benchmarks.timing import Run, interleave
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from rrnn_jax.envs import BoxWorld, Environment, MiniPacman
@@ -37,14 +37,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--envs", type=positive, help="environments at once, not with --training (default: 1024)")
-    add("--rounds", type=positive, default=5, help="samples of each")
-    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
-    add("--threads", type=int, default=0, help="processors to keep to; 0: all there are")
+    add_shared(add, rounds=5, min_seconds=0.2, threads=0, out=None)
     add("--clock", choices=("wall", "processor"), default="wall",
         help="seconds by the clock on the wall, or of all processors together")  # fmt: skip
     add("--training", nargs="?", const="quick", choices=("quick", "paper"),
         help="time the parts of an update of this preset instead")  # fmt: skip
-    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
     return result
 
 

@@ -11,8 +11,8 @@ Five parts, each a few lines of JSON:
 - ``paper``: updates of the ``paper`` preset's memory core at its full size, with 250,000 words by
   Zipf's law and 4 rows instead of 384: time and memory.
 
-Seconds are processor time of the process (all threads), medians of interleaved programs. On a
-shared machine only ratios within a run are reliable.
+Seconds are processor time of the process (all threads), medians of interleaved programs; ``prompt``
+reads and writes once. On a shared machine only ratios within a run are reliable.
 """
 
 import argparse
@@ -31,8 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.options import add_shared, limit_threads_or_exit
 from benchmarks.records import about
-from benchmarks.timing import interleave, limit_threads_or_exit, positive
+from benchmarks.timing import interleave
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from experiments.common.streaming import Window
@@ -273,9 +274,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("parts", nargs="*", metavar="PART", help=f"of {PARTS} (default: all)")
-    result.add_argument("--rounds", type=positive, default=7, help="samples of each, but of prompt")
-    result.add_argument("--threads", type=int, default=0, help="processors to keep to; 0: all")
-    result.add_argument("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    add_shared(result.add_argument, rounds=7, threads=0, out=None)
     return result
 
 

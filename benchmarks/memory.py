@@ -7,10 +7,10 @@ run. It always includes the outputs of the core and their cotangents.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import jax_programs
+from benchmarks.options import add_shared
 from benchmarks.problem import make_problem
 from benchmarks.records import about
 from benchmarks.settings import SETTINGS, Setting
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add("--setting", choices=sorted(SETTINGS), default="rl", help="sizes (default: rl)")
     add("--batch", type=int, default=2, help="sequences (default: 2)")
     add("--steps", nargs="+", type=int, default=[256, 1024, 4096], help="lengths of a sequence")
-    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    add_shared(add, out=None)
     return result
 
 

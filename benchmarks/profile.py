@@ -17,11 +17,12 @@ from typing import Any
 import jax
 
 from benchmarks import variants
+from benchmarks.options import REQUIRED, add_shared
 from benchmarks.problem import make_problem
 from benchmarks.program import UnavailableError
 from benchmarks.settings import DTYPES, SETTINGS
 from benchmarks.table import human_seconds
-from benchmarks.timing import positive_minutes, time_limit
+from benchmarks.timing import time_limit
 from experiments.common import markdown
 from experiments.common.environment import describe_environment
 from experiments.common.records import append_rows, read_rows
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         "python -m benchmarks.profile",
-        description="Lists the longest operations of a training step.",
+        description="Lists the longest operations of a training step; skips those that --out has.",
     )
     add = result.add_argument
     add("--setting", nargs="+", choices=SETTINGS, default=["nth_farthest", "rl"], metavar="NAME",
@@ -42,8 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="of products")
     add("--variants", nargs="+", default=["auto"], metavar="VARIANT",
         help="as in benchmarks.scan_throughput (default: auto)")  # fmt: skip
-    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
-    add("--out", type=Path, required=True, help="JSON-lines file; profiles that it has are skipped")
+    add_shared(add, minutes=None, out=REQUIRED)
     return result
 
 

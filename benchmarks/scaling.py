@@ -13,11 +13,11 @@ import dataclasses
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.collectives import (
@@ -27,10 +27,10 @@ from benchmarks.collectives import (
     efficiency,
     find_collectives,
 )
+from benchmarks.options import add_shared, positive, positive_number
 from benchmarks.program import UnavailableError
 from benchmarks.records import about
 from benchmarks.table import human_bytes, human_seconds
-from benchmarks.timing import positive
 from experiments.common import markdown
 from experiments.common.records import append_rows
 from experiments.common.steps import Programs
@@ -63,9 +63,9 @@ def parser() -> argparse.ArgumentParser:
     add("--tpus", nargs="*", type=int, default=[], choices=(4, 8),
         help="chips of a TPU v5e to compile for (default: none)")  # fmt: skip
     add("--rows", type=positive, default=1600, help="of each of these devices (default: 1600)")
-    add("--step-ms", type=float, default=4.8,
+    add("--step-ms", type=positive_number, default=4.8,
         help="of such an update on one GPU (default: 4.8, measured on an H100)")  # fmt: skip
-    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
+    add_shared(add, out=None)
     add("--worker", type=json.loads, help=argparse.SUPPRESS)
     return result
 
@@ -172,7 +172,7 @@ def work(
         "processes": processes,
         "batch_size": train.batch_size,
         "updates_per_second": _STEPS / fastest,
-        "median_updates_per_second": _STEPS / sorted(seconds[1:])[chunks // 2],
+        "median_updates_per_second": _STEPS / statistics.median(seconds[1:]),
     }
 
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from benchmarks import variants
 from benchmarks.jax_programs import matmul_precision
 from benchmarks.measure import Interrupted, Options, describe_row, measure
+from benchmarks.options import add_shared, limit_threads_or_exit, positive
 from benchmarks.program import MODES, UnavailableError
 from benchmarks.records import Row, is_finished, key, read_measurements
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
-from benchmarks.timing import limit_threads_or_exit, positive, positive_minutes, time_limit
+from benchmarks.timing import time_limit
 from experiments.common.environment import count_cores, describe_environment
 from experiments.common.records import append_rows
 
@@ -63,13 +64,9 @@ def _what_options(add: Callable[..., Any]) -> None:
 
 
 def _how_options(add: Callable[..., Any]) -> None:
-    add("--rounds", type=positive, default=10, help="samples of each variant")
+    add_shared(add, rounds=10, min_seconds=0.2, threads=0, minutes=None, out=None)
     add("--warmup", type=positive, default=3, help="calls before the first sample")
-    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
-    add("--threads", type=positive, help="processors to keep to (default: all there are)")
-    add("--minutes", type=positive_minutes, help="wall time after which it ends (default: none)")
     add("--seed", type=int, default=0, help="of arrays and order")
-    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -10,17 +10,17 @@ import dataclasses
 import itertools
 import random
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from benchmarks import python_programs
+from benchmarks.jax_programs import compile_apart
+from benchmarks.options import add_shared, limit_threads_or_exit, positive
 from benchmarks.records import about
-from benchmarks.timing import Rounds, Run, interleave, limit_threads_or_exit, positive
+from benchmarks.timing import Rounds, Run, interleave
 from experiments.common.environment import count_cores
 from experiments.common.records import append_rows
 from experiments.common.steps import Programs
@@ -50,13 +50,10 @@ def parser() -> argparse.ArgumentParser:
     add("--curriculum", nargs="+", choices=("fixed", "mix"), default=["fixed", "mix"],
         help="how sizes are drawn")  # fmt: skip
     add("--batch", nargs="+", type=positive, default=[128, 1024], help="programs drawn at once")
-    add("--rounds", type=positive, default=10, help="samples of each generator")
-    add("--min-seconds", type=float, default=0.2, help="shortest time that a sample may span")
-    add("--threads", type=int, default=1, help="processors to keep to; 0: all there are")
+    add_shared(add, rounds=10, min_seconds=0.2, threads=1, out=None)
     add("--no-python", action="store_true", help="leave the generator in plain Python out")
     add("--training", choices=("quick", "paper"),
         help="also time training steps of that preset of program evaluation")  # fmt: skip
-    add("--out", type=Path, help="JSON-lines file to add rows to (default: none)")
     return result
 
 
@@ -96,10 +93,10 @@ def measure(
     config: lte.Config, batch: int, given: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], bool]:
     """Times both generators; the rows, and whether Ctrl-C ended it early."""
-    started = time.perf_counter()
-    sample = jax.jit(lambda key: lte.sample(key, config, batch))
-    compiled = sample.lower(jax.random.key(0)).compile()
-    compile_seconds = time.perf_counter() - started
+    compiled, costs = compile_apart(
+        lambda key: lte.sample(key, config, batch), (jax.random.key(0),)
+    )
+    compile_seconds = (costs.trace_seconds or 0) + (costs.compile_seconds or 0)
     keys = iter(_keys())
 
     def run_jitted() -> None:
@@ -234,8 +231,11 @@ def _bar(rounds: Iterable[int]) -> Iterable[int]:
 
 
 def _setting(text: str) -> tuple[int, int]:
-    length, _, nesting = text.partition(",")
-    return int(length), int(nesting)
+    try:
+        length, nesting = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be LENGTH,NESTING, got {text}") from None
+    return length, nesting
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Interleaved timing of programs, so that changes of the machine's speed affect all of them."""
 
-import argparse
 import contextlib
 import dataclasses
 import gc
@@ -11,8 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType
-
-from experiments.common.environment import limit_threads
 
 Run = Callable[[], object]
 """Runs a program once and returns when it has finished."""
@@ -138,31 +135,6 @@ def _calls_per_sample(run: Run, warmup: int, min_seconds: float, clock: Callable
         return 1
     fastest = min(_sample(run, 1, clock) for _ in range(max(warmup - 1, 1)))
     return max(1, math.ceil(min_seconds / fastest)) if fastest > 0 else 1
-
-
-def limit_threads_or_exit(arguments: argparse.ArgumentParser, threads: int | None) -> None:
-    """As `limit_threads`, for commands: exits with a message. None and 0 are no limit."""
-    try:
-        if threads:
-            limit_threads(threads)
-    except ValueError as error:
-        arguments.error(str(error))
-
-
-def positive(text: str) -> int:
-    """Parses an option that is a number of something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def positive_minutes(text: str) -> float:
-    """Parses ``--minutes``."""
-    minutes = float(text)
-    if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return minutes
 
 
 @contextlib.contextmanager

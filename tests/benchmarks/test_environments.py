@@ -83,6 +83,10 @@ def test_bad_options(capsys):
     for options, message in (
         (["--envs", "0"], "argument --envs: must be at least 1, got 0"),
         (["--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (
+            ["--min-seconds", "nan"],
+            "argument --min-seconds: must be finite and at least 0, got nan",
+        ),
         (["--envs", "2", "--training"], "--envs must be left out with --training"),
     ):
         with pytest.raises(SystemExit):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_collectives_of_a_program():
         Collective("all-reduce", 12, False),
     ]
     assert find_collectives("%a = f32[3] add(%all-reduce.1, %b)") == []
+    with pytest.raises(ValueError, match=r"program must have collectives of pred, .*, got f8e5m2"):
+        find_collectives("%a = f8e5m2[3] all-reduce(%b)")
 
 
 @pytest.mark.parametrize(
@@ -123,9 +126,23 @@ def test_workers_measure_devices_and_processes(capsys):
     assert "| 2 | 2 | " in printed
 
 
+def test_the_median_of_an_even_number_of_chunks(monkeypatch):
+    ends = iter([0, 9, 0, 1, 0, 2, 0, 4, 0, 5])  # The first chunk is not timed.
+    programs = SimpleNamespace(
+        init=lambda: None, compile=lambda *_: None, train_chunk=lambda *_: (None, None)
+    )
+    monkeypatch.setattr(scaling, "Programs", lambda *_: programs)
+    monkeypatch.setattr(scaling, "time", SimpleNamespace(perf_counter=lambda: next(ends)))
+    config = scaling.make_config("small", 8)
+    row = scaling.work(config, 4, devices=1, processes=1, index=0, coordinator="")
+    assert row["updates_per_second"] == scaling._STEPS / 1
+    assert row["median_updates_per_second"] == scaling._STEPS / 3
+
+
 def test_bad_options(capsys):
     for options, message in (
         (["--chunks", "0"], "argument --chunks: must be at least 1, got 0"),
+        (["--step-ms", "0"], "argument --step-ms: must be positive, got 0"),
         (["--devices", "1", "3"], "--devices must divide --batch-size=256, got [3]"),
         (["--gpus", "4", "12"], "--gpus must be at most 8 or a multiple of it, got [12]"),
     ):

@@ -115,6 +115,8 @@ def test_a_variant_that_disagrees_fails_the_command(monkeypatch):
         (["--dtype", "tf32"], "tf32 needs a GPU"),
         (["--slope", "--streaming"], "--slope has no meaning"),
         (["--rounds", "0"], "must be at least 1"),
+        (["--min-seconds=-1"], "must be finite and at least 0, got -1"),
+        (["--minutes", "nan"], "must be positive, got nan"),
     ],
 )
 def test_what_is_refused(given, message, capsys):

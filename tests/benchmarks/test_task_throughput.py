@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks import python_programs, task_throughput
+from benchmarks import jax_programs, python_programs, task_throughput
 from experiments.program_evaluation import PRESETS
 from rrnn_jax.tasks import learn_to_execute as lte
 from tests.tasks import program_oracle as oracle
@@ -31,7 +31,14 @@ def test_plain_python_draws_the_same_kind_of_batch(curriculum):
     assert batch.target_lengths.tolist() == [len(answer) for answer in answers]
 
 
-def test_rows(tmp_path, capsys):
+def test_rows(tmp_path, capsys, monkeypatch):
+    made = []
+
+    def compile_apart(function, args):
+        made.append(jax_programs.compile_apart(function, args))  # Without JAX's caches.
+        return made[-1]
+
+    monkeypatch.setattr(task_throughput, "compile_apart", compile_apart)
     out = tmp_path / "tasks.jsonl"
     command = "--task addition --setting 1,1 --curriculum fixed --batch 4 --rounds 2 --threads 0"
     arguments = [*command.split(), "--min-seconds", "0.001", "--out", str(out)]
@@ -46,7 +53,9 @@ def test_rows(tmp_path, capsys):
         assert speed["median"] == pytest.approx(4 / row["seconds"]["median"])
         assert speed["q1"] <= speed["median"] <= speed["q3"]
         assert row["environment"]["packages"]["jax"]
-    assert rows[0]["compile_seconds"] > 0 == (rows[1]["compile_seconds"] or 0)
+    ((_, costs),) = made
+    assert rows[0]["compile_seconds"] == costs.trace_seconds + costs.compile_seconds
+    assert rows[1]["compile_seconds"] is None
     assert capsys.readouterr().out.count("programs/s") == 2
 
 
@@ -73,8 +82,17 @@ def test_share_of_a_training_step():
     assert [(c.model, c.preset) for c in configs] == [("rmc", "paper"), ("lstm", "paper")]
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--batch"])
-def test_bad_options(option, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--rounds", "0", "must be at least 1, got 0"),
+        ("--batch", "0", "must be at least 1, got 0"),
+        ("--setting", "5", "must be LENGTH,NESTING, got 5"),
+        ("--setting", "5,2,1", "must be LENGTH,NESTING, got 5,2,1"),
+        *(("--min-seconds", x, f"must be finite and at least 0, got {x}") for x in ("nan", "inf")),
+    ],
+)
+def test_bad_options(option, value, message, capsys):
     with pytest.raises(SystemExit):
-        task_throughput.main([option, "0"])
-    assert f"argument {option}: must be at least 1, got 0" in capsys.readouterr().err
+        task_throughput.main([option, value])
+    assert f"argument {option}: {message}\n" in capsys.readouterr().err
