@@ -29,10 +29,11 @@ from benchmarks.measure import float32_results
 from benchmarks.options import REQUIRED, add_shared
 from benchmarks.problem import make_cell, make_problem
 from benchmarks.program import UnavailableError
+from benchmarks.records import read_finished
 from benchmarks.settings import SETTINGS, Setting
 from benchmarks.timing import time_limit
 from experiments.common.environment import describe_environment
-from experiments.common.records import append_rows, read_rows
+from experiments.common.records import append_rows
 from rrnn_jax import RNN, RelationalMemoryCell
 from rrnn_jax.scan.pallas import unfusable
 from rrnn_jax.typing import Implementation
@@ -89,26 +90,29 @@ def make_checks(
       settings: names of sizes.
       golden_cases: number of recorded cases (default: all).
       out: the file.
-      place: device, versions and commit; checks with others are ignored.
+      place: device, versions and commit; checks with others are not used.
 
     Returns:
-      All checks of this place.
+      The checks of these sizes and cases in this place.
 
     Raises:
       UnavailableError: the recorded cases do not exist.
+      ValueError: the file is of another command.
     """
-    done = {row["name"]: row for row in read_rows(out) if row["environment"] == place}
+    kept = read_finished(out, lambda row: (row["name"], row["environment"]["device"]), here=True)
+    done: list[Check] = []
     for name, check in _checks(settings, golden_cases):
-        if name in done:
+        if (row := kept.get((name, place["device"]))) is not None:
+            done.append(row)
             continue
         try:
             found = check()
         except UnavailableError as error:
             found = {"skipped": str(error)}
-        done[name] = {"name": name, **found, "environment": place}
-        append_rows(out, [done[name]])
-        print(describe(done[name]), flush=True)
-    return list(done.values())
+        done.append({"name": name, **found, "environment": place})
+        append_rows(out, done[-1:])
+        print(describe(done[-1]), flush=True)
+    return done
 
 
 def describe(check: Check) -> str:

@@ -20,12 +20,13 @@ from benchmarks import variants
 from benchmarks.options import REQUIRED, add_shared
 from benchmarks.problem import make_problem
 from benchmarks.program import UnavailableError
+from benchmarks.records import read_finished
 from benchmarks.settings import DTYPES, SETTINGS
 from benchmarks.table import human_seconds
 from benchmarks.timing import time_limit
 from experiments.common import markdown
 from experiments.common.environment import describe_environment
-from experiments.common.records import append_rows, read_rows
+from experiments.common.records import append_rows
 
 _CALLS = 5
 _LISTED, _PRINTED = 40, 12
@@ -68,7 +69,7 @@ def make_profiles(
 ) -> None:
     """Makes the profiles that a file does not contain yet, appends them, and prints all."""
     device = jax.devices()[0].device_kind
-    rows = {_key(row): row for row in read_rows(out)}
+    rows = read_finished(out, _key)
     for dtype, setting, name in itertools.product(dtypes, settings, names):
         wanted = {"setting": setting, "dtype": dtype, "variant": name, "device": device}
         if (row := rows.get(_key(wanted))) is None:

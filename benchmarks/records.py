@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,60 @@ def read_measurements(paths: Iterable[Path]) -> list[Row]:
 
     Raises:
       FileNotFoundError: a file does not exist.
-      ValueError: a row has another schema, or a line is not a row.
+      ValueError: a row has another schema or is of another command, or a line is not a row.
     """
     rows: dict[str, Row] = {}
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"no measurements in {path}")
         for row in read_rows(path):
-            if row.get("schema") != SCHEMA:
-                raise ValueError(
-                    f"rows of {path} must have schema {SCHEMA}, got {row.get('schema')}"
-                )
-            rows[key(row)] = row
+            rows[_name_of(row, key, path)] = row
     return list(rows.values())
+
+
+def read_finished(
+    path: Path | None, name: Callable[[Row], Any], here: bool = False
+) -> dict[Any, Row]:
+    """The rows of a file that a command appends to, the last one of each name.
+
+    A line tells how many are of another commit or of other versions of packages.
+
+    Args:
+      path: the file; without one there are no rows.
+      name: what a row is about, given the row.
+      here: whether to leave rows of another commit or of other versions out.
+
+    Raises:
+      ValueError: a row has another schema or is of another command.
+    """
+    now, kept, others = describe_environment(), {}, 0
+    for row in read_rows(path) if path is not None else ():
+        found, made = _name_of(row, name, path), row.get("environment", {})
+        foreign = any(made.get(each) != now[each] for each in ("git_commit", "packages"))
+        others += foreign
+        if not (foreign and here):
+            kept[found] = row
+    if others:
+        used = "not used" if here else "kept"
+        print(f"{path}: {others} rows of another commit or other versions, {used}", file=sys.stderr)
+    return kept
+
+
+def _name_of(row: Row, name: Callable[[Row], Any], path: Path | None) -> Any:
+    """The name of a row.
+
+    Raises:
+      ValueError: it has another schema, or is of another command.
+    """
+    if (schema := row.get("schema", SCHEMA)) != SCHEMA:
+        raise ValueError(f"rows of {path} must have schema {SCHEMA}, got {schema}")
+    try:
+        return name(row)
+    except (KeyError, TypeError):
+        other = row.get("benchmark", "another command")
+        raise ValueError(
+            f"rows of {path} must be those this command reads, got those of {other}"
+        ) from None
 
 
 def read_or_exit(paths: Iterable[Path]) -> list[Row]:

@@ -16,7 +16,7 @@ from benchmarks.jax_programs import matmul_precision
 from benchmarks.measure import Interrupted, Options, describe_row, measure
 from benchmarks.options import add_shared, limit_threads_or_exit, positive
 from benchmarks.program import MODES, UnavailableError
-from benchmarks.records import Row, is_finished, key, read_measurements
+from benchmarks.records import Row, is_finished, key, read_finished
 from benchmarks.settings import AXES, DTYPES, SETTINGS, Setting, sweep
 from benchmarks.timing import time_limit
 from experiments.common.environment import count_cores, describe_environment
@@ -85,11 +85,12 @@ def main(args: Sequence[str] | None = None) -> int:
         for dtype in given.dtype:
             matmul_precision(dtype)
         points = list(plan(given))
+        kept = read_finished(given.out, key)
     except (ValueError, UnavailableError) as error:
         arguments.error(str(error))
     common = {"threads": count_cores(), "environment": describe_environment()}
     options = Options(given.rounds, given.warmup, given.min_seconds, given.seed, given.slope)
-    finished = _finished(given.out, options)
+    finished = {name for name, row in kept.items() if is_finished(row, given.rounds, given.slope)}
     print(f"{jax.devices()[0].device_kind}, {common['threads']} threads", file=sys.stderr)
     complete = True
     try:
@@ -148,16 +149,6 @@ def _probe(setting: Setting, mode: str, name: str, common: Row) -> str:
     """The key that a row would have."""
     sizes = dataclasses.asdict(setting) | {"width": setting.width}
     return key({"setting": sizes, "mode": mode, "variant": name} | common)
-
-
-def _finished(path: Path | None, options: Options) -> set[str]:
-    if path is None or not path.exists():
-        return set()
-    return {
-        key(row)
-        for row in read_measurements([path])
-        if is_finished(row, options.rounds, options.slope)
-    }
 
 
 def _keep(rows: Iterable[Row], wanted: Iterable[str], path: Path | None) -> None:

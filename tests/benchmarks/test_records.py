@@ -63,6 +63,21 @@ def test_another_schema_is_refused(tmp_path):
         records.read_measurements([path])
 
 
+def test_rows_of_another_tree_are_announced(tmp_path, capsys):
+    path, here = tmp_path / "rows.jsonl", records.describe_environment()
+    other = here | {"packages": here["packages"] | {"jax": "0.1"}}
+    append_rows(path, [row(x) | {"environment": e} for x, e in (("a", here), ("b", other))])
+    names = {"name": lambda found: found["variant"]}
+    assert [*records.read_finished(path, **names)] == ["a", "b"]
+    said = f"{path}: 1 rows of another commit or other versions, "
+    assert capsys.readouterr().err == f"{said}kept\n"
+    assert [*records.read_finished(path, **names, here=True)] == ["a"]
+    assert capsys.readouterr().err == f"{said}not used\n"
+    assert records.read_finished(None, **names) == {}
+    assert records.read_finished(tmp_path / "none.jsonl", **names) == {}
+    assert capsys.readouterr().err == ""
+
+
 def test_finished():
     assert records.is_finished(row(), rounds=10)
     assert not records.is_finished(row(), rounds=11)

@@ -95,6 +95,29 @@ def test_nothing_to_show(write, capsys, tmp_path):
         assert capsys.readouterr().err.startswith("error: no measurements in")
 
 
+@pytest.mark.parametrize(
+    "name", ["memory", "tasks", "environments", "language_model", "scaling", "cpu_remat"]
+)
+def test_rows_of_another_benchmark_are_refused(name, tmp_path, capsys):
+    """Those of scan_throughput by the commands that do not read them."""
+    kept, copy = README.parent / "results" / f"{name}.jsonl", tmp_path / "rows.jsonl"
+    copy.write_text(kept.read_text())
+    error = f"rows of {copy} must be those this command reads, got those of "
+    toy, out = ["--setting", "toy"], ["--out", str(copy)]
+    commands = [(profile, [*toy, *out]), (correctness, [*toy, *out])]
+    if name != "cpu_remat":
+        commands += [(table, [str(copy)]), (check, [str(copy)]), (scan_throughput, [*toy, *out])]
+        commands += [(plots, [str(copy), "--out-dir", str(tmp_path)])]
+    for module, command in commands:
+        try:
+            code = module.main(command)
+        except SystemExit as stop:
+            code = stop.code
+        assert code == 2
+        assert error in capsys.readouterr().err
+    assert copy.read_text() == kept.read_text()
+
+
 def test_plots(write, tmp_path):
     settings = [SETTINGS["rl"], *(setting for _, setting in sweep(SETTINGS["toy"]))]
     names = ["plain", "auto", "scan", "hoisted", "torch", "lstm_width", "gru_width"]
