@@ -51,7 +51,7 @@ def cudnn_lstm(problem: Problem, match: Match) -> Model:
     """The LSTM of cuDNN, whole sequences only.
 
     Raises:
-      UnavailableError: there is no GPU, or products are not float32.
+      UnavailableError: there is no GPU, or products are bfloat16.
     """
     if jax.default_backend() != "gpu":
         raise UnavailableError("cuDNN needs a GPU")

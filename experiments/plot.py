@@ -9,6 +9,7 @@ from pathlib import Path
 from experiments.common.cli import exit_code
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
+from experiments.common.refused import RefusedError
 
 _NOT_METRICS = ("step", "split", "seed")
 
@@ -22,7 +23,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="directory of a run, or one with runs below it")  # fmt: skip
     parser.add_argument("--out", type=Path,
-                        help="directory of the figures (default: RUN/plots/all)")  # fmt: skip
+                        help="of the figures (default: plots/all of the first RUN)")  # fmt: skip
     given = parser.parse_args(args)
 
     def action() -> None:
@@ -44,8 +45,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
 
     Raises:
       FileNotFoundError: there is no run.
+      RefusedError: the runs have no metrics yet.
     """
-    paths = [path for run in runs for path in sorted(run.rglob(METRICS_FILE))]
+    paths = [path for run in runs for path in sorted(run.resolve().rglob(METRICS_FILE))]
     found = list(dict.fromkeys(path.parent for path in paths))
     if not found:
         raise FileNotFoundError(f"no {METRICS_FILE} in {', '.join(map(str, runs))}")
@@ -56,6 +58,9 @@ def plot_runs(runs: Sequence[Path], out: Path) -> list[Path]:
     rows = {label: read_metrics(directory) for label, directory in zip(labels, found, strict=True)}
     every = [row for some in rows.values() for row in some]
     names = dict.fromkeys(name for row in every for name in row if name not in _NOT_METRICS)
+    if not names:
+        places = ", ".join(str(directory / METRICS_FILE) for directory in found)
+        raise RefusedError(f"there must be metrics to plot, got none in {places}")
     splits = dict.fromkeys(row["split"] for row in every)
     paths = []
     for name in names:

@@ -104,7 +104,7 @@ def read_curves(
 def curve(
     rows: Sequence[Mapping[str, Any]], split: str, metric: str
 ) -> dict[int, tuple[list[int], list[float]]]:
-    """Steps and values of one metric, by seed.
+    """Steps and values of one metric, by seed; NaN where a row has null, which stands for it.
 
     >>> rows = [{"step": s, "split": "valid", "seed": 0, "accuracy": s / 10} for s in (1, 2)]
     >>> curve(rows, "valid", "accuracy")
@@ -115,7 +115,7 @@ def curve(
         if row["split"] == split and metric in row:
             steps, values = curves.setdefault(row["seed"], ([], []))
             steps.append(row["step"])
-            values.append(row[metric])
+            values.append(math.nan if row[metric] is None else row[metric])
     return curves
 
 

@@ -21,7 +21,7 @@ from experiments.common.cli import exit_code
 from experiments.common.loop import TIMINGS_FILE
 from experiments.common.metrics import METRICS_FILE, curve, read_metrics
 from experiments.common.plots import plot_curves
-from experiments.common.records import read_json, read_rows, replacing, write_json
+from experiments.common.records import finite, read_json, read_rows, replacing, write_json
 from experiments.common.refused import RefusedError
 from experiments.common.run_directory import SUMMARY_FILE, read_environment, settings_of
 
@@ -64,7 +64,7 @@ def collect(run_dir: Path) -> dict[str, Any]:
         curves = curve(rows, "valid", metric)
         if curves:
             found[metric] = {
-                str(seed): {"step": steps, "value": [round(value, 5) for value in values]}
+                str(seed): {"step": steps, "value": finite([round(value, 5) for value in values])}
                 for seed, (steps, values) in curves.items()
             }
             wanted = {step for steps, _ in curves.values() for step in steps}

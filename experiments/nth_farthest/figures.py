@@ -147,12 +147,12 @@ def make_figures(
         raise FileNotFoundError(f"no run of the memory core in {run_dir}, but of {config.model!r}")
     seed = config.train.seed if seed is None else seed
     step, params = restore_params(make_problem(config), config.train, run_dir, seed)
+    run = run_model(config, params, seed, count)
     if weights is not None:
         write_params(weights, params, step)
         saved = read_json(run_dir / "config.json")
         saved["train"] |= {"seed": seed, "num_seeds": 1}
         write_json(weights / "config.json", saved)
-    run = run_model(config, params, seed, count)
     out_dir.mkdir(parents=True, exist_ok=True)
     numbers = {
         "environment": describe_environment(),
@@ -174,7 +174,9 @@ def main(args: Sequence[str] | None = None) -> int:
         description="Figures of attention and memory of a trained memory core.",
     )
     parser.add_argument(
-        "run_dir", type=Path, help="a finished run, such as runs/nth_farthest/laptop"
+        "run_dir",
+        type=Path,
+        help="a run with a checkpoint, such as runs/nth_farthest/laptop, or a folder of --weights",
     )
     parser.add_argument(
         "--out-dir", type=Path, default=None, help="where files go (default: RUN_DIR/figures)"

@@ -28,7 +28,7 @@ def bars_figure(
 
     Args:
       groups: for each group (a factor), its variants by name, with their values by seed. The
-        group '' has no heading.
+        group '' has no heading and is drawn first.
       title: title of the figure.
       x_label: label of the values, with their unit.
       intervals: by group and name of a variant, an interval of its mean, drawn as a line.
@@ -43,7 +43,8 @@ def bars_figure(
       ValueError: no variant, a variant without values, or an unknown name in `intervals` or
         `reference`.
     """
-    rows = [(group, name, values) for group, of in groups.items() for name, values in of.items()]
+    order = sorted(groups, key=bool)  # Without a heading '' would seem part of the one before.
+    rows = [(group, name, values) for group in order for name, values in groups[group].items()]
     if not rows or not all(len(values) for _, _, values in rows):
         raise ValueError("groups must hold at least one variant, and each at least one value")
     keys = [(group, name) for group, name, _ in rows]

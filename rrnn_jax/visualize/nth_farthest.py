@@ -33,9 +33,26 @@ def reference_steps(question: Question) -> np.ndarray:
 
     Returns:
       ``[B]`` integers, counted from 0.
+
+    Raises:
+      ValueError: the shapes are not ``[B, T]`` and ``[B]``, or a sequence does not show its
+        reference once.
     """
     labels, reference = np.asarray(question.labels), np.asarray(question.reference)
-    return np.argmax(labels == reference[:, None], axis=1)
+    if labels.ndim != 2:
+        raise ValueError(f"question.labels must have shape [B, T], got {labels.shape}")
+    if reference.shape != labels.shape[:1]:
+        raise ValueError(
+            f"question.reference must have shape [B] = {labels.shape[:1]}, got {reference.shape}"
+        )
+    shown = labels == reference[:, None]
+    if (wrong := np.flatnonzero(shown.sum(axis=1) != 1)).size:
+        b = wrong[0]
+        raise ValueError(
+            f"question.labels must hold the reference of each sequence once, got reference "
+            f"{reference[b]} and labels {labels[b].tolist()} in sequence {b}"
+        )
+    return np.argmax(shown, axis=1)
 
 
 def reference_cases(question: Question) -> list[int]:
@@ -52,7 +69,7 @@ def reference_cases(question: Question) -> list[int]:
       Three indices of sequences, in the order of `case_steps`.
 
     Raises:
-      ValueError: the batch has no sequence of one of the cases.
+      ValueError: the batch has no sequence of one of the cases; see also `reference_steps`.
     """
     steps = reference_steps(question)
     count = np.asarray(question.labels).shape[1]
@@ -96,7 +113,7 @@ def nth_farthest_figure(
 
     Raises:
       ValueError: `weights` and `question` have different batch sizes or lengths, or the
-        batch lacks one of `sequences`.
+        batch lacks one of `sequences`; see also `reference_steps`.
     """
     weights, labels = np.asarray(weights), np.asarray(question.labels)
     steps = reference_steps(question)

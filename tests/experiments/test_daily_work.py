@@ -4,6 +4,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +98,26 @@ def test_runs_of_one_name_are_all_plotted(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot, "plot_curves", lambda path, curves, **_: drawn.append([*curves]))
     plot.plot_runs([tmp_path, tmp_path / "x"], tmp_path)
-    assert drawn == [["x/lstm, train", "y/lstm, train"]]
+    monkeypatch.chdir(tmp_path / "x" / "lstm")
+    plot.plot_runs([Path(), tmp_path / "y"], tmp_path)
+    plot.plot_runs([Path()], tmp_path)
+    both = ["x/lstm, train", "y/lstm, train"]
+    assert drawn == [both, both, ["lstm, train"]]
+
+
+def test_a_run_without_metrics_is_refused_and_null_is_nan(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    assert plot.main([str(tmp_path)]) == 2
+    error = f"error: there must be metrics to plot, got none in {path}\n"
+    assert capsys.readouterr().err == error
+    row = '{"step": 1, "split": "train", "seed": 0, "loss": %s}\n'
+    path.write_text(row % "1.0" + row % "null")
+    drawn = []
+    monkeypatch.setattr(plot, "plot_curves", lambda path, curves, **_: drawn.append(curves))
+    plot.plot_runs([tmp_path], tmp_path)
+    (((_, values),),) = (by_seed.values() for by_seed in drawn[0].values())
+    np.testing.assert_array_equal(values, [1.0, np.nan])
 
 
 def test_a_model_has_one_colour_in_all_figures(tmp_path):

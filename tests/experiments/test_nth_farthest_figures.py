@@ -123,10 +123,12 @@ def test_what_is_not_there_exits_with_2(tmp_path, capsys):
 def test_too_few_sequences_are_refused_before_anything_is_written(
     count, message, run_dir, tmp_path, capsys
 ):
-    out = tmp_path / "figures"
-    assert main([str(run_dir), "--out-dir", str(out), "--sequences", str(count)]) == 2
+    out, weights = tmp_path / "figures", tmp_path / "weights"
+    options = ["--out-dir", str(out), "--sequences", str(count), "--weights", str(weights)]
+    assert main([str(run_dir), *options]) == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert not out.exists()
+    assert not weights.exists()
 
 
 @pytest.mark.slow

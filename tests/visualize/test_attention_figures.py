@@ -194,6 +194,22 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
             lambda w: nth_farthest_figure(w, question(3, 2), sequences=[0, 5]),
             r"sequences must be of the batch of 2, got \[5\]",
         ),
+        (
+            lambda w: nth_farthest_figure(w, Question(None, [[0, 1, 2]] * 2, None, [2, 3])),
+            r"once, got reference 3 and labels \[0, 1, 2\] in sequence 1",
+        ),
+        (
+            lambda w: reference_steps(Question(None, [[0, 1, 1]], None, [1])),
+            r"question.labels must hold the reference of each sequence once, got reference 1",
+        ),
+        (
+            lambda w: reference_steps(Question(None, [0, 1, 2], None, [1])),
+            r"question.labels must have shape \[B, T\], got \(3,\)",
+        ),
+        (
+            lambda w: reference_steps(Question(None, [[0, 1, 2]], None, 1)),
+            r"question.reference must have shape \[B\] = \(1,\), got \(\)",
+        ),
     ],
 )
 def test_what_does_not_fit(call, message):

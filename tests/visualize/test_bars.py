@@ -37,6 +37,17 @@ def test_a_bar_and_dots_for_each_variant():
     assert axes.get_xlim() == (40, 100)
 
 
+def test_the_group_without_a_heading_is_the_first():
+    last = {name: GROUPS[name] for name in ("memory slots", "initial memory", "")}
+    axes = bars_figure(last).axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["base", "1", "16", "a long name of a variant"]
+    assert {text.get_text(): text.xy[1] for text in axes.texts} == {
+        "memory slots": 1,
+        "initial memory": 4,
+    }
+
+
 def test_the_reference_runs_through_and_stands_out():
     axes = make().axes[0]
     across = [line for line in axes.lines if line.get_linestyle() == "--"]
