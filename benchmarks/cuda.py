@@ -1,7 +1,9 @@
-"""All measurements of the CUDA kernels on a GPU: ``python -m benchmarks.cuda --help``.
+"""Checks and times the CUDA kernels on a GPU, by layout: ``python -m benchmarks.cuda --help``.
 
-Each part is a separate process with a time limit, the most important first. If one fails, the
-others still run, and finished rows stay in ``--out-dir``.
+Whether the kernels can run (``probe``), gradients and repetition (``check``), and the times of a
+step and of each kernel (``kernels``). Each part is a process with a time limit, the most important
+first. If one fails, the others still run. `benchmarks.scan_throughput` times whole steps beside
+other implementations.
 """
 
 import argparse
@@ -23,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import stages
 from benchmarks.agreement import errors, worst
 from benchmarks.jax_programs import named_leaves, ours, plain
 from benchmarks.options import add_shared
@@ -34,52 +35,15 @@ from benchmarks.timing import interleave
 from experiments.common.environment import describe_environment
 from experiments.common.records import finite
 from rrnn_jax.scan import cuda
-from rrnn_jax.scan.cuda import launch, nvrtc, support
-from rrnn_jax.scan.cuda.launch import ptx_call
-from rrnn_jax.scan.cuda.layout import Layout, Shape, layout_of
-from rrnn_jax.scan.gpu import Arguments
-from rrnn_jax.scan.relational.input_terms import terms_of_inputs
-from rrnn_jax.scan.relational.weights import Dtypes, core_weights
+from rrnn_jax.scan.cuda import nvrtc, support
+from rrnn_jax.scan.cuda.layout import Layout, layout_of
 
-THROUGHPUT = {
-    "time": "--setting nth_farthest rl --dtype bfloat16 --variants cuda fused hoisted torch",
-    "lstm": "--setting rl --dtype tf32 --variants cudnn_lstm_width",
-    "language": "--setting language --dtype bfloat16 --variants hoisted",
-}
-"""Options of `benchmarks.scan_throughput` for the parts that it measures."""
-
-LIMITS = {
-    "probe": 60,
-    "check": 100,
-    "time": 120,
-    "stages": 60,
-    "kernels": 120,
-    "l2": 40,
-    "lstm": 60,
-    "language": 90,
-}
+LIMITS = {"probe": 60, "check": 100, "kernels": 120}
 PARTS = tuple(LIMITS)
 """The parts, the most important first, with time limits in seconds."""
 
 QUEUED = 8
 """Training steps enqueued at once, see `_kernels`."""
-
-STREAM = """
-extern "C" __global__ void stream(const uint4* from, const int* sizes, uint4* to) {
-  uint4 sum = make_uint4(0, 0, 0, 0);
-  for (int turn = 0; turn < sizes[1]; turn++)
-    for (int i = threadIdx.x; i < sizes[0]; i += 4 * blockDim.x) {
-      uint4 x[4];
-      for (int k = 0; k < 4; k++)
-        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(x[k].x), "=r"(x[k].y), "=r"(x[k].z), "=r"(x[k].w)
-                     : "l"(from + i + k * blockDim.x));
-      for (int k = 0; k < 4; k++)
-        sum.x ^= x[k].x, sum.y ^= x[k].y, sum.z ^= x[k].z, sum.w ^= x[k].w;
-    }
-  to[blockIdx.x * blockDim.x + threadIdx.x] = sum;
-}
-"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("python -m benchmarks.cuda", description=__doc__)
     result.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to ask")
     result.add_argument("--out-dir", type=Path, default=Path("runs/cuda"), help="for rows")
-    add_shared(result.add_argument, minutes=9.0)
+    add_shared(result.add_argument, minutes=5.0)
     result.add_argument("--toy", action="store_true", help="sizes and rounds for trying it out")
     result.add_argument("--here", choices=PARTS, help=argparse.SUPPRESS)
     return result
@@ -110,10 +74,13 @@ def main(args: Sequence[str] | None = None) -> int:
         if seconds < 5:
             print(f"{part}: no time left", flush=True)
             continue
-        command, flags = _command(part, given)
-        environment = os.environ | {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        }
+        command = [sys.executable, "-m", "benchmarks.cuda", "--here", part]
+        environment = dict(os.environ)
+        if given.toy:
+            command.append("--toy")
+        else:  # To choose among Triton's products takes most of the time of compiling.
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
+            environment["XLA_FLAGS"] = flags.strip()
         print(f"== {part}: {' '.join(command[1:])}", flush=True)
         with (given.out_dir / f"{part}.log").open("w") as log:
             code = _run(command, environment, seconds, log)
@@ -137,23 +104,6 @@ def _run(command: list[str], environment: dict[str, str], seconds: float, log: A
     except subprocess.TimeoutExpired:
         return None
     return done.returncode
-
-
-def _command(part: str, given: argparse.Namespace) -> tuple[list[str], str]:
-    """A part's command, and flags for XLA."""
-    # To choose among Triton's products takes most of the time of compiling.
-    flags = "" if given.toy else "--xla_gpu_enable_triton_gemm=false"
-    if part not in THROUGHPUT:
-        toy = ["--toy"] if given.toy else []
-        return [sys.executable, "-m", "benchmarks.cuda", "--here", part, *toy], flags
-    options = THROUGHPUT[part].split()
-    if given.toy:
-        dtype = options.index("--dtype")
-        options = ["--setting", "toy", "--dtype", "bfloat16", *options[dtype + 2 :]]
-    options += ["--mode", "train", "--rounds", "1" if given.toy else "5"]
-    options += ["--minutes", str(LIMITS[part] / 60 - 0.2)]
-    options += ["--out", str(given.out_dir / f"{part}.jsonl")]
-    return [sys.executable, "-m", "benchmarks.scan_throughput", *options], flags
 
 
 def _probe(toy: bool) -> list[dict[str, Any]]:
@@ -271,69 +221,9 @@ def _lowered_with(layout: Layout, problem: Problem) -> Any:
         return _gradients(ours(problem, "cuda"), problem).lower(problem.params, problem.inputs)
 
 
-def _stages(toy: bool) -> Iterator[dict[str, Any]]:
-    """Cycles of the stages of a step, by the clock of the first block's first thread."""
-    for setting in _settings(toy):
-        problem = make_problem(setting)
-        if reason := _why_not(problem):
-            yield {"setting": setting.name, "skipped": reason}
-            continue
-        with mock.patch.object(launch, "kernel_ptx", _marked_ptx):
-            forward, backward = jax.jit(partial(_both_kernels, problem))(
-                problem.params["cell"], problem.inputs
-            )
-        for kernel, found in (("forward", forward), ("backward", backward)):
-            cycles = np.asarray(found).view(np.uint32).ravel() / setting.steps
-            names = [name for _, name in stages.MARKS[kernel]]
-            row = {"setting": setting.name, "kernel": kernel}
-            yield row | {"cycles_a_step": dict(zip(names, map(round, cycles), strict=False))}
-
-
-def _marked_ptx(kernel: str, layout: Layout, save: bool) -> str:
-    macros = [f"-D{name}={value}" for name, value in layout.macros(save).items()]
-    return nvrtc.compile_ptx(stages.marked(kernel), f"{kernel}.cu", macros, layout.architecture)
-
-
-def _both_kernels(problem: Problem, params: Any, x: jax.Array) -> tuple[Any, Any]:
-    """The outputs of both kernels in which `stages.marked` leaves the cycles."""
-    cell, low = problem.cell, jnp.dtype(jnp.bfloat16)
-    inputs = jnp.swapaxes(x, 0, 1)[:, :, None]
-    terms = terms_of_inputs(cell, False, Dtypes(low, low, low), params, inputs)
-    carry = cell.initialize_carry(jax.random.key(0), x[:, 0].shape)
-    arguments = Arguments(core_weights(cell, params), carry, None, terms, None, None)
-    kernels = cuda.kernels_of(cell, low, arguments)
-    results, kept = kernels.forward(arguments, True)
-    found = kernels.backward(arguments, kept, jax.tree.map(jnp.ones_like, results))
-    return kept[-1], found.carry
-
-
 def _why_not(problem: Problem) -> str | None:
     reason = support.why_not(problem.cell, jnp.bfloat16, problem.setting.batch)
     return reason or support.why_not_here()
-
-
-def _l2(toy: bool) -> list[dict[str, Any]]:
-    """Bytes per second from L2 to registers, for one block, few, and one per multiprocessor."""
-    reason = support.why_not_here()
-    if reason is not None:
-        return [{"skipped": reason}]
-    ptx, rows = nvrtc.compile_ptx(STREAM, "stream.cu"), []
-    count, turns = (1 << 16), (2 if toy else 2000)  # 1 MB, as large as the weights.
-    numbers = jnp.zeros((count, 4), jnp.uint32)
-    for blocks in (1, 16, 132):
-        call = jax.jit(
-            ptx_call("stream", ptx, blocks, 256, 0, [Shape((blocks * 256, 4), jnp.uint32)])
-        )
-        seconds = []
-        for n in (turns, 2 * turns):
-            sizes = jnp.array([count, n], jnp.int32)
-            jax.block_until_ready(call(numbers, sizes))
-            start = time.perf_counter()
-            jax.block_until_ready(call(numbers, sizes))
-            seconds.append(time.perf_counter() - start)
-        rate = blocks * 16 * count * turns / max(seconds[1] - seconds[0], 1e-9)
-        rows.append({"blocks": blocks, "gigabytes_a_second": rate / 1e9})
-    return rows
 
 
 if __name__ == "__main__":

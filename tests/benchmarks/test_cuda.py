@@ -2,43 +2,14 @@
 
 import json
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import cuda, stages
-from benchmarks.problem import make_problem
-from benchmarks.scan_throughput import parser as throughput_parser
-from rrnn_jax.scan.cuda import launch, nvrtc
-from rrnn_jax.scan.cuda.layout import Layout
+from benchmarks import cuda
 
 
-def test_every_stage_has_its_mark():
-    for kernel, marks in stages.MARKS.items():
-        source = stages.marked(kernel)
-        assert all(source.count(f" STAGE({i})") == 1 for i in range(len(marks)))
-        # In the order of the step.
-        places = [source.index(f" STAGE({i})") for i in range(len(marks))]
-        if kernel == "backward":
-            assert places == sorted(places)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(stages.MARKS, kernel, [("no such code;", "nothing")])
-            with pytest.raises(ValueError, match=rf"{kernel}\.cu must have this once, got 0"):
-                stages.marked(kernel)
-
-
-@pytest.mark.skipif(nvrtc.nvrtc_missing(), reason="needs NVRTC")
-@pytest.mark.parametrize("cluster", [1, 4])
-@pytest.mark.parametrize("kernel", stages.MARKS)
-def test_marked_kernels_compile(kernel, cluster):
-    layout = Layout(64, 4, 4, 2, 1, "memory", flags=False, tiles=1, warps=4, cluster=cluster)
-    ptx = cuda._marked_ptx(kernel, layout, True)
-    assert ptx.count("%clock") == len(stages.MARKS[kernel]) + 1
-
-
-@pytest.mark.parametrize("part", ["probe", "check", "stages", "kernels", "l2"])
+@pytest.mark.parametrize("part", cuda.PARTS)
 def test_parts_say_why_there_is_nothing_to_measure(part, capsys):
     assert cuda.main(["--here", part, "--toy"]) == 0
     for line in capsys.readouterr().out.splitlines():
@@ -67,22 +38,18 @@ def test_a_wrong_gradient_fails_the_check(wrong, monkeypatch, capsys):
     assert row["kernels"] == {None: 0.0, 0.5: 0.5}.get(wrong)
 
 
-@pytest.mark.parametrize("part", cuda.THROUGHPUT)
-def test_other_parts_are_commands_of_another_benchmark(part, tmp_path):
-    for options in ([], ["--toy"]):
-        given = cuda.parser().parse_args(["--out-dir", str(tmp_path), *options])
-        (_, _, module, *rest), flags = cuda._command(part, given)
-        assert module == "benchmarks.scan_throughput"
-        throughput_parser().parse_args(rest)
-        assert ("triton" in flags) == (not options)
+def test_each_part_is_a_process(monkeypatch, tmp_path, capsys):
+    ran = []
 
+    def run(command, environment, seconds, log):
+        ran.append((command[2:], "triton" in environment.get("XLA_FLAGS", "")))
+        return {"check": 1, "kernels": None}.get(command[4], 0)
 
-def test_the_kernels_of_the_stages_fit_their_arguments(monkeypatch):
-    monkeypatch.setattr(launch, "kernel_ptx", lambda *_: "")
-    problem = make_problem(next(iter(cuda._settings(toy=True))))
-    kept, d_carry = jax.eval_shape(
-        partial(cuda._both_kernels, problem), problem.params["cell"], problem.inputs
-    )
-    batch, cell = problem.setting.batch, problem.cell
-    assert d_carry.shape == (batch, cell.mem_slots, cell.mem_size)
-    assert kept.shape[0] == problem.setting.steps
+    monkeypatch.setattr(cuda, "_run", run)
+    assert cuda.main(["--out-dir", str(tmp_path)]) == 1
+    assert "failed: check (1), kernels (time)" in capsys.readouterr().out
+    here = [["benchmarks.cuda", "--here", part] for part in cuda.PARTS]
+    assert ran == [(command, True) for command in here]
+    ran.clear()
+    assert cuda.main(["--out-dir", str(tmp_path), "--toy", "--parts", "probe"]) == 0
+    assert ran == [([*here[0], "--toy"], False)]
