@@ -41,9 +41,9 @@ class Model(NamedTuple):
     work: Callable[[str], Work]
 
 
-def plain(problem: Problem, unroll: int = 1) -> Model:
+def plain(problem: Problem) -> Model:
     """`flax.linen.RNN` of the cell; for single steps the cell itself."""
-    rnn = nn.RNN(problem.cell, unroll=unroll)
+    rnn = nn.RNN(problem.cell)
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return rnn.apply({"params": params}, inputs)  # type: ignore[return-value]
@@ -54,14 +54,9 @@ def plain(problem: Problem, unroll: int = 1) -> Model:
     return _relational(problem, apply, step)
 
 
-def ours(problem: Problem, implementation: str, remat: Remat = "none", unroll: int = 1) -> Model:
+def ours(problem: Problem, implementation: str, remat: Remat = "none") -> Model:
     """`rrnn_jax.RNN` of the cell; for single steps a sequence of one step with a given carry."""
-    rnn = RNN(
-        problem.cell,
-        implementation=cast(Implementation, implementation),
-        remat=remat,
-        unroll=unroll,
-    )
+    rnn = RNN(problem.cell, implementation=cast(Implementation, implementation), remat=remat)
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return rnn.apply({"params": params}, inputs)  # type: ignore[return-value]
@@ -171,9 +166,6 @@ def compile_apart(
         trace_seconds=traced - start,
         compile_seconds=done - traced,
         temporary_bytes=getattr(memory, "temp_size_in_bytes", None),
-        argument_bytes=getattr(memory, "argument_size_in_bytes", None),
-        output_bytes=getattr(memory, "output_size_in_bytes", None),
-        peak_bytes=getattr(memory, "peak_memory_in_bytes", None),
         program=hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16],
     )
     return compiled, costs

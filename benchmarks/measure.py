@@ -7,8 +7,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from benchmarks import agreement, variants
 from benchmarks.problem import Problem, make_cell, make_problem
 from benchmarks.program import Program, Results, UnavailableError
@@ -252,8 +250,6 @@ def _timed(
         "speedup": dataclasses.asdict(summarise(speedups)) if speedups else None,
         "sequences_per_second": setting.batch / seconds.median,
         "steps_per_second": setting.batch * setting.steps / seconds.median,
-        # Of the whole process so far; unknown on a CPU.
-        "device_peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "roofline": roofline(program.work, limits, seconds.median),
     }
 

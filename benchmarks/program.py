@@ -27,18 +27,12 @@ class Costs:
       trace_seconds: tracing and lowering.
       compile_seconds: compiling.
       temporary_bytes: working memory planned by the compiler.
-      argument_bytes: arguments.
-      output_bytes: results.
-      peak_bytes: peak memory planned by the compiler.
       program: digest of the compiler's input; programs with the same digest are equal.
     """
 
     trace_seconds: float | None = None
     compile_seconds: float | None = None
     temporary_bytes: int | None = None
-    argument_bytes: int | None = None
-    output_bytes: int | None = None
-    peak_bytes: int | None = None
     program: str | None = None
 
 

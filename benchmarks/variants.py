@@ -32,15 +32,12 @@ def _torch(**options: object) -> Build:
     return build
 
 
-def _jax(make: Callable[..., jax_programs.Model], *args: str | int) -> Build:
+def _jax(make: Callable[..., jax_programs.Model], *args: str) -> Build:
     return lambda problem, mode: jax_programs.build(make(problem, *args), problem, mode)
 
 
 OTHERS: dict[str, Build] = {
     REFERENCE: _jax(jax_programs.plain),
-    "plain_unroll8": _jax(jax_programs.plain, 8),
-    "auto_unroll4": _jax(jax_programs.ours, "auto", "none", 4),
-    "auto_unroll8": _jax(jax_programs.ours, "auto", "none", 8),
     "lstm_width": _jax(gated, "lstm", "width"),
     "lstm_params": _jax(gated, "lstm", "params"),
     "gru_width": _jax(gated, "gru", "width"),

@@ -23,7 +23,7 @@ COMMON = {"threads": 2, "environment": ENVIRONMENT}
 
 def program(outputs=(1.0, 2.0), run=lambda: None, comparable=True, mode="forward"):
     array = np.array(outputs)
-    costs = Costs(0.1, 0.2, 1024, 10, 20, 2048, "abc")
+    costs = Costs(0.1, 0.2, 1024, "abc")
     return Program(run, lambda: {"outputs": array}, comparable, 5, 16, core_work(TOY, mode), costs)
 
 

@@ -149,10 +149,6 @@ def test_recorded_cases_are_those_of_a_clone(monkeypatch, tmp_path, capsys):
     assert "of a clone of the repository: run from its root" in capsys.readouterr().err
 
 
-def test_unrolled_variants_are_there():
-    assert set(variants.OTHERS) >= {"auto_unroll4", "auto_unroll8", "plain_unroll8"}
-
-
 def test_profile(tmp_path, monkeypatch, capsys):
     work = jax.jit(lambda x: (x @ x).sum())
     x = jnp.ones((64, 64))
