@@ -209,7 +209,7 @@ def test_searches_that_end_at_their_largest_rate_are_named():
         for title, tasks in ends.items()
     ]
     assert said
-    text = " ".join(README.read_text().split("largest that was tried: ")[1].split())
+    text = " ".join(README.read_text().split()).split("largest that was tried: ")[1]
     assert set(re.split(r", (?=[A-Z])", text.partition(".")[0])) == set(said)
 
 
