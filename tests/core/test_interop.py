@@ -139,7 +139,9 @@ def test_load_ignores_other_groups_only_beside_params(tmp_path):
     ):
         load_sonnet(tmp_path / "one.npy")
     whole = (tmp_path / "bare.npz").read_bytes()
-    for content in (b"", b"text", whole[: len(whole) // 2]):
+    flipped = bytearray(whole)
+    flipped[200] ^= 1  # In the first array.
+    for content in (b"", b"text", whole[: len(whole) // 2], bytes(flipped)):
         (tmp_path / "broken.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"an \.npz of named arrays, got .*broken"):
             load_sonnet(tmp_path / "broken.npz")
