@@ -40,18 +40,17 @@ def convert_links(app, page, source):
     pages = {Path(app.env.doc2path(other)).resolve(): other for other in app.env.found_docs}
 
     def convert(match):
-        mark, text, path, anchor = match.groups()
+        mark, text, path = match.groups()
         target = (folder / path).resolve()
         if target in pages:
-            page = os.path.relpath(app.env.doc2path(pages[target]), here.parent)
-            return f"[{text}]({page}{anchor or ''})"
+            return f"{{doc}}`{text} </{pages[target]}>`"
         if not target.is_file():
             return text  # A folder.
         kind = "" if mark else "path:"
         return f"{mark}[{text}]({kind}{os.path.relpath(target, here.parent)})"
 
     if here.is_symlink():
-        pattern = r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)"
+        pattern = r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(?:#[^)]*)?\)"
         source[0] = re.sub(pattern, convert, source[0])
 
 
