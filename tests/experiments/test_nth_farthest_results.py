@@ -262,3 +262,14 @@ def test_the_core_that_ships_answers_as_its_card_says(monkeypatch):
     logits = jax.jit(make_model(found["config"]).apply)(found["params"], batch.inputs)
     assert found["step"] == 12_000
     assert abs(100 * jnp.mean(logits.argmax(-1) == batch.targets) - score) < 2  # 3 deviations.
+
+
+def test_the_front_page_quotes_sizes_of_cores_and_the_lstm_at_the_papers_size():
+    page = " ".join(FRONT_PAGE.read_text().split())
+    laptop, paper = read("laptop"), read("paper")
+    sizes = {name: f"{laptop[name]['summary']['core_parameters']:,}" for name in ("rmc", "lstm")}
+    assert "without it the RMC has {rmc}, the LSTM {lstm}".format(**sizes) in page
+    curves = paper["lstm"]["accuracy"].values()
+    for step, said in ((2000, "units {} to {} %;"), (9000, "that LSTM had {} to {} %")):
+        at = sorted(100 * c["value"][c["step"].index(step)] for c in curves)
+        assert said.format(f"{at[0]:.1f}", f"{at[-1]:.1f}") in page
