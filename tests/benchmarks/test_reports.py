@@ -337,6 +337,13 @@ def test_rows_of_other_benchmarks_are_quoted():
         for name in ("environments", "language_model", "scaling", "tasks")
     }
     text = README.read_text()
+    scans: dict[tuple[str, str], list[str]] = {}  # Sizes and commits.
+    for one in read_rows(results / "cpu_two_scans.jsonl"):
+        if one["variant"] == "auto":
+            cell = f"{one['seconds']['median']:.3f} s ({one['speedup']['median']:.2f})"
+            key = one["setting"]["name"], one["environment"]["git_commit"]
+            scans.setdefault(key, []).append(cell)
+    assert all(" and ".join(cells) in " ".join(text.split()) for cells in scans.values())
     rates = {one["program"]: three_digits(one["steps_per_second"]) for one in kept["environments"]}
     for name, rate in rates.items():
         if name.endswith(("rollout", "update", "quick, environment")):
