@@ -39,6 +39,7 @@ def train(
       RefusedError: the text cannot be read or used, or the run was made on another text.
     """
     runs = list_runs(config, MODELS, run_dir)
+    # Before the text is read, so that another run's options are listed, not its text refused.
     parallel.first(lambda: [may_open(*one, resume) for one in runs.values()])
     tokens = _open_text(config, tokens_dir, runs)
     return train_runs(
