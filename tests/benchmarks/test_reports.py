@@ -21,7 +21,7 @@ from benchmarks import (
     task_throughput,
 )
 from benchmarks.settings import SETTINGS, sweep
-from experiments.common.records import append_rows, read_rows
+from experiments.common.records import append_rows
 from tests.benchmarks.fakes import ENVIRONMENT, TOY, row
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
@@ -292,107 +292,3 @@ def test_kept_numbers_are_of_committed_trees():
         "experiments/results/nth_farthest/accelerator_rmc.json",
         "experiments/results/nth_farthest/paper.json",
     }
-
-
-def test_the_time_of_recomputing_is_quoted():
-    rows = list(read_rows(README.parent / "results" / "cpu_remat.jsonl"))
-    more = {}
-    for setting in ("cpu", "rl_cpu"):
-        speedups = {
-            row["variant"]: row["speedup"]["median"]
-            for row in rows
-            if row["setting"]["name"] == setting and row["variant"] != "plain"
-        }
-        for name in ("full", "chunked"):
-            ratio = speedups["auto"] / speedups[f"auto:{name}"]
-            more.setdefault(name, []).append(round(100 * (ratio - 1)))
-    full, chunked = (f"{min(found)} to {max(found)} %" for found in more.values())
-    said = f'`remat="full"` takes {full} more time, `"chunked"` {chunked} more'
-    assert said in " ".join(README.read_text().split())
-    guide = (README.parents[1] / "docs" / "guides" / "long_sequences.md").read_text()
-    assert f"{full} more" in guide
-    assert f"{chunked} more" in guide
-
-
-def test_the_front_page_quotes_the_kept_rows():
-    found = {}
-    for kept in read_rows(README.parent / "results" / "cpu_training.jsonl"):
-        if kept["variant"] == "auto":
-            found[kept["setting"]["name"], kept["threads"]] = kept["speedup"]
-    text = (README.parents[1] / "README.md").read_text()
-    for name in ("cpu", "nth_farthest_cpu", "rl_cpu", "language_cpu"):
-        cells = (
-            "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**found[name, threads])
-            for threads in (1, 2)
-        )
-        assert f"| {' | '.join(cells)} |" in text
-    medians = [found[key]["median"] for key in found if key[1] == 2]
-    assert f"| 1 | {min(medians):.1f} to {max(medians):.1f} |" in text
-
-
-def test_rows_of_other_benchmarks_are_quoted():
-    results = README.parent / "results"
-    kept = {
-        name: list(read_rows(results / f"{name}.jsonl"))
-        for name in ("environments", "language_model", "scaling", "tasks")
-    }
-    text = README.read_text()
-    scans: dict[tuple[str, str], list[str]] = {}  # Sizes and commits.
-    for one in read_rows(results / "cpu_two_scans.jsonl"):
-        if one["variant"] == "auto":
-            cell = f"{one['seconds']['median']:.3f} s ({one['speedup']['median']:.2f})"
-            key = one["setting"]["name"], one["environment"]["git_commit"]
-            scans.setdefault(key, []).append(cell)
-    assert all(" and ".join(cells) in " ".join(text.split()) for cells in scans.values())
-    rates = {one["program"]: three_digits(one["steps_per_second"]) for one in kept["environments"]}
-    for name, rate in rates.items():
-        if name.endswith(("rollout", "update", "quick, environment")):
-            assert rate in text
-        elif not name.endswith("environment"):
-            title = name.replace("gymnax ", "gymnax's ")
-            assert f"| {title} | {rate} |" in text
-    rollout, update = (
-        " and ".join(rates[f"{game} paper, {part}"] for game in ("BoxWorld", "Mini-Pacman"))
-        for part in ("rollout", "update")
-    )
-    assert f"a rollout makes {rollout} steps per second, a whole update {update}." in text.replace(
-        "\n", " "
-    )
-    for one in kept["scaling"]:
-        if one["kind"] == "measured":
-            rate = f"{one['updates_per_second']:.1f}"
-            assert f"| {one['devices']} | {one['processes']} | {rate} |" in text
-        else:
-            assert [each["kind"] for each in one["collectives"]] == ["all-reduce"]
-            assert f"{one['bytes'] / 2**20:.1f} MiB" in text
-            for gpus in ("8", "64", "1024") if "gpus" in one else ():
-                assert f"{100 * one['efficiency'][gpus]:.1f} %" in text
-    for one in kept["language_model"]:
-        if one["part"] == "train":
-            assert f"| {one['parameters']:,} | {three_digits(one['tokens_per_second'])} |" in text
-        if one["part"] == "softmax":
-            cells = [f"{one['seconds'][name]:.2f} s" for name in ("full", "adaptive")]
-            cells += [f"{one['times_as_fast']:.1f}"]
-            cells += [f"{one[name]['temporary_mib']:,.0f} MiB" for name in ("full", "adaptive")]
-            assert f"| {one['words']:,} | {' | '.join(cells)} |" in text
-        if one["part"] == "prompt":
-            cells = [f"{one['tokens']:,}", f"{one['carry_bytes']} bytes"]
-            cells += [f"{one['peak_memory_mib']} MiB"]
-            cells += [f"{one[f'microseconds_per_token_{x}']:.1f} µs" for x in ("read", "written")]
-            assert f"| {' | '.join(cells)} |" in text
-        if one["part"] == "paper":
-            said = " ".join(text.split())
-            assert f"{one['parameters']:,} parameters with {one['words']:,} words" in said
-            assert f"{one['seconds_per_update']:.1f} s of one processor" in said
-            assert f"({one['tokens_per_second']:.0f} words/s" in said
-            assert f"{one['state_mib']:,} MiB of state and {one['temporary_mib']:,} MiB" in said
-            assert f"the process had {one['peak_memory_mib']:,} MiB at most" in said
-    rates = [one["programs_per_second"]["median"] for one in kept["tasks"] if "share" not in one]
-    jitted, python = rates[::2], rates[1::2]
-    ratios = [one / other for one, other in zip(jitted, python, strict=True)]
-    assert f"{three_digits(min(jitted))} to {three_digits(max(jitted))} programs" in text
-    assert f"{min(ratios):.0f} to {max(ratios):.0f} times as many as plain Python" in text
-
-
-def three_digits(value):
-    return f"{float(f'{value:.3g}'):,.0f}"
