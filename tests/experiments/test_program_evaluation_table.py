@@ -243,7 +243,7 @@ def test_what_is_said_of_the_scores_follows_from_them():
         for name, sweep in sweeps.items()
         for model, run in sweep["final"].items()
     }
-    amd = {(task, m) for task in ("copy", "reverse", "double") for m in ("entnet", "dnc")}
+    amd = {(task, m) for task in ("copy", "reverse", "double") for m in ("lstm", "entnet", "dnc")}
     assert {key for key, x in processors.items() if x == "AMD"} == amd | {("double", "rmc")}
     assert set(processors.values()) == {"AMD", "Intel"}
     low = [
