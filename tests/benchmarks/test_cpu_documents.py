@@ -333,7 +333,7 @@ def test_the_front_page_quotes_the_kept_rows():
     assert f"| 1 | {min(medians):.1f} to {max(medians):.1f} |" in text
 
 
-def test_rows_of_other_benchmarks_are_quoted():
+def test_both_scans_are_quoted():
     scans: dict[tuple[str, str], list[str]] = {}  # Sizes and commits.
     for one in kept("cpu_two_scans"):
         if one["variant"] == "auto":
@@ -341,52 +341,3 @@ def test_rows_of_other_benchmarks_are_quoted():
             key = one["setting"]["name"], one["environment"]["git_commit"]
             scans.setdefault(key, []).append(cell)
     assert all(" and ".join(cells) in SAID for cells in scans.values())
-    rates = {one["program"]: three_digits(one["steps_per_second"]) for one in kept("environments")}
-    for name, rate in rates.items():
-        if name.endswith(("rollout", "update", "quick, environment")):
-            assert rate in TEXT
-        elif not name.endswith("environment"):
-            title = name.replace("gymnax ", "gymnax's ")
-            assert f"| {title} | {rate} |" in TEXT
-    rollout, update = (
-        " and ".join(rates[f"{game} paper, {part}"] for game in ("BoxWorld", "Mini-Pacman"))
-        for part in ("rollout", "update")
-    )
-    assert f"a rollout makes {rollout} steps per second, a whole update {update}." in SAID
-    for one in kept("scaling"):
-        if one["kind"] == "measured":
-            rate = f"{one['updates_per_second']:.1f}"
-            assert f"| {one['devices']} | {one['processes']} | {rate} |" in TEXT
-        else:
-            assert [each["kind"] for each in one["collectives"]] == ["all-reduce"]
-            assert f"{one['bytes'] / 2**20:.1f} MiB" in TEXT
-            for gpus in ("8", "64", "1024") if "gpus" in one else ():
-                assert f"{100 * one['efficiency'][gpus]:.1f} %" in TEXT
-    for one in kept("language_model"):
-        if one["part"] == "train":
-            assert f"| {one['parameters']:,} | {three_digits(one['tokens_per_second'])} |" in TEXT
-        if one["part"] == "softmax":
-            cells = [f"{one['seconds'][name]:.2f} s" for name in ("full", "adaptive")]
-            cells += [f"{one['times_as_fast']:.1f}"]
-            cells += [f"{one[name]['temporary_mib']:,.0f} MiB" for name in ("full", "adaptive")]
-            assert f"| {one['words']:,} | {' | '.join(cells)} |" in TEXT
-        if one["part"] == "prompt":
-            cells = [f"{one['tokens']:,}", f"{one['carry_bytes']} bytes"]
-            cells += [f"{one['peak_memory_mib']} MiB"]
-            cells += [f"{one[f'microseconds_per_token_{x}']:.1f} µs" for x in ("read", "written")]
-            assert f"| {' | '.join(cells)} |" in TEXT
-        if one["part"] == "paper":
-            assert f"{one['parameters']:,} parameters with {one['words']:,} words" in SAID
-            assert f"{one['seconds_per_update']:.1f} s of one processor" in SAID
-            assert f"({one['tokens_per_second']:.0f} words/s" in SAID
-            assert f"{one['state_mib']:,} MiB of state and {one['temporary_mib']:,} MiB" in SAID
-            assert f"the process had {one['peak_memory_mib']:,} MiB at most" in SAID
-    rates = [one["programs_per_second"]["median"] for one in kept("tasks") if "share" not in one]
-    jitted, python = rates[::2], rates[1::2]
-    ratios = [one / other for one, other in zip(jitted, python, strict=True)]
-    assert f"{three_digits(min(jitted))} to {three_digits(max(jitted))} programs" in TEXT
-    assert f"{min(ratios):.0f} to {max(ratios):.0f} times as many as plain Python" in TEXT
-
-
-def three_digits(value):
-    return f"{float(f'{value:.3g}'):,.0f}"
