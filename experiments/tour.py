@@ -1,6 +1,7 @@
 """Executes the guided tour: ``python -m experiments.tour`` writes ``experiments/tour.ipynb``.
 
-The source is ``tour.md``. It takes about 20 minutes on 2 CPU cores and needs the extra ``tour``.
+The source is ``tour.md``. It takes a quarter of an hour on 2 CPU cores, and needs the extra
+``tour``.
 """
 
 import argparse

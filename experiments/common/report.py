@@ -227,17 +227,17 @@ def difference(a: Sequence[float], b: Sequence[float], goal: str = "max") -> Dif
     return Difference(mean, interval, verdict(interval, len(a), goal))
 
 
-def points(found: Difference) -> str:
+def points(found: Difference, digits: int = 1) -> str:
     """A difference in percent, with its interval.
 
     >>> points(Difference(0.25, (0.1, 0.4), "better"))
     '+25.0 (+10.0 to +40.0)'
     """
-    mean = f"{100 * found.mean:+.1f}"
+    mean = f"{100 * found.mean:+.{digits}f}"
     if found.interval is None:
         return mean
     low, high = (100 * bound for bound in found.interval)
-    return f"{mean} ({low:+.1f} to {high:+.1f})"
+    return f"{mean} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 def spread(shares: Sequence[float], sign: str = "") -> str:

@@ -21,7 +21,7 @@ from experiments.common.metrics import METRICS_FILE
 from experiments.common.plots import plot_curves
 from experiments.common.records import read_json, write_json, write_text
 from experiments.common.refused import RefusedError
-from experiments.common.report import Difference, Run, compare, points, run_of, spread
+from experiments.common.report import Difference, compare, points, run_of, spread
 from experiments.common.results import RESULTS
 from experiments.common.results import collect as collect_run
 from experiments.common.run_directory import SUMMARY_FILE, read_environment
@@ -181,19 +181,27 @@ def scores(kept: Kept, paper: bool = False) -> str:
 
 
 def verdicts(kept: Kept) -> str:
-    """A table of the tasks on which models are better or worse than the LSTM."""
+    """A table of the tasks on which models are better or worse than the LSTM.
+
+    The tasks that cannot be compared at equal time are named below it.
+    """
     base, *others = TITLES.values()
     head = [f"against the {base}"]
     found: dict[str, list[str]] = {title: [] for title in others}
-    for at in ("updates", "time"):
-        compared = {task: _compared(kept, task, at) for task in TASKS}
+    at_time = {task: _compared(kept, task, "time") for task in TASKS}
+    at_updates = {task: _compared(kept, task, "updates") for task in TASKS}
+    for at, compared in (("updates", at_updates), ("time", at_time)):
         for verdict in ("better", "worse"):
             head.append(f"{verdict}, equal {at}")
             for title, cells in found.items():
                 tasks = [t for t in TASKS if compared[t].get(title, {}).get("verdict") == verdict]
                 cells.append(", ".join(tasks) or MISSING)
-    ran = {title for task in TASKS for title in _compared(kept, task, "updates")}
-    return markdown.table(head, ([t, *cells] for t, cells in found.items() if t in ran))
+    ran = {title for compared in at_updates.values() for title in compared}
+    text = markdown.table(head, ([t, *cells] for t, cells in found.items() if t in ran))
+    apart = [task for task in TASKS if at_updates[task] and not at_time[task]]
+    if apart:
+        text += f"\n\nNot at equal time, because of several processors: {', '.join(apart)}."
+    return text
 
 
 def report(kept: Kept) -> str:
@@ -228,8 +236,8 @@ def report(kept: Kept) -> str:
 def plot(kept: Kept, task: str, path: Path) -> None:
     """Draws the learning curves of the final runs on a task, if there are any."""
     curves = {
-        title: {seed: (one.steps, one.values) for seed, one in run.seeds.items()}
-        for title, run in _finals(kept, task).items()
+        title: {seed: (one.steps, one.values) for seed, one in run_of(record).seeds.items()}
+        for title, record in _finals(kept, task).items()
     }
     if curves:
         y_label = "characters right, validation stream"
@@ -243,10 +251,10 @@ def _sweeps(kept: Kept) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         yield task, dash + variant, sweep
 
 
-def _finals(kept: Kept, task: str) -> dict[str, Run]:
+def _finals(kept: Kept, task: str) -> dict[str, Kept]:
     """The final runs on a task by title, that of the LSTM first."""
     found = {
-        TITLES[suffix, model]: run_of(record)
+        TITLES[suffix, model]: record
         for of, suffix, sweep in _sweeps(kept)
         for model, record in sweep["final"].items()
         if of == task
@@ -255,9 +263,15 @@ def _finals(kept: Kept, task: str) -> dict[str, Run]:
 
 
 def _compared(kept: Kept, task: str, at: str) -> dict[str, dict[str, Any]]:
-    """The final runs on a task compared with the LSTM, see `report.compare`, by title."""
-    runs = _finals(kept, task)
-    rows = compare(runs) if TITLES["", "lstm"] in runs else []
+    """The final runs on a task compared with the LSTM, see `report.compare`, by title.
+
+    There is no comparison at equal time of runs on several processors.
+    """
+    records = _finals(kept, task)
+    processors = {record["environment"].get("processor") for record in records.values()}
+    if TITLES["", "lstm"] not in records or (at == "time" and len(processors) > 1):
+        return {}
+    rows = compare({title: run_of(record) for title, record in records.items()})
     return {row["model"]: row for row in rows if row["at"] == at}
 
 
@@ -271,7 +285,7 @@ def _score(row: Mapping[str, Any] | None, beside: str | None = None) -> str:
 def _difference(row: Mapping[str, Any]) -> str:
     if "difference" not in row:
         return MISSING
-    return points(Difference(row["difference"], row["interval"], row["verdict"]))
+    return points(Difference(row["difference"], row["interval"], row["verdict"]), digits=2)
 
 
 def _percent(share: float | None) -> str:

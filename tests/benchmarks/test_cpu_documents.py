@@ -3,6 +3,7 @@
 import statistics
 from functools import cache
 
+from benchmarks import check
 from benchmarks.check import is_the_reference
 from experiments.common.records import read_rows
 from tests.benchmarks.test_reports import README
@@ -126,7 +127,8 @@ def test_what_is_said_of_bfloat16():
     assert f"size and at that of RL is {listed(train)} times as fast as the plain scan" in SAID
     assert f"forward {listed(forward)}, and" in SAID
     pairs = zip(half["auto", "train"], half["torch", "train"], strict=True)
-    assert f"{span(times_as_fast(*pair) for pair in pairs)} times as fast as PyTorch" in SAID
+    faster = span(times_as_fast(*pair) for pair in pairs)
+    assert f", and {faster} times as fast as PyTorch" in SAID
     pairs = zip(half["auto", "train"], rows_of("cpu", "auto", settings=settings), strict=True)
     longer = span((a["seconds"]["median"] / b["seconds"]["median"] for a, b in pairs), 1)
     assert f"a training step takes {longer} times as long as in float32" in SAID
@@ -152,7 +154,7 @@ def test_what_is_said_of_the_products():
         for values in (shares("auto"), shares("plain"), torch)
     )
     assert f"would take {auto} of a training step's time on one thread at the first three" in SAID
-    assert f"{plain} of the plain scan's, and {fastest} of PyTorch's." in SAID
+    assert f"three sizes, {plain} of the plain scan's, and {fastest} of PyTorch's." in SAID
     (limit,) = {f"{100 / share:.2f}" for share in torch[:2]}
     assert f"the speedup over PyTorch on one thread would be {limit} at the first two" in SAID
     on_two = listed([f"{x:.0f}" for x in shares("auto", 2)], " %")
@@ -184,6 +186,8 @@ def test_what_is_said_of_the_sweep():
     single = [row for row in kept("cpu") if row["mode"] == "streaming"]
     count = len(found) + sum(row["variant"] == "auto" for row in single)
     assert f"finds none among the {count} points" in SAID
+    files = [str(README.parent / "results" / name) for name in ("cpu.jsonl", "cpu_sweep.jsonl")]
+    assert check.main(files) == 0
     same = [speedup(row) for row, _, is_same in found if is_same]
     assert f"at {len(same)} points both compile the same program" in SAID
     assert f"ratios ({span(same, 2)}) are chance" in SAID
@@ -196,7 +200,7 @@ def test_what_is_said_of_the_sweep():
     language = [ratio for name, ratio in by_mode["train"] if name == "language_cpu"]
     others = [ratio for name, ratio in by_mode["train"] if name != "language_cpu"]
     assert f"At the others training is {span(train, 1)} times as fast" in SAID
-    assert f"{statistics.median(others):.2f} in the median around the first three sizes" in SAID
+    assert f"as fast, {statistics.median(others):.2f} in the median around the first" in SAID
     assert f"and {statistics.median(language):.2f} around the language model's" in SAID
     assert f"forward {span(forward, 1)}, {statistics.median(forward):.2f} in the median" in SAID
     base = by_key("cpu")["rl_cpu", "train", 2, "auto", "float32"]["setting"]
@@ -230,7 +234,7 @@ def test_what_is_said_of_compiling_and_agreement():
 
     train, forward = longer("train"), longer("forward")
     assert f"Tracing and compiling a training step takes {span(train, 1)} times as long" in SAID
-    assert f"{statistics.median(train):.1f} in the median of {len(train)} points;" in SAID
+    assert f"as long, {statistics.median(train):.1f} in the median of {len(train)} poi" in SAID
     assert f"a forward pass {span(forward, 1)}, {statistics.median(forward):.1f} in the" in SAID
     one = [
         f"{seconds(rows_of('cpu', variant, 'forward', settings=['cpu'])[0]):.1f}"
@@ -241,8 +245,8 @@ def test_what_is_said_of_compiling_and_agreement():
     large = [error for error in errors if error > 5e-5]
     others = [error for error in errors if error <= 5e-5]
     said = (
-        f"{one_digit(statistics.median(errors))} in the median, up to {one_digit(others[-1])} at"
-        f" most points, {one_digit(large[0])} to {one_digit(large[-1])} at {len(large)} of"
+        f" is {one_digit(statistics.median(errors))} in the median, up to {one_digit(others[-1])}"
+        f" at most points, {one_digit(large[0])} to {one_digit(large[-1])} at {len(large)} of"
         f" {len(errors)}."
     )
     assert said in SAID
@@ -267,7 +271,7 @@ def test_what_is_said_of_single_steps():
     assert f"It takes {first['auto']:.2f} ms at the first size ({rates[0]} steps per" in SAID
     assert f"and {second['auto']:.2f} at that of RL ({rates[1]})" in SAID
     shares = [f"{each['auto'] / each['torch']:.2f}" for each in (first, second)]
-    assert f"{shares[0]} and {shares[1]} of PyTorch's time" in SAID
+    assert f"({rates[1]}), {shares[0]} and {shares[1]} of PyTorch's time" in SAID
     gates = [f"{each[f'{name}_width']:.2g}" for each in (first, second) for name in ("lstm", "gru")]
     assert f"take {gates[0]} and {gates[1]} ms at the first size, {gates[2]} and" in SAID
     assert f"{gates[2]} and {gates[3]} at the second" in SAID
@@ -295,7 +299,7 @@ def test_the_table_of_memory():
     cells = [megabytes("plain", each, name="outputs_bytes") for each in steps]
     assert f"| the outputs | {' | '.join(cells)} |" in TEXT
     larger = [megabytes(variant, 1024, "B 8", digits=0) for variant in titles]
-    assert f"1,024 steps take {larger[0]} MB, {', '.join(larger[1:])}." in SAID
+    assert f"--steps 256 1024`) 1,024 steps take {larger[0]} MB, {', '.join(larger[1:])}." in SAID
 
 
 def test_the_time_of_recomputing_is_quoted():
@@ -310,8 +314,14 @@ def test_the_time_of_recomputing_is_quoted():
             ratio = speedups["auto"] / speedups[f"auto:{name}"]
             more.setdefault(name, []).append(round(100 * (ratio - 1)))
     full, chunked = (f"{min(found)} to {max(found)} %" for found in more.values())
+    compiling = []
+    for setting in ("cpu", "rl_cpu"):
+        own = {row["variant"]: row["costs"] for row in kept("cpu_remat")
+               if row["setting"]["name"] == setting}  # fmt: skip
+        costs = own["auto:chunked"], own["plain"]
+        compiling.append(costs[0]["compile_seconds"] / costs[1]["compile_seconds"])
     said = f'`remat="full"` takes {full} more time, `"chunked"` {chunked} more'
-    assert said in SAID
+    assert f"{said}, with {span(compiling, 1)} times the plain scan's compile time" in SAID
     guide = (README.parents[1] / "docs" / "guides" / "long_sequences.md").read_text()
     assert f"{full} more" in guide
     assert f"{chunked} more" in guide
@@ -323,12 +333,12 @@ def test_the_front_page_quotes_the_kept_rows():
         if row["variant"] == "auto":
             found[row["setting"]["name"], row["threads"]] = row["speedup"]
     text = (README.parents[1] / "README.md").read_text()
-    for name in ("cpu", "nth_farthest_cpu", "rl_cpu", "language_cpu"):
+    for name in SIZES:
         cells = (
             "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**found[name, threads])
             for threads in (1, 2)
         )
-        assert f"| {' | '.join(cells)} |" in text
+        assert f"| {SIZES[name]} | {' | '.join(cells)} |" in text
     medians = [found[key]["median"] for key in found if key[1] == 2]
     assert f"| 1 | {min(medians):.1f} to {max(medians):.1f} |" in text
 
@@ -340,4 +350,13 @@ def test_both_scans_are_quoted():
             cell = f"{one['seconds']['median']:.3f} s ({one['speedup']['median']:.2f})"
             key = one["setting"]["name"], one["environment"]["git_commit"]
             scans.setdefault(key, []).append(cell)
-    assert all(" and ".join(cells) in SAID for cells in scans.values())
+    of_training = kept("cpu_training")[0]["environment"]["git_commit"]
+    titles = {"nth_farthest_cpu": "the size of Nth Farthest", "cpu": "the first size"}
+    for name, title in titles.items():
+        present, before = (
+            " and ".join(cells)
+            for is_present in (True, False)
+            for (setting, commit), cells in scans.items()
+            if setting == name and (commit == of_training) == is_present
+        )
+        assert f"at {title} {present}, with the earlier scan {before}" in SAID

@@ -85,8 +85,8 @@ def test_generated_programs():
     rates = [one["programs_per_second"]["median"] for one in kept("tasks") if "share" not in one]
     jitted, python = rates[::2], rates[1::2]
     ratios = [one / other for one, other in zip(jitted, python, strict=True)]
-    said = f"{three_digits(min(jitted))} to {three_digits(max(jitted))} programs per second on one"
-    assert f"{said} core for task program" in SAID
-    assert f"{min(ratios):.0f} to {max(ratios):.0f} times as many as plain Python" in SAID
+    said = f"generates {three_digits(min(jitted))} to {three_digits(max(jitted))} programs per"
+    assert f"{said} second on one core for task program" in SAID
+    assert f", {min(ratios):.0f} to {max(ratios):.0f} times as many as plain Python" in SAID
     shares = [f"{100 * one['share']:.2f} %" for one in kept("tasks") if "share" in one]
     assert {f"batch takes {share} of a training step" in SAID for share in shares} == {True}
