@@ -20,9 +20,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Most of the time of most tests is compiling. Processes that tests start inherit the environment.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 jax.config.update("jax_disable_most_optimizations", True)
-# Programs without the source lines of their operations are traced faster.
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-jax.config.update("jax_traceback_in_locations_limit", 0)
 # Parts of a module are compiled side by side, for more time in all; the workers fill the cores.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 # The older emitters of fused operations take a fifth of the time.
