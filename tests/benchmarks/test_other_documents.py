@@ -10,16 +10,19 @@ def three_digits(value):
 def test_environments_and_their_share_of_an_update():
     rates = {one["program"]: three_digits(one["steps_per_second"]) for one in kept("environments")}
     for name, rate in rates.items():
-        if name.endswith(("rollout", "update", "quick, environment")):
-            assert rate in TEXT
-        elif not name.endswith("environment"):
+        if not name.endswith(("rollout", "update", "environment")):
             title = name.replace("gymnax ", "gymnax's ")
             assert f"| {title} | {rate} |" in TEXT
-    rollout, update = (
-        " and ".join(rates[f"{game} paper, {part}"] for game in ("BoxWorld", "Mini-Pacman"))
-        for part in ("rollout", "update")
-    )
-    assert f"a rollout makes {rollout} steps per second, a whole update {update}." in SAID
+
+    def both(preset, part):
+        games = ("BoxWorld", "Mini-Pacman")
+        return " and ".join(rates[f"{game} {preset}, {part}"] for game in games)
+
+    assert f"the environment alone makes {both('quick', 'environment')} steps per second" in SAID
+    acting, learning = both("quick", "rollout"), both("quick", "update")
+    assert f"a rollout {acting}, a whole update {learning}: the environment takes" in SAID
+    acting, learning = both("paper", "rollout"), both("paper", "update")
+    assert f"a rollout makes {acting} steps per second, a whole update {learning}." in SAID
     seconds = {one["program"]: one["seconds"]["median"] for one in kept("environments")}
     stepping, acting = [], []
     for game in ("BoxWorld", "Mini-Pacman"):
@@ -40,9 +43,12 @@ def test_devices():
             assert f"| {' | '.join(map(str, cells))} |" in TEXT
         else:
             assert [each["kind"] for each in one["collectives"]] == ["all-reduce"]
-            assert f"{one['bytes'] / 2**20:.1f} MiB" in TEXT
-            for gpus in ("8", "64", "1024") if "gpus" in one else ():
-                assert f"{100 * one['efficiency'][gpus]:.1f} %" in TEXT
+            chips = "of" if "gpus" in one else "on TPUs one of"
+            assert f" {chips} {one['bytes'] / 2**20:.1f} MiB" in SAID
+            if "gpus" in one:
+                shares = [f"{100 * one['efficiency'][n]:.1f} %" for n in ("8", "64", "1024")]
+                said = "efficiency is {} on 8 GPUs, {} on 64, and {} on 1,024.".format(*shares)
+                assert said in SAID
 
 
 def test_language_models():

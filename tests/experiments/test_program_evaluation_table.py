@@ -306,6 +306,9 @@ def test_what_is_said_of_the_scores_follows_from_them():
     wide = sweeps["control-wide"]["settings"]
     slot = [row["test"][0] for row in wide if row["setting"]["gate-style"] == "memory"]
     assert max(slot) < at(None, "control", "rmc", "-slot")  # "Gains nothing."
+    of_unit = [row["test"][0] for row in wide if row["setting"]["gate-style"] == "unit"]
+    shares = f"{100 * max(of_unit):.1f} against {100 * at(None, 'control', 'rmc'):.1f} %"
+    assert f"with gates per unit it has {shares}." in said
 
 
 def test_the_papers_difficulty_is_quoted_as_it_was_measured():
